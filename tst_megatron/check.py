@@ -1,0 +1,389 @@
+"""Every check of a recipe that can be made before a queue wait, all problems at once."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tst_megatron.data.manifest import Manifest, load_manifest
+from tst_megatron.data.stream import count_units
+from tst_megatron.recipe import RUN_FOLDER_KEYS, Flags, Recipe, RecipeError
+from tst_megatron.schedule import Schedule
+
+DANGEROUS_DEFAULTS = {
+    "hidden-dropout": "0.1",
+    "attention-dropout": "0.1",
+    "norm-epsilon": "1e-5; Qwen3 uses 1e-6",
+    "rotary-base": "10000; Qwen3 uses 1000000",
+    "adam-beta2": "0.999; the paper uses 0.95",
+    "weight-decay": "0.01",
+    "lr-warmup-iters": "0: no warm-up",
+    "min-lr": "0",
+    "lr-decay-style": "linear",
+    "lr-wsd-decay-style": "exponential",
+    "lr-wsd-decay-iters": "none: WSD never decays",
+    "eval-interval": "none: nothing is evaluated",
+    "vocab-size": "the tokenizer's own, which pads to another size than the model's card",
+}
+"""Megatron's defaults that are wrong for pre-training this family, and what they are."""
+
+DANGEROUS_MOE_DEFAULTS = {
+    "moe-aux-loss-coeff": "0: experts are not balanced",
+    "moe-router-dtype": "none: the router computes in the model's type",
+}
+
+NEEDED = (
+    "num-layers",
+    "hidden-size",
+    "num-attention-heads",
+    "seq-length",
+    "micro-batch-size",
+    "global-batch-size",
+    "train-iters",
+    "lr",
+    "save-interval",
+)
+"""Keys without which there is no model, no step or no checkpoint."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CheckedRecipe:
+    """A recipe that passed: all that a run needs, and what its owner should know."""
+
+    recipe: Recipe
+    flags: tuple[str, ...]
+    """Megatron's command line."""
+    schedule: Schedule
+    manifest: Manifest
+    world_size: int
+    warnings: tuple[str, ...]
+
+    def plan(self) -> list[str]:
+        """What the run will do, a line each: phases, steps, raw tokens, the switch, epochs."""
+        schedule, num_tokens = self.schedule, self.manifest.train.tokens
+        lines = []
+        for phase in schedule.phases:
+            raw_tokens = phase.num_steps * schedule.raw_tokens_per_step(phase)
+            lines.append(
+                f"{phase.name}: steps {phase.first_step + 1}-{phase.last_step}, bag size "
+                f"{phase.bag_size}, {raw_tokens:,} raw tokens"
+            )
+        if schedule.switch_step:
+            lines.append(f"the switch comes after step {schedule.switch_step}")
+        total = schedule.raw_tokens_before(schedule.num_steps)
+        positions = schedule.latent_positions_before(schedule.num_steps)
+        lines.append(f"{total:,} raw tokens in {positions:,} latent positions over the whole run")
+        lines.append(f"{total / num_tokens:.2f} epochs over the corpus of {num_tokens:,} tokens")
+        return lines
+
+
+def check_recipe(recipe: Recipe, *, world_size: int | None = None) -> CheckedRecipe:
+    """Check a recipe for a job of ``world_size`` ranks.
+
+    Args:
+        recipe: as ``load_recipe`` read it.
+        world_size: ranks of the job; None takes that of the environment (``WORLD_SIZE`` or Slurm's),
+            or the smallest that fits the parallel sizes.
+
+    Raises:
+        RecipeError: with every problem that was found.
+    """
+    # Megatron takes seconds to import, and a recipe that cannot be read does not need it.
+    from tst_megatron import upstream
+
+    known = Flags(upstream.argument_parser())
+    megatron = recipe.megatron
+    if recipe.profile == "cpu":
+        from tst_megatron.host import cpu
+
+        megatron = known.overlay(megatron, cpu.ARGUMENTS)
+    flags, problems = known.convert(megatron)
+    problems = [*recipe.problems, *problems]
+    values = _values(flags)
+    world_size = world_size or _world_size_of_environment() or _smallest_world_size(values)
+    given = {known.destination(key) for key in megatron}
+    problems += [f"{key}: is missing" for key in NEEDED if known.destination(key) not in given]
+    problems += _key_problems(recipe)
+    problems += _parallel_problems(values, world_size)
+    problems += _combination_problems(recipe, values)
+    schedule = _attempt(recipe.schedule, "tst", problems) if not _lacks_sizes(values) else None
+    manifest = _manifest(recipe, problems)
+    if schedule:
+        problems += _schedule_problems(recipe, values, schedule)
+    if schedule and manifest:
+        problems += _data_problems(recipe, values, schedule, manifest)
+    if problems:
+        raise RecipeError(problems)
+    assert schedule is not None and manifest is not None
+    checked = CheckedRecipe(
+        recipe=recipe,
+        flags=tuple([*flags, *_fixed_flags(values, manifest)]),
+        schedule=schedule,
+        manifest=manifest,
+        world_size=world_size,
+        warnings=tuple(_warnings(known, given, values)),
+    )
+    _ask_megatron(checked)
+    return checked
+
+
+def _values(flags: list[str]) -> argparse.Namespace:
+    """Megatron's arguments as parsed, before it validates and rewrites them."""
+    from tst_megatron import upstream
+
+    return upstream.argument_parser().parse_args(flags)
+
+
+def _world_size_of_environment() -> int | None:
+    value = os.environ.get("WORLD_SIZE") or os.environ.get("SLURM_NTASKS")
+    return int(value) if value else None
+
+
+def _smallest_world_size(values: argparse.Namespace) -> int:
+    model = max(1, _model_size(values))
+    expert = values.expert_model_parallel_size * values.pipeline_model_parallel_size
+    expert *= values.expert_tensor_parallel_size or values.tensor_model_parallel_size
+    return math.lcm(model, max(1, expert))
+
+
+def _model_size(values: argparse.Namespace) -> int:
+    size = values.tensor_model_parallel_size * values.pipeline_model_parallel_size
+    return int(size * values.context_parallel_size)
+
+
+def _lacks_sizes(values: argparse.Namespace) -> bool:
+    return None in (values.train_iters, values.seq_length, values.global_batch_size)
+
+
+def _attempt(make: Callable[[], Any], key: str, problems: list[str]) -> Any:
+    try:
+        return make()
+    except (ValueError, TypeError) as error:
+        problems.append(f"{key}: {error}")
+        return None
+
+
+def _key_problems(recipe: Recipe) -> list[str]:
+    problems = [
+        f"{key}: the run folder decides where a run is kept. Remove the key and use --run"
+        for key in RUN_FOLDER_KEYS
+        if key in recipe.megatron
+    ]
+    for key in ("data-path", "train-data-path", "data-args-path", "mock-data", "split"):
+        if key in recipe.megatron:
+            problems.append(f"{key}: the text of a run is named by `data:`. Remove the key")
+    for key in ("tokenizer-type", "tokenizer-model"):
+        if key in recipe.megatron:
+            problems.append(f"{key}: the tokenizer comes with the prepared data. Remove the key")
+    return problems
+
+
+def _parallel_problems(values: argparse.Namespace, world_size: int) -> list[str]:
+    tensor, pipeline = values.tensor_model_parallel_size, values.pipeline_model_parallel_size
+    expert, context = values.expert_model_parallel_size, values.context_parallel_size
+    problems = []
+    if min(tensor, pipeline, expert, context) < 1:
+        return ["parallel sizes: each is 1 or more"]
+    model = _model_size(values)
+    if world_size % model:
+        problems.append(
+            f"{world_size} ranks do not divide into tensor {tensor} x pipeline {pipeline} x context "
+            f"{context} = {model}. Use a multiple of {model} ranks"
+        )
+    problems += _divisions(values, tensor, pipeline, expert)
+    expert_model = (values.expert_tensor_parallel_size or tensor) * expert * pipeline
+    if values.num_experts and world_size % expert_model:
+        problems.append(
+            f"expert-model-parallel-size: {world_size} ranks do not divide into expert {expert} x "
+            f"expert-tensor {expert_model // (expert * pipeline)} x pipeline {pipeline} = "
+            f"{expert_model}. Use a multiple of {expert_model} ranks"
+        )
+    micro, batch = values.micro_batch_size, values.global_batch_size
+    replicas = world_size // model
+    if micro and batch and replicas and batch % (micro * replicas):
+        problems.append(
+            f"global-batch-size: {batch} is not a multiple of micro-batch-size {micro} x {replicas} "
+            f"data-parallel ranks = {micro * replicas}"
+        )
+    return problems
+
+
+def _divisions(values: argparse.Namespace, tensor: int, pipeline: int, expert: int) -> list[str]:
+    """Numbers of the model that a parallel size must divide."""
+    groups = values.num_query_groups if values.group_query_attention else None
+    wanted = (
+        ("num-attention-heads", values.num_attention_heads, "tensor-model-parallel-size", tensor),
+        ("num-query-groups", groups, "tensor-model-parallel-size", tensor),
+        ("num-layers", values.num_layers, "pipeline-model-parallel-size", pipeline),
+        ("num-experts", values.num_experts, "expert-model-parallel-size", expert),
+    )
+    problems = [
+        f"{by}: {parts} does not divide {key} {number}"
+        for key, number, by, parts in wanted
+        if number and number % parts
+    ]
+    if expert > 1 and not values.num_experts:
+        problems.append(f"expert-model-parallel-size: {expert} without num-experts")
+    return problems
+
+
+def _combination_problems(recipe: Recipe, values: argparse.Namespace) -> list[str]:
+    """What cannot be combined with token superposition, or with this version, and why."""
+    bags = any(bag_size > 1 for bag_size, _ in _entries(recipe))
+    refused = (
+        (bags and values.mtp_num_layers, "mtp-num-layers",
+         "multi-token prediction shifts labels by one token, which means nothing for a bag. "
+         "Remove it, or train without superposition"),
+        (values.rampup_batch_size or values.step_batch_size_schedule, "rampup-batch-size",
+         "the position in the token stream is counted in batches of one size. Use a constant "
+         "global-batch-size"),
+        (values.cuda_graph_impl == "full_iteration", "cuda-graph-impl: full_iteration",
+         "one graph cannot hold the step of both phases. Use local or transformer_engine"),
+        (values.context_parallel_size > 1, "context-parallel-size",
+         "it needs Transformer Engine's attention and a split of latent positions that this version "
+         "does not have. Use 1"),
+        (values.iterations_to_skip, "iterations-to-skip",
+         "skipped steps would break the count of raw tokens read. Remove it"),
+        (values.phase_transition_iterations, "phase-transition-iterations",
+         "it ends the job at a phase change; the switch is made inside the run. Remove it"),
+        (values.train_samples, "train-samples", "phases are counted in steps. Use train-iters"),
+        (values.overlap_moe_expert_parallel_comm, "overlap-moe-expert-parallel-comm",
+         "its schedule plan does not carry bags in this version. Remove it"),
+        (values.full_validation or values.multiple_validation_sets, "full-validation",
+         "evaluation reads the same eval-iters batches every time. Remove it"),
+        (values.reset_position_ids or values.reset_attention_mask
+         or values.dataloader_inter_document_masking, "reset-position-ids, reset-attention-mask",
+         "positions and masks are those of latent positions, which may hold two documents. "
+         "Remove it"),
+        (values.dataloader_type not in (None, "single"), "dataloader-type",
+         "the token stream is read in order. Remove it"),
+        (values.hybrid_layer_pattern, "hybrid-layer-pattern", "only GPT models take bags. Remove it"),
+        (values.sft or values.fim_data or values.perform_rl_step, "sft, fim-data, perform-rl-step",
+         "this is a pre-training tool. Remove it"),
+        (recipe.profile == "cpu" and max(values.hidden_dropout, values.attention_dropout) > 0,
+         "hidden-dropout, attention-dropout",
+         "with dropout a resumed run on the CPU would not be exact. Set both to 0"),
+    )  # fmt: skip
+    return [f"{key}: {reason}" for is_refused, key, reason in refused if is_refused]
+
+
+def _entries(recipe: Recipe) -> list[tuple[int, float | int]]:
+    try:
+        return recipe.tst.entries()
+    except (TypeError, ValueError):
+        return []
+
+
+def _schedule_problems(
+    recipe: Recipe, values: argparse.Namespace, schedule: Schedule
+) -> list[str]:
+    problems = []
+    unit = recipe.tst.unit_chunks()
+    for phase in schedule.phases:
+        if unit % phase.bag_size:
+            problems.append(
+                f"tst.stream-unit-bags: bag size {phase.bag_size} does not divide the stream unit of "
+                f"{unit} bags. Set tst.stream-unit-bags to a multiple of every bag size"
+            )
+        if phase.last_step != schedule.num_steps and phase.last_step % values.log_interval:
+            problems.append(
+                f"log-interval: {values.log_interval} does not divide step {phase.last_step}, where "
+                "the bag size changes, so one line of Megatron's log would mix two losses. Use 1"
+            )
+    tst = recipe.tst
+    ways = [tst.superposition_fraction, tst.superposition_steps, tst.schedule]
+    if sum(bool(way) for way in ways) > 1:
+        problems.append(
+            "tst: superposition-fraction, superposition-steps and schedule say the same thing. "
+            "Give one of them"
+        )
+    if not 0 <= tst.superposition_fraction <= 1:
+        problems.append(
+            f"tst.superposition-fraction: {tst.superposition_fraction} is a share of steps, 0-1"
+        )
+    return problems
+
+
+def _manifest(recipe: Recipe, problems: list[str]) -> Manifest | None:
+    if not recipe.data:
+        problems.append("data: is missing. Name a folder made by `tst-megatron data prepare`")
+        return None
+    if len(recipe.data) > 1:
+        problems.append("data: one folder at a time in this version; merge the texts into one")
+        return None
+    (folder,) = recipe.data
+    try:
+        return load_manifest(Path(folder))
+    except (ValueError, OSError) as error:
+        problems.append(f"data: {error}")
+        return None
+
+
+def _data_problems(
+    recipe: Recipe, values: argparse.Namespace, schedule: Schedule, manifest: Manifest
+) -> list[str]:
+    problems = []
+    if values.vocab_size and values.vocab_size < manifest.vocab_size:
+        problems.append(
+            f"vocab-size: {values.vocab_size} is smaller than the tokenizer's {manifest.vocab_size}"
+        )
+    unit = recipe.tst.unit_chunks()
+    num_units = count_units(
+        manifest.train.tokens, unit_chunks=unit, num_latent_positions=schedule.num_latent_positions
+    )
+    held = num_units * unit * schedule.num_latent_positions
+    wanted = schedule.raw_tokens_before(schedule.num_steps)
+    if wanted > held:
+        problems.append(
+            f"data: the run reads {wanted:,} raw tokens and {manifest.path} holds {held:,} in whole "
+            f"units: {wanted / max(held, 1):.2f} epochs. Use more text, or fewer steps"
+        )
+    evaluation = (values.eval_global_batch_size or schedule.global_batch_size) * values.eval_iters
+    held_out = (manifest.validation.tokens - 1) // schedule.num_latent_positions
+    if values.eval_interval and evaluation > held_out:
+        problems.append(
+            f"eval-iters: an evaluation reads {evaluation:,} sequences and the held-out text has "
+            f"{held_out:,}. Lower eval-iters, or prepare with a larger held-out fraction"
+        )
+    return problems
+
+
+def _fixed_flags(values: argparse.Namespace, manifest: Manifest) -> list[str]:
+    """What the training loop of this project needs of Megatron, whatever the recipe."""
+    flags = ["--dataloader-type", "single", "--tokenizer-type", "SentencePieceTokenizer"]
+    flags += ["--tokenizer-model", str(manifest.tokenizer_model)]
+    if values.vocab_size is None:
+        flags += ["--vocab-size", str(manifest.vocab_size)]
+    if values.max_position_embeddings is None:
+        flags += ["--max-position-embeddings", str(values.seq_length)]
+    if not values.exit_duration_in_mins:
+        # Ten years: the timed exit is how a stop is agreed on, so it must be on (upstream.request_stop).
+        flags += ["--exit-duration-in-mins", "5256000"]
+    # Bags have no token-level mask, and causal attention needs none.
+    return [*flags, "--no-create-attention-mask-in-dataloader"]
+
+
+def _warnings(known: Flags, given: set[str | None], values: argparse.Namespace) -> list[str]:
+    risks = dict(DANGEROUS_DEFAULTS)
+    if values.num_experts:
+        risks |= DANGEROUS_MOE_DEFAULTS
+    return [
+        f"{key}: not set, so Megatron's default holds ({default})"
+        for key, default in risks.items()
+        if known.destination(key) not in given
+    ]
+
+
+def _ask_megatron(checked: CheckedRecipe) -> None:
+    """Let Megatron validate what passed our own checks; it stops at its first complaint."""
+    from tst_megatron import upstream
+
+    try:
+        upstream.validate_arguments(checked.flags, world_size=checked.world_size)
+    except (AssertionError, ValueError, RuntimeError) as error:
+        raise RecipeError([f"Megatron refuses the recipe: {error or type(error)}"]) from error

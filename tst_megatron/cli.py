@@ -1,0 +1,259 @@
+"""The ``tst-megatron`` command: one thin function per subcommand.
+
+Exit statuses: 0 finished, 75 stopped or to be tried again, 2 bad input, 93 do not restart, anything else
+a failure.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from tst_megatron import __version__
+from tst_megatron.recipe import RecipeError, load_recipe
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Pre-train Qwen3-family MoE models on Megatron-Core with Token-Superposition Training.",
+)
+data_app = typer.Typer(no_args_is_help=True, help="Make a tokenizer and prepare training text.")
+app.add_typer(data_app, name="data")
+
+BAD_INPUT = 2
+
+RecipePath = Annotated[Path, typer.Argument(help="Recipe, a YAML file.", show_default=False)]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[KEY=VALUE]...", help="Values that win over the recipe's, such as tst.bag-size=4."
+    ),
+]
+
+
+def main() -> None:
+    """Run the command line; bad input ends in one clear message and status 2."""
+    try:
+        app()
+    except RecipeError as error:
+        console = Console(stderr=True)
+        noun = "problem" if len(error.problems) == 1 else "problems"
+        console.print(f"{len(error.problems)} {noun}:", style="bold red", highlight=False)
+        for problem in error.problems:
+            console.print(f"  - {problem}", highlight=False, markup=False, soft_wrap=True)
+        raise SystemExit(BAD_INPUT) from None
+    except (ValueError, FileNotFoundError) as error:
+        Console(stderr=True).print(f"{error}", style="red", markup=False, soft_wrap=True)
+        raise SystemExit(BAD_INPUT) from None
+
+
+def _show_version(is_wanted: bool) -> None:
+    if is_wanted:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def check(
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    nproc: Annotated[
+        int | None, typer.Option(help="Ranks of the job; default: the smallest that fits.")
+    ] = None,
+) -> None:
+    """Check a recipe before it waits in a queue: every problem at once, status 2 if there is one."""
+    console = Console()
+    checked = _checked(recipe, overrides, nproc)
+    _announce(checked, console)
+    console.print("No problem found.", style="green")
+
+
+@app.command()
+def train(
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    run: Annotated[
+        Path | None,
+        typer.Option(help="Run folder; an existing one is resumed. Default: runs/FOLDER-RECIPE."),
+    ] = None,
+    nproc: Annotated[
+        int | None,
+        typer.Option(help="Start this many ranks here. Without it, this process is one rank."),
+    ] = None,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Refuse a run folder that is not empty.")
+    ] = False,
+) -> None:
+    """Train as a recipe says, or resume a run that was stopped.
+
+    Under srun or torchrun every process is one rank; with --nproc this command starts the ranks itself.
+    """
+    folder = run or Path("runs") / f"{recipe.resolve().parent.name}-{recipe.stem}"
+    raise typer.Exit(train_run(recipe, overrides or [], folder, nproc=nproc, fresh=fresh))
+
+
+def train_run(
+    recipe: Path, overrides: list[str], folder: Path, *, nproc: int | None, fresh: bool = False
+) -> int:
+    """Train in a run folder, as one rank or by starting all of them, and return the exit status."""
+    from tst_megatron.training.launch import launch
+    from tst_megatron.training.run_folder import RunFolder, check_run
+
+    console = Console()
+    rank = _rank_of_environment()
+    run = RunFolder(folder)
+    checked = _checked(recipe, overrides, nproc)
+    if rank in (None, 0):
+        check_run(checked, run, fresh=fresh)
+        run.prepare(checked)
+    else:
+        run.wait_until_prepared()
+        check_run(checked, run, fresh=False)
+    if run.is_finished(checked.schedule.num_steps):
+        console.print(f"{folder}: this run is finished.")
+        return 0
+    if nproc is not None:
+        _announce(checked, console)
+        command = ["train", str(recipe), *overrides, "--run", str(folder)]
+        return launch(command, num_processes=nproc, logs=run.logs, console=console)
+
+    from tst_megatron.training.pretrain import pretrain, redirect_output_to
+
+    if rank is None:
+        _announce(checked, console)
+        rank = _be_the_only_rank()
+    return pretrain(checked, run, console=redirect_output_to(str(run.log(rank))))
+
+
+@data_app.command("tokenizer")
+def data_tokenizer(
+    inputs: Annotated[list[Path], typer.Argument(help="Texts to learn from, JSONL files.")],
+    output: Annotated[Path, typer.Option(help="Where the SentencePiece model goes.")],
+    vocab_size: Annotated[int, typer.Option(help="Pieces, special ones included.")],
+    text_key: Annotated[str, typer.Option(help="Key of the text in each JSON line.")] = "text",
+) -> None:
+    """Train a SentencePiece tokenizer."""
+    from tst_megatron.data.prepare import read_texts
+    from tst_megatron.data.tokenizer import train_sentencepiece
+
+    train_sentencepiece(read_texts(inputs, text_key=text_key), output, vocab_size=vocab_size)
+    typer.echo(f"{output}: {vocab_size} pieces")
+
+
+@data_app.command("prepare")
+def data_prepare(
+    inputs: Annotated[list[Path], typer.Argument(help="Texts, JSONL files (also .gz and .zst).")],
+    tokenizer: Annotated[Path, typer.Option(help="SentencePiece model.")],
+    output: Annotated[Path, typer.Option(help="Folder for .bin, .idx and manifest.json.")],
+    text_key: Annotated[str, typer.Option(help="Key of the text in each JSON line.")] = "text",
+    held_out_fraction: Annotated[
+        float, typer.Option(help="Share of documents kept for validation, 0-1.")
+    ] = 0.005,
+    workers: Annotated[int, typer.Option(help="Processes that tokenise.")] = 1,
+) -> None:
+    """Tokenise text once, into the form that a recipe's data: block names."""
+    from tst_megatron.data.prepare import prepare
+
+    manifest = prepare(
+        inputs,
+        tokenizer,
+        output,
+        text_key=text_key,
+        held_out_fraction=held_out_fraction,
+        workers=workers,
+    )
+    verb = "is up to date" if manifest.reused else "is prepared"
+    typer.echo(
+        f"{output} {verb}: {manifest.train.tokens:,} tokens to train on, "
+        f"{manifest.validation.tokens:,} held out"
+    )
+
+
+@app.command()
+def export(
+    checkpoint: Annotated[Path, typer.Argument(help="A run's checkpoints/ or one iter_ folder.")],
+    output: Annotated[Path, typer.Argument(help="New folder in Hugging Face format.")],
+    iteration: Annotated[
+        int | None, typer.Option(help="Which checkpoint; default: the newest.")
+    ] = None,
+    dtype: Annotated[str, typer.Option(help="fp32 or bf16.")] = "bf16",
+    verify: Annotated[
+        bool, typer.Option(help="Reload it and compare weights and logits with Megatron's.")
+    ] = True,
+) -> None:
+    """Write a checkpoint in Hugging Face format, tokenizer included, and prove it."""
+    report = export_checkpoint(checkpoint, output, iteration=iteration, dtype=dtype, verify=verify)
+    typer.echo(f"{output}: {report}")
+
+
+def export_checkpoint(
+    checkpoint: Path, output: Path, *, iteration: int | None, dtype: str, verify: bool
+) -> Any:
+    """Export on the CPU host, which needs no GPU even where there is one."""
+    raise NotImplementedError
+
+
+@app.command()
+def quickstart(
+    folder: Annotated[Path, typer.Option(help="Where everything goes.")] = Path("quickstart"),
+    short: Annotated[
+        bool, typer.Option("--short", help="A few steps only: shows the chain, learns nothing.")
+    ] = False,
+) -> None:
+    """See the whole chain in minutes: text, tokenizer, both phases, export, generation."""
+    from tst_megatron.quickstart import quickstart as run_quickstart
+
+    raise typer.Exit(run_quickstart(folder, short=short, console=Console()))
+
+
+def _checked(recipe: Path, overrides: list[str] | None, nproc: int | None) -> Any:
+    loaded = load_recipe(recipe, overrides or [])
+    if loaded.profile == "cpu":
+        # Before Megatron is imported for the checks.
+        from tst_megatron.host import cpu
+
+        cpu.install()
+    from tst_megatron.check import check_recipe
+
+    return check_recipe(loaded, world_size=nproc)
+
+
+def _announce(checked: Any, console: Console) -> None:
+    for line in checked.plan():
+        console.print(line, highlight=False)
+    for warning in checked.warnings:
+        console.print(f"warning: {warning}", style="yellow", highlight=False)
+
+
+def _rank_of_environment() -> int | None:
+    """This process's rank, from torchrun's variables or Slurm's; None outside a job."""
+    for ours, slurms in (
+        ("RANK", "SLURM_PROCID"),
+        ("WORLD_SIZE", "SLURM_NTASKS"),
+        ("LOCAL_RANK", "SLURM_LOCALID"),
+    ):
+        if ours not in os.environ and slurms in os.environ:
+            os.environ[ours] = os.environ[slurms]
+    return int(os.environ["RANK"]) if "RANK" in os.environ else None
+
+
+def _be_the_only_rank() -> int:
+    from tst_megatron.training.launch import free_port
+
+    os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1")
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free_port()))
+    return 0

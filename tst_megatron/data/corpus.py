@@ -1,0 +1,131 @@
+"""The built-in corpus: the sources of Python's own standard library.
+
+Real text without a download: tutorials, tests and the first steps of a new user read it. It is
+small (about 12 MB) and depends on the Python version, so it serves to exercise the code, not to
+compare models.
+"""
+
+import hashlib
+import json
+import os
+import platform
+import sysconfig
+import tempfile
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+MIN_FILES = 100
+MIN_BYTES_WITHOUT_TESTS = 8_000_000
+
+_PACKAGE_FOLDERS = frozenset({"site-packages", "dist-packages", "__pycache__"})
+_TEST_FOLDERS = frozenset({"test", "tests", "idle_test"})
+# Written when the interpreter was compiled: they hold the paths of that machine.
+_BUILD_PREFIXES = ("_sysconfigdata", "config-")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CorpusFacts:
+    """What `write_standard_library_corpus` wrote and what it left out."""
+
+    path: Path
+    num_documents: int
+    num_text_bytes: int
+    """UTF-8 bytes of the documents, without the JSON around them."""
+    num_not_utf8: int
+    num_duplicates: int
+    num_empty: int
+    includes_tests: bool
+    """Whether the library's own tests were needed to reach `MIN_BYTES_WITHOUT_TESTS`."""
+    python_version: str
+    sha256: str
+    """Of the JSONL file."""
+
+
+def write_standard_library_corpus(path: Path, *, library: Path | None = None) -> CorpusFacts:
+    """Write the standard library's sources as JSONL, one document per file.
+
+    A line is `{"id": path inside the library, "text": source}`, sorted by id. Installed packages,
+    files written when Python was compiled, files that are not UTF-8, empty files and exact
+    duplicates are left out; the library's tests too, where at least `MIN_BYTES_WITHOUT_TESTS` bytes
+    remain without them. The same installation always gives the same file.
+
+    Args:
+        path: the JSONL file; written beside and renamed, so an existing file is replaced whole.
+        library: folder to read instead of the running interpreter's standard library.
+
+    Raises:
+        RuntimeError: fewer than `MIN_FILES` source files were found.
+    """
+    library = Path(sysconfig.get_paths()["stdlib"]) if library is None else library
+    files = _source_files(library)
+    if len(files) < MIN_FILES:
+        raise RuntimeError(
+            f"built-in corpus: {len(files)} Python source files in {library}, at least {MIN_FILES} "
+            "are needed (this Python keeps its library in an archive or without sources). "
+            'Give your own JSONL file with one {"text": ...} per line instead.'
+        )
+    without_tests = [name for name in files if not _TEST_FOLDERS.intersection(name.parts)]
+    num_bytes = sum((library / name).stat().st_size for name in without_tests)
+    includes_tests = num_bytes < MIN_BYTES_WITHOUT_TESTS
+    documents, skipped = _read_documents(library, files if includes_tests else without_tests)
+    sha256 = _write_jsonl(path, documents)
+    return CorpusFacts(
+        path=path.absolute(),
+        num_documents=len(documents),
+        num_text_bytes=sum(len(text.encode()) for text in documents.values()),
+        num_not_utf8=skipped["not utf-8"],
+        num_duplicates=skipped["duplicate"],
+        num_empty=skipped["empty"],
+        includes_tests=includes_tests,
+        python_version=platform.python_version(),
+        sha256=sha256,
+    )
+
+
+def _source_files(library: Path) -> list[PurePosixPath]:
+    names = (PurePosixPath(file.relative_to(library).as_posix()) for file in library.rglob("*.py"))
+    return sorted(name for name in names if not _is_foreign(name) and (library / name).is_file())
+
+
+def _is_foreign(name: PurePosixPath) -> bool:
+    is_package = not _PACKAGE_FOLDERS.isdisjoint(name.parts)
+    return is_package or any(part.startswith(_BUILD_PREFIXES) for part in name.parts)
+
+
+def _read_documents(
+    library: Path, names: list[PurePosixPath]
+) -> tuple[dict[str, str], Counter[str]]:
+    documents: dict[str, str] = {}
+    skipped: Counter[str] = Counter()
+    seen: set[str] = set()
+    for name in names:
+        try:
+            text = (library / name).read_bytes().decode("utf-8")
+        except UnicodeDecodeError:
+            skipped["not utf-8"] += 1
+            continue
+        if not text.strip():
+            skipped["empty"] += 1
+        elif text in seen:
+            skipped["duplicate"] += 1
+        else:
+            seen.add(text)
+            documents[str(name)] = text
+    return documents, skipped
+
+
+def _write_jsonl(path: Path, documents: dict[str, str]) -> str:
+    digest = hashlib.sha256()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as beside:
+        temporary = Path(beside) / path.name
+        with temporary.open("wb") as file:
+            for name, text in documents.items():
+                line = json.dumps({"id": name, "text": text}, ensure_ascii=False).encode() + b"\n"
+                digest.update(line)
+                file.write(line)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    return digest.hexdigest()

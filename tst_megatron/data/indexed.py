@@ -1,0 +1,260 @@
+"""Megatron's .bin/.idx token files: a streaming, atomic writer and a thin memory-mapped reader.
+
+`<prefix>.bin` holds the raw tokens of all documents in a row. `<prefix>.idx`, little endian: 9
+bytes of magic, u64 version, u8 dtype code, u64 sequences, u64 length of the document index, int32
+tokens of each sequence, int64 byte offset of each sequence, int64 document index. Every document is
+one sequence here. Megatron itself is not imported: that takes ten seconds, and the format is small
+and fixed.
+"""
+
+import hashlib
+import os
+import shutil
+import struct
+import tempfile
+from array import array
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+
+_MAGIC = b"MMIDIDX\x00\x00"
+_HEADER = struct.Struct("<9sQBQQ")
+_VERSION = 1
+_DTYPES: dict[int, np.dtype[Any]] = {8: np.dtype("<u2"), 4: np.dtype("<i4")}
+
+
+def token_dtype(vocab_size: int) -> np.dtype[Any]:
+    """Return the dtype Megatron gives tokens of this vocabulary: uint16 below 65500, else int32."""
+    return np.dtype("<u2") if vocab_size < 65500 else np.dtype("<i4")
+
+
+def bin_path(prefix: Path) -> Path:
+    """Return the token file of a prefix (a prefix may contain dots, so `with_suffix` is wrong)."""
+    return prefix.with_name(prefix.name + ".bin")
+
+
+def idx_path(prefix: Path) -> Path:
+    """Return the index file of a prefix."""
+    return prefix.with_name(prefix.name + ".idx")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class IndexedFacts:
+    """Size and content hashes of one finished .bin/.idx pair."""
+
+    num_documents: int
+    num_tokens: int
+    bin_sha256: str
+    idx_sha256: str
+
+
+class IndexedWriter:
+    """Write documents one after another; the files appear at their final names in `finish` alone.
+
+    Use as a context manager: leaving without `finish` removes what was written. Memory per
+    document is 4 bytes, tokens are never kept.
+
+    Args:
+        prefix: path without extension; `<prefix>.bin` and `<prefix>.idx` are written.
+        vocab_size: ids at or above it are refused; it also sets the dtype.
+    """
+
+    def __init__(self, prefix: Path, *, vocab_size: int) -> None:
+        """Open the temporary files beside the final ones."""
+        self.prefix = prefix
+        self.dtype = token_dtype(vocab_size)
+        self._vocab_size = vocab_size
+        self._lengths = array("i")
+        self._digest = hashlib.sha256()
+        prefix.parent.mkdir(parents=True, exist_ok=True)
+        self._beside = Path(tempfile.mkdtemp(prefix=f".{prefix.name}.", dir=prefix.parent))
+        self._bin = (self._beside / "bin").open("wb")
+
+    def __enter__(self) -> Self:
+        """Return the writer itself."""
+        return self
+
+    def __exit__(
+        self,
+        exception_type: type[BaseException] | None,
+        exception: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Remove the temporary files."""
+        self._bin.close()
+        shutil.rmtree(self._beside, ignore_errors=True)
+
+    @property
+    def num_documents(self) -> int:
+        """Documents added so far."""
+        return len(self._lengths)
+
+    def add_document(self, tokens: Sequence[int] | npt.NDArray[Any]) -> None:
+        """Append one document; see `add_documents`.
+
+        Args:
+            tokens: [n] token ids, at least one.
+        """
+        ids = np.asarray(tokens, dtype=np.int64)
+        self.add_documents(ids, np.asarray([ids.size], dtype=np.int32))
+
+    def add_documents(self, tokens: npt.NDArray[Any], lengths: npt.NDArray[np.int32]) -> None:
+        """Append several documents at once.
+
+        Args:
+            tokens: [sum of lengths] token ids of all documents in a row.
+            lengths: [documents] tokens of each document, at least one each.
+
+        Raises:
+            ValueError: an empty document, or an id outside the vocabulary.
+        """
+        assert tokens.ndim == 1 and len(tokens) == int(lengths.sum(dtype=np.int64))
+        if not lengths.size:
+            return
+        first = len(self._lengths)
+        if int(lengths.min()) < 1:
+            raise ValueError(
+                f"{self.prefix}: document {first + int(lengths.argmin())} has no tokens, at least "
+                "one is needed. Leave empty documents out."
+            )
+        smallest, largest = int(tokens.min()), int(tokens.max())
+        if smallest < 0 or largest >= self._vocab_size:
+            raise ValueError(
+                f"{self.prefix}: documents from {first} on hold token ids {smallest} to {largest}, "
+                f"the vocabulary has 0 to {self._vocab_size - 1}. Use the vocabulary size of the "
+                "tokenizer that made them."
+            )
+        data = tokens.astype(self.dtype).tobytes()
+        self._digest.update(data)
+        self._bin.write(data)
+        self._lengths.frombytes(lengths.astype(np.int32).tobytes())
+
+    def finish(self) -> IndexedFacts:
+        """Write the index and give both files their final names, the index last.
+
+        Raises:
+            ValueError: no document was added (an empty .bin cannot be memory-mapped).
+        """
+        if not self._lengths:
+            raise ValueError(
+                f"{self.prefix}: no documents, at least one is needed. Give more text."
+            )
+        lengths = np.frombuffer(self._lengths, dtype=np.int32)
+        self._bin.flush()
+        os.fsync(self._bin.fileno())
+        self._bin.close()
+        idx_sha256 = self._write_index(lengths)
+        (self._beside / "bin").replace(bin_path(self.prefix))
+        (self._beside / "idx").replace(idx_path(self.prefix))
+        return IndexedFacts(
+            num_documents=len(lengths),
+            num_tokens=int(lengths.sum(dtype=np.int64)),
+            bin_sha256=self._digest.hexdigest(),
+            idx_sha256=idx_sha256,
+        )
+
+    def _write_index(self, lengths: npt.NDArray[np.int32]) -> str:
+        code = next(code for code, dtype in _DTYPES.items() if dtype == self.dtype)
+        offsets = np.zeros(len(lengths), dtype="<i8")
+        np.cumsum(lengths[:-1], dtype=np.int64, out=offsets[1:])
+        offsets *= self.dtype.itemsize
+        digest = hashlib.sha256()
+        with (self._beside / "idx").open("wb") as file:
+            for part in (
+                _HEADER.pack(_MAGIC, _VERSION, code, len(lengths), len(lengths) + 1),
+                lengths.astype("<i4").tobytes(),
+                offsets.tobytes(),
+                np.arange(len(lengths) + 1, dtype="<i8").tobytes(),
+            ):
+                digest.update(part)
+                file.write(part)
+            file.flush()
+            os.fsync(file.fileno())
+        return digest.hexdigest()
+
+
+class IndexedReader:
+    """Memory-mapped reader of a .bin/.idx pair, also of pairs that Megatron's own tools wrote.
+
+    Raises:
+        FileNotFoundError: one of the two files is missing.
+        ValueError: the index is not Megatron's, is cut short, or does not match the size of the
+            .bin.
+    """
+
+    def __init__(self, prefix: Path) -> None:
+        """Map both files and check that they belong together."""
+        self.prefix = prefix
+        for path in (bin_path(prefix), idx_path(prefix)):
+            if not path.is_file():
+                raise FileNotFoundError(
+                    f"{path}: no such file. Give the common path of .bin and .idx without "
+                    "extension."
+                )
+        self._read_index(np.memmap(idx_path(prefix), dtype=np.uint8, mode="r"))
+        num_bytes = bin_path(prefix).stat().st_size
+        if num_bytes != self.num_tokens * self.dtype.itemsize:
+            raise ValueError(
+                f"{bin_path(prefix)}: {num_bytes} bytes, its index describes {self.num_tokens} "
+                f"tokens of {self.dtype.itemsize} bytes. The pair is incomplete or mixed: prepare "
+                "it again."
+            )
+        self._tokens = np.memmap(bin_path(prefix), dtype=self.dtype, mode="r")
+
+    def _read_index(self, index: npt.NDArray[np.uint8]) -> None:
+        path = idx_path(self.prefix)
+        fix = "Prepare the text again; version 1 with uint16 or int32 tokens can be read."
+        if len(index) < _HEADER.size:
+            raise ValueError(f"{path}: {len(index)} bytes are too few for an index. {fix}")
+        magic, version, code, num_sequences, num_index = _HEADER.unpack(
+            index[: _HEADER.size].tobytes()
+        )
+        if magic != _MAGIC or version != _VERSION or code not in _DTYPES:
+            raise ValueError(
+                f"{path}: magic {magic!r}, version {version}, dtype code {code} are unknown. {fix}"
+            )
+        num_bytes = _HEADER.size + 12 * num_sequences + 8 * num_index
+        if len(index) != num_bytes:
+            raise ValueError(f"{path}: {len(index)} bytes, its header promises {num_bytes}. {fix}")
+        if num_index != num_sequences + 1:
+            raise ValueError(
+                f"{path}: {num_sequences} sequences in {num_index - 1} documents, one sequence per "
+                "document is needed. Prepare the text without sentence splitting."
+            )
+        start = _HEADER.size + 4 * num_sequences
+        self.dtype = _DTYPES[code]
+        self.document_lengths: npt.NDArray[np.int32] = index[_HEADER.size : start].view("<i4")
+        """[num_documents] int32: tokens of each document, its end-of-document token included."""
+        self._offsets: npt.NDArray[np.int64] = index[start : start + 8 * num_sequences].view("<i8")
+        self.num_documents = len(self.document_lengths)
+        self.num_tokens = int(self.document_lengths.sum(dtype=np.int64))
+
+    def tokens(self, document: int, offset: int = 0, length: int | None = None) -> npt.NDArray[Any]:
+        """Return tokens of one document, a read-only view of the file in its stored dtype.
+
+        Args:
+            document: position of the document in the file, from 0.
+            offset: first token wanted, counted inside the document.
+            length: number of tokens; all that follow `offset` when None.
+
+        Raises:
+            IndexError: the document or the range does not exist.
+        """
+        if not 0 <= document < self.num_documents:
+            raise IndexError(
+                f"{self.prefix}: document {document}, the file has 0 to {self.num_documents - 1}."
+            )
+        available = int(self.document_lengths[document])
+        length = available - offset if length is None else length
+        if offset < 0 or length < 0 or offset + length > available:
+            raise IndexError(
+                f"{self.prefix}: tokens [{offset}, {offset + length}) of document {document}, "
+                f"which has {available}."
+            )
+        start = int(self._offsets[document]) // self.dtype.itemsize + offset
+        return self._tokens[start : start + length]

@@ -1,0 +1,200 @@
+"""The manifest of a prepared folder: what its token files hold and how they were made.
+
+`prepare` writes it; training, evaluation and export read it. A folder is prepared if, and only if,
+it has a
+manifest: the whole folder gets its name by one rename.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tst_megatron.data.indexed import IndexedFacts, bin_path, idx_path, token_dtype
+from tst_megatron.data.tokenizer import DOCUMENT_RULE, LITERAL_RULE
+
+FORMAT_VERSION = 1
+FILE_NAME = "manifest.json"
+TOKENIZER_NAME = "tokenizer.model"
+SPLIT_RULE = "validation if blake2b-64(document text) / 2^64 < held_out_fraction, else train"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Split:
+    """One .bin/.idx pair."""
+
+    prefix: Path
+    """Absolute path without extension, as Megatron's data path wants it."""
+    documents: int
+    tokens: int
+    """End-of-document tokens included."""
+    bin_sha256: str
+    idx_sha256: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Manifest:
+    """A prepared folder; every path is absolute."""
+
+    path: Path
+    train: Split
+    validation: Split
+    unigram_entropy_nats: float
+    """Entropy of the training tokens' frequencies: the loss of a model that knows these alone."""
+    tokenizer_model: Path
+    tokenizer_sha256: str
+    vocab_size: int
+    eod_id: int
+    dtype: str
+    """Stored token type, uint16 or int32."""
+    empty_documents: int
+    """Documents without text; they are left out."""
+    recipe: Mapping[str, Any]
+    """Inputs, tokenizer and settings the folder was made from, as JSON values."""
+    reused: bool = False
+    """True when `prepare` found this folder finished and did nothing."""
+
+
+def load_manifest(path: Path) -> Manifest:
+    """Read the manifest of a prepared folder.
+
+    Args:
+        path: the folder, or its manifest.json.
+
+    Raises:
+        FileNotFoundError: no manifest there.
+        ValueError: not a manifest, or one of another format version.
+    """
+    path = (path / FILE_NAME if path.is_dir() else path).absolute()
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path}: no such manifest. Give a folder that `prepare` has finished, or prepare the "
+            "text first."
+        )
+    try:
+        values = json.loads(path.read_bytes())
+        version = values["format_version"]
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(
+            f"{path}: not a manifest of prepared data ({error!r}). Give the manifest.json that "
+            "`prepare` wrote."
+        ) from error
+    if version != FORMAT_VERSION:
+        raise ValueError(
+            f"{path}: manifest format {version}, this version reads {FORMAT_VERSION}. Prepare the "
+            "text again."
+        )
+    try:
+        return _from_json(path, values)
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(
+            f"{path}: manifest is incomplete or damaged ({error!r}). Prepare the text again."
+        ) from error
+
+
+def verify_files(manifest: Manifest) -> None:
+    """Compare the content of every file with the manifest; reads all of them.
+
+    Raises:
+        ValueError: a file is missing or its content differs.
+    """
+    expected = {manifest.tokenizer_model: manifest.tokenizer_sha256}
+    for split in (manifest.train, manifest.validation):
+        expected[bin_path(split.prefix)] = split.bin_sha256
+        expected[idx_path(split.prefix)] = split.idx_sha256
+    for file, sha256 in expected.items():
+        if not file.is_file():
+            problem = "is missing"
+        elif file_sha256(file) != sha256:
+            problem = "differs from its sha256 in manifest.json"
+        else:
+            continue
+        raise ValueError(
+            f"{file}: {problem}. Delete the folder {manifest.path.parent} and prepare the text "
+            "again."
+        )
+
+
+def file_sha256(path: Path) -> str:
+    """Return the SHA-256 of a file's content."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def manifest_json(
+    *,
+    recipe: Mapping[str, Any],
+    splits: Mapping[str, IndexedFacts],
+    unigram_entropy_nats: float,
+    vocab_size: int,
+    eod_id: int,
+    empty_documents: int,
+    versions: Mapping[str, str],
+) -> str:
+    """Return the text of manifest.json.
+
+    Args:
+        recipe: inputs, tokenizer and settings; a second `prepare` with the same recipe reuses the
+            folder.
+        splits: what the writers of `train` and `validation` returned.
+        unigram_entropy_nats: of the training tokens.
+        vocab_size: number of ids of the tokenizer.
+        eod_id: id after every document.
+        empty_documents: documents left out.
+        versions: package to version, for the record.
+    """
+    values = {
+        "format_version": FORMAT_VERSION,
+        "splits": {
+            name: {
+                "prefix": name,
+                "documents": facts.num_documents,
+                "tokens": facts.num_tokens,
+                "bin_sha256": facts.bin_sha256,
+                "idx_sha256": facts.idx_sha256,
+            }
+            for name, facts in splits.items()
+        },
+        "unigram_entropy_nats": unigram_entropy_nats,
+        "empty_documents": empty_documents,
+        "tokenizer": {
+            "file": TOKENIZER_NAME,
+            "sha256": recipe["tokenizer_sha256"],
+            "vocab_size": vocab_size,
+            "eod_id": eod_id,
+            "dtype": token_dtype(vocab_size).name,
+        },
+        "rules": {"document": DOCUMENT_RULE, "literal": LITERAL_RULE, "split": SPLIT_RULE},
+        "recipe": recipe,
+        "versions": versions,
+    }
+    return json.dumps(values, indent=2) + "\n"
+
+
+def _from_json(path: Path, values: dict[str, Any]) -> Manifest:
+    tokenizer = values["tokenizer"]
+    return Manifest(
+        path=path,
+        train=_split_from_json(path, values["splits"]["train"]),
+        validation=_split_from_json(path, values["splits"]["validation"]),
+        unigram_entropy_nats=float(values["unigram_entropy_nats"]),
+        tokenizer_model=path.parent / tokenizer["file"],
+        tokenizer_sha256=str(tokenizer["sha256"]),
+        vocab_size=int(tokenizer["vocab_size"]),
+        eod_id=int(tokenizer["eod_id"]),
+        dtype=str(tokenizer["dtype"]),
+        empty_documents=int(values["empty_documents"]),
+        recipe=dict(values["recipe"]),
+    )
+
+
+def _split_from_json(path: Path, values: dict[str, Any]) -> Split:
+    return Split(
+        prefix=path.parent / values["prefix"],
+        documents=int(values["documents"]),
+        tokens=int(values["tokens"]),
+        bin_sha256=str(values["bin_sha256"]),
+        idx_sha256=str(values["idx_sha256"]),
+    )

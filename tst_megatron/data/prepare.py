@@ -1,0 +1,208 @@
+"""JSONL to Megatron token files: parallel, the same for any number of workers, all or nothing.
+
+The main process reads lines and writes tokens; workers parse, split and encode batches of lines
+(`encode.py`). Everything is built in a folder beside the output and renamed once it is complete.
+"""
+
+import os
+import platform
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.progress import Progress
+
+from tst_megatron import __version__
+from tst_megatron.data.encode import SPLITS, Encoded, Encoder, encode_batches
+from tst_megatron.data.indexed import IndexedFacts, IndexedWriter
+from tst_megatron.data.jsonl import check_inputs, line_batches
+from tst_megatron.data.manifest import (
+    FILE_NAME,
+    TOKENIZER_NAME,
+    Manifest,
+    Split,
+    file_sha256,
+    load_manifest,
+    manifest_json,
+    verify_files,
+)
+from tst_megatron.data.tokenizer import load_sentencepiece
+
+__all__ = ["Manifest", "Split", "load_manifest", "prepare"]
+
+
+def prepare(
+    inputs: Sequence[Path],
+    tokenizer_model: Path,
+    output: Path,
+    *,
+    text_key: str = "text",
+    held_out_fraction: float = 0.01,
+    workers: int | None = None,
+    console: Console | None = None,
+) -> Manifest:
+    """Tokenise JSONL files into a folder with training and validation data and a manifest.
+
+    The files do not depend on the number of workers, and a document's side (training or validation)
+    depends on its text alone. A finished folder with the same inputs, tokenizer and settings is
+    checked and returned with `reused` set. A run that was killed leaves `<output>.partial-*`
+    behind; delete it.
+
+    Args:
+        inputs: .jsonl, .jsonl.gz or .jsonl.zst files, one JSON object per line, read in this order.
+        tokenizer_model: SentencePiece .model file; a copy goes into the folder.
+        output: folder to make; its parent is made too.
+        text_key: key of the document's text in each object.
+        held_out_fraction: share of documents (0-1, both excluded) that go to validation.
+        workers: processes that encode; by default one per available core. More than 1 needs
+            the calling script to have an `if __name__ == "__main__"` guard.
+        console: where a progress bar is drawn; none when None.
+
+    Raises:
+        ValueError: a setting, an input file or a line is wrong, a split gets no document, or
+            `output` holds something else.
+        FileNotFoundError: an input or the tokenizer is missing.
+        RuntimeError: a .zst input and no zstandard package.
+    """
+    _check_settings(inputs, held_out_fraction, workers)
+    load_sentencepiece(tokenizer_model)
+    recipe = _recipe(inputs, tokenizer_model, text_key, held_out_fraction)
+    output = output.absolute()
+    finished = _finished(output, recipe)
+    if finished is not None:
+        return finished
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(
+        prefix=f"{output.name}.partial-", dir=output.parent, ignore_cleanup_errors=True
+    ) as beside:
+        folder = Path(beside) / output.name
+        folder.mkdir()
+        shutil.copyfile(tokenizer_model, folder / TOKENIZER_NAME)
+        encoder = Encoder(folder / TOKENIZER_NAME, text_key, held_out_fraction)
+        with (
+            _progress(console, inputs) as advance,
+            closing(encode_batches(line_batches(inputs, advance), encoder, workers)) as encoded,
+        ):
+            _write(folder, recipe, encoded)
+        folder.rename(output)
+    return load_manifest(output)
+
+
+def _check_settings(inputs: Sequence[Path], held_out_fraction: float, workers: int | None) -> None:
+    problems = []
+    if not inputs:
+        problems.append("no input files. Give at least one .jsonl, .jsonl.gz or .jsonl.zst file.")
+    if not 0.0 < held_out_fraction < 1.0:
+        problems.append(
+            f"held_out_fraction {held_out_fraction}: must lie between 0 and 1, both excluded. Try "
+            "0.01."
+        )
+    if workers is not None and workers < 1:
+        problems.append(f"workers {workers}: must be at least 1. Leave it out to use all cores.")
+    if problems:
+        raise ValueError("\n".join(problems))
+    check_inputs(inputs)
+
+
+def _recipe(
+    inputs: Sequence[Path], tokenizer_model: Path, text_key: str, held_out_fraction: float
+) -> dict[str, Any]:
+    return {
+        "inputs": [
+            {"name": path.name, "bytes": path.stat().st_size, "sha256": file_sha256(path)}
+            for path in inputs
+        ],
+        "tokenizer_sha256": file_sha256(tokenizer_model),
+        "text_key": text_key,
+        "held_out_fraction": held_out_fraction,
+    }
+
+
+def _finished(output: Path, recipe: dict[str, Any]) -> Manifest | None:
+    if not output.exists() or (output.is_dir() and not any(output.iterdir())):
+        return None
+    if not (output / FILE_NAME).is_file():
+        raise ValueError(
+            f"{output}: exists and is not a prepared folder (no {FILE_NAME}). Give another output "
+            "folder, or delete this one."
+        )
+    manifest = load_manifest(output)
+    differences = [
+        f"{key}: {manifest.recipe.get(key)!r} there, {value!r} wanted"
+        for key, value in recipe.items()
+        if manifest.recipe.get(key) != value
+    ]
+    if differences:
+        raise ValueError(
+            f"{output}: was prepared differently; {'; '.join(differences)}. Give another output "
+            "folder, or delete this one."
+        )
+    verify_files(manifest)
+    return replace(manifest, reused=True)
+
+
+@contextmanager
+def _progress(console: Console | None, inputs: Sequence[Path]) -> Iterator[Callable[[int], None]]:
+    """Yield a function that takes the input bytes read since its last call."""
+    if console is None:
+        yield lambda num_bytes: None
+        return
+    with Progress(console=console) as progress:
+        total = sum(path.stat().st_size for path in inputs)
+        task = progress.add_task("tokenising", total=total)
+        yield lambda num_bytes: progress.advance(task, num_bytes)
+
+
+def _write(folder: Path, recipe: dict[str, Any], encoded_batches: Iterator[Encoded]) -> None:
+    processor = load_sentencepiece(folder / TOKENIZER_NAME)
+    vocab_size = processor.get_piece_size()
+    counts = np.zeros(vocab_size, dtype=np.int64)
+    num_empty = 0
+    with ExitStack() as stack:
+        writers = {
+            name: stack.enter_context(IndexedWriter(folder / name, vocab_size=vocab_size))
+            for name in SPLITS
+        }
+        for encoded in encoded_batches:
+            num_empty += encoded.num_empty
+            for name, writer in writers.items():
+                writer.add_documents(encoded.tokens[name], encoded.lengths[name])
+            counts += np.bincount(encoded.tokens["train"], minlength=vocab_size)
+        facts = _finish(writers, recipe)
+    frequencies = counts[counts > 0] / counts.sum()
+    text = manifest_json(
+        recipe=recipe,
+        splits=facts,
+        unigram_entropy_nats=float(-(frequencies * np.log(frequencies)).sum()),
+        vocab_size=vocab_size,
+        eod_id=processor.eos_id(),
+        empty_documents=num_empty,
+        versions={
+            "tst_megatron": __version__,
+            "python": platform.python_version(),
+            "sentencepiece": version("sentencepiece"),
+            "numpy": version("numpy"),
+        },
+    )
+    with (folder / FILE_NAME).open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _finish(writers: dict[str, IndexedWriter], recipe: dict[str, Any]) -> dict[str, IndexedFacts]:
+    num_documents = {name: writer.num_documents for name, writer in writers.items()}
+    if 0 in num_documents.values():
+        raise ValueError(
+            f"held_out_fraction {recipe['held_out_fraction']}: gives {num_documents['train']} "
+            f"training and {num_documents['validation']} validation documents, each needs at least "
+            "one. Change the fraction or give more documents."
+        )
+    return {name: writer.finish() for name, writer in writers.items()}

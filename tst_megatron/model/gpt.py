@@ -1,0 +1,69 @@
+"""GPTModel with two rooms exchanged: its word embeddings take bags, its loss takes bags of targets.
+
+Shapes: B micro-batch, L latent positions, K tokens per bag (paper: s), P vocabulary columns on this
+rank.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from tst_megatron.model.embedding import BagEmbedding
+from tst_megatron.model.loss import vocab_parallel_multi_hot_cross_entropy
+from tst_megatron.upstream import GPTModel, GPTModelBuilder, GPTModelConfig, LanguageModule
+
+
+class TokenSuperposition(LanguageModule):
+    """What token superposition adds to a language model, whichever decoder it has.
+
+    A mixin over ``LanguageModule`` and not over ``GPTModel``, which upstream means to replace by
+    ``HybridModel``.
+    """
+
+    def compute_language_model_loss(self, labels: Tensor, logits: Tensor) -> Tensor:
+        """Loss per position: Megatron's own for labels [B, L], multi-hot for bags [B, L, K].
+
+        Args:
+            labels: [B, L] next tokens, or [B, L, K] next bags with -100 in ignored slots.
+            logits: [L, B, P].
+
+        Returns:
+            [B, L] loss in nats.
+        """
+        if labels.dim() == 2:
+            return super().compute_language_model_loss(labels, logits)
+        loss_LB = vocab_parallel_multi_hot_cross_entropy(
+            logits, labels.transpose(0, 1), tp_group=self.tp_group
+        )
+        return loss_LB.transpose(0, 1).contiguous()
+
+
+class TSTGPTModel(TokenSuperposition, GPTModel):
+    """A GPT that trains on tokens [B, L] as ``GPTModel`` does, and on bags [B, L, K]."""
+
+    @classmethod
+    def take_over(cls, model: GPTModel) -> TSTGPTModel:
+        """Let an existing model accept bags, in place; weights and names stay as they are."""
+        model.__class__ = cls
+        assert isinstance(model, cls)
+        if model.pre_process:
+            BagEmbedding.take_over(model.embedding.word_embeddings)
+        return model
+
+
+class TSTGPTModelBuilder(GPTModelBuilder):
+    """Builds what Megatron's builder builds, then exchanges the two rooms."""
+
+    def build_model(self, *args: Any, **kwargs: Any) -> TSTGPTModel:
+        """Build one pipeline stage; arguments as in Megatron's builder."""
+        return TSTGPTModel.take_over(super().build_model(*args, **kwargs))
+
+
+@dataclass(kw_only=True)
+class TSTGPTModelConfig(GPTModelConfig):
+    """Megatron's GPT configuration, built by ``TSTGPTModelBuilder``."""
+
+    builder: ClassVar[str] = "tst_megatron.model.gpt.TSTGPTModelBuilder"

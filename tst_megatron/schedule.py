@@ -1,0 +1,163 @@
+"""Which phase an optimizer step is in, and how much text has been read by then. Plain integers.
+
+A step is counted from 0 and named by the number of steps completed before it, which is what Megatron
+calls ``args.curr_iteration``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Phase:
+    """A run of optimizer steps with one bag size."""
+
+    bag_size: int
+    """Raw tokens averaged into one latent position (K; paper: s). 1 is ordinary training."""
+    first_step: int
+    """Optimizer steps completed before this phase."""
+    num_steps: int
+
+    @property
+    def last_step(self) -> int:
+        """Optimizer steps completed when this phase ends."""
+        return self.first_step + self.num_steps
+
+    @property
+    def is_superposition(self) -> bool:
+        """Whether bags hold more than one token."""
+        return self.bag_size > 1
+
+    @property
+    def name(self) -> str:
+        """The phase's name in logs and in metrics."""
+        return "superposition" if self.is_superposition else "recovery"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Schedule:
+    """The phases of one run, with the sizes that turn steps into tokens.
+
+    The global batch and the number of latent positions are the same in every phase, so every step
+    costs the same FLOPs (paper section 3.1).
+    """
+
+    phases: tuple[Phase, ...]
+    num_latent_positions: int
+    """Latent positions per sequence (L; Megatron's ``seq-length``)."""
+    global_batch_size: int
+    """Sequences per optimizer step."""
+
+    @property
+    def num_steps(self) -> int:
+        """Optimizer steps of the whole run."""
+        return self.phases[-1].last_step
+
+    @property
+    def switch_step(self) -> int:
+        """The first recovery step: superposition ends after this many steps."""
+        return self.phases[-1].first_step
+
+    def phase_at(self, step: int) -> Phase:
+        """The phase of the step that follows ``step`` completed ones.
+
+        Raises:
+            ValueError: the run has no such step.
+        """
+        for phase in self.phases:
+            if phase.first_step <= step < phase.last_step:
+                return phase
+        raise ValueError(f"step {step}: this run has the steps 0 to {self.num_steps - 1}")
+
+    def bag_size_at(self, step: int) -> int:
+        """Raw tokens per latent position in the step that follows ``step`` completed ones."""
+        return self.phase_at(step).bag_size
+
+    def latent_positions_before(self, step: int) -> int:
+        """Latent positions computed by the first ``step`` steps, over all ranks."""
+        return step * self.global_batch_size * self.num_latent_positions
+
+    def raw_tokens_before(self, step: int) -> int:
+        """Raw tokens read as input by the first ``step`` steps, over all ranks."""
+        return sum(
+            self.raw_tokens_per_step(phase) * max(0, min(step, phase.last_step) - phase.first_step)
+            for phase in self.phases
+        )
+
+    def raw_tokens_per_step(self, phase: Phase) -> int:
+        """Raw tokens that one step of a phase reads as input, over all ranks."""
+        return self.global_batch_size * self.num_latent_positions * phase.bag_size
+
+
+def paper_schedule(
+    *, bag_size: int, superposition_fraction: float | None, superposition_steps: int | None
+) -> list[tuple[int, float | int]]:
+    """The paper's two phases as schedule entries: ``bag_size``, then ordinary training.
+
+    Args:
+        bag_size: K; 1 turns superposition off.
+        superposition_fraction: share of optimizer steps, 0-1 (paper: r).
+        superposition_steps: number of steps; given instead of the fraction.
+    Source: paper section 3.
+    """
+    share = superposition_steps if superposition_steps is not None else superposition_fraction
+    if bag_size == 1 or not share:
+        return [(1, 1.0)]
+    rest = 1.0 if isinstance(share, int) else float(1 - Fraction(str(share)))
+    return [(bag_size, share), (1, rest)]
+
+
+def resolve_phases(
+    entries: Sequence[tuple[int, float | int]], *, num_steps: int
+) -> tuple[Phase, ...]:
+    """Turn (bag size, share of steps or number of steps) entries into phases of whole steps.
+
+    A share is a float and floors to whole steps; a number of steps is an int. The last entry takes
+    all steps that are left, so the steps of the phases always add up to ``num_steps``.
+
+    Raises:
+        ValueError: the entries are not a schedule; the message names every rule that is broken.
+    """
+    problems = _entry_problems(entries)
+    if problems:
+        raise ValueError("; ".join(problems))
+    phases: list[Phase] = []
+    first_step = 0
+    for bag_size, amount in entries[:-1]:
+        # Decimal shares are meant exactly: 0.29 of 100 steps is 29, not floor(28.999...).
+        share = Fraction(str(amount))
+        steps = amount if isinstance(amount, int) else int(share * num_steps)
+        phases.append(Phase(bag_size=bag_size, first_step=first_step, num_steps=steps))
+        first_step += steps
+    last = Phase(bag_size=1, first_step=first_step, num_steps=num_steps - first_step)
+    empty = [phase.bag_size for phase in [*phases, last] if phase.num_steps < 1]
+    if empty:
+        raise ValueError(
+            f"bag size {empty[0]} gets no step: {first_step} of {num_steps} steps are taken by the "
+            "phases before the last. Give every phase at least one step"
+        )
+    return (*phases, last)
+
+
+def _entry_problems(entries: Sequence[tuple[int, float | int]]) -> list[str]:
+    if not entries:
+        return ["the schedule is empty. End it with bag size 1"]
+    problems = []
+    for bag_size, amount in entries:
+        if isinstance(bag_size, bool) or not isinstance(bag_size, int) or bag_size < 1:
+            problems.append(f"bag size {bag_size}: a bag holds 1 token or more")
+        if isinstance(amount, bool) or not isinstance(amount, int | float) or amount <= 0:
+            problems.append(f"{amount} steps for bag size {bag_size}: must be above 0")
+        elif isinstance(amount, float) and amount > 1:
+            problems.append(f"{amount} is a share of steps and must be at most 1; steps are whole")
+    if entries[-1][0] != 1:
+        problems.append(
+            f"the last bag size is {entries[-1][0]}. A run ends in ordinary training: end the "
+            "schedule with bag size 1"
+        )
+    if any(bag_size == 1 for bag_size, _ in entries[:-1]):
+        problems.append("bag size 1 stands before the end. Superposition comes first")
+    return problems

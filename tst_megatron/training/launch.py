@@ -1,0 +1,99 @@
+"""Start the ranks of a small job on this machine; on a cluster, srun or torchrun starts them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+
+from rich.console import Console
+
+SECONDS_TO_STOP = 15.0
+"""How long the other ranks have to end after one has failed."""
+
+
+def launch(command: Sequence[str], *, num_processes: int, logs: Path, console: Console) -> int:
+    """Run one process per rank and wait for all of them.
+
+    A stop signal is passed on to every rank. When a rank fails, the others are ended, and the end of
+    its log is shown.
+
+    Args:
+        command: arguments of ``tst-megatron`` for each rank.
+        num_processes: ranks.
+        logs: folder that holds ``rank-N.log``.
+        console: where failures are shown.
+
+    Returns:
+        The first status that is not 0, or 0.
+    """
+    environment = {
+        **os.environ,
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(free_port()),
+        "WORLD_SIZE": str(num_processes),
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS")
+        or str(max(1, (os.cpu_count() or 1) // num_processes)),
+    }
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-m", "tst_megatron", *command],
+            env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+        )
+        for rank in range(num_processes)
+    ]
+
+    def pass_on(number: int, _: FrameType | None) -> None:
+        for process in processes:
+            if process.poll() is None:
+                process.send_signal(number)
+
+    for stop_signal in (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT):
+        signal.signal(stop_signal, pass_on)
+    try:
+        return _wait(processes, logs, console)
+    finally:
+        for process in processes:
+            if process.poll() is None:
+                process.kill()
+
+
+def _wait(processes: Sequence[subprocess.Popen[bytes]], logs: Path, console: Console) -> int:
+    while True:
+        statuses = [process.poll() for process in processes]
+        failed = [rank for rank, status in enumerate(statuses) if status not in (None, 0)]
+        if None not in statuses or failed:
+            break
+        time.sleep(0.1)
+    if not failed:
+        return 0
+    deadline = time.monotonic() + SECONDS_TO_STOP
+    while time.monotonic() < deadline and any(process.poll() is None for process in processes):
+        time.sleep(0.1)
+    rank = failed[0]
+    status = processes[rank].returncode
+    if status not in (2, 75):
+        _show_end_of(logs / f"rank-{rank}.log", rank, status, console)
+    # A rank that a signal ended has a negative status, which no shell can pass on.
+    return status if status > 0 else 128 - status
+
+
+def _show_end_of(log: Path, rank: int, status: int, console: Console) -> None:
+    console.print(f"rank {rank} ended with status {status}. The end of {log}:", highlight=False)
+    if log.exists():
+        lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+        console.print("\n".join(lines[-30:]), highlight=False, markup=False)
+
+
+def free_port() -> int:
+    """A TCP port of this machine that nothing listens on."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
+        return port

@@ -1,0 +1,173 @@
+"""Every logged number with its name and unit; the superposition and recovery loss never share a curve.
+
+``metrics.jsonl`` holds one line per optimizer step and one per evaluation, written on the last rank,
+where the loss is. TensorBoard and Weights & Biases get the same names. Numbers for comparison come from
+here: the second line of Megatron's printed log after a start is a mean of two steps.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from tst_megatron import upstream
+from tst_megatron.schedule import Schedule
+from tst_megatron.training.step import BAG_LOSS, LM_LOSS
+
+VALIDATION_LOSS = "lm loss validation"
+"""Mean next-token loss in nats on the held-out positions; Megatron's name."""
+
+FROM_MEGATRON = ("learning-rate", "grad-norm", "load_balancing_loss", "z_loss", "skipped-train-samples")
+"""Scalars that Megatron writes under these names and that each line repeats."""
+
+SECONDS_BETWEEN_LINES = 20.0
+"""How often progress is printed where there is no terminal to draw on."""
+
+
+class Recorder:
+    """Writes what training tells of itself: ``metrics.jsonl``, the writers, and progress."""
+
+    def __init__(
+        self, path: Path, schedule: Schedule, *, console: Console, device: str, first_step: int
+    ) -> None:
+        """Continue ``path`` after ``first_step`` completed steps; later lines are moved aside."""
+        self._schedule = schedule
+        self._device = device
+        drop_lines_after(path, first_step)
+        self._file = path.open("a", encoding="utf-8")
+        self._progress = _Progress(console, schedule.num_steps, first_step)
+
+    def on_step(self, step: int, seconds: float, scalars: Mapping[str, float]) -> None:
+        """Record a completed optimizer step (``upstream.StepObserver``)."""
+        schedule = self._schedule
+        phase = schedule.phase_at(step - 1)
+        raw_tokens = schedule.raw_tokens_per_step(phase)
+        latent_positions = schedule.latent_positions_before(1)
+        loss_name = BAG_LOSS if phase.is_superposition else LM_LOSS
+        ours = {
+            "bag size": phase.bag_size,
+            "raw tokens": schedule.raw_tokens_before(step),
+            "latent positions": schedule.latent_positions_before(step),
+            "raw tokens per second": raw_tokens / seconds,
+            "latent positions per second": latent_positions / seconds,
+            "TFLOP/s per device": upstream.teraflops_per_device(upstream.get_args(), seconds),
+            "step seconds": seconds,
+        }
+        theirs = {name: scalars[name] for name in FROM_MEGATRON if name in scalars}
+        loss = scalars.get(loss_name)
+        row = {"step": step, "phase": phase.name, loss_name: loss, **theirs, **ours}
+        self._write({"event": "step", **row, "device": self._device})
+        _to_writers(ours, step)
+        self._progress.step(step, f"{phase.name} {loss_name} {loss:.3f}" if loss else phase.name)
+
+    def on_validation(self, step: int, scalars: Mapping[str, float]) -> None:
+        """Record an evaluation (``upstream.StepObserver``)."""
+        if VALIDATION_LOSS in scalars:
+            loss = scalars[VALIDATION_LOSS]
+            self._write({"event": "validation", "step": step, VALIDATION_LOSS: loss})
+            self._progress.note(f"step {step}: {VALIDATION_LOSS} {loss:.4f}")
+
+    def close(self) -> None:
+        """Finish the file and the progress display."""
+        self._progress.close()
+        self._file.close()
+
+    def _write(self, row: Mapping[str, Any]) -> None:
+        # One write per line, so that a killed run leaves whole lines and a torn one at most.
+        self._file.write(json.dumps(row) + "\n")
+        self._file.flush()
+
+
+def read_metrics(path: Path, *, event: str = "step") -> list[dict[str, Any]]:
+    """The rows of one kind (``step`` or ``validation``) of a ``metrics.jsonl``, in order."""
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
+    return [row for row in rows if row["event"] == event]
+
+
+def drop_lines_after(path: Path, step: int) -> None:
+    """Move the lines after a step to ``metrics.dropped.jsonl``, so that each step stands once.
+
+    A torn last line, from a killed process, is moved too.
+    """
+    if not path.exists():
+        return
+    kept, dropped = [], []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        (kept if _is_up_to(line, step) else dropped).append(line)
+    if not dropped:
+        return
+    with path.with_name("metrics.dropped.jsonl").open("a", encoding="utf-8") as file:
+        file.writelines(f"{line}\n" for line in dropped)
+    write_beside(path, "".join(f"{line}\n" for line in kept))
+
+
+def _is_up_to(line: str, step: int) -> bool:
+    try:
+        return bool(json.loads(line)["step"] <= step)
+    except (json.JSONDecodeError, KeyError, TypeError):
+        return False
+
+
+def write_beside(path: Path, text: str) -> None:
+    """Replace a small file at once: written beside, flushed to disk, renamed."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    with beside.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    beside.replace(path)
+
+
+def _to_writers(scalars: Mapping[str, float], step: int) -> None:
+    tensorboard, wandb = upstream.tensorboard_writer(), upstream.wandb_writer()
+    if tensorboard is not None:
+        for name, value in scalars.items():
+            tensorboard.add_scalar(name, value, step)
+    if wandb is not None:
+        wandb.log(dict(scalars), step)
+
+
+class _Progress:
+    """A bar on a terminal; a line now and then in a log."""
+
+    def __init__(self, console: Console, num_steps: int, first_step: int) -> None:
+        self._console = console
+        self._num_steps = num_steps
+        self._last_line = time.monotonic()
+        self._bar: Progress | None = None
+        self._advance: Callable[[int, str], None] = self._print_line
+        if console.is_terminal:
+            self._bar = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeRemainingColumn(),
+                console=console,
+            )
+            task = self._bar.add_task("training", total=num_steps, completed=first_step)
+            self._bar.start()
+            bar = self._bar
+            self._advance = lambda step, text: bar.update(task, completed=step, description=text)
+
+    def step(self, step: int, text: str) -> None:
+        self._advance(step, text)
+
+    def note(self, text: str) -> None:
+        self._console.print(text, highlight=False)
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def _print_line(self, step: int, text: str) -> None:
+        now = time.monotonic()
+        if now - self._last_line >= SECONDS_BETWEEN_LINES or step == self._num_steps:
+            self._last_line = now
+            self.note(f"step {step}/{self._num_steps}: {text}")

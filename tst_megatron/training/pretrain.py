@@ -1,0 +1,129 @@
+"""The main job, top to bottom: check, announce, install, build, run, record how it ended."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from types import FrameType
+
+from rich.console import Console
+
+from tst_megatron.check import CheckedRecipe
+from tst_megatron.training.run_folder import RunFolder, step_of
+
+FINISHED = 0
+BAD_INPUT = 2
+STOPPED = 75
+DO_NOT_RESTART = 93
+
+# Exit statuses of Megatron's rerun state machine: 16 asks for another node to tell a fault of this one
+# from a bug; 17 says that the result itself was wrong, so a restart would only repeat it.
+_MEANING_OF_EXIT = {
+    0: (STOPPED, "stopped", "asked to stop; a checkpoint was saved"),
+    16: (STOPPED, "stopped", "a result could not be reproduced: run again on other hardware"),
+    17: (DO_NOT_RESTART, "failed", "a result was wrong and would be again"),
+}
+
+
+def pretrain(checked: CheckedRecipe, run: RunFolder, *, console: Console) -> int:
+    """Train as a recipe says, in this process as one rank of the job.
+
+    Args:
+        checked: what ``check_recipe`` passed.
+        run: its folder, prepared by the first rank or by the launcher.
+        console: where progress goes; Megatron's own log goes to the run folder.
+
+    Returns:
+        The exit status: 0 finished, 75 stopped and to be continued, 93 not to be restarted.
+    """
+    if checked.recipe.profile == "cpu":
+        from tst_megatron.host import cpu
+
+        cpu.install()
+    # Megatron is imported from here on: the CPU host must be in place before.
+    from tst_megatron import upstream
+    from tst_megatron.data.dataset import make_dataset_provider
+    from tst_megatron.model.gpt import TSTGPTModelConfig
+    from tst_megatron.training.metrics import Recorder
+    from tst_megatron.training.step import LOSS_NAMES, make_forward_step
+
+    device = "cpu" if checked.recipe.profile == "cpu" else upstream.device_name()
+    upstream.repair_wheel()
+    args = upstream.parse_arguments([*checked.flags, *_run_flags(run)])
+    args.tst = checked.recipe.resolved()["tst"]
+    if args.rank == 0:
+        run.write_versions(device=device, world_size=args.world_size)
+    observer = None
+    if args.rank == args.world_size - 1:
+        observer = Recorder(
+            run.metrics,
+            checked.schedule,
+            console=console,
+            device=device,
+            first_step=_saved_step(run),
+        )
+    upstream.observe_training(observer, loss_names=LOSS_NAMES)
+    for stop_signal in (signal.SIGTERM, signal.SIGUSR2):
+        signal.signal(stop_signal, _stop)
+    try:
+        upstream.run_pretraining(
+            args,
+            model_config_class=TSTGPTModelConfig,
+            datasets=make_dataset_provider(
+                checked.manifest, checked.schedule, unit_chunks=checked.recipe.tst.unit_chunks()
+            ),
+            forward_step=make_forward_step(checked.schedule),
+        )
+        status, word, reason = FINISHED, "finished", "all steps are done"
+    except SystemExit as exit_:
+        # Megatron ends a graceful stop by sys.exit inside pretrain.
+        code = exit_.code if isinstance(exit_.code, int) else 1
+        status, word, reason = _MEANING_OF_EXIT.get(code, (1, "failed", f"exit status {code}"))
+    except BaseException as error:
+        _record_end(run, args.rank, "failed", repr(error), device)
+        raise
+    finally:
+        if observer is not None:
+            observer.close()
+    _record_end(run, args.rank, word, reason, device)
+    return status
+
+
+def _run_flags(run: RunFolder) -> list[str]:
+    flags = ["--save", str(run.checkpoints), "--tensorboard-dir", str(run.tensorboard)]
+    flags += ["--tokenizer-model", str(run.tokenizer)]
+    if run.last_checkpoint() is not None:
+        flags += ["--load", str(run.checkpoints), "--exit-on-missing-checkpoint"]
+    return flags
+
+
+def _saved_step(run: RunFolder) -> int:
+    checkpoint = run.last_checkpoint()
+    return step_of(checkpoint) if checkpoint else 0
+
+
+def _stop(_: int, __: FrameType | None) -> None:
+    from tst_megatron import upstream
+
+    upstream.request_stop()
+
+
+def _record_end(run: RunFolder, rank: int, status: str, reason: str, device: str) -> None:
+    if rank == 0:
+        run.write_state(status, reason=reason, step=_saved_step(run), device=device)
+
+
+def redirect_output_to(path: str) -> Console:
+    """Send everything this process prints to a file, and keep a console on what was there before.
+
+    Megatron, NCCL and C++ print from anywhere, so the file descriptors themselves are exchanged.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    terminal = os.fdopen(os.dup(1), "w", buffering=1)
+    log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    os.close(log)
+    return Console(file=terminal)

@@ -1,0 +1,172 @@
+"""The run folder: where a run keeps its recipe, its numbers, its logs, its checkpoints and its state."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import platform
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tst_megatron import __version__
+from tst_megatron.check import CheckedRecipe
+from tst_megatron.recipe import RecipeError
+from tst_megatron.training.metrics import write_beside
+
+PACKAGES = (
+    "torch",
+    "megatron-core",
+    "transformer-engine",
+    "nvidia-modelopt",
+    "transformers",
+    "sentencepiece",
+    "numpy",
+)
+"""Packages whose versions decide the numbers of a run."""
+
+
+class RunFolder:
+    """The files of one run. Nothing is written before ``prepare``."""
+
+    def __init__(self, path: Path) -> None:
+        """Name the folder of a run."""
+        self.path = path
+        self.metrics = path / "metrics.jsonl"
+        self.checkpoints = path / "checkpoints"
+        self.tensorboard = path / "tensorboard"
+        self.logs = path / "logs"
+        self.report = path / "report"
+        self._resolved = path / "resolved.yaml"
+        self._state = path / "state.json"
+
+    def log(self, rank: int) -> Path:
+        """Where a rank's printed log goes."""
+        return self.logs / f"rank-{rank}.log"
+
+    @property
+    def tokenizer(self) -> Path:
+        """The tokenizer, kept with the checkpoints so that they can be exported alone."""
+        return self.checkpoints / "tokenizer.model"
+
+    def problems(self, checked: CheckedRecipe, *, fresh: bool) -> list[str]:
+        """Why this run cannot use this folder: none, if it is new or holds the same recipe."""
+        if not self.path.exists() or not any(self.path.iterdir()):
+            return []
+        if fresh:
+            return [f"--fresh: {self.path} is not empty. Name another folder, or delete it"]
+        if not self._resolved.exists():
+            return [f"--run: {self.path} has files and no resolved.yaml, so it is not a run"]
+        before = yaml.safe_load(self._resolved.read_text(encoding="utf-8"))
+        return [
+            f"{key}: this run was started with {_show(before, key)}, and the recipe now says "
+            f"{_show(now, key)}. Use another --run, or the recipe it was started with"
+            for now in [_identity(checked)]
+            for key in sorted({*before, *now})
+            if before.get(key) != now.get(key)
+        ]
+
+    def prepare(self, checked: CheckedRecipe) -> None:
+        """Make the folder and write what describes the run; the first rank does this."""
+        for folder in (self.checkpoints, self.tensorboard, self.logs, self.report):
+            folder.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(checked.manifest.tokenizer_model, self.tokenizer)
+        shutil.copyfile(checked.recipe.path, self.path / "recipe.yaml")
+        write_beside(self._resolved, yaml.safe_dump(_identity(checked), sort_keys=False))
+
+    def wait_until_prepared(self, *, seconds: float = 300.0) -> None:
+        """Wait for the first rank's ``prepare``; what it writes last is there when this returns.
+
+        Raises:
+            RuntimeError: it did not happen in time.
+        """
+        deadline = time.monotonic() + seconds
+        while not self._resolved.exists():
+            if time.monotonic() > deadline:
+                raise RuntimeError(
+                    f"{self.path} was not prepared by rank 0 within {seconds:.0f} s. Is it on a file "
+                    "system that all nodes share?"
+                )
+            time.sleep(0.2)
+
+    def write_versions(self, *, device: str, world_size: int) -> None:
+        """Record what the run's numbers were made with."""
+        versions = {
+            "tst_megatron": __version__,
+            "python": platform.python_version(),
+            **{package: package_version(package) for package in PACKAGES},
+            "device": device,
+            "world size": world_size,
+        }
+        write_beside(self.path / "versions.json", json.dumps(versions, indent=2) + "\n")
+
+    def write_state(self, status: str, *, reason: str, step: int, device: str) -> None:
+        """Record how the run stands: finished, stopped or failed; schedulers' scripts read this."""
+        checkpoint = self.last_checkpoint()
+        state = {
+            "status": status,
+            "reason": reason,
+            "step": step,
+            "checkpoint": str(checkpoint.relative_to(self.path)) if checkpoint else None,
+            "device": device,
+        }
+        write_beside(self._state, json.dumps(state, indent=2) + "\n")
+
+    def state(self) -> dict[str, Any] | None:
+        """What ``write_state`` last recorded."""
+        if not self._state.exists():
+            return None
+        state: dict[str, Any] = json.loads(self._state.read_text(encoding="utf-8"))
+        return state
+
+    def is_finished(self, num_steps: int) -> bool:
+        """Whether the last checkpoint is that of the last step."""
+        checkpoint = self.last_checkpoint()
+        return checkpoint is not None and step_of(checkpoint) == num_steps
+
+    def last_checkpoint(self) -> Path | None:
+        """The checkpoint that a resumed run starts from."""
+        tracker = self.checkpoints / "latest_checkpointed_iteration.txt"
+        if not tracker.exists():
+            return None
+        return self.checkpoints / f"iter_{int(tracker.read_text()):07d}"
+
+
+def step_of(checkpoint: Path) -> int:
+    """Optimizer steps completed when a checkpoint was saved."""
+    return int(checkpoint.name.removeprefix("iter_"))
+
+
+def package_version(package: str) -> str | None:
+    """The installed version of a package, or None."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def check_run(checked: CheckedRecipe, run: RunFolder, *, fresh: bool) -> None:
+    """Refuse a folder that belongs to another run.
+
+    Raises:
+        RecipeError: with what differs.
+    """
+    if problems := run.problems(checked, fresh=fresh):
+        raise RecipeError(problems)
+
+
+def _identity(checked: CheckedRecipe) -> dict[str, Any]:
+    """What must stay the same over the life of a run."""
+    steps = [[phase.bag_size, phase.num_steps] for phase in checked.schedule.phases]
+    return {
+        **checked.recipe.resolved(),
+        "phases": steps,
+        "training text": checked.manifest.train.bin_sha256,
+    }
+
+
+def _show(values: dict[str, Any], key: str) -> str:
+    return repr(values[key]) if key in values else "nothing"

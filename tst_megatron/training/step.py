@@ -1,0 +1,160 @@
+"""One training step's view of a phase: raw tokens -> bags -> model -> loss, as Megatron's schedules call
+it.
+
+Shapes: B micro-batch, T raw tokens per sequence, L latent positions, K tokens per bag (paper: s).
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tst_megatron import upstream
+from tst_megatron.model.bags import IGNORED, fold, ignore_after
+from tst_megatron.schedule import Schedule
+
+BAG_LOSS = "bag loss"
+LM_LOSS = "lm loss"
+LOSS_NAMES = (BAG_LOSS, LM_LOSS)
+"""Two curves and never one: a bag loss cannot be compared with a next-token loss."""
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """What the model is given for one micro-batch."""
+
+    tokens: Tensor
+    """[B, L, K] bags, or [B, L] tokens when K is 1."""
+    targets: Tensor
+    """[B, L, K] next bags, -100 in ignored slots; or [B, L] next tokens when K is 1."""
+    position_ids: Tensor
+    """[B, L] latent positions."""
+    loss_mask: Tensor
+    """[B, L] fp32: 1 where a latent position has a target."""
+
+
+def make_batch(tokens_BT: Tensor, bag_size: int, *, masked_after: int | None = None) -> Batch:
+    """Cut a micro-batch of raw tokens for a phase; bag size 1 gives Megatron's own shapes.
+
+    Args:
+        tokens_BT: [B, L*K + K] raw tokens with their look-ahead.
+        bag_size: K.
+        masked_after: the end-of-document id, if targets that follow it are not to count.
+    """
+    tokens, targets = fold(tokens_BT, bag_size)
+    counted = targets if masked_after is None else ignore_after(tokens_BT, targets, masked_after)
+    loss_mask_BL = (counted != IGNORED).any(dim=-1).float()
+    batch, num_latent_positions, _ = tokens.shape
+    positions = torch.arange(num_latent_positions, device=tokens_BT.device).expand(batch, -1)
+    if bag_size == 1:
+        # Megatron's loss takes every label; the mask alone decides what counts.
+        tokens, counted = tokens.squeeze(-1), targets.squeeze(-1)
+    return Batch(tokens.contiguous(), counted.contiguous(), positions, loss_mask_BL)
+
+
+def make_forward_step(schedule: Schedule) -> Callable[..., Any]:
+    """The forward step of a run: the phase decides the bag size, and nothing else changes.
+
+    The phase follows from Megatron's own count of completed steps. Evaluation is next-token in both
+    phases.
+    """
+
+    def forward_step(data_iterator: Iterator[dict[str, Tensor]] | None, model: Any) -> Any:
+        args = upstream.get_args()
+        bag_size = schedule.bag_size_at(args.curr_iteration) if model.training else 1
+        if not upstream.holds_a_batch(upstream.get_attr_wrapped_model(model, "vp_stage")):
+            # A stage in the middle works on the hidden states that it was sent.
+            return model(None, None, None), None
+        timers = upstream.get_timers()
+        timers("batch-generator", log_level=2).start()
+        micro_batch = args.micro_batch_size if model.training else args.eval_micro_batch_size
+        num_raw_tokens = (schedule.num_latent_positions + 1) * bag_size
+        tokens_BT = read_raw_tokens(data_iterator, (micro_batch, num_raw_tokens))
+        end_of_document = upstream.end_of_document_id() if args.eod_mask_loss else None
+        batch = make_batch(tokens_BT, bag_size, masked_after=end_of_document)
+        timers("batch-generator").stop()
+        output = model(
+            batch.tokens,
+            batch.position_ids,
+            None,
+            labels=batch.targets,
+            loss_mask=batch.loss_mask,
+        )
+        name = BAG_LOSS if bag_size > 1 else LM_LOSS
+        return output, functools.partial(loss_func, batch.loss_mask, name)
+
+    return forward_step
+
+
+def read_raw_tokens(
+    data_iterator: Iterator[dict[str, Tensor]] | None, shape: tuple[int, int]
+) -> Tensor:
+    """The next micro-batch of raw tokens, which are all that crosses the tensor-parallel group.
+
+    Args:
+        data_iterator: on tensor-parallel rank 0; None on the others, which have no data.
+        shape: (B, T), known on every rank from the phase.
+    """
+    device = upstream.current_device()
+    if upstream.tensor_parallel_rank() == 0:
+        assert data_iterator is not None
+        tokens_BT = next(data_iterator)["tokens"].to(device, non_blocking=True)
+        assert tokens_BT.shape == shape, f"read {tuple(tokens_BT.shape)} raw tokens, not {shape}"
+    else:
+        tokens_BT = torch.empty(shape, dtype=torch.int64, device=device)
+    return upstream.broadcast_from_tensor_parallel_rank_0(tokens_BT)
+
+
+def loss_func(
+    loss_mask_BL: Tensor, name: str, losses_BL: Tensor
+) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    """Sum the losses of a micro-batch, for Megatron's schedules to divide.
+
+    Latent positions are what is counted in both phases, as the router counts them when it scales its
+    own losses: counting each target would weaken balancing K times.
+
+    Args:
+        loss_mask_BL: [B, L] 1 where a latent position has a target.
+        name: the curve the loss belongs to.
+        losses_BL: [B, L] the model's loss of each latent position.
+
+    Returns:
+        The sum of losses; the number of latent positions that have a target, as an int tensor; and
+        the same two as a fresh fp32 pair under ``name``, since the schedule divides the sum in place.
+    """
+    mask = loss_mask_BL.view(-1).float()
+    loss_sum = torch.sum(losses_BL.view(-1).float() * mask)
+    num_positions = mask.sum().clone().detach().to(torch.int)
+    report = torch.cat([loss_sum.clone().detach().view(1), num_positions.float().view(1)])
+    _validate(loss_sum, context=name)
+    return loss_sum, num_positions, {name: report}
+
+
+def _validate(loss_sum: Tensor, *, context: str) -> None:
+    """The checks of Megatron's own GPT script; a spike is measured against its own phase."""
+    args = upstream.get_args()
+    machine = upstream.get_rerun_state_machine()
+    if args.check_for_nan_in_loss_and_grad:
+        for rejects, what in ((torch.isnan, "NaN"), (torch.isinf, "Inf")):
+            machine.validate_result(
+                result=loss_sum,
+                rejection_func=rejects,
+                message=f"found {what} in local forward loss calculation",
+                tolerance=0.0,
+                fatal=True,
+            )
+    if args.check_for_spiky_loss:
+        machine.validate_result(
+            result=loss_sum,
+            rejection_func=functools.partial(
+                machine.is_unexpectedly_large, threshold=upstream.SPIKE_FACTOR, context=context
+            ),
+            message=f"spiky {context}",
+            tolerance=0.0,
+            fatal=False,
+        )
