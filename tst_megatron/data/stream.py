@@ -217,6 +217,7 @@ class TokenStream:
         Raises:
             ValueError: the corpus is too small for the run, or a bag size does not divide the unit.
         """
+        self.schedule = schedule
         self._unit_chunks = unit_chunks
         self._length = schedule.num_latent_positions
         num_documents = len(reader.document_lengths)

@@ -1,4 +1,7 @@
-"""What reading a checkpoint needs of Megatron's unstable names, in our words."""
+"""What reading a checkpoint needs of Megatron's unstable names, in our words.
+
+Megatron is imported where it is used: importing it already needs the CPU host.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,7 @@ def prepare_process() -> None:
         RuntimeError: this process already uses a GPU, or is one rank of a larger job.
     """
     if not cpu.is_installed():
-        if torch.cuda.is_initialized():
+        if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
             raise RuntimeError(
                 "A checkpoint is read on the CPU, but this process already uses a GPU. "
                 "Read it in a process of its own."
@@ -30,9 +33,9 @@ def prepare_process() -> None:
     from megatron.core import parallel_state, tensor_parallel
 
     if not distributed.is_initialized():
-        distributed.init_process_group(
-            "gloo", store=distributed.HashStore(), rank=0, world_size=1
-        )
+        # A store in memory: no port to find, nothing to collide with.
+        store = distributed.HashStore()  # type: ignore[attr-defined]
+        distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
     if distributed.get_world_size() != 1:
         raise RuntimeError(
             f"A checkpoint is read by one process, but this one belongs to a job of "
@@ -97,7 +100,7 @@ def build_gpt(args: argparse.Namespace) -> nn.Module:
     return model
 
 
-def sharded_weights(model: nn.Module, content_metadata: Mapping[str, Any] | None) -> dict[str, Any]:
+def sharded_weights(model: Any, content_metadata: Mapping[str, Any] | None) -> dict[str, Any]:
     """The model's weights as a distributed checkpoint names and cuts them.
 
     Args:

@@ -1,8 +1,8 @@
 """Read a Megatron checkpoint from its folder alone, in one process, without a GPU.
 
-Shapes come from the arguments saved in the checkpoint. The model is built as Megatron builds it from
-those arguments, except that what only says how and where to run (parallel sizes, precision recipes,
-fused kernels, overlaps) is set back: a checkpoint of any layout loads into one CPU process.
+Shapes come from the arguments saved in the checkpoint. The model is built as Megatron builds it
+from those arguments, except that what only says how and where to run (parallel sizes, precision
+recipes, fused kernels, overlaps) is set back: any checkpoint then loads into one CPU process.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from tst_megatron.hf import _megatron
 
 TRACKER = "latest_checkpointed_iteration.txt"
 
-# Arguments that say how to run and not what the model computes. Each goes back to Megatron's default;
-# an unknown argument stays as saved, so that a new architecture setting is never dropped in silence.
+# Arguments that say how to run and not what the model computes go back to Megatron's defaults. An
+# unknown one stays as saved, so that a new architecture setting is never dropped in silence.
 _EXECUTION = re.compile(
     r"tensor_model_parallel_size|context_parallel_size|sequence_parallel|expert_tensor_parallel_size"
     r"|(virtual_)?pipeline_model_parallel_.*|decoder_(first|last)_pipeline_num_layers"
@@ -59,7 +59,7 @@ class LoadedModel:
     args: argparse.Namespace
     """Megatron's arguments as the checkpoint saved them, the run's parallel sizes included."""
     model: nn.Module
-    """``GPTModel`` on the CPU, in evaluation mode, tensor-, pipeline- and expert-parallel size 1."""
+    """``GPTModel`` on the CPU, in evaluation mode, every parallel size 1."""
     iteration: int
     """Optimizer steps behind the weights."""
 
@@ -87,7 +87,9 @@ def load_model(
     _check_is_complete(folder, weights)
     _megatron.load_weights(model, folder, weights)
     _separate_gates(model, args)
-    return LoadedModel(args=args, model=model.eval(), iteration=int(state["iteration"]))
+    # Norms are built in float32 here whatever the type of the rest.
+    model = model.to(dtype or args.params_dtype).eval()
+    return LoadedModel(args=args, model=model, iteration=int(state["iteration"]))
 
 
 def read_args(checkpoint: Path, *, iteration: int | None = None) -> argparse.Namespace:
@@ -193,8 +195,8 @@ def _check_is_gpt(folder: Path, args: argparse.Namespace) -> None:
     if getattr(args, "moe_mlp_glu_interleave_size", None) and args.expert_tensor_parallel_size > 1:
         raise ValueError(
             f"{folder}: moe_mlp_glu_interleave_size={args.moe_mlp_glu_interleave_size} with "
-            f"expert_tensor_parallel_size={args.expert_tensor_parallel_size}: the saved order of the "
-            "gates depends on the rank. Convert the checkpoint to expert-tensor-parallel size 1."
+            f"expert_tensor_parallel_size={args.expert_tensor_parallel_size}: the saved order of "
+            "gate rows depends on the rank. Save it again with expert-tensor-parallel size 1."
         )
 
 
@@ -255,4 +257,5 @@ def separate_gates(weight: Tensor, interleave_size: int) -> Tensor:
 
     Source: ``TEGroupedMLP._remove_glu_interleaving``, which does the same to its outputs.
     """
-    return weight.unflatten(0, (-1, 2, interleave_size)).transpose(0, 1).reshape(weight.shape)
+    blocks = weight.reshape(-1, 2, interleave_size, weight.shape[1])
+    return blocks.transpose(0, 1).reshape(weight.shape)

@@ -1,0 +1,94 @@
+import math
+
+import pytest
+import torch
+from reference import multi_hot_loss_and_grad
+
+from tst_megatron.model.loss import (
+    multi_hot_cross_entropy,
+    vocab_parallel_multi_hot_cross_entropy,
+)
+
+BOTH = pytest.mark.parametrize(
+    "loss_function", [multi_hot_cross_entropy, vocab_parallel_multi_hot_cross_entropy]
+)
+
+
+def make_case(bag_size: int, *, vocabulary: int = 23, positions: int = 7):
+    generator = torch.Generator().manual_seed(bag_size)
+    logits = torch.randn(positions, vocabulary, generator=generator, dtype=torch.float64) * 3
+    targets = torch.randint(0, vocabulary - 4, (positions, bag_size), generator=generator)
+    targets[0] = targets[0, 0]  # one token in every slot
+    targets[1, 0] = -100  # one slot ignored
+    targets[2] = -100  # all slots ignored
+    weights = torch.rand(positions, generator=generator, dtype=torch.float64) + 0.5
+    return logits, targets, weights
+
+
+@BOTH
+@pytest.mark.parametrize("num_valid_columns", [None, 20])
+@pytest.mark.parametrize("bag_size", [1, 2, 3, 6, 16])
+def test_loss_and_gradient_equal_the_definition(loss_function, bag_size, num_valid_columns):
+    logits, targets, grad = make_case(bag_size)
+    expected, expected_grad = multi_hot_loss_and_grad(
+        logits, targets, upstream_grad_N=grad, num_valid_columns=num_valid_columns
+    )
+    logits.requires_grad_()
+    loss = loss_function(logits, targets, num_valid_columns=num_valid_columns)
+    (loss * grad).sum().backward()
+    torch.testing.assert_close(loss, expected, atol=1e-12, rtol=1e-12)
+    torch.testing.assert_close(logits.grad, expected_grad, atol=1e-12, rtol=1e-12)
+
+
+@BOTH
+def test_slot_weights_are_normalised_over_the_slots_that_count(loss_function):
+    logits, targets, grad = make_case(4)
+    slot_weights = [1.0, 0.5, 1 / 3, 0.25]
+    expected, expected_grad = multi_hot_loss_and_grad(
+        logits, targets, upstream_grad_N=grad, slot_weights=slot_weights
+    )
+    logits.requires_grad_()
+    loss = loss_function(logits, targets, slot_weights=torch.tensor(slot_weights).double())
+    (loss * grad).sum().backward()
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(logits.grad, expected_grad)
+
+
+@BOTH
+def test_fully_ignored_position_has_no_loss_and_no_gradient(loss_function):
+    logits = torch.randn(2, 11, requires_grad=True)
+    loss = loss_function(logits, torch.full((2, 4), -100))
+    loss.sum().backward()
+    assert loss.tolist() == [0.0, 0.0]
+    assert logits.grad.abs().max() == 0.0
+
+
+@BOTH
+@pytest.mark.parametrize("bag_size", [1, 4, 16])
+def test_untrained_loss_is_near_log_v_and_not_log_v_over_k(loss_function, bag_size):
+    logits = torch.randn(512, 4096) * 0.02
+    targets = torch.randint(0, 4096, (512, bag_size))
+    mean = loss_function(logits, targets).mean().item()
+    assert mean == pytest.approx(math.log(4096), rel=0.02)
+
+
+@BOTH
+def test_bf16_logits_are_computed_in_fp32_and_get_bf16_gradients(loss_function):
+    logits, targets, grad = make_case(6)
+    rounded = logits.bfloat16()
+    expected, expected_grad = multi_hot_loss_and_grad(
+        rounded.double(), targets, upstream_grad_N=grad
+    )
+    rounded.requires_grad_()
+    loss = loss_function(rounded, targets)
+    assert loss.dtype == torch.float32
+    (loss * grad.float()).sum().backward()
+    torch.testing.assert_close(loss.double(), expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(rounded.grad.double(), expected_grad, atol=4e-3, rtol=1e-2)
+
+
+def test_input_logits_are_left_alone():
+    logits, targets, _ = make_case(3)
+    before = logits.clone()
+    vocab_parallel_multi_hot_cross_entropy(logits, targets, num_valid_columns=20)
+    assert torch.equal(logits, before)

@@ -1,0 +1,370 @@
+import gzip
+import io
+import json
+import math
+import subprocess
+import sys
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+from sentencepiece import SentencePieceProcessor
+
+from tst_megatron.data import jsonl
+from tst_megatron.data.encode import is_held_out
+from tst_megatron.data.indexed import IndexedReader
+from tst_megatron.data.prepare import Manifest, load_manifest, prepare
+from tst_megatron.data.tokenizer import encode_document
+
+TEXTS = [f"document {number}\n" + "    some text </s>\n" * (number % 7) for number in range(200)]
+
+
+def write_jsonl(path: Path, texts: list[str], key: str = "text") -> Path:
+    lines = [json.dumps({"id": number, key: text}) for number, text in enumerate(texts)]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    """A JSONL file with `TEXTS`."""
+    return write_jsonl(tmp_path / "source.jsonl", TEXTS)
+
+
+def run(source: Path, model: Path, output: Path, fraction: float = 0.1) -> Manifest:
+    return prepare([source], model, output, held_out_fraction=fraction, workers=1)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+def test_tokens_are_the_encoded_documents_in_order(
+    source: Path, tokenizer_model: Path, processor: SentencePieceProcessor, tmp_path: Path
+) -> None:
+    manifest = run(source, tokenizer_model, tmp_path / "out")
+    for split, held_out in ((manifest.train, False), (manifest.validation, True)):
+        expected = [
+            encode_document(processor, text) for text in TEXTS if is_held_out(text, 0.1) is held_out
+        ]
+        reader = IndexedReader(split.prefix)
+        assert [reader.tokens(n).tolist() for n in range(reader.num_documents)] == expected
+        assert split.documents == len(expected) > 0
+        assert split.tokens == sum(len(document) for document in expected)
+
+
+def test_manifest_states_the_contract(
+    source: Path, tokenizer_model: Path, processor: SentencePieceProcessor, tmp_path: Path
+) -> None:
+    manifest = run(source, tokenizer_model, tmp_path / "out")
+    out = tmp_path / "out"
+    assert manifest.path == out / "manifest.json" and manifest.path.is_absolute()
+    assert (manifest.train.prefix, manifest.validation.prefix) == (
+        out / "train",
+        out / "validation",
+    )
+    assert manifest.tokenizer_model.read_bytes() == tokenizer_model.read_bytes()
+    assert (manifest.vocab_size, manifest.eod_id, manifest.dtype) == (800, 2, "uint16")
+    assert manifest.reused is False
+    counts = Counter(
+        token
+        for text in TEXTS
+        if not is_held_out(text, 0.1)
+        for token in encode_document(processor, text)
+    )
+    frequencies = [count / counts.total() for count in counts.values()]
+    entropy = -sum(frequency * math.log(frequency) for frequency in frequencies)
+    assert manifest.unigram_entropy_nats == pytest.approx(entropy, rel=1e-12)
+    values = json.loads(manifest.path.read_text(encoding="utf-8"))
+    assert values["rules"]["document"].startswith("no BOS; EOS")
+    assert "ordinary text" in values["rules"]["literal"]
+    assert str(tmp_path) not in json.dumps(values)
+
+
+def test_moved_folder_still_loads(source: Path, tokenizer_model: Path, tmp_path: Path) -> None:
+    run(source, tokenizer_model, tmp_path / "out")
+    (tmp_path / "out").rename(tmp_path / "moved")
+    manifest = load_manifest(tmp_path / "moved" / "manifest.json")
+    assert manifest == load_manifest(tmp_path / "moved")
+    assert IndexedReader(manifest.train.prefix).num_tokens == manifest.train.tokens
+
+
+def test_files_do_not_depend_on_the_number_of_workers(
+    source: Path, tokenizer_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(source, tokenizer_model, tmp_path / "one")
+    monkeypatch.setattr(jsonl, "BATCH_BYTES", 500)
+    prepare([source], tokenizer_model, tmp_path / "two", held_out_fraction=0.1, workers=2)
+    assert contents(tmp_path / "one") == contents(tmp_path / "two")
+
+
+def test_side_of_a_document_does_not_depend_on_order(
+    source: Path, tokenizer_model: Path, tmp_path: Path
+) -> None:
+    other = write_jsonl(tmp_path / "other.jsonl", TEXTS[::-1])
+    first = IndexedReader(run(source, tokenizer_model, tmp_path / "a").validation.prefix)
+    second = IndexedReader(run(other, tokenizer_model, tmp_path / "b").validation.prefix)
+    documents = [
+        [reader.tokens(n).tolist() for n in range(reader.num_documents)]
+        for reader in (first, second)
+    ]
+    assert documents[0] == documents[1][::-1]
+
+
+@pytest.mark.parametrize("fraction", [0.1, 0.5])
+def test_held_out_share_is_near_the_fraction(fraction: float) -> None:
+    share = sum(is_held_out(f"text {number}", fraction) for number in range(4000)) / 4000
+    assert share == pytest.approx(fraction, abs=0.03)
+
+
+def test_gzip_gives_the_same_tokens(source: Path, tokenizer_model: Path, tmp_path: Path) -> None:
+    (tmp_path / "source.jsonl.gz").write_bytes(gzip.compress(source.read_bytes()))
+    plain = run(source, tokenizer_model, tmp_path / "a")
+    packed = run(tmp_path / "source.jsonl.gz", tokenizer_model, tmp_path / "b")
+    assert packed.train.bin_sha256 == plain.train.bin_sha256
+
+
+def test_zstandard_gives_the_same_tokens(
+    source: Path, tokenizer_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    zstandard = pytest.importorskip("zstandard")
+    monkeypatch.setattr(jsonl, "_ZSTD_READ_BYTES", 100)
+    data = source.read_bytes()
+    frames = [zstandard.compress(part) for part in (data[:999], data[999:])]
+    packed_file = tmp_path / "source.jsonl.zst"
+    packed_file.write_bytes(b"".join(frames))
+    plain = run(source, tokenizer_model, tmp_path / "a")
+    packed = run(packed_file, tokenizer_model, tmp_path / "b")
+    assert packed.train.bin_sha256 == plain.train.bin_sha256
+    packed_file.write_bytes(b"".join(frames)[:-20])
+    with pytest.raises(ValueError, match=r"source\.jsonl\.zst: compressed file is damaged or cut"):
+        run(packed_file, tokenizer_model, tmp_path / "c")
+
+
+def test_zstandard_missing_names_the_extra(
+    tokenizer_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "zstandard", None)
+    (tmp_path / "a.jsonl.zst").write_bytes(b"")
+    with pytest.raises(RuntimeError, match=r"needs the package zstandard.*'tst-megatron\[data\]'"):
+        run(tmp_path / "a.jsonl.zst", tokenizer_model, tmp_path / "out")
+
+
+def test_second_call_reuses_the_finished_folder(
+    source: Path, tokenizer_model: Path, tmp_path: Path
+) -> None:
+    first = run(source, tokenizer_model, tmp_path / "out")
+    times = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()}
+    second = run(source, tokenizer_model, tmp_path / "out")
+    assert second.reused and second == replace(first, reused=True)
+    assert times == {path: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()}
+
+
+def test_second_call_refuses_other_settings_and_names_them(
+    source: Path, tokenizer_model: Path, tmp_path: Path
+) -> None:
+    run(source, tokenizer_model, tmp_path / "out", fraction=0.1)
+    before = contents(tmp_path / "out")
+    message = r"prepared differently; held_out_fraction: 0\.1 there, 0\.2 wanted.*another output"
+    with pytest.raises(ValueError, match=message):
+        run(source, tokenizer_model, tmp_path / "out", fraction=0.2)
+    write_jsonl(source, TEXTS[:-1])
+    with pytest.raises(ValueError, match=r"prepared differently; inputs: .*sha256"):
+        run(source, tokenizer_model, tmp_path / "out", fraction=0.1)
+    assert contents(tmp_path / "out") == before
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "problem"),
+    [
+        ("train.bin", b"x", "differs from its sha256"),
+        ("validation.idx", None, "is missing"),
+        ("tokenizer.model", b"x", "differs from its sha256"),
+    ],
+)
+def test_second_call_refuses_a_damaged_folder(
+    source: Path,
+    tokenizer_model: Path,
+    tmp_path: Path,
+    name: str,
+    content: bytes | None,
+    problem: str,
+) -> None:
+    run(source, tokenizer_model, tmp_path / "out")
+    (tmp_path / "out" / name).unlink()
+    if content is not None:
+        (tmp_path / "out" / name).write_bytes(content)
+    with pytest.raises(ValueError, match=rf"{name}: {problem}.*Delete the folder"):
+        run(source, tokenizer_model, tmp_path / "out")
+
+
+def test_output_that_holds_something_else_is_refused(
+    source: Path, tokenizer_model: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "train.bin").write_bytes(b"precious")
+    with pytest.raises(ValueError, match=r"out: exists and is not a prepared folder.*another"):
+        run(source, tokenizer_model, tmp_path / "out")
+    assert contents(tmp_path / "out") == {"train.bin": b"precious"}
+
+
+def test_empty_output_folder_is_used(source: Path, tokenizer_model: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    assert run(source, tokenizer_model, tmp_path / "out").train.tokens > 0
+
+
+BAD_LINES = {
+    b"not json": r"line 3: not JSON in UTF-8 \(.*Write one JSON object per line",
+    b"\xff\xfe": r"line 3: not JSON in UTF-8 \(.*decode byte",
+    b'["text"]': r"line 3: no object, a JSON object with the key 'text'.*text_key",
+    b'{"body": "x", "a": 1}': r"line 3: keys \['a', 'body'\], a JSON object with the key 'text'",
+    b'{"text": 5}': r"line 3: 'text' is int, text must be a string.*Convert it",
+    b'{"text": "\\ud800"}': r"line 3: 'text' holds half a surrogate pair.*Repair or remove",
+}
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("line", BAD_LINES)
+def test_bad_line_is_named_and_nothing_is_left(
+    tokenizer_model: Path, tmp_path: Path, line: bytes, workers: int
+) -> None:
+    if workers == 2 and line != b"not json":
+        pytest.skip("one line is enough to see that errors cross processes")
+    source = tmp_path / "source.jsonl"
+    source.write_bytes(b'{"text": "fine"}\n\n' + line + b'\n{"text": "fine"}\n')
+    with pytest.raises(ValueError, match=r"source\.jsonl, " + BAD_LINES[line]):
+        prepare([source], tokenizer_model, tmp_path / "out", workers=workers)
+    assert [path.name for path in tmp_path.iterdir()] == ["source.jsonl"]
+
+
+def test_bad_line_is_counted_across_batches(
+    tokenizer_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jsonl, "BATCH_BYTES", 50)
+    source = write_jsonl(tmp_path / "source.jsonl", TEXTS)
+    with source.open("a") as file:
+        file.write("bad\n")
+    with pytest.raises(ValueError, match=r"source\.jsonl, line 201: not JSON"):
+        run(source, tokenizer_model, tmp_path / "out")
+
+
+def test_blank_lines_and_empty_texts_are_left_out(tokenizer_model: Path, tmp_path: Path) -> None:
+    source = write_jsonl(tmp_path / "source.jsonl", [*TEXTS, "", ""])
+    source.write_text("\n" + source.read_text() + " \n")
+    manifest = run(source, tokenizer_model, tmp_path / "out")
+    assert manifest.empty_documents == 2
+    assert manifest.train.documents + manifest.validation.documents == len(TEXTS)
+
+
+def test_last_line_without_newline_is_read(tokenizer_model: Path, tmp_path: Path) -> None:
+    source = write_jsonl(tmp_path / "source.jsonl", TEXTS)
+    source.write_text(source.read_text().rstrip("\n"))
+    manifest = run(source, tokenizer_model, tmp_path / "out")
+    assert manifest.train.documents + manifest.validation.documents == len(TEXTS)
+
+
+def test_text_key_names_the_text(tokenizer_model: Path, tmp_path: Path) -> None:
+    source = write_jsonl(tmp_path / "source.jsonl", TEXTS, key="body")
+    manifest = prepare(
+        [source],
+        tokenizer_model,
+        tmp_path / "out",
+        text_key="body",
+        held_out_fraction=0.1,
+        workers=1,
+    )
+    assert manifest.train.documents + manifest.validation.documents == len(TEXTS)
+
+
+def test_damaged_gzip_is_named(source: Path, tokenizer_model: Path, tmp_path: Path) -> None:
+    path = tmp_path / "cut.jsonl.gz"
+    path.write_bytes(gzip.compress(source.read_bytes())[:-30])
+    with pytest.raises(ValueError, match=r"cut\.jsonl\.gz: compressed file is damaged or cut"):
+        run(path, tokenizer_model, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("num_texts", "fraction", "message"),
+    [
+        (1, 1e-9, r"held_out_fraction 1e-09: gives 1 training and 0 validation documents"),
+        (1, 1 - 1e-9, r"gives 0 training and 1 validation documents, each needs at least one"),
+        (0, 0.1, r"gives 0 training and 0 validation.*Change the fraction or give more"),
+    ],
+)
+def test_split_without_documents_is_refused(
+    tokenizer_model: Path, tmp_path: Path, num_texts: int, fraction: float, message: str
+) -> None:
+    source = write_jsonl(tmp_path / "source.jsonl", TEXTS[:num_texts])
+    with pytest.raises(ValueError, match=message):
+        run(source, tokenizer_model, tmp_path / "out", fraction=fraction)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "error", "message"),
+    [
+        (None, ValueError, r"inputs: no files\. Give \.jsonl"),
+        ("a.parquet", ValueError, r"a\.parquet: unknown kind of file\. Give \.jsonl"),
+        ("none.jsonl", FileNotFoundError, r"none\.jsonl: no such input file"),
+    ],
+)
+def test_unusable_inputs_are_refused(
+    tokenizer_model: Path,
+    tmp_path: Path,
+    name: str | None,
+    error: type[Exception],
+    message: str,
+) -> None:
+    inputs = [] if name is None else [tmp_path / name]
+    with pytest.raises(error, match=message):
+        prepare(inputs, tokenizer_model, tmp_path / "out")
+
+
+@pytest.mark.parametrize("fraction", [0.0, 1.0, -0.1, math.nan])
+def test_all_wrong_settings_are_named_at_once(
+    source: Path, tokenizer_model: Path, tmp_path: Path, fraction: float
+) -> None:
+    message = r"(?s)held_out_fraction .*: must lie between 0 and 1.*workers 0: must be at least 1"
+    with pytest.raises(ValueError, match=message):
+        prepare([source], tokenizer_model, tmp_path / "out", held_out_fraction=fraction, workers=0)
+
+
+def test_progress_is_drawn_on_the_given_console(
+    source: Path, tokenizer_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = io.StringIO()
+    console = Console(file=text, force_terminal=True, width=80)
+    prepare([source], tokenizer_model, tmp_path / "out", workers=1, console=console)
+    assert "tokenising" in text.getvalue() and "100%" in text.getvalue()
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("junk", r"manifest\.json: not a manifest of prepared data"),
+        ("[]", r"manifest\.json: not a manifest of prepared data"),
+        ('{"format_version": 99}', r"manifest format 99, this version reads 1"),
+        ('{"format_version": 1}', r"manifest is incomplete or damaged \(KeyError"),
+    ],
+)
+def test_foreign_manifest_is_refused(tmp_path: Path, content: str, message: str) -> None:
+    (tmp_path / "manifest.json").write_text(content)
+    with pytest.raises(ValueError, match=message):
+        load_manifest(tmp_path)
+
+
+def test_missing_manifest_is_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"manifest\.json: no such manifest.*`prepare`"):
+        load_manifest(tmp_path)
+
+
+def test_preparing_imports_neither_megatron_nor_torch() -> None:
+    code = (
+        "import sys, tst_megatron.data.prepare, tst_megatron.data.corpus; "
+        "print(sorted({'megatron', 'torch', 'transformers'} & sys.modules.keys()))"
+    )
+    command = [sys.executable, "-c", code]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "[]\n"
