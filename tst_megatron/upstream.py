@@ -12,6 +12,7 @@ import functools
 import importlib
 import inspect
 import io
+import logging
 import sys
 import time
 import warnings
@@ -30,6 +31,7 @@ try:
     # run says it once.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
+        logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
         from megatron.core import parallel_state
         from megatron.core.datasets import utils as _dataset_utils
         from megatron.core.datasets.utils import Split
@@ -104,7 +106,8 @@ def validate_arguments(flags: Sequence[str], *, world_size: int) -> argparse.Nam
         AssertionError, ValueError, RuntimeError: what Megatron raises on a combination it refuses.
     """
     # Validation prints every argument.
-    with _command_line(flags), redirect_stdout(io.StringIO()):
+    with _command_line(flags), redirect_stdout(io.StringIO()), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
         args: argparse.Namespace = _arguments.parse_args()
         args.rank, args.world_size = 0, world_size
         _arguments.validate_args(args)

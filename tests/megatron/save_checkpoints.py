@@ -1,4 +1,4 @@
-"""Save small Qwen3-MoE checkpoints from two ranks, one per parallel layout; run by test_hf_export.py.
+"""Save small Qwen3-MoE checkpoints from two ranks, one per layout; run by hf_checkpoints.py.
 
 Usage: save_checkpoints.py FOLDER, with RANK in the environment. FOLDER/tokenizer.model must exist.
 """
@@ -19,9 +19,10 @@ COMMON = """
 --moe-token-dispatcher-type alltoall --normalization RMSNorm --norm-epsilon 1e-6 --swiglu
 --disable-bias-linear --position-embedding-type rope --rotary-base 500000 --seq-length 64
 --max-position-embeddings 64 --micro-batch-size 1 --global-batch-size 2 --train-iters 4 --lr 1e-3
---ckpt-format torch_dist --transformer-impl local --use-cpu-initialization --attention-backend unfused
---distributed-backend gloo --no-masked-softmax-fusion --no-bias-dropout-fusion --no-rope-fusion
---no-bias-swiglu-fusion --no-gradient-accumulation-fusion --no-persist-layer-norm
+--ckpt-format torch_dist --transformer-impl local --use-cpu-initialization
+--attention-backend unfused --distributed-backend gloo --no-masked-softmax-fusion
+--no-bias-dropout-fusion --no-rope-fusion --no-bias-swiglu-fusion --no-gradient-accumulation-fusion
+--no-persist-layer-norm
 """
 LAYOUTS = {
     # Head size is not hidden / heads, and 1000 tokens are padded to 1024.
@@ -41,7 +42,7 @@ def main() -> None:
     """Save every layout."""
     folder, rank = Path(sys.argv[1]), int(os.environ["RANK"])
     cpu.install()
-    store = distributed.FileStore(str(folder / "store"), 2)
+    store = distributed.FileStore(str(folder / "store"), 2)  # type: ignore[attr-defined]
     distributed.init_process_group("gloo", store=store, rank=rank, world_size=2)
     for number, (name, flags) in enumerate(LAYOUTS.items(), start=1):
         flags = f"{COMMON} {flags}".format(tokenizer=folder / "tokenizer.model")

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from megatron.core.datasets.indexed_dataset import (
+from megatron.core.datasets.indexed_dataset import (  # type: ignore[import-untyped, unused-ignore]
     DType,
     IndexedDataset,
     IndexedDatasetBuilder,

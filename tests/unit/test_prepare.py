@@ -113,45 +113,6 @@ def test_side_of_a_document_does_not_depend_on_order(
     assert documents[0] == documents[1][::-1]
 
 
-@pytest.mark.parametrize("fraction", [0.1, 0.5])
-def test_held_out_share_is_near_the_fraction(fraction: float) -> None:
-    share = sum(is_held_out(f"text {number}", fraction) for number in range(4000)) / 4000
-    assert share == pytest.approx(fraction, abs=0.03)
-
-
-def test_gzip_gives_the_same_tokens(source: Path, tokenizer_model: Path, tmp_path: Path) -> None:
-    (tmp_path / "source.jsonl.gz").write_bytes(gzip.compress(source.read_bytes()))
-    plain = run(source, tokenizer_model, tmp_path / "a")
-    packed = run(tmp_path / "source.jsonl.gz", tokenizer_model, tmp_path / "b")
-    assert packed.train.bin_sha256 == plain.train.bin_sha256
-
-
-def test_zstandard_gives_the_same_tokens(
-    source: Path, tokenizer_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    zstandard = pytest.importorskip("zstandard")
-    monkeypatch.setattr(jsonl, "_ZSTD_READ_BYTES", 100)
-    data = source.read_bytes()
-    frames = [zstandard.compress(part) for part in (data[:999], data[999:])]
-    packed_file = tmp_path / "source.jsonl.zst"
-    packed_file.write_bytes(b"".join(frames))
-    plain = run(source, tokenizer_model, tmp_path / "a")
-    packed = run(packed_file, tokenizer_model, tmp_path / "b")
-    assert packed.train.bin_sha256 == plain.train.bin_sha256
-    packed_file.write_bytes(b"".join(frames)[:-20])
-    with pytest.raises(ValueError, match=r"source\.jsonl\.zst: compressed file is damaged or cut"):
-        run(packed_file, tokenizer_model, tmp_path / "c")
-
-
-def test_zstandard_missing_names_the_extra(
-    tokenizer_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(sys.modules, "zstandard", None)
-    (tmp_path / "a.jsonl.zst").write_bytes(b"")
-    with pytest.raises(RuntimeError, match=r"needs the package zstandard.*'tst-megatron\[data\]'"):
-        run(tmp_path / "a.jsonl.zst", tokenizer_model, tmp_path / "out")
-
-
 def test_second_call_reuses_the_finished_folder(
     source: Path, tokenizer_model: Path, tmp_path: Path
 ) -> None:
@@ -215,39 +176,17 @@ def test_empty_output_folder_is_used(source: Path, tokenizer_model: Path, tmp_pa
     assert run(source, tokenizer_model, tmp_path / "out").train.tokens > 0
 
 
-BAD_LINES = {
-    b"not json": r"line 3: not JSON in UTF-8 \(.*Write one JSON object per line",
-    b"\xff\xfe": r"line 3: not JSON in UTF-8 \(.*decode byte",
-    b'["text"]': r"line 3: no object, a JSON object with the key 'text'.*text_key",
-    b'{"body": "x", "a": 1}': r"line 3: keys \['a', 'body'\], a JSON object with the key 'text'",
-    b'{"text": 5}': r"line 3: 'text' is int, text must be a string.*Convert it",
-    b'{"text": "\\ud800"}': r"line 3: 'text' holds half a surrogate pair.*Repair or remove",
-}
-
-
 @pytest.mark.parametrize("workers", [1, 2])
-@pytest.mark.parametrize("line", BAD_LINES)
-def test_bad_line_is_named_and_nothing_is_left(
-    tokenizer_model: Path, tmp_path: Path, line: bytes, workers: int
+def test_bad_line_leaves_nothing_behind(
+    tokenizer_model: Path, tmp_path: Path, workers: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if workers == 2 and line != b"not json":
-        pytest.skip("one line is enough to see that errors cross processes")
-    source = tmp_path / "source.jsonl"
-    source.write_bytes(b'{"text": "fine"}\n\n' + line + b'\n{"text": "fine"}\n')
-    with pytest.raises(ValueError, match=r"source\.jsonl, " + BAD_LINES[line]):
-        prepare([source], tokenizer_model, tmp_path / "out", workers=workers)
-    assert [path.name for path in tmp_path.iterdir()] == ["source.jsonl"]
-
-
-def test_bad_line_is_counted_across_batches(
-    tokenizer_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(jsonl, "BATCH_BYTES", 50)
+    monkeypatch.setattr(jsonl, "BATCH_BYTES", 500)
     source = write_jsonl(tmp_path / "source.jsonl", TEXTS)
     with source.open("a") as file:
         file.write("bad\n")
     with pytest.raises(ValueError, match=r"source\.jsonl, line 201: not JSON"):
-        run(source, tokenizer_model, tmp_path / "out")
+        prepare([source], tokenizer_model, tmp_path / "out", workers=workers)
+    assert [path.name for path in tmp_path.iterdir()] == ["source.jsonl"]
 
 
 def test_blank_lines_and_empty_texts_are_left_out(tokenizer_model: Path, tmp_path: Path) -> None:
@@ -265,6 +204,20 @@ def test_last_line_without_newline_is_read(tokenizer_model: Path, tmp_path: Path
     assert manifest.train.documents + manifest.validation.documents == len(TEXTS)
 
 
+def test_compressed_input_gives_the_same_tokens(
+    source: Path, tokenizer_model: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "source.jsonl.gz").write_bytes(gzip.compress(source.read_bytes()))
+    plain = run(source, tokenizer_model, tmp_path / "a")
+    packed = run(tmp_path / "source.jsonl.gz", tokenizer_model, tmp_path / "b")
+    assert packed.train.bin_sha256 == plain.train.bin_sha256
+
+
+def test_unusable_input_is_refused(tokenizer_model: Path, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"none\.jsonl: no such input file"):
+        run(tmp_path / "none.jsonl", tokenizer_model, tmp_path / "out")
+
+
 def test_text_key_names_the_text(tokenizer_model: Path, tmp_path: Path) -> None:
     source = write_jsonl(tmp_path / "source.jsonl", TEXTS, key="body")
     manifest = prepare(
@@ -276,13 +229,6 @@ def test_text_key_names_the_text(tokenizer_model: Path, tmp_path: Path) -> None:
         workers=1,
     )
     assert manifest.train.documents + manifest.validation.documents == len(TEXTS)
-
-
-def test_damaged_gzip_is_named(source: Path, tokenizer_model: Path, tmp_path: Path) -> None:
-    path = tmp_path / "cut.jsonl.gz"
-    path.write_bytes(gzip.compress(source.read_bytes())[:-30])
-    with pytest.raises(ValueError, match=r"cut\.jsonl\.gz: compressed file is damaged or cut"):
-        run(path, tokenizer_model, tmp_path / "out")
 
 
 @pytest.mark.parametrize(
@@ -302,26 +248,6 @@ def test_split_without_documents_is_refused(
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize(
-    ("name", "error", "message"),
-    [
-        (None, ValueError, r"inputs: no files\. Give \.jsonl"),
-        ("a.parquet", ValueError, r"a\.parquet: unknown kind of file\. Give \.jsonl"),
-        ("none.jsonl", FileNotFoundError, r"none\.jsonl: no such input file"),
-    ],
-)
-def test_unusable_inputs_are_refused(
-    tokenizer_model: Path,
-    tmp_path: Path,
-    name: str | None,
-    error: type[Exception],
-    message: str,
-) -> None:
-    inputs = [] if name is None else [tmp_path / name]
-    with pytest.raises(error, match=message):
-        prepare(inputs, tokenizer_model, tmp_path / "out")
-
-
 @pytest.mark.parametrize("fraction", [0.0, 1.0, -0.1, math.nan])
 def test_all_wrong_settings_are_named_at_once(
     source: Path, tokenizer_model: Path, tmp_path: Path, fraction: float
@@ -336,29 +262,16 @@ def test_progress_is_drawn_on_the_given_console(
 ) -> None:
     text = io.StringIO()
     console = Console(file=text, force_terminal=True, width=80)
-    prepare([source], tokenizer_model, tmp_path / "out", workers=1, console=console)
+    prepare(
+        [source],
+        tokenizer_model,
+        tmp_path / "out",
+        held_out_fraction=0.1,
+        workers=1,
+        console=console,
+    )
     assert "tokenising" in text.getvalue() and "100%" in text.getvalue()
     assert capsys.readouterr().out == ""
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ("junk", r"manifest\.json: not a manifest of prepared data"),
-        ("[]", r"manifest\.json: not a manifest of prepared data"),
-        ('{"format_version": 99}', r"manifest format 99, this version reads 1"),
-        ('{"format_version": 1}', r"manifest is incomplete or damaged \(KeyError"),
-    ],
-)
-def test_foreign_manifest_is_refused(tmp_path: Path, content: str, message: str) -> None:
-    (tmp_path / "manifest.json").write_text(content)
-    with pytest.raises(ValueError, match=message):
-        load_manifest(tmp_path)
-
-
-def test_missing_manifest_is_named(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"manifest\.json: no such manifest.*`prepare`"):
-        load_manifest(tmp_path)
 
 
 def test_preparing_imports_neither_megatron_nor_torch() -> None:

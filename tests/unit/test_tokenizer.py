@@ -1,5 +1,6 @@
 import io
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -18,7 +19,7 @@ from tst_megatron.data.tokenizer import (
 SPACE = "\u2581"
 
 
-def train_other(model_file: Path, **options: object) -> Path:
+def train_other(model_file: Path, **options: Any) -> Path:
     """A model that train_sentencepiece would not make."""
     model = io.BytesIO()
     SentencePieceTrainer.train(

@@ -97,8 +97,6 @@ def prepare(
 
 def _check_settings(inputs: Sequence[Path], held_out_fraction: float, workers: int | None) -> None:
     problems = []
-    if not inputs:
-        problems.append("no input files. Give at least one .jsonl, .jsonl.gz or .jsonl.zst file.")
     if not 0.0 < held_out_fraction < 1.0:
         problems.append(
             f"held_out_fraction {held_out_fraction}: must lie between 0 and 1, both excluded. Try "

@@ -38,6 +38,9 @@ _EXECUTION = re.compile(
     r"|moe_(grouped_gemm|token_dispatcher_type|flex_.*|deepep_.*|hybridep_.*|ncclep_.*)"
     r"|moe_(pad_experts_for_.*|shared_expert_overlap|enable_routing_replay|single_grouped_.*)"
     r"|moe_(per_layer_logging|layer_recompute|routing_trace_.*|mlp_glu_interleave_size)"
+    r"|(enable|external)_cuda_graph|use_grouped_gemm_for_.*|high_priority_.*|mlp_chunks_for_.*"
+    r"|nccl_.*|use_ring_exchange_p2p|variable_seq_lengths|flash_.*|deterministic_mode"
+    r"|qk_clip(_.*)?|log_max_attention_logit|moe_input_jitter_eps|cross_entropy_.*"
     r"|ep_overlap_.*|config_logger_dir|restore_modelopt_state|init_model_with_meta_device"
 )
 _SIZES = ("num_layers", "hidden_size", "num_attention_heads", "kv_channels", "padded_vocab_size")

@@ -8,6 +8,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -98,37 +99,24 @@ def export(
     say = on_progress or (lambda _: None)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ValueError(f"{output}: exists and is not empty. Name another folder, or remove it.")
+    # Once: a run that goes on may move its tracker while this reads.
+    folder = checkpoints.find_checkpoint(checkpoint, iteration)
     say("reading the saved arguments")
-    args = checkpoints.read_args(checkpoint, iteration=iteration)
+    args = checkpoints.read_args(folder)
     qwen3_moe.check(args)
     dtype = dtype or args.params_dtype
     tokenizer = _tokenizer(args)
-    config = qwen3_moe.config_from_args(
-        args,
-        vocab_size=args.vocab_size or tokenizer.vocab_size,
-        dtype=dtype,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-    )
+    config = _config(args, tokenizer, dtype)
     say("loading the weights")
-    loaded = checkpoints.load_model(
-        checkpoint, iteration=iteration, dtype=torch.float32 if verify else args.params_dtype
-    )
-    beside = output.with_name(f".{output.name}.{os.getpid()}")
-    beside.mkdir(parents=True)
-    try:
+    loaded = checkpoints.load_model(folder, dtype=torch.float32 if verify else args.params_dtype)
+    with _appearing_whole(output) as beside:
         say(f"writing {dtype} weights")
-        weights = dict(loaded.model.named_parameters())
-        sizes = _write_weights(beside, weights, config, dtype)
+        sizes = _write_weights(beside, dict(loaded.model.named_parameters()), config, dtype)
         _write_json(beside / "config.json", config)
         _write_json(beside / "generation_config.json", _generation_config(config))
         _write_tokenizer(tokenizer, beside)
         say("comparing transformers with Megatron" if verify else "not verified, as asked")
         verification = verify_export(loaded, beside) if verify else None
-        _publish(beside, output)
-    except BaseException:
-        shutil.rmtree(beside, ignore_errors=True)
-        raise
     say(f"wrote {output}")
     return ExportReport(
         output=output,
@@ -142,6 +130,35 @@ def export(
         tokenizer=tokenizer.description,
         verification=verification,
         seconds=time.perf_counter() - start,
+    )
+
+
+@contextmanager
+def _appearing_whole(output: Path) -> Iterator[Path]:
+    """A folder that becomes ``output`` when the block ends, or disappears when it fails."""
+    beside = output.with_name(f".{output.name}.{os.getpid()}")
+    beside.mkdir(parents=True)
+    try:
+        yield beside
+        for path in beside.iterdir():
+            # safetensors gives its files to the owner alone, whatever the umask.
+            shutil.copymode(beside / "config.json", path)
+            _sync(path)
+        _sync(beside)
+        beside.replace(output)
+    except BaseException:
+        shutil.rmtree(beside, ignore_errors=True)
+        raise
+    _sync(output.parent)
+
+
+def _config(args: argparse.Namespace, tokenizer: _Tokenizer, dtype: torch.dtype) -> dict[str, Any]:
+    return qwen3_moe.config_from_args(
+        args,
+        vocab_size=getattr(args, "vocab_size", None) or tokenizer.vocab_size,
+        dtype=dtype,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
     )
 
 
@@ -255,17 +272,6 @@ def _generation_config(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def _write_json(file: Path, content: Mapping[str, Any]) -> None:
     file.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
-
-
-def _publish(beside: Path, output: Path) -> None:
-    """Make every byte durable, then give the folder its name."""
-    for path in beside.iterdir():
-        # safetensors gives its files to the owner alone, whatever the umask.
-        shutil.copymode(beside / "config.json", path)
-        _sync(path)
-    _sync(beside)
-    beside.replace(output)
-    _sync(output.parent)
 
 
 def _sync(path: Path) -> None:

@@ -131,9 +131,7 @@ def config_from_args(
             f"vocab_size {vocab_size}: the model has only {args.padded_vocab_size} rows of "
             "embedding. Give the tokenizer that the model was trained with."
         )
-    has_experts = _expert_layers(args)
     heads = args.num_attention_heads
-    coefficient = args.moe_aux_loss_coeff
     return {
         "architectures": [ARCHITECTURE],
         "model_type": "qwen3_moe",
@@ -144,15 +142,7 @@ def config_from_args(
         "num_key_value_heads": args.num_query_groups if args.group_query_attention else heads,
         "head_dim": args.kv_channels,
         "intermediate_size": args.ffn_hidden_size,
-        "moe_intermediate_size": args.moe_ffn_hidden_size or args.ffn_hidden_size,
-        "num_experts": args.num_experts,
-        "num_experts_per_tok": args.moe_router_topk,
-        # Softmax before the choice leaves the chosen weights as they are; after it, they sum to 1.
-        "norm_topk_prob": not args.moe_router_pre_softmax,
-        "router_aux_loss_coef": sum(coefficient) if isinstance(coefficient, list) else coefficient,
-        "output_router_logits": False,
-        "decoder_sparse_step": 1,
-        "mlp_only_layers": [index for index, has in enumerate(has_experts) if not has],
+        **_experts(args),
         "hidden_act": "silu",
         "rms_norm_eps": args.layernorm_epsilon,
         "attention_bias": False,
@@ -169,6 +159,22 @@ def config_from_args(
         "eos_token_id": eos_token_id,
         "torch_dtype": str(dtype or args.params_dtype).removeprefix("torch."),
         "use_cache": True,
+    }
+
+
+def _experts(args: argparse.Namespace) -> dict[str, Any]:
+    coefficient = args.moe_aux_loss_coeff
+    has_experts = _expert_layers(args)
+    return {
+        "moe_intermediate_size": args.moe_ffn_hidden_size or args.ffn_hidden_size,
+        "num_experts": args.num_experts,
+        "num_experts_per_tok": args.moe_router_topk,
+        # Softmax before the choice leaves the chosen weights as they are; after it, they sum to 1.
+        "norm_topk_prob": not args.moe_router_pre_softmax,
+        "router_aux_loss_coef": sum(coefficient) if isinstance(coefficient, list) else coefficient,
+        "output_router_logits": False,
+        "decoder_sparse_step": 1,
+        "mlp_only_layers": [index for index, has in enumerate(has_experts) if not has],
     }
 
 
@@ -250,7 +256,7 @@ def split(form: Form, weight: Tensor, config: Mapping[str, Any]) -> tuple[Tensor
     groups = config["num_key_value_heads"]
     heads = config["num_attention_heads"] // groups
     fused = weight.reshape(groups, heads + 2, config["head_dim"], -1)
-    return tuple(part.flatten(0, 2) for part in torch.split(fused, (heads, 1, 1), dim=1))
+    return tuple(part.flatten(0, 2) for part in torch.split(fused, [heads, 1, 1], dim=1))
 
 
 def merge(form: Form, parts: Sequence[Tensor], config: Mapping[str, Any]) -> Tensor:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from sentencepiece import SentencePieceProcessor, sentencepiece_model_pb2
-from tokenizers import (  # type: ignore[import-untyped]
+from tokenizers import (  # type: ignore[import-untyped, unused-ignore]
     AddedToken,
     Tokenizer,
     decoders,

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import os
+import sys
 import threading
 import types
 from collections.abc import Callable, Iterator
@@ -277,7 +278,7 @@ def install(*, even_with_gpu: bool = False) -> None:
 
     Raises:
         RuntimeError: a GPU is present and ``even_with_gpu`` is not set: training on the CPU beside
-            an idle GPU is a mistake unless it is said to be wanted.
+            an idle GPU is a mistake unless it is said to be wanted. Or Megatron was imported before.
     """
     if is_installed():
         return
@@ -286,11 +287,20 @@ def install(*, even_with_gpu: bool = False) -> None:
             "The CPU host was asked for, but this machine has a GPU. Use a GPU profile, or hide the "
             "GPU with CUDA_VISIBLE_DEVICES= if the run is meant for the CPU."
         )
+    if "megatron.core" in sys.modules:
+        raise RuntimeError(
+            "The CPU host must be installed before Megatron is imported: what Megatron took from torch "
+            "by then would stay real."
+        )
     for fake in FAKES:
-        _replace(fake.target, fake.replacement)
-    # Imported now and not above: importing Megatron already needs torch.compile's fake.
+        if fake.target.startswith("torch"):
+            _replace(fake.target, fake.replacement)
+    # Imported now and not above: importing Megatron already needs those of torch.
     from tst_megatron import upstream
 
+    for fake in FAKES:
+        if fake.target.startswith("megatron"):
+            _replace(fake.target, fake.replacement)
     upstream.allow_no_cuda()
     upstream.repair_wheel()
     # Validation demands it of every GPU before Blackwell when tensor parallelism is on.

@@ -8,7 +8,6 @@ here: the second line of Megatron's printed log after a start is a mean of two s
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -18,6 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from tst_megatron import upstream
+from tst_megatron.files import write_beside
 from tst_megatron.schedule import Schedule
 from tst_megatron.training.step import BAG_LOSS, LM_LOSS
 
@@ -113,16 +113,6 @@ def _is_up_to(line: str, step: int) -> bool:
         return bool(json.loads(line)["step"] <= step)
     except (json.JSONDecodeError, KeyError, TypeError):
         return False
-
-
-def write_beside(path: Path, text: str) -> None:
-    """Replace a small file at once: written beside, flushed to disk, renamed."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    with beside.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    beside.replace(path)
 
 
 def _to_writers(scalars: Mapping[str, float], step: int) -> None:

@@ -14,8 +14,8 @@ import yaml
 
 from tst_megatron import __version__
 from tst_megatron.check import CheckedRecipe
+from tst_megatron.files import write_beside
 from tst_megatron.recipe import RecipeError
-from tst_megatron.training.metrics import write_beside
 
 PACKAGES = (
     "torch",

@@ -1,0 +1,56 @@
+"""The checkpoints that the tests of tst_megatron.hf share: saved once for all of them."""
+
+import functools
+import json
+import os
+import subprocess
+import sys
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tst_megatron.data.tokenizer import train_sentencepiece
+from tst_megatron.hf import _megatron
+
+ROOT = Path(__file__).parents[2]
+SCRIPT = Path(__file__).with_name("save_checkpoints.py")
+
+
+@functools.cache
+def save_once(session_folder: Path) -> Path:
+    """One folder of checkpoints per parallel layout of save_checkpoints.py."""
+    folder = session_folder / "saved"
+    folder.mkdir()
+    texts = [Path(module.__file__ or "").read_text() for module in (json, os, subprocess)]
+    train_sentencepiece(texts, folder / "tokenizer.model", vocab_size=1000)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, str(SCRIPT), str(folder)],
+            env={**environment, "RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    try:
+        logs = [rank.communicate(timeout=120)[0] for rank in ranks]
+    finally:
+        for rank in ranks:
+            rank.kill()
+    assert [rank.returncode for rank in ranks] == [0, 0], "\n".join(logs)
+    return folder
+
+
+def with_arguments(monkeypatch: pytest.MonkeyPatch, **changes: Any) -> None:
+    """Let every checkpoint say that it was saved with other arguments."""
+    original = _megatron.read_saved_state
+
+    def read(folder: Path) -> dict[str, Any]:
+        state = original(folder)
+        return {**state, "args": Namespace(**{**vars(state["args"]), **changes})}
+
+    monkeypatch.setattr(_megatron, "read_saved_state", read)

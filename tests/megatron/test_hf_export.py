@@ -1,0 +1,222 @@
+"""Checkpoints saved by two ranks become Hugging Face folders that compute the same."""
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hf_checkpoints import save_once, with_arguments
+from safetensors import safe_open
+
+from tst_megatron.hf import export, qwen3_moe, verify
+from tst_megatron.hf.checkpoint import load_model
+from tst_megatron.hf.qwen3_moe import Form, Rule
+
+
+@pytest.fixture(scope="session")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_once(tmp_path_factory.getbasetemp())
+
+
+def test_export_of_expert_parallel_checkpoint_is_proven(saved: Path, tmp_path: Path) -> None:
+    said: list[str] = []
+    report = export.export(saved / "ep2", tmp_path / "hf", on_progress=said.append)
+
+    assert (report.iteration, report.dtype, report.num_files) == (3, torch.float32, 1)
+    assert (report.vocab_size, report.num_padding_rows) == (1000, 24)
+    proof = report.verification
+    assert proof is not None
+    assert proof.num_tensors == 2 + 1 + 2 * (8 + 1 + 6 * 3)
+    assert proof.num_parameters == report.num_parameters
+    assert proof.max_logit > 1
+    assert proof.max_logit_difference <= 1e-5
+    assert proof.num_greedy_tokens + proof.num_greedy_ties == 32
+    assert said[-1] == f"wrote {tmp_path / 'hf'}"
+    assert os.listdir(tmp_path) == ["hf"]
+    config = json.loads((tmp_path / "hf" / "config.json").read_text())
+    assert (config["vocab_size"], config["rope_theta"], config["head_dim"]) == (1000, 500000.0, 24)
+    assert config["eos_token_id"] == 2
+    assert {path.stat().st_mode & 0o077 for path in (tmp_path / "hf").iterdir()} == {
+        (tmp_path / "hf" / "config.json").stat().st_mode & 0o077
+    }
+
+
+def test_generate_text_with_exported_tokenizer_continues_prompt(
+    saved: Path, tmp_path: Path
+) -> None:
+    report = export.export(saved / "ep2", tmp_path / "hf", verify=False)
+
+    assert report.tokenizer == f"SentencePiece, from {saved / 'tokenizer.model'}"
+    first = verify.generate_text(tmp_path / "hf", "def f(x):\n", 8)
+    assert first
+    assert first == verify.generate_text(tmp_path / "hf", "def f(x):\n", 8)
+
+
+def test_export_copies_a_hugging_face_tokenizer_folder(
+    saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    export.export(saved / "ep2", tmp_path / "first", verify=False)
+    with_arguments(
+        monkeypatch,
+        tokenizer_type="HuggingFaceTokenizer",
+        tokenizer_model=str(tmp_path / "first"),
+    )
+
+    report = export.export(saved / "ep2", tmp_path / "second", verify=False)
+
+    assert report.tokenizer == f"Hugging Face, from {tmp_path / 'first'}"
+    names = [sorted(os.listdir(tmp_path / folder)) for folder in ("first", "second")]
+    assert names[0] == names[1]
+    assert "tokenizer.json" in names[0]
+    configs = [(tmp_path / folder / "config.json").read_text() for folder in ("first", "second")]
+    assert configs[0] == configs[1]
+
+
+def test_export_without_its_tokenizer_says_so_and_keeps_the_padding(
+    saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_arguments(monkeypatch, tokenizer_model="elsewhere/tokenizer.model")
+
+    report = export.export(saved / "ep2", tmp_path / "hf", verify=False)
+
+    assert report.tokenizer == (
+        "none written: SentencePieceTokenizer elsewhere/tokenizer.model is not on this machine"
+    )
+    assert (report.vocab_size, report.num_padding_rows) == (1024, 0)
+
+
+def test_export_of_tensor_parallel_tied_mixed_checkpoint_is_proven(
+    saved: Path, tmp_path: Path
+) -> None:
+    report = export.export(saved / "tp2_tied_mixed", tmp_path / "hf")
+
+    config = json.loads((tmp_path / "hf" / "config.json").read_text())
+    assert config["tie_word_embeddings"] is True
+    assert config["mlp_only_layers"] == [0]
+    assert config["norm_topk_prob"] is False
+    assert report.num_padding_rows == 25
+    assert report.tokenizer == "none written: NullTokenizer has no files"
+    assert not (tmp_path / "hf" / "tokenizer_config.json").exists()
+    with safe_open(tmp_path / "hf" / "model.safetensors", framework="pt") as file:
+        assert "lm_head.weight" not in file.keys()  # noqa: SIM118 - not a dict
+    assert report.verification is not None
+    assert report.verification.max_logit_difference <= report.verification.logit_bound
+
+
+def test_export_of_pipeline_parallel_bf16_checkpoint_keeps_its_type(
+    saved: Path, tmp_path: Path
+) -> None:
+    report = export.export(saved / "pp2_bf16", tmp_path / "hf")
+
+    assert report.dtype is torch.bfloat16
+    assert report.num_bytes == 2 * report.num_parameters
+    loaded = load_model(saved / "pp2_bf16")
+    with safe_open(tmp_path / "hf" / "model.safetensors", framework="pt") as file:
+        router = file.get_tensor("model.layers.1.mlp.gate.weight")
+    trained = loaded.model.get_parameter("decoder.layers.1.mlp.router.weight")
+    assert router.dtype is trained.dtype is torch.bfloat16
+    assert torch.equal(router, trained)
+
+
+def test_export_of_large_model_is_cut_into_files(
+    saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(export, "SHARD_BYTES", 300_000)
+    report = export.export(saved / "ep2", tmp_path / "hf")
+
+    index = json.loads((tmp_path / "hf" / "model.safetensors.index.json").read_text())
+    assert report.num_files == len(set(index["weight_map"].values())) > 2
+    assert index["metadata"]["total_size"] == report.num_bytes
+    assert report.verification is not None
+
+
+def _renamed(old: str, new: str) -> Any:
+    """The rules with two Hugging Face names exchanged, in both directions."""
+    original = qwen3_moe.rules
+
+    def exchange(name: str) -> str:
+        return name.replace(old, "\0").replace(new, old).replace("\0", new)
+
+    def rules(config: dict[str, Any]) -> Iterator[Rule]:
+        for rule in original(config):
+            yield Rule(rule.megatron, tuple(exchange(name) for name in rule.hf), rule.form)
+
+    return rules
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [("gate_proj", "up_proj"), ("q_norm", "k_norm"), ("experts.0.", "experts.5.")],
+)
+def test_export_with_exchanged_weights_leaves_nothing(
+    saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, old: str, new: str
+) -> None:
+    monkeypatch.setattr(qwen3_moe, "rules", _renamed(old, new))
+
+    with pytest.raises(RuntimeError, match=r"logits of transformers and Megatron differ by"):
+        export.export(saved / "ep2", tmp_path / "hf")
+    assert os.listdir(tmp_path) == []
+
+
+def test_export_with_wrong_order_of_heads_leaves_nothing(
+    saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def split(form: Form, weight: torch.Tensor, config: dict[str, Any]) -> tuple[torch.Tensor, ...]:
+        if form is not Form.QKV:
+            return original(form, weight, config)
+        size, groups = config["head_dim"], config["num_key_value_heads"]
+        rows = size * config["num_attention_heads"], size * groups, size * groups
+        return tuple(torch.split(weight, list(rows)))
+
+    original = qwen3_moe.split
+    monkeypatch.setattr(qwen3_moe, "split", split)
+
+    with pytest.raises(RuntimeError, match=r"linear_qkv.weight: .* is not bit for bit"):
+        export.export(saved / "ep2", tmp_path / "hf")
+    assert os.listdir(tmp_path) == []
+
+
+def test_export_without_a_tensor_is_not_strict(
+    saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = qwen3_moe.rules
+    monkeypatch.setattr(
+        qwen3_moe,
+        "rules",
+        lambda config: (rule for rule in original(config) if "router" not in rule.megatron),
+    )
+
+    with pytest.raises(RuntimeError, match=r"without a place in Qwen3-MoE: .*mlp.router.weight"):
+        export.export(saved / "ep2", tmp_path / "hf")
+
+
+def test_verify_with_unknown_tensor_in_export_is_not_strict(saved: Path, tmp_path: Path) -> None:
+    export.export(saved / "ep2", tmp_path / "hf", verify=False)
+    config = tmp_path / "hf" / "config.json"
+    config.write_text(
+        config.read_text().replace('"num_hidden_layers": 2', '"num_hidden_layers": 1')
+    )
+
+    with pytest.raises(RuntimeError, match="does not load it strictly: .*unexpected_keys"):
+        verify.verify(load_model(saved / "ep2", dtype=torch.float32), tmp_path / "hf")
+
+
+def test_export_into_used_folder_is_refused(saved: Path, tmp_path: Path) -> None:
+    (tmp_path / "precious").write_text("data")
+
+    with pytest.raises(ValueError, match="exists and is not empty"):
+        export.export(saved / "ep2", tmp_path)
+    assert (tmp_path / "precious").read_text() == "data"
+
+
+def test_export_of_unsupported_settings_names_them_all(
+    saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_arguments(monkeypatch, normalization="LayerNorm", moe_router_score_function="sigmoid")
+
+    with pytest.raises(ValueError, match=r"normalization='LayerNorm'.*score_function='sigmoid'"):
+        export.export(saved / "ep2", tmp_path / "hf")
+    assert os.listdir(tmp_path) == []

@@ -1,0 +1,150 @@
+"""A resumed run goes on exactly as if it had not been stopped, in both phases."""
+
+import shutil
+import struct
+
+import pytest
+import tiny
+import torch
+
+SWITCH, STEPS, SAVE = 16, 32, 4
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(text, tmp_path_factory):
+    """A whole run under expert parallelism with the distributed optimizer, saved every few steps."""
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    recipe = tiny.write_recipe(
+        folder / "tst.yaml",
+        text,
+        {"bag-size": 4, "superposition-steps": SWITCH},
+        expert_model_parallel_size=2,
+        train_iters=STEPS,
+        save_interval=SAVE,
+        eval_interval=8,
+    )
+    tiny.run(
+        *("train", str(recipe), "--nproc", "2", "--run", str(folder / "run")),
+        log=folder / "train.log",
+    )
+    return recipe, folder / "run"
+
+
+def interrupted_at(step, run, folder):
+    """The run folder as it was when ``step`` had just been saved and more steps had been logged."""
+    shutil.copytree(run, folder)
+    for checkpoint in (folder / "checkpoints").glob("iter_*"):
+        if int(checkpoint.name.removeprefix("iter_")) > step:
+            shutil.rmtree(checkpoint)
+    (folder / "checkpoints" / "latest_checkpointed_iteration.txt").write_text(str(step))
+    lines = (folder / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (folder / "metrics.jsonl").write_text("".join(lines[: step + 3]) + '{"event": "st')
+
+
+def numbers(rows):
+    def bits(value):
+        return struct.pack("<d", value).hex()
+
+    return {
+        row["step"]: [bits(row[key]) for key in row if "loss" in key or key == "grad-norm"]
+        for row in rows
+    }
+
+
+@pytest.fixture(scope="module")
+def resumed(uninterrupted, tmp_path_factory):
+    """Two resumed runs: from inside superposition, across the switch, and from inside recovery."""
+    recipe, run = uninterrupted
+    folder = tmp_path_factory.mktemp("resumed")
+    processes = {}
+    for step in (8, 20):
+        interrupted_at(step, run, folder / str(step))
+        arguments = ("train", str(recipe), "--nproc", "2", "--run", str(folder / str(step)))
+        processes[step] = tiny.start(*arguments, log=folder / f"{step}.log")
+    for step, process in processes.items():
+        assert process.wait(timeout=300) == 0, (folder / f"{step}.log").read_text()
+    return folder
+
+
+@pytest.mark.parametrize(("step", "phase"), [(8, "superposition"), (20, "recovery")])
+def test_losses_after_a_resume_are_bit_identical(uninterrupted, resumed, step, phase):
+    _, run = uninterrupted
+    before, after = tiny.metrics(run), tiny.metrics(resumed / str(step))
+    assert before[step]["phase"] == phase
+    assert [row["step"] for row in after] == list(range(1, STEPS + 1))
+    assert numbers(after) == numbers(before)
+    assert numbers(tiny.metrics(resumed / str(step), "validation")) == numbers(
+        tiny.metrics(run, "validation")
+    )
+
+
+def test_lines_after_the_loaded_step_are_moved_aside(resumed):
+    dropped = (resumed / "8" / "metrics.dropped.jsonl").read_text().splitlines()
+    assert dropped[-1] == '{"event": "st'
+    assert len(dropped) > 1
+
+
+def test_phases_log_their_loss_under_their_own_name(uninterrupted):
+    _, run = uninterrupted
+    for row in tiny.metrics(run):
+        in_superposition = row["step"] <= SWITCH
+        assert ("bag loss" in row) == in_superposition
+        assert ("lm loss" in row) == (not in_superposition)
+        assert row["bag size"] == (4 if in_superposition else 1)
+    log = (run / "logs" / "rank-1.log").read_text()
+    lines = [line for line in log.splitlines() if " iteration " in line and "elapsed" in line]
+    assert len(lines) == STEPS
+    for number, line in enumerate(lines, start=1):
+        assert ("bag loss" in line) == (number <= SWITCH)
+        assert (" lm loss" in line) == (number > SWITCH)
+
+
+def test_run_learns_through_both_phases_and_counts_raw_tokens(uninterrupted):
+    _, run = uninterrupted
+    rows = tiny.metrics(run)
+    assert rows[SWITCH - 1]["bag loss"] < rows[0]["bag loss"] - 0.3
+    assert rows[-1]["lm loss"] < rows[SWITCH]["lm loss"] - 0.3
+    assert rows[SWITCH - 1]["raw tokens"] == SWITCH * 8 * 32 * 4
+    assert rows[-1]["raw tokens"] == (SWITCH * 4 + STEPS - SWITCH) * 8 * 32
+    assert rows[-1]["latent positions"] == STEPS * 8 * 32
+
+
+def test_each_parameter_has_an_adam_step_of_its_own_after_a_load():
+    """Loaded, they share one tensor upstream, and Adam counts each step once per parameter."""
+    from tst_megatron import upstream
+
+    class Inner:
+        def __init__(self):
+            step = torch.tensor(6.0)
+            self.state = {name: {"step": step} for name in ("a", "b", "c")}
+
+    class Outer:
+        optimizer = Inner()
+
+    loaded = upstream._with_a_step_of_its_own(lambda self, state_dict: None)
+    loaded(Outer, {})
+    steps = [state["step"] for state in Outer.optimizer.state.values()]
+    assert len({step.data_ptr() for step in steps}) == 3
+    assert [float(step) for step in steps] == [6.0] * 3
+
+
+def test_finished_run_is_left_alone(uninterrupted, tmp_path):
+    recipe, run = uninterrupted
+    before = (run / "metrics.jsonl").read_text()
+    printed = tiny.run(
+        *("train", str(recipe), "--nproc", "2", "--run", str(run)), log=tmp_path / "again.log"
+    )
+    assert "this run is finished" in printed
+    assert (run / "metrics.jsonl").read_text() == before
+
+
+def test_another_recipe_in_the_same_run_folder_is_refused(uninterrupted, tmp_path):
+    recipe, run = uninterrupted
+    printed = tiny.run(
+        *("train", str(recipe), "lr=0.001", "tst.superposition-steps=12"),
+        *("--nproc", "2", "--run", str(run)),
+        log=tmp_path / "other.log",
+        status=2,
+    )
+    assert "lr: this run was started with 0.01, and the recipe now says 0.001" in printed
+    assert "phases: this run was started with [[4, 16], [1, 16]]" in printed

@@ -1,0 +1,102 @@
+"""The small text, recipe and runs that the tests on real Megatron share."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import yaml
+
+VOCABULARY = 512
+
+TINY = {
+    "num-layers": 2,
+    "hidden-size": 64,
+    "num-attention-heads": 4,
+    "group-query-attention": True,
+    "num-query-groups": 2,
+    "kv-channels": 16,
+    "qk-layernorm": True,
+    "ffn-hidden-size": 128,
+    "swiglu": True,
+    "disable-bias-linear": True,
+    "normalization": "RMSNorm",
+    "norm-epsilon": 1e-6,
+    "position-embedding-type": "rope",
+    "rotary-base": 1000000,
+    "untie-embeddings-and-output-weights": True,
+    "vocab-size": VOCABULARY,
+    "hidden-dropout": 0.0,
+    "attention-dropout": 0.0,
+    "num-experts": 4,
+    "moe-router-topk": 2,
+    "moe-ffn-hidden-size": 64,
+    "moe-router-load-balancing-type": "aux_loss",
+    "moe-aux-loss-coeff": 0.01,
+    "moe-router-dtype": "fp32",
+    "moe-token-dispatcher-type": "alltoall",
+    "use-distributed-optimizer": True,
+    "seq-length": 32,
+    "micro-batch-size": 2,
+    "global-batch-size": 8,
+    "train-iters": 20,
+    "lr": 1e-2,
+    "min-lr": 1e-4,
+    "lr-decay-style": "WSD",
+    "lr-wsd-decay-style": "linear",
+    "lr-wsd-decay-iters": 5,
+    "lr-warmup-iters": 2,
+    "adam-beta2": 0.95,
+    "weight-decay": 0.1,
+    "clip-grad": 1.0,
+    "eval-interval": 10,
+    "eval-iters": 1,
+    "save-interval": 100,
+    "log-interval": 1,
+    "num-workers": 0,
+}
+"""A Qwen3-MoE small enough for a step in 50 ms, with every part that the quickstart's has."""
+
+
+def write_recipe(path: Path, data: Path, tst: dict, **changes) -> Path:
+    """Write a recipe: ``TINY`` with changes (keys with underscores for dashes)."""
+    keys = {name.replace("_", "-"): value for name, value in changes.items()}
+    recipe = {**TINY, **keys, "profile": "cpu", "data": {str(data): 1.0}, "tst": tst}
+    path.write_text(yaml.safe_dump(recipe))
+    return path
+
+
+def start(*arguments: str, log: Path) -> subprocess.Popen:
+    """Start ``tst-megatron`` with its output in a file."""
+    command = [sys.executable, "-m", "tst_megatron", *arguments]
+    with log.open("w") as file:
+        return subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, env=environment())
+
+
+def run(*arguments: str, log: Path, status: int = 0) -> str:
+    """Run ``tst-megatron`` to its end and return what it printed."""
+    process = start(*arguments, log=log)
+    assert process.wait(timeout=300) == status, log.read_text()
+    return log.read_text()
+
+
+def environment(**more: str) -> dict[str, str]:
+    """One thread, so that sums are taken in one order, and no rank of an outer job."""
+    kept = {key: value for key, value in os.environ.items() if key not in ("RANK", "WORLD_SIZE")}
+    return {**kept, "OMP_NUM_THREADS": "1", **more}
+
+
+def free_port() -> str:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return str(listener.getsockname()[1])
+
+
+def metrics(folder: Path, event: str = "step") -> list[dict]:
+    """The rows of a run's metrics."""
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    return [row for row in map(json.loads, lines) if row["event"] == event]
