@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 
 from tst_megatron import __version__
 from tst_megatron.recipe import RecipeError, load_recipe
+
+if TYPE_CHECKING:
+    from tst_megatron.check import CheckedRecipe
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -147,10 +150,10 @@ def data_tokenizer(
     text_key: Annotated[str, typer.Option(help="Key of the text in each JSON line.")] = "text",
 ) -> None:
     """Train a SentencePiece tokenizer."""
-    from tst_megatron.data.prepare import read_texts
+    from tst_megatron.data.encode import texts
     from tst_megatron.data.tokenizer import train_sentencepiece
 
-    train_sentencepiece(read_texts(inputs, text_key=text_key), output, vocab_size=vocab_size)
+    train_sentencepiece(texts(inputs, text_key=text_key), output, vocab_size=vocab_size)
     typer.echo(f"{output}: {vocab_size} pieces")
 
 
@@ -163,7 +166,9 @@ def data_prepare(
     held_out_fraction: Annotated[
         float, typer.Option(help="Share of documents kept for validation, 0-1.")
     ] = 0.005,
-    workers: Annotated[int, typer.Option(help="Processes that tokenise.")] = 1,
+    workers: Annotated[
+        int | None, typer.Option(help="Processes that tokenise; default: one per core.")
+    ] = None,
 ) -> None:
     """Tokenise text once, into the form that a recipe's data: block names."""
     from tst_megatron.data.prepare import prepare
@@ -175,6 +180,7 @@ def data_prepare(
         text_key=text_key,
         held_out_fraction=held_out_fraction,
         workers=workers,
+        console=Console(),
     )
     verb = "is up to date" if manifest.reused else "is prepared"
     typer.echo(
@@ -196,15 +202,34 @@ def export(
     ] = True,
 ) -> None:
     """Write a checkpoint in Hugging Face format, tokenizer included, and prove it."""
-    report = export_checkpoint(checkpoint, output, iteration=iteration, dtype=dtype, verify=verify)
-    typer.echo(f"{output}: {report}")
+    import torch
 
+    from tst_megatron.hf.export import export as export_checkpoint
 
-def export_checkpoint(
-    checkpoint: Path, output: Path, *, iteration: int | None, dtype: str, verify: bool
-) -> Any:
-    """Export on the CPU host, which needs no GPU even where there is one."""
-    raise NotImplementedError
+    types = {"fp32": torch.float32, "bf16": torch.bfloat16}
+    if dtype not in types:
+        raise ValueError(f"--dtype {dtype} is none of {', '.join(types)}")
+    console = Console()
+    report = export_checkpoint(
+        checkpoint,
+        output,
+        iteration=iteration,
+        dtype=types[dtype],
+        verify=verify,
+        on_progress=lambda text: console.print(text, highlight=False, markup=False),
+    )
+    console.print(
+        f"step {report.iteration}: {report.num_parameters:,} parameters in {report.num_files} files; "
+        f"tokenizer: {report.tokenizer}",
+        highlight=False,
+        markup=False,
+    )
+    if report.verification is not None:
+        console.print(
+            f"logits within {report.verification.max_logit_difference:.1e} of Megatron's, "
+            f"{report.verification.num_tensors} tensors bit for bit",
+            highlight=False,
+        )
 
 
 @app.command()
@@ -220,7 +245,7 @@ def quickstart(
     raise typer.Exit(run_quickstart(folder, short=short, console=Console()))
 
 
-def _checked(recipe: Path, overrides: list[str] | None, nproc: int | None) -> Any:
+def _checked(recipe: Path, overrides: list[str] | None, nproc: int | None) -> CheckedRecipe:
     loaded = load_recipe(recipe, overrides or [])
     if loaded.profile == "cpu":
         # Before Megatron is imported for the checks.
@@ -232,7 +257,7 @@ def _checked(recipe: Path, overrides: list[str] | None, nproc: int | None) -> An
     return check_recipe(loaded, world_size=nproc)
 
 
-def _announce(checked: Any, console: Console) -> None:
+def _announce(checked: CheckedRecipe, console: Console) -> None:
     for line in checked.plan():
         console.print(line, highlight=False)
     for warning in checked.warnings:

@@ -103,7 +103,7 @@ def test_run_learns_through_both_phases_and_counts_raw_tokens(uninterrupted):
     _, run = uninterrupted
     rows = tiny.metrics(run)
     assert rows[SWITCH - 1]["bag loss"] < rows[0]["bag loss"] - 0.3
-    assert rows[-1]["lm loss"] < rows[SWITCH]["lm loss"] - 0.3
+    assert rows[-1]["lm loss"] < rows[0]["bag loss"] - 0.8
     assert rows[SWITCH - 1]["raw tokens"] == SWITCH * 8 * 32 * 4
     assert rows[-1]["raw tokens"] == (SWITCH * 4 + STEPS - SWITCH) * 8 * 32
     assert rows[-1]["latent positions"] == STEPS * 8 * 32

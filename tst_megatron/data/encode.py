@@ -5,7 +5,7 @@ import json
 import multiprocessing
 import os
 from collections import deque
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from sentencepiece import SentencePieceProcessor
 
-from tst_megatron.data.jsonl import LineBatch
+from tst_megatron.data.jsonl import LineBatch, check_inputs, line_batches
 from tst_megatron.data.tokenizer import encode_document, load_sentencepiece
 
 SPLITS = ("train", "validation")
@@ -102,6 +102,19 @@ def encode_batch(batch: LineBatch, encoder: Encoder, processor: SentencePiecePro
         },
         num_empty=num_empty,
     )
+
+
+def texts(inputs: Sequence[Path], *, text_key: str = "text") -> Iterator[str]:
+    """Yield the text of every document, in order; blank lines are skipped.
+
+    Raises:
+        ValueError: a line is not a JSON object with the text; the first such line is named.
+    """
+    check_inputs(inputs)
+    for batch in line_batches(inputs):
+        for number, line in enumerate(batch.lines, start=batch.first_line):
+            if line.strip():
+                yield _text(line, text_key, f"{batch.file}, line {number}")
 
 
 def is_held_out(text: str, held_out_fraction: float) -> bool:

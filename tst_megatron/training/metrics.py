@@ -17,12 +17,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from tst_megatron import upstream
-from tst_megatron.files import write_beside
 from tst_megatron.schedule import Schedule
-from tst_megatron.training.step import BAG_LOSS, LM_LOSS
-
-VALIDATION_LOSS = "lm loss validation"
-"""Mean next-token loss in nats on the held-out positions; Megatron's name."""
+from tst_megatron.training.record import BAG_LOSS, LM_LOSS, VALIDATION_LOSS, drop_lines_after
 
 FROM_MEGATRON = ("learning-rate", "grad-norm", "load_balancing_loss", "z_loss", "skipped-train-samples")
 """Scalars that Megatron writes under these names and that each line repeats."""
@@ -83,36 +79,6 @@ class Recorder:
         # One write per line, so that a killed run leaves whole lines and a torn one at most.
         self._file.write(json.dumps(row) + "\n")
         self._file.flush()
-
-
-def read_metrics(path: Path, *, event: str = "step") -> list[dict[str, Any]]:
-    """The rows of one kind (``step`` or ``validation``) of a ``metrics.jsonl``, in order."""
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
-    return [row for row in rows if row["event"] == event]
-
-
-def drop_lines_after(path: Path, step: int) -> None:
-    """Move the lines after a step to ``metrics.dropped.jsonl``, so that each step stands once.
-
-    A torn last line, from a killed process, is moved too.
-    """
-    if not path.exists():
-        return
-    kept, dropped = [], []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        (kept if _is_up_to(line, step) else dropped).append(line)
-    if not dropped:
-        return
-    with path.with_name("metrics.dropped.jsonl").open("a", encoding="utf-8") as file:
-        file.writelines(f"{line}\n" for line in dropped)
-    write_beside(path, "".join(f"{line}\n" for line in kept))
-
-
-def _is_up_to(line: str, step: int) -> bool:
-    try:
-        return bool(json.loads(line)["step"] <= step)
-    except (json.JSONDecodeError, KeyError, TypeError):
-        return False
 
 
 def _to_writers(scalars: Mapping[str, float], step: int) -> None:

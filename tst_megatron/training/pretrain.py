@@ -46,7 +46,8 @@ def pretrain(checked: CheckedRecipe, run: RunFolder, *, console: Console) -> int
     from tst_megatron.data.dataset import make_dataset_provider
     from tst_megatron.model.gpt import TSTGPTModelConfig
     from tst_megatron.training.metrics import Recorder
-    from tst_megatron.training.step import LOSS_NAMES, make_forward_step
+    from tst_megatron.training.record import LOSS_NAMES
+    from tst_megatron.training.step import make_forward_step
 
     device = "cpu" if checked.recipe.profile == "cpu" else upstream.device_name()
     upstream.repair_wheel()

@@ -17,11 +17,7 @@ from torch import Tensor
 from tst_megatron import upstream
 from tst_megatron.model.bags import IGNORED, fold, ignore_after
 from tst_megatron.schedule import Schedule
-
-BAG_LOSS = "bag loss"
-LM_LOSS = "lm loss"
-LOSS_NAMES = (BAG_LOSS, LM_LOSS)
-"""Two curves and never one: a bag loss cannot be compared with a next-token loss."""
+from tst_megatron.training.record import BAG_LOSS, LM_LOSS
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,106 @@
+"""Every unstable signature of Megatron that this project relies on, pinned.
+
+A Megatron upgrade fails here first; ``tst_megatron/upstream.py`` is where to mend it.
+"""
+
+import importlib.metadata
+import inspect
+
+import pytest
+
+from tst_megatron.host import cpu
+
+cpu.install()
+
+from tst_megatron import upstream  # noqa: E402 - the host comes before Megatron
+
+
+def parameters(function):
+    function = getattr(function, "tst_megatron_original", function)
+    return list(inspect.signature(function).parameters)
+
+
+def test_version_is_the_tested_one():
+    assert importlib.metadata.version("megatron-core") == upstream.TESTED_MEGATRON
+
+
+@pytest.mark.parametrize(
+    ("function", "relied_on"),
+    [
+        (
+            upstream._training.pretrain,
+            [
+                "cfg_container",
+                "train_valid_test_dataset_provider",
+                "model_type",
+                "forward_step_func",
+            ],
+        ),
+        (upstream._training.training_log, ["loss_dict", "total_loss_dict", "iteration"]),
+        (upstream._training.evaluate_and_print_results, ["iteration"]),
+        (upstream._training.train_step, ["forward_step_func", "data_iterator", "model"]),
+        (upstream._training.num_floating_point_operations, ["args", "batch_size"]),
+        (upstream._training.initialize_megatron, ["allow_no_cuda"]),
+        (upstream._arguments.parse_args, ["extra_args_provider", "ignore_unknown_args"]),
+        (upstream._arguments.validate_args, ["args", "defaults"]),
+        (upstream.gpt_config_from_args, ["args", "model_config_cls"]),
+        (upstream.pretrain_cfg_container_from_args, ["args", "model_cfg"]),
+        (upstream.GPTModelBuilder.build_model, ["pg_collection", "vp_stage"]),
+        (
+            upstream.LanguageModule.compute_language_model_loss,
+            ["self", "labels", "logits"],
+        ),
+        (
+            upstream.GPTModel.forward,
+            ["self", "input_ids", "position_ids", "attention_mask", "labels", "loss_mask"],
+        ),
+        (upstream.VocabParallelEmbedding.forward, ["self", "input_"]),
+        (upstream.reduce_from_tensor_model_parallel_region, ["input_", "group"]),
+        (upstream.reduce_scatter_to_sequence_parallel_region, ["input_", "group"]),
+        (
+            upstream._distrib_optimizer.DistributedOptimizer.sharded_state_dict,
+            ["self", "model_sharded_state_dict", "is_loading"],
+        ),
+        (upstream._distrib_optimizer.DistributedOptimizer.load_state_dict, ["self", "state_dict"]),
+        (
+            upstream._distrib_optimizer.DistributedOptimizer._set_main_param_and_optimizer_states,
+            ["self", "model_param", "tensors"],
+        ),
+    ],
+    ids=lambda value: getattr(value, "__qualname__", ""),
+)
+def test_signature_has_what_is_relied_on(function, relied_on):
+    assert set(relied_on) <= set(parameters(function))
+
+
+def test_embedding_has_what_the_bag_embedding_reads():
+    source = inspect.getsource(upstream.VocabParallelEmbedding)
+    for name in ("self.weight", "vocab_start_index", "reduce_scatter_embeddings", "self.tp_group"):
+        assert name in source
+
+
+def test_workarounds_are_put_in_place_once():
+    before = upstream._training.initialize_megatron
+    cpu.install()
+    upstream.repair_wheel()
+    upstream.allow_no_cuda()
+    assert upstream._training.initialize_megatron is before
+
+
+def test_every_fake_says_who_needs_it_and_what_it_hides():
+    targets = [fake.target for fake in cpu.FAKES]
+    assert len(set(targets)) == len(targets)
+    assert all(fake.needed_by and fake.hides for fake in cpu.FAKES)
+
+
+def test_host_refuses_a_gpu_unless_told(monkeypatch):
+    monkeypatch.setattr(cpu._installed, "mode", None)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    with pytest.raises(RuntimeError, match="this machine has a GPU"):
+        cpu.install()
+
+
+def test_host_refuses_to_come_after_megatron(monkeypatch):
+    monkeypatch.setattr(cpu._installed, "mode", None)
+    with pytest.raises(RuntimeError, match="before Megatron is imported"):
+        cpu.install()

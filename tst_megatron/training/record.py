@@ -1,0 +1,48 @@
+"""What ``metrics.jsonl`` holds: the names of its losses, how it is read, and how it is cut on resume."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from tst_megatron.files import write_beside
+
+BAG_LOSS = "bag loss"
+"""Mean over latent positions of the multi-hot cross-entropy of the next bag, in nats."""
+LM_LOSS = "lm loss"
+"""Mean next-token cross-entropy, in nats; Megatron's name."""
+LOSS_NAMES = (BAG_LOSS, LM_LOSS)
+"""Two curves and never one: a bag loss cannot be compared with a next-token loss."""
+VALIDATION_LOSS = "lm loss validation"
+"""Mean next-token cross-entropy on the held-out positions, in nats; Megatron's name."""
+
+
+def read_metrics(path: Path, *, event: str = "step") -> list[dict[str, Any]]:
+    """The rows of one kind (``step`` or ``validation``) of a ``metrics.jsonl``, in order."""
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
+    return [row for row in rows if row["event"] == event]
+
+
+def drop_lines_after(path: Path, step: int) -> None:
+    """Move the lines after a step to ``metrics.dropped.jsonl``, so that each step stands once.
+
+    A torn last line, from a killed process, is moved too.
+    """
+    if not path.exists():
+        return
+    kept, dropped = [], []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        (kept if _is_up_to(line, step) else dropped).append(line)
+    if not dropped:
+        return
+    with path.with_name("metrics.dropped.jsonl").open("a", encoding="utf-8") as file:
+        file.writelines(f"{line}\n" for line in dropped)
+    write_beside(path, "".join(f"{line}\n" for line in kept))
+
+
+def _is_up_to(line: str, step: int) -> bool:
+    try:
+        return bool(json.loads(line)["step"] <= step)
+    except (json.JSONDecodeError, KeyError, TypeError):
+        return False
