@@ -19,7 +19,8 @@ def run_ranks(function: Callable[..., Any], world_size: int, *args: Any) -> list
             _rank, args=(world_size, folder, function, args), nprocs=world_size
         )
         return [
-            torch.load(Path(folder) / f"{rank}.pt", weights_only=False) for rank in range(world_size)
+            torch.load(Path(folder) / f"{rank}.pt", weights_only=False)
+            for rank in range(world_size)
         ]
 
 

@@ -51,6 +51,34 @@ NEEDED = (
 """Keys without which there is no model, no step or no checkpoint."""
 
 
+REFUSED = {
+    "mtp-num-layers": "multi-token prediction shifts labels by one token, which means nothing for "
+    "a bag. Remove it, or train without superposition",
+    "rampup-batch-size": "the position in the token stream is counted in batches of one size. Use "
+    "a constant global-batch-size (rampup-batch-size and step-batch-size-schedule unset)",
+    "cuda-graph-impl": "a full_iteration graph cannot hold the step of both phases. Use local or "
+    "transformer_engine",
+    "context-parallel-size": "it needs Transformer Engine's attention and a split of latent "
+    "positions that this version does not have. Use 1",
+    "iterations-to-skip": "skipped steps would break the count of raw tokens read. Remove it",
+    "phase-transition-iterations": "it ends the job at a phase change, and the switch is made "
+    "inside the run. Remove it",
+    "train-samples": "phases are counted in steps. Use train-iters",
+    "overlap-moe-expert-parallel-comm": "its schedule plan does not carry bags in this version. "
+    "Remove it",
+    "full-validation": "evaluation reads the same eval-iters batches every time. Remove it and "
+    "multiple-validation-sets",
+    "reset-position-ids": "positions and masks are those of latent positions, which may hold two "
+    "documents. Remove it, reset-attention-mask and dataloader-inter-document-masking",
+    "dataloader-type": "the token stream is read in order. Remove it",
+    "hybrid-layer-pattern": "only GPT models take bags. Remove it",
+    "sft": "this is a pre-training tool. Remove sft, fim-data and perform-rl-step",
+    "hidden-dropout": "with dropout a resumed run on the CPU would not be exact. Set "
+    "hidden-dropout and attention-dropout to 0",
+}
+"""What cannot be combined, and why."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CheckedRecipe:
     """A recipe that passed: all that a run needs, and what its owner should know."""
@@ -87,7 +115,8 @@ def check_recipe(recipe: Recipe, *, world_size: int | None = None) -> CheckedRec
 
     Args:
         recipe: as ``load_recipe`` read it.
-        world_size: ranks of the job; None takes that of the environment (``WORLD_SIZE`` or Slurm's),
+        world_size: ranks of the job; None takes that of the environment (``WORLD_SIZE`` or
+        Slurm's),
             or the smallest that fits the parallel sizes.
 
     Raises:
@@ -192,8 +221,8 @@ def _parallel_problems(values: argparse.Namespace, world_size: int) -> list[str]
     model = _model_size(values)
     if world_size % model:
         problems.append(
-            f"{world_size} ranks do not divide into tensor {tensor} x pipeline {pipeline} x context "
-            f"{context} = {model}. Use a multiple of {model} ranks"
+            f"tensor-model-parallel-size: {world_size} ranks do not divide into tensor {tensor} x "
+            f"pipeline {pipeline} x context {context} = {model}. Use a multiple of {model} ranks"
         )
     problems += _divisions(values, tensor, pipeline, expert)
     expert_model = (values.expert_tensor_parallel_size or tensor) * expert * pipeline
@@ -207,8 +236,8 @@ def _parallel_problems(values: argparse.Namespace, world_size: int) -> list[str]
     replicas = world_size // model
     if micro and batch and replicas and batch % (micro * replicas):
         problems.append(
-            f"global-batch-size: {batch} is not a multiple of micro-batch-size {micro} x {replicas} "
-            f"data-parallel ranks = {micro * replicas}"
+            f"global-batch-size: {batch} is not a multiple of micro-batch-size {micro} x "
+            f"{replicas} data-parallel ranks = {micro * replicas}"
         )
     return problems
 
@@ -235,41 +264,25 @@ def _divisions(values: argparse.Namespace, tensor: int, pipeline: int, expert: i
 def _combination_problems(recipe: Recipe, values: argparse.Namespace) -> list[str]:
     """What cannot be combined with token superposition, or with this version, and why."""
     bags = any(bag_size > 1 for bag_size, _ in _entries(recipe))
-    refused = (
-        (bags and values.mtp_num_layers, "mtp-num-layers",
-         "multi-token prediction shifts labels by one token, which means nothing for a bag. "
-         "Remove it, or train without superposition"),
-        (values.rampup_batch_size or values.step_batch_size_schedule, "rampup-batch-size",
-         "the position in the token stream is counted in batches of one size. Use a constant "
-         "global-batch-size"),
-        (values.cuda_graph_impl == "full_iteration", "cuda-graph-impl: full_iteration",
-         "one graph cannot hold the step of both phases. Use local or transformer_engine"),
-        (values.context_parallel_size > 1, "context-parallel-size",
-         "it needs Transformer Engine's attention and a split of latent positions that this version "
-         "does not have. Use 1"),
-        (values.iterations_to_skip, "iterations-to-skip",
-         "skipped steps would break the count of raw tokens read. Remove it"),
-        (values.phase_transition_iterations, "phase-transition-iterations",
-         "it ends the job at a phase change; the switch is made inside the run. Remove it"),
-        (values.train_samples, "train-samples", "phases are counted in steps. Use train-iters"),
-        (values.overlap_moe_expert_parallel_comm, "overlap-moe-expert-parallel-comm",
-         "its schedule plan does not carry bags in this version. Remove it"),
-        (values.full_validation or values.multiple_validation_sets, "full-validation",
-         "evaluation reads the same eval-iters batches every time. Remove it"),
-        (values.reset_position_ids or values.reset_attention_mask
-         or values.dataloader_inter_document_masking, "reset-position-ids, reset-attention-mask",
-         "positions and masks are those of latent positions, which may hold two documents. "
-         "Remove it"),
-        (values.dataloader_type not in (None, "single"), "dataloader-type",
-         "the token stream is read in order. Remove it"),
-        (values.hybrid_layer_pattern, "hybrid-layer-pattern", "only GPT models take bags. Remove it"),
-        (values.sft or values.fim_data or values.perform_rl_step, "sft, fim-data, perform-rl-step",
-         "this is a pre-training tool. Remove it"),
-        (recipe.profile == "cpu" and max(values.hidden_dropout, values.attention_dropout) > 0,
-         "hidden-dropout, attention-dropout",
-         "with dropout a resumed run on the CPU would not be exact. Set both to 0"),
-    )  # fmt: skip
-    return [f"{key}: {reason}" for is_refused, key, reason in refused if is_refused]
+    is_dropped_out = max(values.hidden_dropout, values.attention_dropout) > 0
+    is_masked = values.reset_position_ids or values.reset_attention_mask
+    is_refused = {
+        "mtp-num-layers": bags and values.mtp_num_layers,
+        "rampup-batch-size": values.rampup_batch_size or values.step_batch_size_schedule,
+        "cuda-graph-impl": values.cuda_graph_impl == "full_iteration",
+        "context-parallel-size": values.context_parallel_size > 1,
+        "iterations-to-skip": values.iterations_to_skip,
+        "phase-transition-iterations": values.phase_transition_iterations,
+        "train-samples": values.train_samples,
+        "overlap-moe-expert-parallel-comm": values.overlap_moe_expert_parallel_comm,
+        "full-validation": values.full_validation or values.multiple_validation_sets,
+        "reset-position-ids": is_masked or values.dataloader_inter_document_masking,
+        "dataloader-type": values.dataloader_type not in (None, "single"),
+        "hybrid-layer-pattern": values.hybrid_layer_pattern,
+        "sft": values.sft or values.fim_data or values.perform_rl_step,
+        "hidden-dropout": recipe.profile == "cpu" and is_dropped_out,
+    }
+    return [f"{key}: {REFUSED[key]}" for key, refused in is_refused.items() if refused]
 
 
 def _entries(recipe: Recipe) -> list[tuple[int, float | int]]:
@@ -279,21 +292,19 @@ def _entries(recipe: Recipe) -> list[tuple[int, float | int]]:
         return []
 
 
-def _schedule_problems(
-    recipe: Recipe, values: argparse.Namespace, schedule: Schedule
-) -> list[str]:
+def _schedule_problems(recipe: Recipe, values: argparse.Namespace, schedule: Schedule) -> list[str]:
     problems = []
     unit = recipe.tst.unit_chunks()
     for phase in schedule.phases:
         if unit % phase.bag_size:
             problems.append(
-                f"tst.stream-unit-bags: bag size {phase.bag_size} does not divide the stream unit of "
-                f"{unit} bags. Set tst.stream-unit-bags to a multiple of every bag size"
+                f"tst.stream-unit-bags: bag size {phase.bag_size} does not divide the stream unit "
+                f"of {unit} bags. Set tst.stream-unit-bags to a multiple of every bag size"
             )
         if phase.last_step != schedule.num_steps and phase.last_step % values.log_interval:
             problems.append(
-                f"log-interval: {values.log_interval} does not divide step {phase.last_step}, where "
-                "the bag size changes, so one line of Megatron's log would mix two losses. Use 1"
+                f"log-interval: {values.log_interval} does not divide step {phase.last_step}, "
+                "where the bag size changes, so one line of Megatron's log would mix two losses. Use 1"
             )
     tst = recipe.tst
     ways = [tst.superposition_fraction, tst.superposition_steps, tst.schedule]
@@ -340,8 +351,8 @@ def _data_problems(
     wanted = schedule.raw_tokens_before(schedule.num_steps)
     if wanted > held:
         problems.append(
-            f"data: the run reads {wanted:,} raw tokens and {manifest.path} holds {held:,} in whole "
-            f"units: {wanted / max(held, 1):.2f} epochs. Use more text, or fewer steps"
+            f"data: the run reads {wanted:,} raw tokens and {manifest.path} holds {held:,} in "
+            f"whole units: {wanted / max(held, 1):.2f} epochs. Use more text, or fewer steps"
         )
     evaluation = (values.eval_global_batch_size or schedule.global_batch_size) * values.eval_iters
     held_out = (manifest.validation.tokens - 1) // schedule.num_latent_positions
@@ -362,7 +373,8 @@ def _fixed_flags(values: argparse.Namespace, manifest: Manifest) -> list[str]:
     if values.max_position_embeddings is None:
         flags += ["--max-position-embeddings", str(values.seq_length)]
     if not values.exit_duration_in_mins:
-        # Ten years: the timed exit is how a stop is agreed on, so it must be on (upstream.request_stop).
+        # Ten years: the timed exit is how a stop is agreed on, so it must be on
+        # (upstream.request_stop).
         flags += ["--exit-duration-in-mins", "5256000"]
     # Bags have no token-level mask, and causal attention needs none.
     return [*flags, "--no-create-attention-mask-in-dataloader"]

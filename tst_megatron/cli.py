@@ -1,7 +1,7 @@
 """The ``tst-megatron`` command: one thin function per subcommand.
 
-Exit statuses: 0 finished, 75 stopped or to be tried again, 2 bad input, 93 do not restart, anything else
-a failure.
+Exit statuses: 0 finished, 75 stopped or to be tried again, 2 bad input, 93 do not restart, anything
+else a failure.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def check(
         int | None, typer.Option(help="Ranks of the job; default: the smallest that fits.")
     ] = None,
 ) -> None:
-    """Check a recipe before it waits in a queue: every problem at once, status 2 if there is one."""
+    """Check a recipe before it waits in a queue: all problems at once, status 2 if any."""
     console = Console()
     checked = _checked(recipe, overrides, nproc)
     _announce(checked, console)
@@ -103,7 +103,8 @@ def train(
 ) -> None:
     """Train as a recipe says, or resume a run that was stopped.
 
-    Under srun or torchrun every process is one rank; with --nproc this command starts the ranks itself.
+    Under srun or torchrun every process is one rank; with --nproc this command starts the ranks
+    itself.
     """
     folder = run or Path("runs") / f"{recipe.resolve().parent.name}-{recipe.stem}"
     raise typer.Exit(train_run(recipe, overrides or [], folder, nproc=nproc, fresh=fresh))
@@ -219,8 +220,8 @@ def export(
         on_progress=lambda text: console.print(text, highlight=False, markup=False),
     )
     console.print(
-        f"step {report.iteration}: {report.num_parameters:,} parameters in {report.num_files} files; "
-        f"tokenizer: {report.tokenizer}",
+        f"step {report.iteration}: {report.num_parameters:,} parameters in {report.num_files} "
+        f"files; tokenizer: {report.tokenizer}",
         highlight=False,
         markup=False,
     )

@@ -1,8 +1,8 @@
 """The whole chain on one machine in minutes, by the same commands that a cluster run uses.
 
-Real text without a download (Python's own sources), a tokenizer, both phases of training, an export that
-is proven, a generated continuation and a picture of the losses. What is already there and valid is
-reused.
+Real text without a download (Python's own sources), a tokenizer, both phases of training, an export
+that is proven, a generated continuation and a picture of the losses. What is already there and
+valid is reused.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from tst_megatron.data.encode import texts
 from tst_megatron.data.manifest import Manifest
 from tst_megatron.data.prepare import prepare
 from tst_megatron.data.tokenizer import load_sentencepiece, train_sentencepiece
+from tst_megatron.host import cpu
 from tst_megatron.training.record import BAG_LOSS, VALIDATION_LOSS, read_metrics
 from tst_megatron.training.run_folder import RunFolder, package_version
 
@@ -122,7 +123,7 @@ def _prepare_text(folder: Path, console: Console) -> Manifest:
 
 def _train(recipe: Path, overrides: list[str], run: RunFolder, console: Console) -> int:
     """Start ``tst-megatron train`` as a user would: two CPU processes, or one on the GPU."""
-    if not torch.cuda.is_available():
+    if cpu.is_needed():
         ranks = 2
     else:
         ranks = 1
@@ -131,7 +132,9 @@ def _train(recipe: Path, overrides: list[str], run: RunFolder, console: Console)
             overrides += GPU_WITHOUT_TRANSFORMER_ENGINE
     arguments = ["train", str(recipe), *overrides, "--run", str(run.path), "--nproc", str(ranks)]
     console.print(f"tst-megatron {' '.join(arguments)}", highlight=False, markup=False)
-    return subprocess.run([sys.executable, "-m", "tst_megatron", *arguments], check=False).returncode
+    return subprocess.run(
+        [sys.executable, "-m", "tst_megatron", *arguments], check=False
+    ).returncode
 
 
 def _export(run: RunFolder, output: Path, console: Console) -> Path:

@@ -7,8 +7,8 @@ A recipe's keys are Megatron's own flags without the dashes (``num-layers: 32``)
     data:     folders made by ``tst-megatron data prepare``, each with its weight
     tst:      token superposition, see ``TSTConfig``
 
-Later values win: base, then the recipe, then ``key=value`` from the command line, where dots reach into
-a block (``tst.bag-size=4``). Whether the result makes sense is ``check.py``'s question.
+Later values win: base, then the recipe, then ``key=value`` from the command line, where dots reach
+into a block (``tst.bag-size=4``). Whether the result makes sense is ``check.py``'s question.
 """
 
 from __future__ import annotations
@@ -58,8 +58,8 @@ class TSTConfig:
     """[bag size, share of steps or number of steps] of each phase, ending in bag size 1; given
     instead of the three above."""
     stream_unit_bags: int | None = None
-    """Chunks of ``seq-length`` raw tokens per unit of the token stream (U). Every bag size divides it;
-    runs that are compared must have the same. Default: the largest bag size."""
+    """Chunks of ``seq-length`` raw tokens per unit of the token stream (U). Every bag size divides
+    it; runs that are compared must have the same. Default: the largest bag size."""
 
     def entries(self) -> list[tuple[int, float | int]]:
         """The schedule as (bag size, share of steps or number of steps)."""
@@ -105,7 +105,9 @@ class Recipe:
 
     def resolved(self) -> dict[str, Any]:
         """Everything that decides the run, as plain values for a file or a comparison."""
-        tst = {name.replace("_", "-"): value for name, value in dataclasses.asdict(self.tst).items()}
+        tst = {
+            name.replace("_", "-"): value for name, value in dataclasses.asdict(self.tst).items()
+        }
         return {
             **dict(sorted(self.megatron.items())),
             "profile": self.profile,
@@ -117,8 +119,8 @@ class Recipe:
 def load_recipe(path: Path, overrides: Iterable[str] = ()) -> Recipe:
     """Read a recipe with its bases and apply ``key=value`` overrides.
 
-    Problems inside the files are collected in ``Recipe.problems``, so that a check can name them with
-    all others.
+    Problems inside the files are collected in ``Recipe.problems``, so that a check can name them
+    with all others.
 
     Raises:
         RecipeError: a file is missing or is not YAML, or an override is not ``key=value``.

@@ -1,7 +1,7 @@
 """Which phase an optimizer step is in, and how much text has been read by then. Plain integers.
 
-A step is counted from 0 and named by the number of steps completed before it, which is what Megatron
-calls ``args.curr_iteration``.
+A step is counted from 0 and named by the number of steps completed before it, which is what
+Megatron calls ``args.curr_iteration``.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""The bag embedding inside Megatron's own embedding room, over tensor- and sequence-parallel ranks."""
+"""The bag embedding inside Megatron's own embedding room, over tensor- and sequence-parallel
+ranks."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""The checkpoints that the tests of tst_megatron.hf share: saved once for all of them."""
+"""The checkpoints that the tests of tstseam().hf share: saved once for all of them."""
 
 import functools
 import json
@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tst_megatron.data.tokenizer import train_sentencepiece
-from tst_megatron.hf import _megatron
+from tst_megatron.hf.checkpoint import seam
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = Path(__file__).with_name("save_checkpoints.py")
@@ -47,10 +47,10 @@ def save_once(session_folder: Path) -> Path:
 
 def with_arguments(monkeypatch: pytest.MonkeyPatch, **changes: Any) -> None:
     """Let every checkpoint say that it was saved with other arguments."""
-    original = _megatron.read_saved_state
+    original = seam().read_saved_state
 
     def read(folder: Path) -> dict[str, Any]:
         state = original(folder)
         return {**state, "args": Namespace(**{**vars(state["args"]), **changes})}
 
-    monkeypatch.setattr(_megatron, "read_saved_state", read)
+    monkeypatch.setattr(seam(), "read_saved_state", read)

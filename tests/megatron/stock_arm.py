@@ -1,7 +1,7 @@
 """Megatron without us: its own ``pretrain``, GPTModel and builder, on recorded token batches.
 
-Of this project it imports the CPU host alone. Run as ``stock_arm.py TOKENS.npy FLAG...`` on each rank;
-its numbers go to TensorBoard.
+Of this project it imports the CPU host alone. Run as ``stock_arm.py TOKENS.npy FLAG...`` on each
+rank; its numbers go to TensorBoard.
 """
 
 import functools

@@ -1,4 +1,5 @@
-"""With bag size 1 the layer is not there: the numbers are those of Megatron without us, bit for bit."""
+"""With bag size 1 the layer is not there: the numbers are those of Megatron without us, bit for
+bit."""
 
 import struct
 import subprocess
@@ -78,12 +79,14 @@ def test_losses_and_gradient_norms_are_those_of_stock_megatron(
         for rank in range(expert_parallel)
     ]
     for process in [*ranks, ours]:
-        assert process.wait(timeout=300) == 0, (
-            (tmp_path / "stock.log").read_text()[-4000:] + (tmp_path / "ours.log").read_text()
-        )
+        assert process.wait(timeout=300) == 0, (tmp_path / "stock.log").read_text()[-4000:] + (
+            tmp_path / "ours.log"
+        ).read_text()
     rows = tiny.metrics(tmp_path / "run")
     assert len(rows) == 20
     stock_losses = scalars(tmp_path / "stock", "lm loss")
     assert len(set(stock_losses)) == 20  # it trains
     assert bits([row["lm loss"] for row in rows]) == bits(stock_losses)
-    assert bits([row["grad-norm"] for row in rows]) == bits(scalars(tmp_path / "stock", "grad-norm"))
+    assert bits([row["grad-norm"] for row in rows]) == bits(
+        scalars(tmp_path / "stock", "grad-norm")
+    )

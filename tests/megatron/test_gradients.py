@@ -83,10 +83,10 @@ def gradients(args, per_token, micro_batch, mask, masked_rows, changes):
     from megatron.core.utils import get_model_config
     from megatron.training.training import get_megatron_ddp_config
 
-    from tst_megatron import upstream
     from tst_megatron.model.gpt import TSTGPTModelConfig
     from tst_megatron.schedule import Phase, Schedule
     from tst_megatron.training.step import make_forward_step
+    from tst_megatron.upstream import names
 
     bag_size = changes.get("bag_size", BAG)
     args.calculate_per_token_loss = per_token
@@ -96,7 +96,7 @@ def gradients(args, per_token, micro_batch, mask, masked_rows, changes):
     torch.manual_seed(1)
     get_cuda_rng_tracker().reset()
     model_parallel_cuda_manual_seed(1)
-    config = upstream.gpt_config_from_args(args, model_config_cls=TSTGPTModelConfig)
+    config = names.gpt_config_from_args(args, model_config_cls=TSTGPTModelConfig)
     models = config.get_builder_cls()(config).build_distributed_models(
         pg_collection=ProcessGroupCollection.use_mpu_process_groups(),
         ddp_config=get_megatron_ddp_config(args),

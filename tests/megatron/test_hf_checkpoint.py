@@ -6,8 +6,7 @@ import pytest
 import torch
 from hf_checkpoints import save_once, with_arguments
 
-from tst_megatron.hf import _megatron
-from tst_megatron.hf.checkpoint import load_model
+from tst_megatron.hf.checkpoint import load_model, seam
 from tst_megatron.host import cpu
 
 
@@ -58,7 +57,7 @@ def test_load_model_trained_with_gpu_settings_computes_the_same(
     from_gpu = load_model(saved / "ep2")
 
     with torch.no_grad():
-        expected, actual = (_megatron.logits(each.model, tokens_BT) for each in (plain, from_gpu))
+        expected, actual = (seam().logits(each.model, tokens_BT) for each in (plain, from_gpu))
     assert torch.equal(expected, actual)
     assert from_gpu.args.transformer_impl == "transformer_engine"
 

@@ -12,7 +12,8 @@ SWITCH, STEPS, SAVE = 16, 32, 4
 
 @pytest.fixture(scope="module")
 def uninterrupted(text, tmp_path_factory):
-    """A whole run under expert parallelism with the distributed optimizer, saved every few steps."""
+    """A whole run under expert parallelism with the distributed optimizer, saved every few
+    steps."""
     folder = tmp_path_factory.mktemp("uninterrupted")
     recipe = tiny.write_recipe(
         folder / "tst.yaml",
@@ -111,7 +112,10 @@ def test_run_learns_through_both_phases_and_counts_raw_tokens(uninterrupted):
 
 def test_each_parameter_has_an_adam_step_of_its_own_after_a_load():
     """Loaded, they share one tensor upstream, and Adam counts each step once per parameter."""
-    from tst_megatron import upstream
+    from tst_megatron.host import cpu
+
+    cpu.install()
+    from tst_megatron.upstream import repairs
 
     class Inner:
         def __init__(self):
@@ -121,7 +125,7 @@ def test_each_parameter_has_an_adam_step_of_its_own_after_a_load():
     class Outer:
         optimizer = Inner()
 
-    loaded = upstream._with_a_step_of_its_own(lambda self, state_dict: None)
+    loaded = repairs._with_a_step_of_its_own(lambda self, state_dict: None)
     loaded(Outer, {})
     steps = [state["step"] for state in Outer.optimizer.state.values()]
     assert len({step.data_ptr() for step in steps}) == 3

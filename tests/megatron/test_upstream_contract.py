@@ -1,6 +1,6 @@
 """Every unstable signature of Megatron that this project relies on, pinned.
 
-A Megatron upgrade fails here first; ``tst_megatron/upstream.py`` is where to mend it.
+A Megatron upgrade fails here first; ``tst_megatron/upstream/`` is where to mend it.
 """
 
 import importlib.metadata
@@ -13,6 +13,7 @@ from tst_megatron.host import cpu
 cpu.install()
 
 from tst_megatron import upstream  # noqa: E402 - the host comes before Megatron
+from tst_megatron.upstream import names  # noqa: E402
 
 
 def parameters(function):
@@ -28,7 +29,7 @@ def test_version_is_the_tested_one():
     ("function", "relied_on"),
     [
         (
-            upstream._training.pretrain,
+            names.training.pretrain,
             [
                 "cfg_container",
                 "train_valid_test_dataset_provider",
@@ -36,15 +37,15 @@ def test_version_is_the_tested_one():
                 "forward_step_func",
             ],
         ),
-        (upstream._training.training_log, ["loss_dict", "total_loss_dict", "iteration"]),
-        (upstream._training.evaluate_and_print_results, ["iteration"]),
-        (upstream._training.train_step, ["forward_step_func", "data_iterator", "model"]),
-        (upstream._training.num_floating_point_operations, ["args", "batch_size"]),
-        (upstream._training.initialize_megatron, ["allow_no_cuda"]),
-        (upstream._arguments.parse_args, ["extra_args_provider", "ignore_unknown_args"]),
-        (upstream._arguments.validate_args, ["args", "defaults"]),
-        (upstream.gpt_config_from_args, ["args", "model_config_cls"]),
-        (upstream.pretrain_cfg_container_from_args, ["args", "model_cfg"]),
+        (names.training.training_log, ["loss_dict", "total_loss_dict", "iteration"]),
+        (names.training.evaluate_and_print_results, ["iteration"]),
+        (names.training.train_step, ["forward_step_func", "data_iterator", "model"]),
+        (names.training.num_floating_point_operations, ["args", "batch_size"]),
+        (names.training.initialize_megatron, ["allow_no_cuda"]),
+        (names.arguments.parse_args, ["extra_args_provider", "ignore_unknown_args"]),
+        (names.arguments.validate_args, ["args", "defaults"]),
+        (names.gpt_config_from_args, ["args", "model_config_cls"]),
+        (names.pretrain_cfg_container_from_args, ["args", "model_cfg"]),
         (upstream.GPTModelBuilder.build_model, ["pg_collection", "vp_stage"]),
         (
             upstream.LanguageModule.compute_language_model_loss,
@@ -58,12 +59,12 @@ def test_version_is_the_tested_one():
         (upstream.reduce_from_tensor_model_parallel_region, ["input_", "group"]),
         (upstream.reduce_scatter_to_sequence_parallel_region, ["input_", "group"]),
         (
-            upstream._distrib_optimizer.DistributedOptimizer.sharded_state_dict,
+            names.distrib_optimizer.DistributedOptimizer.sharded_state_dict,
             ["self", "model_sharded_state_dict", "is_loading"],
         ),
-        (upstream._distrib_optimizer.DistributedOptimizer.load_state_dict, ["self", "state_dict"]),
+        (names.distrib_optimizer.DistributedOptimizer.load_state_dict, ["self", "state_dict"]),
         (
-            upstream._distrib_optimizer.DistributedOptimizer._set_main_param_and_optimizer_states,
+            names.distrib_optimizer.DistributedOptimizer._set_main_param_and_optimizer_states,
             ["self", "model_param", "tensors"],
         ),
     ],
@@ -80,11 +81,11 @@ def test_embedding_has_what_the_bag_embedding_reads():
 
 
 def test_workarounds_are_put_in_place_once():
-    before = upstream._training.initialize_megatron
+    before = names.training.initialize_megatron
     cpu.install()
     upstream.repair_wheel()
     upstream.allow_no_cuda()
-    assert upstream._training.initialize_megatron is before
+    assert names.training.initialize_megatron is before
 
 
 def test_every_fake_says_who_needs_it_and_what_it_hides():

@@ -20,7 +20,9 @@ def test_position_reads_its_bag_and_predicts_the_next(bag_size):
 
 @pytest.mark.parametrize("num_raw_tokens", [4, 9, 10])
 def test_length_that_is_not_two_whole_bags_is_refused(num_raw_tokens):
-    with pytest.raises(ValueError, match="do not make bags of 4: the length must be a multiple of 4"):
+    with pytest.raises(
+        ValueError, match="do not make bags of 4: the length must be a multiple of 4"
+    ):
         fold(torch.zeros(1, num_raw_tokens, dtype=torch.long), 4)
 
 

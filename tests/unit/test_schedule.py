@@ -32,9 +32,7 @@ def test_steps_of_the_paper_s_10b_run_are_stated_and_not_a_share():
 
 def test_bag_size_1_is_one_phase_of_ordinary_training():
     entries = paper_schedule(bag_size=1, superposition_fraction=0.3, superposition_steps=None)
-    assert resolve_phases(entries, num_steps=10) == (
-        Phase(bag_size=1, first_step=0, num_steps=10),
-    )
+    assert resolve_phases(entries, num_steps=10) == (Phase(bag_size=1, first_step=0, num_steps=10),)
 
 
 def test_switch_is_the_first_step_with_bag_size_1():

@@ -1,5 +1,3 @@
-from pathlib import Path
-
 import numpy as np
 import pytest
 
@@ -88,7 +86,8 @@ def test_targets_are_the_next_raw_tokens_of_the_sample_s_own_text(reader, entrie
 def test_short_run_reads_the_first_units_of_the_permutation(reader):
     baseline = make_stream(reader, (1, 1.0), num_steps=36)
     tst = make_stream(reader, (4, 8), (1, 1.0), num_steps=12)
-    # 8 steps of 4 chunks and 4 of one are 36 baseline steps: three whole units of 12 chunks per batch row.
+    # 8 steps of 4 chunks and 4 of one are 36 baseline steps: three whole units of 12 chunks per
+    # batch row.
     arms = [
         {tuple(place) for i in range(arm.num_samples) for place in inputs_of(arm, i)}
         for arm in (baseline, tst)

@@ -1,0 +1,1 @@
+"""Real text in, raw tokens out: corpus, tokenizer, preparation, and the token stream."""

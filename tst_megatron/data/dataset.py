@@ -79,6 +79,10 @@ def make_dataset_provider(
         )
         # One more than Megatron asks for: it evaluates once again after the last step.
         num_evaluations = num_samples[1] // per_evaluation + 1
-        return TrainingSamples(stream), HeldOutSamples(held_out, num_evaluations=num_evaluations), None
+        return (
+            TrainingSamples(stream),
+            HeldOutSamples(held_out, num_evaluations=num_evaluations),
+            None,
+        )
 
     return provide

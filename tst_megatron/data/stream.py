@@ -2,16 +2,19 @@
 
 The rule (docs/data-stream.md draws it):
 
-1. Documents in a seeded permutation are concatenated and cut into *units* of U * L raw tokens, U being
-   the same in every arm of a comparison. The units are permuted. What is left at the end, shorter than
-   one unit and its look-ahead, is the *tail*: dropped and counted.
-2. A unit is U *chunks* of L raw tokens. A sample of a phase with bag size K takes K neighbouring chunks
+1. Documents in a seeded permutation are concatenated and cut into *units* of U * L raw tokens, U
+being
+   the same in every arm of a comparison. The units are permuted. What is left at the end, shorter
+   than one unit and its look-ahead, is the *tail*: dropped and counted.
+2. A unit is U *chunks* of L raw tokens. A sample of a phase with bag size K takes K neighbouring
+chunks
    of one unit, and K tokens of look-ahead that are targets only.
 3. A phase starts at the first chunk that the phases before it did not take, also inside a unit.
-4. Samples of a phase are permuted inside blocks, so that neighbours in the text do not share a batch.
+4. Samples of a phase are permuted inside blocks, so that neighbours in the text do not share a
+batch.
 
-So each raw token is an input once at the most, whatever the phases are, and the position at any step
-follows from the number of samples consumed.
+So each raw token is an input once at the most, whatever the phases are, and the position at any
+step follows from the number of samples consumed.
 """
 
 from __future__ import annotations
@@ -176,7 +179,7 @@ class Documents:
         self.num_tokens = int(self._ends[-1])
 
     def spans(self, start: int, stop: int) -> list[tuple[int, int, int]]:
-        """(document, offset in it, length) of the stretches of raw tokens [start, stop), in order."""
+        """(document, offset in it, length) of each stretch of raw tokens [start, stop)."""
         place = int(np.searchsorted(self._ends, start, side="right"))
         spans = []
         while start < stop:
@@ -199,8 +202,8 @@ class Documents:
 class TokenStream:
     """The training text of a run, sample by sample.
 
-    Sample i belongs to optimizer step ``i // global_batch_size``; the schedule says its phase. It is
-    ``K * L`` raw tokens and K of look-ahead.
+    Sample i belongs to optimizer step ``i // global_batch_size``; the schedule says its phase. It
+    is ``K * L`` raw tokens and K of look-ahead.
     """
 
     def __init__(
@@ -271,7 +274,7 @@ class HeldOutPositions:
     def __init__(
         self, reader: IndexedReader, *, num_samples: int, num_latent_positions: int
     ) -> None:
-        """Choose ``num_samples`` places of L raw tokens (and one of look-ahead) in the held-out text.
+        """Choose ``num_samples`` places of L raw tokens, and one of look-ahead each.
 
         Raises:
             ValueError: the held-out text is shorter than that.

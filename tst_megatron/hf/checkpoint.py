@@ -12,12 +12,13 @@ import copy
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from tst_megatron.hf import _megatron
+from tst_megatron.host import cpu
 
 TRACKER = "latest_checkpointed_iteration.txt"
 
@@ -67,6 +68,28 @@ class LoadedModel:
     """Optimizer steps behind the weights."""
 
 
+def seam() -> ModuleType:
+    """``upstream.checkpoint``, in a process made ready for it.
+
+    Imported on first use: importing Megatron already needs the CPU host.
+
+    Raises:
+        RuntimeError: this process already uses a GPU, or is one rank of a larger job.
+    """
+    if not cpu.is_installed():
+        if cpu.is_in_use_elsewhere():
+            raise RuntimeError(
+                "A checkpoint is read on the CPU, but this process already uses a GPU. "
+                "Read it in a process of its own."
+            )
+        # Reading is CPU work also on a machine that has a GPU.
+        cpu.install(even_with_gpu=True)
+    from tst_megatron.upstream import checkpoint
+
+    checkpoint.start_alone()
+    return checkpoint
+
+
 def load_model(
     checkpoint: Path, *, iteration: int | None = None, dtype: torch.dtype | None = None
 ) -> LoadedModel:
@@ -81,14 +104,15 @@ def load_model(
         ValueError: there is no such checkpoint, it is incomplete, or its model is not a GPT.
         RuntimeError: this process cannot be a Megatron job of its own.
     """
-    _megatron.prepare_process()
+    megatron = seam()
     folder, state = _open(checkpoint, iteration)
     args = state["args"]
     _check_is_gpt(folder, args)
-    model = _megatron.build_gpt(_single_process(args, dtype or args.params_dtype))
-    weights = _megatron.sharded_weights(model, state.get("content_metadata"))
-    _check_is_complete(folder, weights)
-    _megatron.load_weights(model, folder, weights)
+    with megatron.quietly():
+        model = megatron.build_gpt(_single_process(args, dtype or args.params_dtype))
+        weights = megatron.sharded_weights(model, state.get("content_metadata"))
+        _check_is_complete(folder, weights)
+        megatron.load_weights(model, folder, weights)
     _separate_gates(model, args)
     # Norms are built in float32 here whatever the type of the rest.
     model = model.to(dtype or args.params_dtype).eval()
@@ -105,7 +129,6 @@ def read_args(checkpoint: Path, *, iteration: int | None = None) -> argparse.Nam
     Raises:
         ValueError: there is no such checkpoint.
     """
-    _megatron.prepare_process()
     _, state = _open(checkpoint, iteration)
     args: argparse.Namespace = state["args"]
     return args
@@ -171,12 +194,12 @@ def _listed(iterations: list[int]) -> str:
 
 def _open(checkpoint: Path, iteration: int | None) -> tuple[Path, dict[str, Any]]:
     folder = find_checkpoint(checkpoint, iteration)
-    if not _megatron.is_distributed_checkpoint(folder):
+    if not seam().is_distributed_checkpoint(folder):
         raise ValueError(
             f"{folder}: not a whole torch_dist checkpoint (no usable metadata.json). Give one "
             "saved with --ckpt-format torch_dist, and another iteration if its save was cut off."
         )
-    state = _megatron.read_saved_state(folder)
+    state = seam().read_saved_state(folder)
     if "args" not in state or "iteration" not in state:
         raise ValueError(
             f"{folder}: holds no arguments, so the model's shapes are unknown. "
@@ -206,7 +229,7 @@ def _check_is_gpt(folder: Path, args: argparse.Namespace) -> None:
 def _single_process(args: argparse.Namespace, dtype: torch.dtype) -> argparse.Namespace:
     """The same model's arguments for one CPU process."""
     ours = copy.copy(args)
-    for name, default in vars(_megatron.default_arguments()).items():
+    for name, default in vars(seam().default_arguments()).items():
         if not hasattr(ours, name) or _EXECUTION.fullmatch(name):
             setattr(ours, name, default)
     # Set by Megatron's validation, not by its parser.
@@ -214,7 +237,7 @@ def _single_process(args: argparse.Namespace, dtype: torch.dtype) -> argparse.Na
     ours.expert_tensor_parallel_size = 1
     ours.params_dtype = dtype
     ours.transformer_impl = "local"
-    ours.attention_backend = _megatron.unfused_attention()
+    ours.attention_backend = seam().unfused_attention()
     ours.moe_token_dispatcher_type = "alltoall"
     ours.use_cpu_initialization = True
     ours.perform_initialization = False
@@ -227,7 +250,7 @@ def _single_process(args: argparse.Namespace, dtype: torch.dtype) -> argparse.Na
 
 
 def _check_is_complete(folder: Path, weights: dict[str, Any]) -> None:
-    needed, saved = _megatron.shapes_of(weights), _megatron.saved_shapes(folder)
+    needed, saved = seam().shapes_of(weights), seam().saved_shapes(folder)
     problems = [f"{name} is missing" for name in sorted(needed.keys() - saved.keys())]
     problems += [
         f"{name} is {saved[name]} and should be {needed[name]}"

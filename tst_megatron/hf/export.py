@@ -105,7 +105,7 @@ def export(
     args = checkpoints.read_args(folder)
     qwen3_moe.check(args)
     dtype = dtype or args.params_dtype
-    tokenizer = _tokenizer(args)
+    tokenizer = _tokenizer(args, folder.parent)
     config = _config(args, tokenizer, dtype)
     say("loading the weights")
     loaded = checkpoints.load_model(folder, dtype=torch.float32 if verify else args.params_dtype)
@@ -217,10 +217,12 @@ def _plan_files(sizes: Mapping[str, int]) -> dict[str, list[str]]:
     }
 
 
-def _tokenizer(args: argparse.Namespace) -> _Tokenizer:
+def _tokenizer(args: argparse.Namespace, checkpoints_folder: Path) -> _Tokenizer:
     """The tokenizer a model was trained with, as far as its files are on this machine."""
     kind, name = args.tokenizer_type, args.tokenizer_model
-    source = Path(name) if name else None
+    # A run keeps its tokenizer with its checkpoints, and both may have moved since.
+    beside = checkpoints_folder / "tokenizer.model"
+    source = beside if beside.is_file() else Path(name) if name else None
     if kind == "SentencePieceTokenizer" and source and source.is_file():
         from tst_megatron.data.tokenizer import load_sentencepiece
 

@@ -20,8 +20,8 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from tst_megatron.hf import _megatron, qwen3_moe
-from tst_megatron.hf.checkpoint import LoadedModel
+from tst_megatron.hf import qwen3_moe
+from tst_megatron.hf.checkpoint import LoadedModel, seam
 
 LOGIT_BOUND = 1e-5
 """Largest allowed difference of two logits, per unit of the largest logit (at least 1)."""
@@ -102,7 +102,10 @@ def load_in_transformers(hf_dir: Path, dtype: torch.dtype) -> tuple[Any, dict[st
         The model in evaluation mode, and what transformers reports about names and shapes.
     """
     from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
 
+    # Its bar for loading weights draws over this project's own progress.
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     loaded: Any = AutoModelForCausalLM.from_pretrained(
         hf_dir,
         dtype=dtype,
@@ -202,7 +205,7 @@ def _compare_logits(
     tokens_BT = torch.randint(
         config["vocab_size"], (_NUM_SEQUENCES, num_tokens), generator=generator
     )
-    expected_BTV = _megatron.logits(megatron, tokens_BT)[..., : config["vocab_size"]]
+    expected_BTV = seam().logits(megatron, tokens_BT)[..., : config["vocab_size"]]
     actual_BTV = transformers(tokens_BT, use_cache=False).logits
     difference = (expected_BTV - actual_BTV).abs().max()
     return actual_BTV.numel(), float(expected_BTV.abs().max()), float(difference)
@@ -216,7 +219,7 @@ def _compare_greedy(
     tokens_BT = torch.randint(config["vocab_size"], (1, _NUM_PROMPT_TOKENS), generator=generator)
     num_ties = 0
     for step in range(num_tokens):
-        expected_V = _megatron.logits(megatron, tokens_BT)[0, -1, : config["vocab_size"]]
+        expected_V = seam().logits(megatron, tokens_BT)[0, -1, : config["vocab_size"]]
         actual_V = transformers(tokens_BT, use_cache=False).logits[0, -1]
         best, second = expected_V.topk(2).values.tolist()
         if best - second <= TIE_GAP:

@@ -1,0 +1,1 @@
+"""What a machine without a GPU needs to run Megatron."""

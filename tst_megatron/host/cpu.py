@@ -1,9 +1,9 @@
 """The CPU host: Megatron without CUDA, for trying, testing and exporting on any machine.
 
-Megatron-Core assumes CUDA in many small places although its maths does not need it. ``FAKES`` below is
-the whole list of stand-ins, each with the reason it exists and what it hides; ``install`` puts them in
-place, and nothing else in this project asks which host it runs on. Every artifact of a run under this
-host says ``device: cpu``.
+Megatron-Core assumes CUDA in many small places although its maths does not need it. ``FAKES`` below
+is the whole list of stand-ins, each with the reason it exists and what it hides; ``install`` puts
+them in place, and nothing else in this project asks which host it runs on. Every artifact of a run
+under this host says ``device: cpu``.
 """
 
 from __future__ import annotations
@@ -265,6 +265,16 @@ FAKES: tuple[Fake, ...] = (
 _installed = threading.local()
 
 
+def is_needed() -> bool:
+    """Whether this machine has no GPU that torch can use."""
+    return not torch.cuda.is_available()
+
+
+def is_in_use_elsewhere() -> bool:
+    """Whether this process already works on a GPU, so that the host can no longer be installed."""
+    return bool(torch.cuda.is_initialized())  # type: ignore[no-untyped-call]
+
+
 def is_installed() -> bool:
     """Whether this process runs under the CPU host."""
     return getattr(_installed, "mode", None) is not None
@@ -278,19 +288,20 @@ def install(*, even_with_gpu: bool = False) -> None:
 
     Raises:
         RuntimeError: a GPU is present and ``even_with_gpu`` is not set: training on the CPU beside
-            an idle GPU is a mistake unless it is said to be wanted. Or Megatron was imported before.
+            an idle GPU is a mistake unless it is said to be wanted. Or Megatron was imported
+            before.
     """
     if is_installed():
         return
     if torch.cuda.is_available() and not even_with_gpu:
         raise RuntimeError(
-            "The CPU host was asked for, but this machine has a GPU. Use a GPU profile, or hide the "
-            "GPU with CUDA_VISIBLE_DEVICES= if the run is meant for the CPU."
+            "The CPU host was asked for, but this machine has a GPU. Use a GPU profile, or hide "
+            "the GPU with CUDA_VISIBLE_DEVICES= if the run is meant for the CPU."
         )
     if "megatron.core" in sys.modules:
         raise RuntimeError(
-            "The CPU host must be installed before Megatron is imported: what Megatron took from torch "
-            "by then would stay real."
+            "The CPU host must be installed before Megatron is imported: what Megatron took from "
+            "torch by then would stay real."
         )
     for fake in FAKES:
         if fake.target.startswith("torch"):
@@ -306,7 +317,7 @@ def install(*, even_with_gpu: bool = False) -> None:
     # Validation demands it of every GPU before Blackwell when tensor parallelism is on.
     os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
     mode = _CUDAOnCPU()
-    mode.__enter__()
+    mode.__enter__()  # type: ignore[no-untyped-call]
     _installed.mode = mode
 
 

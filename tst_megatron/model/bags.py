@@ -17,7 +17,7 @@ def fold(tokens_BT: Tensor, bag_size: int) -> tuple[Tensor, Tensor]:
     Latent position j reads raw tokens [j*K, (j+1)*K) and predicts the K tokens after them.
 
     Args:
-        tokens_BT: [B, T] integer raw tokens, T = L*K + K: the last bag is look-ahead, a target only.
+        tokens_BT: [B, T] integer raw tokens, T = L*K + K: the last bag is a target only.
         bag_size: K, raw tokens per bag; 1 gives ordinary next-token pairs.
 
     Returns:

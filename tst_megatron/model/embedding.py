@@ -1,12 +1,11 @@
 """The bag embedding: the mean of a bag's word embeddings, taken before anything crosses ranks.
 
-Shapes: B micro-batch, L latent positions, K tokens per bag (paper: s), H hidden, P vocabulary rows on
-this rank (V / tp).
+Shapes: B micro-batch, L latent positions, K tokens per bag (paper: s), H hidden, P vocabulary rows
+on this rank (V / tp).
 """
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -26,7 +25,8 @@ def bag_mean(
         weight_PH: [P, H] rows [first_row, first_row + P) of the embedding table.
         tokens_BLK: [B, L, K] integer token ids.
         first_row: the token id of this rank's first row.
-        is_split: other ranks hold other rows: a token of theirs adds nothing here, and the result is
+        is_split: other ranks hold other rows: a token of theirs adds nothing here, and the result
+        is
             this rank's share of the mean.
 
     Returns:
@@ -47,17 +47,17 @@ def bag_mean(
 class BagEmbedding(VocabParallelEmbedding):
     """Megatron's word embeddings, which also take bags.
 
-    Token ids of two dimensions take Megatron's own path, untouched. Ids [B, L, K] give one vector per
-    bag. The mean is taken on each rank before the collective, which therefore carries K times fewer
-    elements than K look-ups would.
+    Token ids of two dimensions take Megatron's own path, untouched. Ids [B, L, K] give one vector
+    per bag. The mean is taken on each rank before the collective, which therefore carries K times
+    fewer elements than K look-ups would.
     """
 
     @classmethod
     def take_over(cls, embedding: VocabParallelEmbedding) -> None:
         """Let an existing embedding accept bags, in place.
 
-        Only the class changes, so weights, parameter names, checkpoint layout and the draws from the
-        random generator are exactly those of the unmodified model.
+        Only the class changes, so weights, parameter names, checkpoint layout and the draws from
+        the random generator are exactly those of the unmodified model.
         """
         embedding.__class__ = cls
 

@@ -1,16 +1,17 @@
 """Multi-hot cross-entropy: the obvious one on full logits, and the vocab-parallel one.
 
-For one latent position with logits z and a bag of targets y_1..y_K of weights w_1..w_K, over the slots
-that are not ignored:
+For one latent position with logits z and a bag of targets y_1..y_K of weights w_1..w_K, over the
+slots that are not ignored:
 
     loss = sum_k w_k * CE(z, y_k) / sum_k w_k = logsumexp(z) - sum_k w_k * z[y_k] / sum_k w_k
 
-so the log-sum-exp is computed once for all K targets. A token that stands twice in a bag counts twice.
-A position whose slots are all ignored has loss 0 and no gradient. With untrained weights the loss is
-near ln(V), not ln(V)/K (paper section 3.2; the constant log K of the KL form is dropped there).
+so the log-sum-exp is computed once for all K targets. A token that stands twice in a bag counts
+twice. A position whose slots are all ignored has loss 0 and no gradient. With untrained weights the
+loss is near ln(V), not ln(V)/K (paper section 3.2; the constant log K of the KL form is dropped
+there).
 
-Shapes: L latent positions, B micro-batch, K slots per bag, V vocabulary, P vocabulary columns on this
-rank (V / tp); ``...`` is any leading shape.
+Shapes: L latent positions, B micro-batch, K slots per bag, V vocabulary, P vocabulary columns on
+this rank (V / tp); ``...`` is any leading shape.
 """
 
 from __future__ import annotations
@@ -82,7 +83,7 @@ def vocab_parallel_multi_hot_cross_entropy(
     Args:
         logits: [..., P], columns [rank*P, (rank+1)*P) of the vocabulary; any float type.
         targets: [..., K] integer token ids of the whole vocabulary, the same on every rank.
-        tp_group: the group that the columns are split over; None or a group of one for whole logits.
+        tp_group: the group that the columns are split over; None for whole logits.
         slot_weights: as in ``multi_hot_cross_entropy``.
         num_valid_columns: as in ``multi_hot_cross_entropy``, of the whole vocabulary.
         ignore_index: the id of an ignored slot.
@@ -125,7 +126,9 @@ class _VocabParallelMultiHotCrossEntropy(torch.autograd.Function):
         num_valid_columns: int | None,
     ) -> Tensor:
         num_columns = logits.shape[-1]
-        rank, is_parallel = (0, False) if tp_group is None else (tp_group.rank(), tp_group.size() > 1)
+        rank, is_parallel = (
+            (0, False) if tp_group is None else (tp_group.rank(), tp_group.size() > 1)
+        )
         first_column = rank * num_columns
         num_padding = 0
         if num_valid_columns is not None:

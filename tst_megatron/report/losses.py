@@ -10,8 +10,8 @@ from tst_megatron.training.record import BAG_LOSS, LM_LOSS, VALIDATION_LOSS, rea
 def draw_losses(metrics: Path, picture: Path, *, unigram_entropy_nats: float | None = None) -> None:
     """Write a PNG of a run's bag loss, next-token loss and validation loss over its steps.
 
-    The two training losses are two curves: a bag loss is measured against several tokens at once and
-    cannot be compared with a next-token loss.
+    The two training losses are two curves: a bag loss is measured against several tokens at once
+    and cannot be compared with a next-token loss.
 
     Args:
         metrics: a run's ``metrics.jsonl``.

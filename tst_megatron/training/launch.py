@@ -21,8 +21,8 @@ SECONDS_TO_STOP = 15.0
 def launch(command: Sequence[str], *, num_processes: int, logs: Path, console: Console) -> int:
     """Run one process per rank and wait for all of them.
 
-    A stop signal is passed on to every rank. When a rank fails, the others are ended, and the end of
-    its log is shown.
+    A stop signal is passed on to every rank. When a rank fails, the others are ended, and the end
+    of its log is shown.
 
     Args:
         command: arguments of ``tst-megatron`` for each rank.

@@ -1,8 +1,8 @@
-"""Every logged number with its name and unit; the superposition and recovery loss never share a curve.
+"""Every logged number with its name and unit; the losses of two phases never share a curve.
 
-``metrics.jsonl`` holds one line per optimizer step and one per evaluation, written on the last rank,
-where the loss is. TensorBoard and Weights & Biases get the same names. Numbers for comparison come from
-here: the second line of Megatron's printed log after a start is a mean of two steps.
+``metrics.jsonl`` holds one line per optimizer step and one per evaluation, written on the last
+rank, where the loss is. TensorBoard and Weights & Biases get the same names. Numbers for comparison
+come from here: the second line of Megatron's printed log after a start is a mean of two steps.
 """
 
 from __future__ import annotations
@@ -20,7 +20,13 @@ from tst_megatron import upstream
 from tst_megatron.schedule import Schedule
 from tst_megatron.training.record import BAG_LOSS, LM_LOSS, VALIDATION_LOSS, drop_lines_after
 
-FROM_MEGATRON = ("learning-rate", "grad-norm", "load_balancing_loss", "z_loss", "skipped-train-samples")
+FROM_MEGATRON = (
+    "learning-rate",
+    "grad-norm",
+    "load_balancing_loss",
+    "z_loss",
+    "skipped-train-samples",
+)
 """Scalars that Megatron writes under these names and that each line repeats."""
 
 SECONDS_BETWEEN_LINES = 20.0

@@ -17,8 +17,8 @@ BAD_INPUT = 2
 STOPPED = 75
 DO_NOT_RESTART = 93
 
-# Exit statuses of Megatron's rerun state machine: 16 asks for another node to tell a fault of this one
-# from a bug; 17 says that the result itself was wrong, so a restart would only repeat it.
+# Exit statuses of Megatron's rerun state machine: 16 asks for another node to tell a fault of this
+# one from a bug; 17 says that the result itself was wrong, so a restart would only repeat it.
 _MEANING_OF_EXIT = {
     0: (STOPPED, "stopped", "asked to stop; a checkpoint was saved"),
     16: (STOPPED, "stopped", "a result could not be reproduced: run again on other hardware"),

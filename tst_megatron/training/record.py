@@ -1,4 +1,4 @@
-"""What ``metrics.jsonl`` holds: the names of its losses, how it is read, and how it is cut on resume."""
+"""``metrics.jsonl``: the names of its losses, how it is read, and how it is cut on resume."""
 
 from __future__ import annotations
 
@@ -31,7 +31,8 @@ def drop_lines_after(path: Path, step: int) -> None:
     """
     if not path.exists():
         return
-    kept, dropped = [], []
+    kept: list[str] = []
+    dropped: list[str] = []
     for line in path.read_text(encoding="utf-8").splitlines():
         (kept if _is_up_to(line, step) else dropped).append(line)
     if not dropped:

@@ -1,4 +1,6 @@
-"""The run folder: where a run keeps its recipe, its numbers, its logs, its checkpoints and its state."""
+"""The run folder: where a run keeps its recipe, its numbers, its logs, its checkpoints and its
+state.
+"""
 
 from __future__ import annotations
 

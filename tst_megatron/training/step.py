@@ -1,5 +1,4 @@
-"""One training step's view of a phase: raw tokens -> bags -> model -> loss, as Megatron's schedules call
-it.
+"""One training step as Megatron's schedules call it: raw tokens -> bags -> model -> loss.
 
 Shapes: B micro-batch, T raw tokens per sequence, L latent positions, K tokens per bag (paper: s).
 """
@@ -111,8 +110,8 @@ def loss_func(
 ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
     """Sum the losses of a micro-batch, for Megatron's schedules to divide.
 
-    Latent positions are what is counted in both phases, as the router counts them when it scales its
-    own losses: counting each target would weaken balancing K times.
+    Latent positions are what is counted in both phases, as the router counts them when it scales
+    its own losses: counting each target would weaken balancing K times.
 
     Args:
         loss_mask_BL: [B, L] 1 where a latent position has a target.
@@ -121,7 +120,8 @@ def loss_func(
 
     Returns:
         The sum of losses; the number of latent positions that have a target, as an int tensor; and
-        the same two as a fresh fp32 pair under ``name``, since the schedule divides the sum in place.
+        the same two as a fresh fp32 pair under ``name``, since the schedule divides the sum in
+        place.
     """
     mask = loss_mask_BL.view(-1).float()
     loss_sum = torch.sum(losses_BL.view(-1).float() * mask)

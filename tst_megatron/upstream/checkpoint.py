@@ -1,37 +1,35 @@
-"""What reading a checkpoint needs of Megatron's unstable names, in our words.
-
-Megatron is imported where it is used: importing it already needs the CPU host.
-"""
+"""Reading a distributed checkpoint and running its model, in our own words."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
+import logging
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from megatron.core import dist_checkpointing
+from megatron.core.dist_checkpointing import ShardedTensor
+from megatron.core.dist_checkpointing.dict_utils import nested_values
+from megatron.core.dist_checkpointing.mapping import apply_factories
+from megatron.core.process_groups_config import ProcessGroupCollection
+from megatron.core.tensor_parallel import get_cuda_rng_tracker, model_parallel_cuda_manual_seed
+from megatron.core.transformer.enums import AttnBackend
 from torch import distributed, nn
 
-from tst_megatron.host import cpu
+from tst_megatron.upstream import names
+from tst_megatron.upstream.training import argument_parser
 
 
-def prepare_process() -> None:
-    """Make this process a whole Megatron job of one rank on the CPU; a second call changes nothing.
+def start_alone() -> None:
+    """Make this process a whole Megatron job of one rank; a second call changes nothing.
 
     Raises:
-        RuntimeError: this process already uses a GPU, or is one rank of a larger job.
+        RuntimeError: this process is one rank of a larger job.
     """
-    if not cpu.is_installed():
-        if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
-            raise RuntimeError(
-                "A checkpoint is read on the CPU, but this process already uses a GPU. "
-                "Read it in a process of its own."
-            )
-        # Reading is CPU work also on a machine that has a GPU.
-        cpu.install(even_with_gpu=True)
-    from megatron.core import parallel_state, tensor_parallel
-
     if not distributed.is_initialized():
         # A store in memory: no port to find, nothing to collide with.
         store = distributed.HashStore()  # type: ignore[attr-defined]
@@ -41,62 +39,59 @@ def prepare_process() -> None:
             f"A checkpoint is read by one process, but this one belongs to a job of "
             f"{distributed.get_world_size()}. Read it in a process of its own."
         )
-    if not parallel_state.model_parallel_is_initialized():
-        parallel_state.initialize_model_parallel()
-    tracker = tensor_parallel.get_cuda_rng_tracker()
-    if not tracker.is_initialized():
+    if not names.parallel_state.model_parallel_is_initialized():
+        names.parallel_state.initialize_model_parallel()
+    if not get_cuda_rng_tracker().is_initialized():
         # Attention forks this generator for its dropout, also when the dropout is 0.
         with torch.random.fork_rng(devices=[]):
-            tensor_parallel.model_parallel_cuda_manual_seed(1)
+            model_parallel_cuda_manual_seed(1)
+
+
+@contextmanager
+def quietly() -> Iterator[None]:
+    """Without upstream's notes on reading in one process, which is what is meant here."""
+    logger = logging.getLogger("megatron.core.models.gpt.gpt_model")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+    logger.setLevel(before)
 
 
 def default_arguments() -> argparse.Namespace:
     """Every argument of Megatron at its default, unvalidated."""
-    from tst_megatron import upstream
-
-    return upstream.argument_parser().parse_args([])
+    return argument_parser().parse_args([])
 
 
 def unfused_attention() -> Any:
     """The attention backend that needs neither Transformer Engine nor CUDA."""
-    from megatron.core.transformer.enums import AttnBackend
-
     return AttnBackend.unfused
 
 
 def is_distributed_checkpoint(folder: Path) -> bool:
     """Whether a folder is one ``torch_dist`` checkpoint."""
-    from megatron.core import dist_checkpointing
-
     return bool(dist_checkpointing.check_is_distributed_checkpoint(str(folder)))
 
 
 def read_saved_state(folder: Path) -> dict[str, Any]:
     """What a checkpoint holds beside its tensors: arguments, iteration, content metadata."""
-    from megatron.core import dist_checkpointing
-
     state: dict[str, Any] = dist_checkpointing.load_common_state_dict(str(folder))
     return state
 
 
 def saved_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
     """Name and global shape of every tensor in a checkpoint, the optimizer's included."""
-    from megatron.core import dist_checkpointing
-
     metadata = dist_checkpointing.load_tensors_metadata(str(folder))
     return {name: tuple(tensor.global_shape) for name, tensor in metadata.items()}
 
 
 def build_gpt(args: argparse.Namespace) -> nn.Module:
     """Build ``GPTModel`` from arguments, its weights not initialised."""
-    from megatron.core.process_groups_config import ProcessGroupCollection
-    from megatron.training.argument_utils import gpt_config_from_args
-    from megatron.training.models.gpt import GPTModelBuilder
-
-    config = gpt_config_from_args(args)
+    config = names.gpt_config_from_args(args)
     config.finalize()
     groups = ProcessGroupCollection.use_mpu_process_groups()
-    model: nn.Module = GPTModelBuilder(config).build_model(groups)
+    model: nn.Module = names.GPTModelBuilder(config).build_model(groups)
     return model
 
 
@@ -107,9 +102,7 @@ def sharded_weights(model: Any, content_metadata: Mapping[str, Any] | None) -> d
         model: a ``GPTModel``.
         content_metadata: what the checkpoint says about its own layout.
     """
-    from megatron.core import parallel_state
-
-    groups = parallel_state.get_data_parallel_group(with_context_parallel=True)
+    groups = names.parallel_state.get_data_parallel_group(with_context_parallel=True)
     metadata = {**(content_metadata or {}), "dp_cp_group": groups}
     weights: dict[str, Any] = model.sharded_state_dict(metadata=metadata)
     return weights
@@ -117,10 +110,6 @@ def sharded_weights(model: Any, content_metadata: Mapping[str, Any] | None) -> d
 
 def shapes_of(weights: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     """Name and global shape of what loading ``sharded_weights`` will ask a checkpoint for."""
-    from megatron.core.dist_checkpointing import ShardedTensor
-    from megatron.core.dist_checkpointing.dict_utils import nested_values
-    from megatron.core.dist_checkpointing.mapping import apply_factories
-
     copy = dict(weights)
     apply_factories(copy)
     return {
@@ -132,8 +121,6 @@ def shapes_of(weights: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
 
 def load_weights(model: nn.Module, folder: Path, weights: dict[str, Any]) -> None:
     """Fill a model from a checkpoint, whatever parallel sizes wrote it; nothing else is read."""
-    from megatron.core import dist_checkpointing
-
     loaded = dist_checkpointing.load({"model": weights}, str(folder))
     model.load_state_dict(loaded["model"], strict=True)
 

@@ -1,0 +1,80 @@
+"""The seam with Megatron: the only room, with ``host/cpu.py``, that knows its unstable names.
+
+Every name used elsewhere is imported or wrapped here: ``names.py`` imports them, ``training.py``
+says them in our words, ``checkpoint.py`` reads what a run saved, ``repairs.py`` has every
+workaround with the condition for its removal. ``tests/megatron/test_upstream_contract.py`` pins
+each signature that is relied on, so a new Megatron fails there first, with a readable message.
+
+Importing this room imports Megatron, so on a machine without CUDA the CPU host comes first.
+"""
+
+from tst_megatron.upstream.names import (
+    TESTED_MEGATRON,
+    GPTModel,
+    GPTModelBuilder,
+    GPTModelConfig,
+    LanguageModule,
+    Split,
+    VocabParallelEmbedding,
+    get_args,
+    get_attr_wrapped_model,
+    get_rerun_state_machine,
+    get_timers,
+    reduce_from_tensor_model_parallel_region,
+    reduce_scatter_to_sequence_parallel_region,
+)
+from tst_megatron.upstream.repairs import allow_no_cuda, repair_wheel
+from tst_megatron.upstream.training import (
+    SPIKE_FACTOR,
+    StepObserver,
+    argument_parser,
+    broadcast_from_tensor_parallel_rank_0,
+    current_device,
+    device_name,
+    end_of_document_id,
+    holds_a_batch,
+    observe_training,
+    parse_arguments,
+    request_stop,
+    run_pretraining,
+    tensor_parallel_rank,
+    tensorboard_writer,
+    teraflops_per_device,
+    validate_arguments,
+    wandb_writer,
+)
+
+__all__ = [
+    "SPIKE_FACTOR",
+    "TESTED_MEGATRON",
+    "GPTModel",
+    "GPTModelBuilder",
+    "GPTModelConfig",
+    "LanguageModule",
+    "Split",
+    "StepObserver",
+    "VocabParallelEmbedding",
+    "allow_no_cuda",
+    "argument_parser",
+    "broadcast_from_tensor_parallel_rank_0",
+    "current_device",
+    "device_name",
+    "end_of_document_id",
+    "get_args",
+    "get_attr_wrapped_model",
+    "get_rerun_state_machine",
+    "get_timers",
+    "holds_a_batch",
+    "observe_training",
+    "parse_arguments",
+    "reduce_from_tensor_model_parallel_region",
+    "reduce_scatter_to_sequence_parallel_region",
+    "repair_wheel",
+    "request_stop",
+    "run_pretraining",
+    "tensor_parallel_rank",
+    "tensorboard_writer",
+    "teraflops_per_device",
+    "validate_arguments",
+    "wandb_writer",
+]

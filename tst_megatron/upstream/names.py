@@ -1,0 +1,69 @@
+"""Megatron's names, imported in one place and in silence."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+
+from tst_megatron import __version__
+
+TESTED_MEGATRON = "0.19.2"
+
+try:
+    # Megatron warns of each optional package that is missing, up to twenty times; `versions.json`
+    # of a run says it once.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
+        from megatron.core import parallel_state
+        from megatron.core.datasets import utils as dataset_utils
+        from megatron.core.datasets.utils import Split
+        from megatron.core.enums import ModelType
+        from megatron.core.models.common.language_module.language_module import LanguageModule
+        from megatron.core.models.gpt.gpt_model import GPTModel
+        from megatron.core.optimizer import distrib_optimizer
+        from megatron.core.rerun_state_machine import get_rerun_state_machine
+        from megatron.core.tensor_parallel.layers import VocabParallelEmbedding
+        from megatron.core.tensor_parallel.mappings import (
+            reduce_from_tensor_model_parallel_region,
+            reduce_scatter_to_sequence_parallel_region,
+        )
+        from megatron.core.transformer import torch_norm
+        from megatron.core.utils import get_attr_wrapped_model
+        from megatron.training import arguments, get_args, get_timers, global_vars, training
+        from megatron.training.argument_utils import (
+            gpt_config_from_args,
+            pretrain_cfg_container_from_args,
+        )
+        from megatron.training.models.gpt import GPTModelBuilder, GPTModelConfig
+        from megatron.training.utils import is_first_or_last_pipeline_stage
+except ImportError as error:
+    raise ImportError(
+        f"{error}. tst_megatron {__version__} is tested with Megatron-Core {TESTED_MEGATRON}."
+    ) from error
+
+__all__ = [
+    "GPTModel",
+    "GPTModelBuilder",
+    "GPTModelConfig",
+    "LanguageModule",
+    "ModelType",
+    "Split",
+    "VocabParallelEmbedding",
+    "arguments",
+    "dataset_utils",
+    "distrib_optimizer",
+    "get_args",
+    "get_attr_wrapped_model",
+    "get_rerun_state_machine",
+    "get_timers",
+    "global_vars",
+    "gpt_config_from_args",
+    "is_first_or_last_pipeline_stage",
+    "parallel_state",
+    "pretrain_cfg_container_from_args",
+    "reduce_from_tensor_model_parallel_region",
+    "reduce_scatter_to_sequence_parallel_region",
+    "torch_norm",
+    "training",
+]

@@ -1,0 +1,242 @@
+"""Megatron's arguments, process groups and training loop, in our own words."""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import inspect
+import io
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stdout
+from typing import Any, Protocol
+
+import torch
+
+from tst_megatron.upstream import names
+from tst_megatron.upstream.repairs import wrap
+
+SPIKE_FACTOR = 10
+"""A loss above this multiple of the largest seen is a spike; the factor of Megatron's GPT
+script."""
+
+
+# --- arguments -----------------------------------------------------------------------------------
+
+
+def argument_parser() -> argparse.ArgumentParser:
+    """Megatron's own argument parser: the names, types and defaults that a recipe is checked by."""
+    parser = argparse.ArgumentParser(allow_abbrev=False)
+    names.arguments.add_megatron_arguments(parser)
+    return parser
+
+
+def parse_arguments(flags: Sequence[str]) -> argparse.Namespace:
+    """Parse and validate flags as Megatron does, and make them its global arguments."""
+    with _command_line(flags):
+        args: argparse.Namespace = names.arguments.parse_and_validate_args()
+    return args
+
+
+def validate_arguments(flags: Sequence[str], *, world_size: int) -> argparse.Namespace:
+    """Parse and validate flags for a job of ``world_size`` ranks without starting anything.
+
+    Raises:
+        AssertionError, ValueError, RuntimeError: what Megatron raises on a combination it refuses.
+    """
+    # Validation prints every argument.
+    with _command_line(flags), redirect_stdout(io.StringIO()), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        args: argparse.Namespace = names.arguments.parse_args()
+        args.rank, args.world_size = 0, world_size
+        names.arguments.validate_args(args)
+    return args
+
+
+@contextmanager
+def _command_line(flags: Sequence[str]) -> Iterator[None]:
+    # Megatron reads sys.argv and offers no other way in.
+    before = sys.argv
+    sys.argv = [before[0], *flags]
+    try:
+        yield
+    finally:
+        sys.argv = before
+
+
+# --- where this process stands -------------------------------------------------------------------
+
+
+def holds_a_batch(vp_stage: int | None) -> bool:
+    """Whether this pipeline stage reads tokens: the first embeds them, the last predicts them."""
+    return bool(names.is_first_or_last_pipeline_stage(vp_stage))
+
+
+def tensor_parallel_rank() -> int:
+    """Rank in the tensor-parallel group; rank 0 is the one that reads data."""
+    return int(names.parallel_state.get_tensor_model_parallel_rank())
+
+
+def broadcast_from_tensor_parallel_rank_0(tensor: torch.Tensor) -> torch.Tensor:
+    """Give every tensor-parallel rank the tensor of rank 0, in place."""
+    group = names.parallel_state.get_tensor_model_parallel_group()
+    if group.size() > 1:
+        source = names.parallel_state.get_tensor_model_parallel_src_rank()
+        torch.distributed.broadcast(tensor, source, group=group)
+    return tensor
+
+
+def current_device() -> Any:
+    """The device of this rank's model, as ``Tensor.to`` takes it."""
+    return torch.cuda.current_device()
+
+
+def end_of_document_id() -> int:
+    """The token that ends every document of the training text."""
+    return int(names.global_vars.get_tokenizer().eod)
+
+
+def device_name() -> str:
+    """The name of this rank's accelerator, for the run's records."""
+    return torch.cuda.get_device_name()
+
+
+# --- one run -------------------------------------------------------------------------------------
+
+
+class StepObserver(Protocol):
+    """What training tells of itself while it runs."""
+
+    def on_step(self, step: int, seconds: float, scalars: Mapping[str, float]) -> None:
+        """After each optimizer step: steps completed, its duration, what Megatron logged of it."""
+
+    def on_validation(self, step: int, scalars: Mapping[str, float]) -> None:
+        """After each evaluation."""
+
+
+def run_pretraining(
+    args: argparse.Namespace,
+    *,
+    model_config_class: type[Any],
+    datasets: Callable[..., Any],
+    forward_step: Callable[..., Any],
+) -> None:
+    """Run Megatron's own training loop on a model, data and step of ours."""
+    model_config = names.gpt_config_from_args(args, model_config_cls=model_config_class)
+    container = names.pretrain_cfg_container_from_args(args, model_config)
+    datasets.is_distributed = True  # type: ignore[attr-defined]
+    names.training.pretrain(
+        cfg_container=container,
+        train_valid_test_dataset_provider=datasets,
+        model_type=names.ModelType.encoder_or_decoder,
+        forward_step_func=forward_step,
+    )
+
+
+def tensorboard_writer() -> Any:
+    """Megatron's TensorBoard writer, or None on every rank but the last."""
+    return names.global_vars.get_tensorboard_writer()
+
+
+def wandb_writer() -> Any:
+    """Megatron's Weights & Biases run, or None."""
+    return names.global_vars.get_wandb_writer()
+
+
+def teraflops_per_device(args: argparse.Namespace, seconds: float) -> float:
+    """TFLOP/s per device of a step, by Megatron's own count of a step's FLOPs."""
+    operations = names.training.num_floating_point_operations(args, args.global_batch_size)
+    return float(operations / seconds / args.world_size / 1e12)
+
+
+def observe_training(observer: StepObserver | None, *, loss_names: Sequence[str]) -> None:
+    """Report every step and every evaluation of this process's run to ``observer``.
+
+    Wraps three functions of ``megatron.training.training``: upstream has no callback. Remove when
+    it has one for training steps.
+
+    Args:
+        observer: of the last rank, where the loss is; None on the others.
+        loss_names: loss curves of ours. Megatron's log goes on printing a curve that has ended as
+            0.000000E+00, so those without a value in this step are taken out of its totals.
+    """
+    observation = _Observation(observer, loss_names)
+    wrap(names.training, "train_step", observation.time_step)
+    wrap(names.training, "training_log", observation.report_step)
+    wrap(names.training, "evaluate_and_print_results", observation.report_validation)
+    writer = tensorboard_writer()
+    if writer is not None:
+        _collect_scalars(writer, observation.scalars)
+
+
+class _Observation:
+    """What has been seen of the step in progress, and the wrappers that see it."""
+
+    def __init__(self, observer: StepObserver | None, loss_names: Sequence[str]) -> None:
+        self.scalars: dict[str, float] = {}
+        self._seconds = 0.0
+        self._observer = observer
+        self._loss_names = loss_names
+
+    def time_step(self, train_step: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(train_step)
+        def wrapper(*args: Any, **kwargs: Any) -> Any:
+            start = time.perf_counter()
+            result = train_step(*args, **kwargs)
+            self._seconds = time.perf_counter() - start
+            return result
+
+        return wrapper
+
+    def report_step(self, training_log: Callable[..., Any]) -> Callable[..., Any]:
+        signature = inspect.signature(training_log)
+
+        @functools.wraps(training_log)
+        def wrapper(*args: Any, **kwargs: Any) -> Any:
+            call = signature.bind(*args, **kwargs).arguments
+            for name in self._loss_names:
+                if name not in call["loss_dict"]:
+                    call["total_loss_dict"].pop(name, None)
+            self.scalars.clear()
+            result = training_log(*args, **kwargs)
+            if self._observer is not None:
+                self._observer.on_step(call["iteration"], self._seconds, dict(self.scalars))
+            return result
+
+        return wrapper
+
+    def report_validation(self, evaluate: Callable[..., Any]) -> Callable[..., Any]:
+        signature = inspect.signature(evaluate)
+
+        @functools.wraps(evaluate)
+        def wrapper(*args: Any, **kwargs: Any) -> Any:
+            call = signature.bind(*args, **kwargs).arguments
+            self.scalars.clear()
+            result = evaluate(*args, **kwargs)
+            if self._observer is not None and self.scalars:
+                self._observer.on_validation(call["iteration"], dict(self.scalars))
+            return result
+
+        return wrapper
+
+
+def _collect_scalars(writer: Any, scalars: dict[str, float]) -> None:
+    """Also keep what Megatron writes to TensorBoard, so both records have one source."""
+    add_scalar = writer.add_scalar
+
+    def add_and_keep(tag: str, value: Any, *args: Any, **kwargs: Any) -> None:
+        scalars[tag] = float(value)
+        add_scalar(tag, value, *args, **kwargs)
+
+    writer.add_scalar = add_and_keep
+
+
+def request_stop() -> None:
+    """Make Megatron save and stop all ranks together at the end of this step.
+
+    Its timed exit is agreed on by all ranks after every step and every evaluation iteration, so it
+    is enough that one of them runs out of time.
+    """
+    names.get_args().exit_duration_in_mins = 1e-9
