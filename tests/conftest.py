@@ -1,8 +1,31 @@
-"""What all tests share: one thread, so that sums are taken in one order."""
+"""What all tests share."""
 
-import os
+import json
 import sys
 from pathlib import Path
 
-os.environ["OMP_NUM_THREADS"] = "1"
+import pytest
+
 sys.path.insert(0, str(Path(__file__).parent))
+
+import machine  # noqa: F401 - before anything that starts threads
+
+
+@pytest.fixture(scope="session")
+def text(tmp_path_factory) -> Path:
+    """A prepared folder: part of the standard library's sources, 512 pieces."""
+    from tst_megatron.data.corpus import write_standard_library_corpus
+    from tst_megatron.data.prepare import prepare
+    from tst_megatron.data.tokenizer import train_sentencepiece
+
+    folder = tmp_path_factory.mktemp("text")
+    corpus = folder / "corpus.jsonl"
+    write_standard_library_corpus(corpus)
+    documents = corpus.read_text().splitlines()[:120]
+    corpus.write_text("\n".join(documents) + "\n")
+    texts = (json.loads(document)["text"] for document in documents)
+    train_sentencepiece(texts, folder / "tokenizer.model", vocab_size=512)
+    prepare(
+        [corpus], folder / "tokenizer.model", folder / "text", held_out_fraction=0.1, workers=1
+    )
+    return folder / "text"

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import argparse
-import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tst_megatron.compatibility import (
+    combination_problems,
+    parallel_problems,
+    smallest_world_size,
+)
 from tst_megatron.data.manifest import Manifest, load_manifest
 from tst_megatron.data.stream import count_units
 from tst_megatron.recipe import RUN_FOLDER_KEYS, Flags, Recipe, RecipeError
@@ -49,34 +53,6 @@ NEEDED = (
     "save-interval",
 )
 """Keys without which there is no model, no step or no checkpoint."""
-
-
-REFUSED = {
-    "mtp-num-layers": "multi-token prediction shifts labels by one token, which means nothing for "
-    "a bag. Remove it, or train without superposition",
-    "rampup-batch-size": "the position in the token stream is counted in batches of one size. Use "
-    "a constant global-batch-size (rampup-batch-size and step-batch-size-schedule unset)",
-    "cuda-graph-impl": "a full_iteration graph cannot hold the step of both phases. Use local or "
-    "transformer_engine",
-    "context-parallel-size": "it needs Transformer Engine's attention and a split of latent "
-    "positions that this version does not have. Use 1",
-    "iterations-to-skip": "skipped steps would break the count of raw tokens read. Remove it",
-    "phase-transition-iterations": "it ends the job at a phase change, and the switch is made "
-    "inside the run. Remove it",
-    "train-samples": "phases are counted in steps. Use train-iters",
-    "overlap-moe-expert-parallel-comm": "its schedule plan does not carry bags in this version. "
-    "Remove it",
-    "full-validation": "evaluation reads the same eval-iters batches every time. Remove it and "
-    "multiple-validation-sets",
-    "reset-position-ids": "positions and masks are those of latent positions, which may hold two "
-    "documents. Remove it, reset-attention-mask and dataloader-inter-document-masking",
-    "dataloader-type": "the token stream is read in order. Remove it",
-    "hybrid-layer-pattern": "only GPT models take bags. Remove it",
-    "sft": "this is a pre-training tool. Remove sft, fim-data and perform-rl-step",
-    "hidden-dropout": "with dropout a resumed run on the CPU would not be exact. Set "
-    "hidden-dropout and attention-dropout to 0",
-}
-"""What cannot be combined, and why."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -134,12 +110,12 @@ def check_recipe(recipe: Recipe, *, world_size: int | None = None) -> CheckedRec
     flags, problems = known.convert(megatron)
     problems = [*recipe.problems, *problems]
     values = _values(flags)
-    world_size = world_size or _world_size_of_environment() or _smallest_world_size(values)
+    world_size = world_size or _world_size_of_environment() or smallest_world_size(values)
     given = {known.destination(key) for key in megatron}
     problems += [f"{key}: is missing" for key in NEEDED if known.destination(key) not in given]
     problems += _key_problems(recipe)
-    problems += _parallel_problems(values, world_size)
-    problems += _combination_problems(recipe, values)
+    problems += parallel_problems(values, world_size)
+    problems += combination_problems(recipe, values)
     schedule = _attempt(recipe.schedule, "tst", problems) if not _lacks_sizes(values) else None
     manifest = _manifest(recipe, problems)
     if schedule:
@@ -173,18 +149,6 @@ def _world_size_of_environment() -> int | None:
     return int(value) if value else None
 
 
-def _smallest_world_size(values: argparse.Namespace) -> int:
-    model = max(1, _model_size(values))
-    expert = values.expert_model_parallel_size * values.pipeline_model_parallel_size
-    expert *= values.expert_tensor_parallel_size or values.tensor_model_parallel_size
-    return math.lcm(model, max(1, expert))
-
-
-def _model_size(values: argparse.Namespace) -> int:
-    size = values.tensor_model_parallel_size * values.pipeline_model_parallel_size
-    return int(size * values.context_parallel_size)
-
-
 def _lacks_sizes(values: argparse.Namespace) -> bool:
     return None in (values.train_iters, values.seq_length, values.global_batch_size)
 
@@ -199,7 +163,7 @@ def _attempt(make: Callable[[], Any], key: str, problems: list[str]) -> Any:
 
 def _key_problems(recipe: Recipe) -> list[str]:
     problems = [
-        f"{key}: the run folder decides where a run is kept. Remove the key and use --run"
+        f"{key}: the run folder decides where a run is kept. Remove the key and use --run-folder"
         for key in RUN_FOLDER_KEYS
         if key in recipe.megatron
     ]
@@ -210,86 +174,6 @@ def _key_problems(recipe: Recipe) -> list[str]:
         if key in recipe.megatron:
             problems.append(f"{key}: the tokenizer comes with the prepared data. Remove the key")
     return problems
-
-
-def _parallel_problems(values: argparse.Namespace, world_size: int) -> list[str]:
-    tensor, pipeline = values.tensor_model_parallel_size, values.pipeline_model_parallel_size
-    expert, context = values.expert_model_parallel_size, values.context_parallel_size
-    problems = []
-    if min(tensor, pipeline, expert, context) < 1:
-        return ["parallel sizes: each is 1 or more"]
-    model = _model_size(values)
-    if world_size % model:
-        problems.append(
-            f"tensor-model-parallel-size: {world_size} ranks do not divide into tensor {tensor} x "
-            f"pipeline {pipeline} x context {context} = {model}. Use a multiple of {model} ranks"
-        )
-    problems += _divisions(values, tensor, pipeline, expert)
-    expert_model = (values.expert_tensor_parallel_size or tensor) * expert * pipeline
-    if values.num_experts and world_size % expert_model:
-        problems.append(
-            f"expert-model-parallel-size: {world_size} ranks do not divide into expert {expert} x "
-            f"expert-tensor {expert_model // (expert * pipeline)} x pipeline {pipeline} = "
-            f"{expert_model}. Use a multiple of {expert_model} ranks"
-        )
-    micro, batch = values.micro_batch_size, values.global_batch_size
-    replicas = world_size // model
-    if micro and batch and replicas and batch % (micro * replicas):
-        problems.append(
-            f"global-batch-size: {batch} is not a multiple of micro-batch-size {micro} x "
-            f"{replicas} data-parallel ranks = {micro * replicas}"
-        )
-    return problems
-
-
-def _divisions(values: argparse.Namespace, tensor: int, pipeline: int, expert: int) -> list[str]:
-    """Numbers of the model that a parallel size must divide."""
-    groups = values.num_query_groups if values.group_query_attention else None
-    wanted = (
-        ("num-attention-heads", values.num_attention_heads, "tensor-model-parallel-size", tensor),
-        ("num-query-groups", groups, "tensor-model-parallel-size", tensor),
-        ("num-layers", values.num_layers, "pipeline-model-parallel-size", pipeline),
-        ("num-experts", values.num_experts, "expert-model-parallel-size", expert),
-    )
-    problems = [
-        f"{by}: {parts} does not divide {key} {number}"
-        for key, number, by, parts in wanted
-        if number and number % parts
-    ]
-    if expert > 1 and not values.num_experts:
-        problems.append(f"expert-model-parallel-size: {expert} without num-experts")
-    return problems
-
-
-def _combination_problems(recipe: Recipe, values: argparse.Namespace) -> list[str]:
-    """What cannot be combined with token superposition, or with this version, and why."""
-    bags = any(bag_size > 1 for bag_size, _ in _entries(recipe))
-    is_dropped_out = max(values.hidden_dropout, values.attention_dropout) > 0
-    is_masked = values.reset_position_ids or values.reset_attention_mask
-    is_refused = {
-        "mtp-num-layers": bags and values.mtp_num_layers,
-        "rampup-batch-size": values.rampup_batch_size or values.step_batch_size_schedule,
-        "cuda-graph-impl": values.cuda_graph_impl == "full_iteration",
-        "context-parallel-size": values.context_parallel_size > 1,
-        "iterations-to-skip": values.iterations_to_skip,
-        "phase-transition-iterations": values.phase_transition_iterations,
-        "train-samples": values.train_samples,
-        "overlap-moe-expert-parallel-comm": values.overlap_moe_expert_parallel_comm,
-        "full-validation": values.full_validation or values.multiple_validation_sets,
-        "reset-position-ids": is_masked or values.dataloader_inter_document_masking,
-        "dataloader-type": values.dataloader_type not in (None, "single"),
-        "hybrid-layer-pattern": values.hybrid_layer_pattern,
-        "sft": values.sft or values.fim_data or values.perform_rl_step,
-        "hidden-dropout": recipe.profile == "cpu" and is_dropped_out,
-    }
-    return [f"{key}: {REFUSED[key]}" for key, refused in is_refused.items() if refused]
-
-
-def _entries(recipe: Recipe) -> list[tuple[int, float | int]]:
-    try:
-        return recipe.tst.entries()
-    except (TypeError, ValueError):
-        return []
 
 
 def _schedule_problems(recipe: Recipe, values: argparse.Namespace, schedule: Schedule) -> list[str]:
@@ -304,7 +188,7 @@ def _schedule_problems(recipe: Recipe, values: argparse.Namespace, schedule: Sch
         if phase.last_step != schedule.num_steps and phase.last_step % values.log_interval:
             problems.append(
                 f"log-interval: {values.log_interval} does not divide step {phase.last_step}, "
-                "where the bag size changes, so one line of Megatron's log would mix two losses. Use 1"
+                "where the bag size changes: a line of Megatron's log would mix two losses. Use 1"
             )
     tst = recipe.tst
     ways = [tst.superposition_fraction, tst.superposition_steps, tst.schedule]

@@ -91,7 +91,11 @@ def train(
     overrides: Overrides = None,
     run: Annotated[
         Path | None,
-        typer.Option(help="Run folder; an existing one is resumed. Default: runs/FOLDER-RECIPE."),
+        typer.Option(
+            # Not --run: torchrun takes that for an abbreviation of an option of its own.
+            "--run-folder",
+            help="An existing one is resumed. Default: runs/FOLDER-RECIPE.",
+        ),
     ] = None,
     nproc: Annotated[
         int | None,
@@ -132,7 +136,7 @@ def train_run(
         return 0
     if nproc is not None:
         _announce(checked, console)
-        command = ["train", str(recipe), *overrides, "--run", str(folder)]
+        command = ["train", str(recipe), *overrides, "--run-folder", str(folder)]
         return launch(command, num_processes=nproc, logs=run.logs, console=console)
 
     from tst_megatron.training.pretrain import pretrain, redirect_output_to

@@ -98,6 +98,7 @@ def _prepare_text(folder: Path, console: Console) -> Manifest:
         f"{facts.num_documents} source files of Python {facts.python_version}, "
         f"{facts.num_text_bytes / 1e6:.1f} MB",
         highlight=False,
+        soft_wrap=True,
     )
     known = folder / "corpus.sha256"
     is_same = known.exists() and known.read_text() == facts.sha256
@@ -117,6 +118,7 @@ def _prepare_text(folder: Path, console: Console) -> Manifest:
         f"{verb} {prepared}: {manifest.train.tokens:,} tokens to train on, "
         f"{manifest.validation.tokens:,} held out",
         highlight=False,
+        soft_wrap=True,
     )
     return manifest
 
@@ -130,8 +132,10 @@ def _train(recipe: Path, overrides: list[str], run: RunFolder, console: Console)
         overrides = [*overrides, *GPU]
         if package_version("transformer-engine") is None:
             overrides += GPU_WITHOUT_TRANSFORMER_ENGINE
-    arguments = ["train", str(recipe), *overrides, "--run", str(run.path), "--nproc", str(ranks)]
-    console.print(f"tst-megatron {' '.join(arguments)}", highlight=False, markup=False)
+    arguments = ["train", str(recipe), *overrides, "--run-folder", str(run.path), "--nproc", str(ranks)]
+    console.print(
+        f"tst-megatron {' '.join(arguments)}", highlight=False, markup=False, soft_wrap=True
+    )
     return subprocess.run(
         [sys.executable, "-m", "tst_megatron", *arguments], check=False
     ).returncode
@@ -150,9 +154,11 @@ def _export(run: RunFolder, output: Path, console: Console) -> Path:
     assert proof is not None
     console.print(
         f"{output}: {report.num_parameters:,} parameters. Reloaded strictly in transformers: "
-        f"{proof.num_tensors} tensors bit for bit, logits within {proof.max_logit_difference:.1e} "
-        f"of Megatron's, {proof.num_greedy_tokens} greedy tokens the same",
+        f"{proof.num_tensors} tensors bit for bit, logits up to {proof.max_logit:.1f} within "
+        f"{proof.max_logit_difference:.1e} of Megatron's, {proof.num_greedy_tokens} greedy tokens "
+        "the same",
         highlight=False,
+        soft_wrap=True,
     )
     return output
 

@@ -1,23 +1,5 @@
-import json
-from pathlib import Path
+"""Real Megatron under the CPU host, which has to come before any import of Megatron."""
 
-import pytest
-from tiny import VOCABULARY
+from tst_megatron.host import cpu
 
-
-@pytest.fixture(scope="session")
-def text(tmp_path_factory) -> Path:
-    """A prepared folder: part of the standard library's sources, 512 pieces."""
-    from tst_megatron.data.corpus import write_standard_library_corpus
-    from tst_megatron.data.prepare import prepare
-    from tst_megatron.data.tokenizer import train_sentencepiece
-
-    folder = tmp_path_factory.mktemp("text")
-    corpus = folder / "corpus.jsonl"
-    write_standard_library_corpus(corpus)
-    documents = corpus.read_text().splitlines()[:120]
-    corpus.write_text("\n".join(documents) + "\n")
-    texts = (json.loads(document)["text"] for document in documents)
-    train_sentencepiece(texts, folder / "tokenizer.model", vocab_size=VOCABULARY)
-    prepare([corpus], folder / "tokenizer.model", folder / "text", held_out_fraction=0.1, workers=1)
-    return folder / "text"
+cpu.install()

@@ -25,7 +25,7 @@ def uninterrupted(text, tmp_path_factory):
         eval_interval=8,
     )
     tiny.run(
-        *("train", str(recipe), "--nproc", "2", "--run", str(folder / "run")),
+        *("train", str(recipe), "--nproc", "2", "--run-folder", str(folder / "run")),
         log=folder / "train.log",
     )
     return recipe, folder / "run"
@@ -60,7 +60,7 @@ def resumed(uninterrupted, tmp_path_factory):
     processes = {}
     for step in (8, 20):
         interrupted_at(step, run, folder / str(step))
-        arguments = ("train", str(recipe), "--nproc", "2", "--run", str(folder / str(step)))
+        arguments = ("train", str(recipe), "--nproc", "2", "--run-folder", str(folder / str(step)))
         processes[step] = tiny.start(*arguments, log=folder / f"{step}.log")
     for step, process in processes.items():
         assert process.wait(timeout=300) == 0, (folder / f"{step}.log").read_text()
@@ -136,7 +136,7 @@ def test_finished_run_is_left_alone(uninterrupted, tmp_path):
     recipe, run = uninterrupted
     before = (run / "metrics.jsonl").read_text()
     printed = tiny.run(
-        *("train", str(recipe), "--nproc", "2", "--run", str(run)), log=tmp_path / "again.log"
+        *("train", str(recipe), "--nproc", "2", "--run-folder", str(run)), log=tmp_path / "again.log"
     )
     assert "this run is finished" in printed
     assert (run / "metrics.jsonl").read_text() == before
@@ -146,7 +146,7 @@ def test_another_recipe_in_the_same_run_folder_is_refused(uninterrupted, tmp_pat
     recipe, run = uninterrupted
     printed = tiny.run(
         *("train", str(recipe), "lr=0.001", "tst.superposition-steps=12"),
-        *("--nproc", "2", "--run", str(run)),
+        *("--nproc", "2", "--run-folder", str(run)),
         log=tmp_path / "other.log",
         status=2,
     )

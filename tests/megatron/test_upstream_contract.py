@@ -8,12 +8,9 @@ import inspect
 
 import pytest
 
+from tst_megatron import upstream
 from tst_megatron.host import cpu
-
-cpu.install()
-
-from tst_megatron import upstream  # noqa: E402 - the host comes before Megatron
-from tst_megatron.upstream import names  # noqa: E402
+from tst_megatron.upstream import names
 
 
 def parameters(function):

@@ -2,7 +2,13 @@ import numpy as np
 import pytest
 
 from tst_megatron.data.indexed import IndexedReader, IndexedWriter
-from tst_megatron.data.stream import HeldOutPositions, TokenStream, allocate, count_units
+from tst_megatron.data.stream import (
+    HeldOutPositions,
+    TokenStream,
+    _permutation,
+    allocate,
+    count_units,
+)
 from tst_megatron.schedule import Schedule, resolve_phases
 
 LENGTH = 8
@@ -93,6 +99,26 @@ def test_short_run_reads_the_first_units_of_the_permutation(reader):
         for arm in (baseline, tst)
     ]
     assert arms[0] == arms[1]
+
+
+def test_both_phases_read_exactly_the_first_units_of_the_permutation(reader):
+    stream = make_stream(reader, (4, 8), (1, 1.0), num_steps=12)
+    order = _permutation("1/documents", len(reader.document_lengths))
+    places = [
+        (int(document), offset)
+        for document in order
+        for offset in range(reader.document_lengths[document])
+    ]
+    # 8 steps of 4 samples of 4 chunks, and 4 of one: 144 chunks, twelve units of 12.
+    first_units = _permutation("1/units", stream.num_units)[:12]
+    unit_tokens = 12 * LENGTH
+    expected = {
+        place for unit in first_units for place in places[unit * unit_tokens :][:unit_tokens]
+    }
+    read = {
+        tuple(place) for i in range(stream.num_samples) for place in inputs_of(stream, i).tolist()
+    }
+    assert read == expected
 
 
 def test_arms_of_one_unit_size_read_one_permutation(reader):

@@ -44,6 +44,7 @@ class Recorder:
         self._device = device
         drop_lines_after(path, first_step)
         self._file = path.open("a", encoding="utf-8")
+        self._last_validation = -1
         self._progress = _Progress(console, schedule.num_steps, first_step)
 
     def on_step(self, step: int, seconds: float, scalars: Mapping[str, float]) -> None:
@@ -71,7 +72,9 @@ class Recorder:
 
     def on_validation(self, step: int, scalars: Mapping[str, float]) -> None:
         """Record an evaluation (``upstream.StepObserver``)."""
-        if VALIDATION_LOSS in scalars:
+        # Megatron evaluates once more after the last step, on the same positions.
+        if VALIDATION_LOSS in scalars and step != self._last_validation:
+            self._last_validation = step
             loss = scalars[VALIDATION_LOSS]
             self._write({"event": "validation", "step": step, VALIDATION_LOSS: loss})
             self._progress.note(f"step {step}: {VALIDATION_LOSS} {loss:.4f}")

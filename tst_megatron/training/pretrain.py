@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import traceback
 from types import FrameType
 
 from rich.console import Console
@@ -13,7 +14,7 @@ from tst_megatron.check import CheckedRecipe
 from tst_megatron.training.run_folder import RunFolder, step_of
 
 FINISHED = 0
-BAD_INPUT = 2
+FAILED = 1
 STOPPED = 75
 DO_NOT_RESTART = 93
 
@@ -35,7 +36,8 @@ def pretrain(checked: CheckedRecipe, run: RunFolder, *, console: Console) -> int
         console: where progress goes; Megatron's own log goes to the run folder.
 
     Returns:
-        The exit status: 0 finished, 75 stopped and to be continued, 93 not to be restarted.
+        The exit status: 0 finished, 75 stopped and to be continued, 93 not to be restarted, 1 a
+        failure, whose traceback is in the log.
     """
     if checked.recipe.profile == "cpu":
         from tst_megatron.host import cpu
@@ -80,10 +82,11 @@ def pretrain(checked: CheckedRecipe, run: RunFolder, *, console: Console) -> int
     except SystemExit as exit_:
         # Megatron ends a graceful stop by sys.exit inside pretrain.
         code = exit_.code if isinstance(exit_.code, int) else 1
-        status, word, reason = _MEANING_OF_EXIT.get(code, (1, "failed", f"exit status {code}"))
-    except BaseException as error:
-        _record_end(run, args.rank, "failed", repr(error), device)
-        raise
+        status, word, reason = _MEANING_OF_EXIT.get(code, (FAILED, "failed", f"exit status {code}"))
+    except Exception as error:
+        # To this rank's log: the caller's own input was checked before, so this is no bad input.
+        traceback.print_exc()
+        status, word, reason = FAILED, "failed", repr(error)
     finally:
         if observer is not None:
             observer.close()

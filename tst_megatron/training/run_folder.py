@@ -1,6 +1,4 @@
-"""The run folder: where a run keeps its recipe, its numbers, its logs, its checkpoints and its
-state.
-"""
+"""The run folder: a run's recipe, numbers, logs, checkpoints and state."""
 
 from __future__ import annotations
 
@@ -61,11 +59,11 @@ class RunFolder:
         if fresh:
             return [f"--fresh: {self.path} is not empty. Name another folder, or delete it"]
         if not self._resolved.exists():
-            return [f"--run: {self.path} has files and no resolved.yaml, so it is not a run"]
+            return [f"--run-folder: {self.path} has files and no resolved.yaml, so it is not a run"]
         before = yaml.safe_load(self._resolved.read_text(encoding="utf-8"))
         return [
             f"{key}: this run was started with {_show(before, key)}, and the recipe now says "
-            f"{_show(now, key)}. Use another --run, or the recipe it was started with"
+            f"{_show(now, key)}. Use another --run-folder, or the recipe it was started with"
             for now in [_identity(checked)]
             for key in sorted({*before, *now})
             if before.get(key) != now.get(key)
@@ -89,8 +87,8 @@ class RunFolder:
         while not self._resolved.exists():
             if time.monotonic() > deadline:
                 raise RuntimeError(
-                    f"{self.path} was not prepared by rank 0 within {seconds:.0f} s. Is it on a file "
-                    "system that all nodes share?"
+                    f"{self.path} was not prepared by rank 0 within {seconds:.0f} s. Is it on a "
+                    "file system that all nodes share?"
                 )
             time.sleep(0.2)
 

@@ -1,6 +1,4 @@
-"""Every workaround for what Megatron's wheel gets wrong, each with the condition for its
-removal.
-"""
+"""Every workaround for Megatron's wheel, each with the condition for its removal."""
 
 from __future__ import annotations
 

@@ -1,0 +1,27 @@
+# uv is used where it is, and fetched into .uv/ where it is not.
+UV := $(shell command -v uv || echo .uv/bin/uv)
+RUN := $(UV) run --frozen
+
+.PHONY: quickstart test test-fast test-gpu lint
+.DEFAULT_GOAL := quickstart
+
+quickstart: $(UV)  ## the whole chain on this machine, with or without a GPU
+	$(RUN) --no-dev tst-megatron quickstart
+
+test: lint  ## everything that CI runs
+	$(RUN) pytest
+
+test-fast: $(UV)  ## no process groups and no Megatron, for the inner loop
+	$(RUN) pytest tests/unit
+
+test-gpu: $(UV)  ## what needs a CUDA device; skipped by `test` without one
+	$(RUN) pytest -m gpu tests/gpu
+
+lint: $(UV)
+	$(RUN) ruff check .
+	$(RUN) ruff format --check .
+	$(RUN) mypy
+
+.uv/bin/uv:
+	python3 -m venv .uv
+	.uv/bin/pip install --quiet uv

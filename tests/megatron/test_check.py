@@ -1,0 +1,264 @@
+"""Whole recipes checked by Megatron's own parser: all mistakes at once, the plan, the warnings."""
+
+import sys
+
+import pytest
+import tiny
+import yaml
+
+from tst_megatron.host import cpu
+
+cpu.install()
+
+from checks import check, problems
+
+from tst_megatron import cli, upstream
+from tst_megatron.check import DANGEROUS_DEFAULTS, DANGEROUS_MOE_DEFAULTS, NEEDED
+from tst_megatron.data.manifest import load_manifest
+
+TST = {"bag-size": 4, "superposition-fraction": 0.4}
+
+
+@pytest.fixture(autouse=True)
+def outside_a_job(monkeypatch):
+    """These name the ranks of a job, and are put there by a command that starts one."""
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    monkeypatch.delenv("SLURM_NTASKS", raising=False)
+
+
+# --- every problem at once -----------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def five_mistakes(tmp_path_factory):
+    """A recipe with five mistakes of five kinds, and what must be said of each."""
+    folder = tmp_path_factory.mktemp("wrong")
+    recipe = tiny.write_recipe(
+        folder / "wrong.yaml",
+        folder / "no-text",
+        {"bag-size": 0, "superposition-fraction": 0.4},
+        num_layer=2,
+        adam_beta2="high",
+        tensor_model_parallel_size=3,
+    )
+    return recipe, [
+        "num-layer: there is no such key. Did you mean num-layers?",
+        "adam-beta2: 'high' is not a number",
+        "tst: bag size 0: a bag holds 1 token or more",
+        f"data: {folder / 'no-text'}: no such manifest.",
+        "tensor-model-parallel-size: 3 does not divide num-attention-heads 4",
+    ]
+
+
+@pytest.mark.parametrize("command", ["check", "train"])
+def test_five_mistakes_are_all_named_in_one_run_with_status_2(five_mistakes, tmp_path, command):
+    recipe, said = five_mistakes
+    more = ("--run-folder", str(tmp_path / "run")) if command == "train" else ()
+    printed = tiny.run(command, str(recipe), *more, log=tmp_path / "log", status=2)
+    for line in said:
+        assert f"  - {line}" in printed
+    # The fifth breaks two rules: 3 divides neither the heads nor the query groups.
+    assert printed.splitlines()[0] == "6 problems:"
+    assert "Traceback" not in printed
+    assert not (tmp_path / "run").exists()
+
+
+def test_problems_of_every_part_come_together(text):
+    found = problems(
+        text,
+        {"bag-size": 4, "superposition-fraction": 0.4, "stream-unit-bags": 6},
+        without=("lr",),
+        save="x",
+        mtp_num_layers=1,
+        vocab_size=100,
+        eval_iters=10**6,
+        log_interval=3,
+        world_size=3,
+    )
+    assert [problem.split(":")[0] for problem in found] == [
+        "lr",
+        "save",
+        "global-batch-size",
+        "mtp-num-layers",
+        "tst.stream-unit-bags",
+        "log-interval",
+        "vocab-size",
+        "eval-iters",
+    ]
+
+
+@pytest.mark.parametrize("key", NEEDED)
+@pytest.mark.parametrize("how", ["absent", "empty"])
+def test_needed_key_that_is_missing_is_named(text, key, how):
+    changes = {"without": (key,)} if how == "absent" else {key.replace("-", "_"): None}
+    assert f"{key}: is missing" in problems(text, TST, **changes)
+
+
+@pytest.mark.parametrize("error", [AssertionError("heads are odd"), ValueError("heads are odd")])
+def test_what_megatron_refuses_is_passed_on(text, monkeypatch, error):
+    def refuse(*_, **__):
+        raise error
+
+    monkeypatch.setattr(upstream, "validate_arguments", refuse)
+    assert problems(text) == ["Megatron refuses the recipe: heads are odd"]
+
+
+def test_refusal_without_words_names_at_least_its_kind_and_place(text):
+    """``assert not args.bf16`` has no message; its line of source is the best there is."""
+    (problem,) = problems(text, bf16=True, fp16=True)
+    assert problem.startswith("Megatron refuses the recipe: ")
+    assert "bf16" in problem
+
+
+# --- a recipe that passes ------------------------------------------------------------------------
+
+
+def test_plan_of_two_phases_tells_steps_tokens_switch_and_epochs(text):
+    num_tokens = load_manifest(text).train.tokens
+    assert check(text, TST).plan() == [
+        "superposition: steps 1-8, bag size 4, 8,192 raw tokens",
+        "recovery: steps 9-20, bag size 1, 3,072 raw tokens",
+        "the switch comes after step 8",
+        "11,264 raw tokens in 5,120 latent positions over the whole run",
+        f"{11264 / num_tokens:.2f} epochs over the corpus of {num_tokens:,} tokens",
+    ]
+
+
+def test_plan_of_ordinary_training_has_one_phase_and_no_switch(text):
+    num_tokens = load_manifest(text).train.tokens
+    assert check(text, seq_length=64, train_iters=30).plan() == [
+        "recovery: steps 1-30, bag size 1, 15,360 raw tokens",
+        "15,360 raw tokens in 15,360 latent positions over the whole run",
+        f"{15360 / num_tokens:.2f} epochs over the corpus of {num_tokens:,} tokens",
+    ]
+
+
+def test_plan_of_a_schedule_has_a_line_for_each_phase(text):
+    plan = check(text, {"schedule": [[8, 0.25], [4, 3], [1, 1.0]]}).plan()
+    assert plan[:4] == [
+        "superposition: steps 1-5, bag size 8, 10,240 raw tokens",
+        "superposition: steps 6-8, bag size 4, 3,072 raw tokens",
+        "recovery: steps 9-20, bag size 1, 3,072 raw tokens",
+        "the switch comes after step 8",
+    ]
+
+
+def test_flags_say_what_the_recipe_the_host_and_the_data_say(text):
+    checked = check(text, TST, rope_fusion=True, exit_duration_in_mins=30)
+    args = upstream.argument_parser().parse_args(list(checked.flags))
+    assert (args.num_layers, args.lr, args.layernorm_epsilon) == (2, 0.01, 1e-6)
+    assert args.transformer_impl == "local"  # the CPU host's
+    assert args.apply_rope_fusion is False  # the CPU host's, against the recipe
+    assert args.tokenizer_model == str(load_manifest(text).tokenizer_model)
+    assert args.max_position_embeddings == 32
+    assert args.dataloader_type == "single"
+    assert args.create_attention_mask_in_dataloader is False
+    assert args.exit_duration_in_mins == 30
+
+
+def test_what_a_recipe_may_leave_out_is_filled_in(text):
+    checked = check(text, TST, without=("vocab-size",))
+    args = upstream.argument_parser().parse_args(list(checked.flags))
+    assert args.vocab_size == tiny.VOCABULARY
+    assert args.exit_duration_in_mins == 5256000
+
+
+@pytest.mark.parametrize(
+    ("sizes", "ranks"),
+    [
+        ({}, 1),
+        ({"expert_model_parallel_size": 4}, 4),
+        ({"tensor_model_parallel_size": 2, "sequence_parallel": True}, 2),
+        ({"pipeline_model_parallel_size": 2, "expert_model_parallel_size": 2}, 4),
+    ],
+)
+def test_ranks_are_the_fewest_that_fit_unless_the_job_has_more(text, monkeypatch, sizes, ranks):
+    assert check(text, **sizes).world_size == ranks
+    monkeypatch.setenv("SLURM_NTASKS", str(2 * ranks))
+    assert check(text, global_batch_size=16, **sizes).world_size == 2 * ranks
+    monkeypatch.setenv("WORLD_SIZE", str(ranks))
+    assert check(text, **sizes).world_size == ranks
+    assert check(text, global_batch_size=16, world_size=2 * ranks, **sizes).world_size == 2 * ranks
+
+
+# --- warnings ------------------------------------------------------------------------------------
+
+
+def test_recipe_that_sets_every_dangerous_default_has_no_warning(text):
+    assert check(text, TST).warnings == ()
+
+
+@pytest.mark.parametrize("key", [*DANGEROUS_DEFAULTS, *DANGEROUS_MOE_DEFAULTS])
+def test_dangerous_default_left_alone_is_warned_of_alone(text, key):
+    default = {**DANGEROUS_DEFAULTS, **DANGEROUS_MOE_DEFAULTS}[key]
+    if "dropout" in key:  # refused on the CPU host, where 0.1 would not resume exactly
+        said = problems(text, TST, without=(key,))
+        assert "hidden-dropout" in said[0] and "Set" in said[0]
+        return
+    warnings = check(text, TST, without=(key,)).warnings
+    assert warnings == (f"{key}: not set, so Megatron's default holds ({default})",)
+
+
+def test_dangerous_defaults_are_megatrons_own():
+    """The text of a warning says Megatron's default; this holds it to the parser."""
+    parser = upstream.argument_parser()
+    defaults = {
+        option.removeprefix("--"): action.default
+        for action in parser._actions
+        for option in action.option_strings
+    }
+    none_or_zero = {"none": None, "0": 0}
+    for key, said in {**DANGEROUS_DEFAULTS, **DANGEROUS_MOE_DEFAULTS}.items():
+        if key == "vocab-size":
+            assert defaults[key] is None
+            continue
+        word = said.split(";")[0].split(":")[0]
+        wanted = none_or_zero[word] if word in none_or_zero else yaml.safe_load(word)
+        wanted = float(wanted) if word == "1e-5" else wanted
+        assert defaults[key] == wanted, key
+
+
+def test_expert_defaults_are_no_danger_to_a_dense_model(text):
+    experts = [key for key in tiny.TINY if key.startswith("moe-") or key == "num-experts"]
+    assert check(text, TST, without=tuple(experts)).warnings == ()
+
+
+# --- the command ---------------------------------------------------------------------------------
+
+
+def test_check_announces_the_plan_and_the_warnings(text, monkeypatch, capsys):
+    check(text, TST, without=("weight-decay",))
+    monkeypatch.setattr(sys, "argv", ["tst-megatron", "check", str(text.parent / "checked.yaml")])
+    with pytest.raises(SystemExit) as caught:
+        cli.main()
+    lines = capsys.readouterr().out.splitlines()
+    assert not caught.value.code
+    assert lines[0] == "superposition: steps 1-8, bag size 4, 8,192 raw tokens"
+    assert lines[-2] == "warning: weight-decay: not set, so Megatron's default holds (0.01)"
+    assert lines[-1] == "No problem found."
+
+
+def test_training_alone_a_recipe_for_two_ranks_is_refused(text, monkeypatch, tmp_path, capsys):
+    """Without --nproc and outside a job this process is the only rank."""
+    import tst_megatron.training.pretrain as training
+
+    monkeypatch.setattr(training, "pretrain", lambda *_, **__: 0)
+    monkeypatch.setattr(training, "redirect_output_to", lambda path: None)
+    check(text, TST, expert_model_parallel_size=2)
+    arguments = ["train", str(text.parent / "checked.yaml"), "--run-folder", str(tmp_path / "run")]
+    monkeypatch.setattr(sys, "argv", ["tst-megatron", *arguments])
+    with pytest.raises(SystemExit) as caught:
+        cli.main()
+    assert caught.value.code == 2
+    assert "expert-model-parallel-size: 1 ranks do not divide" in capsys.readouterr().err
+
+
+def test_export_refuses_an_unknown_dtype(monkeypatch, capsys, tmp_path):
+    arguments = ["export", str(tmp_path), str(tmp_path / "out"), "--dtype", "fp8"]
+    monkeypatch.setattr(sys, "argv", ["tst-megatron", *arguments])
+    with pytest.raises(SystemExit) as caught:
+        cli.main()
+    assert caught.value.code == 2
+    assert "--dtype fp8 is none of fp32, bf16" in capsys.readouterr().err

@@ -1,0 +1,290 @@
+"""One test for each rule of ``check``: the recipe that breaks it, and what is said."""
+
+import json
+
+import pytest
+
+from tst_megatron.host import cpu
+
+cpu.install()
+
+from checks import check, problems
+
+from tst_megatron.data.manifest import load_manifest
+
+TST = {"bag-size": 4, "superposition-fraction": 0.4}
+
+
+def only_problem(text, tst=None, **changes):
+    (problem,) = problems(text, tst, **changes)
+    return problem
+
+
+# --- combinations --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "key", "said"),
+    [
+        ({"mtp_num_layers": 1}, "mtp-num-layers", "means nothing for a bag"),
+        ({"rampup_batch_size": [2, 2, 9]}, "rampup-batch-size", "constant global-batch-size"),
+        ({"step_batch_size_schedule": "0:8"}, "rampup-batch-size", "step-batch-size-schedule"),
+        ({"cuda_graph_impl": "full_iteration"}, "cuda-graph-impl", "Use local"),
+        ({"context_parallel_size": 2}, "context-parallel-size", "Use 1"),
+        ({"iterations_to_skip": [3]}, "iterations-to-skip", "count of raw tokens"),
+        ({"phase_transition_iterations": "9"}, "phase-transition-iterations", "ends the job"),
+        ({"train_samples": 100}, "train-samples", "Use train-iters"),
+        (
+            {"overlap_moe_expert_parallel_comm": True},
+            "overlap-moe-expert-parallel-comm",
+            "does not carry bags",
+        ),
+        ({"full_validation": True}, "full-validation", "Remove it"),
+        ({"multiple_validation_sets": True}, "full-validation", "multiple-validation-sets"),
+        ({"reset_position_ids": True}, "reset-position-ids", "latent positions"),
+        ({"reset_attention_mask": True}, "reset-position-ids", "reset-attention-mask"),
+        (
+            {"dataloader_inter_document_masking": True},
+            "reset-position-ids",
+            "dataloader-inter-document-masking",
+        ),
+        ({"dataloader_type": "cyclic"}, "dataloader-type", "read in order"),
+        ({"hybrid_layer_pattern": "M*"}, "hybrid-layer-pattern", "only GPT models"),
+        ({"sft": True}, "sft", "pre-training tool"),
+        ({"fim_data": True}, "sft", "fim-data"),
+        ({"perform_rl_step": True}, "sft", "perform-rl-step"),
+        ({"hidden_dropout": 0.1}, "hidden-dropout", "would not be exact"),
+        ({"attention_dropout": 0.1}, "hidden-dropout", "attention-dropout"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_combination_that_cannot_be_is_refused_with_the_reason(text, changes, key, said):
+    problem = only_problem(text, TST, **changes)
+    assert problem.startswith(key)
+    assert said in problem
+
+
+def test_what_is_refused_with_bags_alone_is_let_through_without(text):
+    assert check(text, mtp_num_layers=1).warnings == ()
+    assert check(text, TST, dataloader_type="single", cuda_graph_impl="none").warnings == ()
+
+
+def test_dropout_is_refused_on_the_cpu_host_alone(text):
+    assert check(text, TST, profile=None, hidden_dropout=0.1).schedule.num_steps == 20
+
+
+# --- keys that are decided elsewhere -------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        (
+            "save",
+            "here",
+            "the run folder decides where a run is kept. Remove the key and use --run-folder",
+        ),
+        (
+            "load",
+            "here",
+            "the run folder decides where a run is kept. Remove the key and use --run-folder",
+        ),
+        (
+            "tensorboard-dir",
+            "here",
+            "the run folder decides where a run is kept. Remove the key and use --run-folder",
+        ),
+        ("data-path", ["a"], "the text of a run is named by `data:`. Remove the key"),
+        ("train-data-path", ["a"], "the text of a run is named by `data:`. Remove the key"),
+        ("data-args-path", "a", "the text of a run is named by `data:`. Remove the key"),
+        ("mock-data", True, "the text of a run is named by `data:`. Remove the key"),
+        ("split", "99,1", "the text of a run is named by `data:`. Remove the key"),
+        ("tokenizer-type", "NullTokenizer", "comes with the prepared data. Remove the key"),
+        ("tokenizer-model", "a", "comes with the prepared data. Remove the key"),
+    ],
+)
+def test_key_that_is_decided_elsewhere_is_refused(text, key, value, said):
+    problem = only_problem(text, **{key: value})
+    assert problem.startswith(f"{key}: ")
+    assert problem.endswith(said)
+
+
+# --- parallel sizes ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", ["tensor", "pipeline", "expert"])
+@pytest.mark.parametrize("number", [0, -2])
+def test_parallel_size_below_1_is_refused(text, size, number):
+    problem = only_problem(text, **{f"{size}_model_parallel_size": number})
+    assert problem == "parallel sizes: each is 1 or more"
+
+
+@pytest.mark.parametrize(
+    ("changes", "wanted"),
+    [
+        (
+            {"tensor_model_parallel_size": 4},
+            ["tensor-model-parallel-size: 4 does not divide num-query-groups 2"],
+        ),
+        (
+            {"tensor_model_parallel_size": 3, "group_query_attention": False},
+            ["tensor-model-parallel-size: 3 does not divide num-attention-heads 4"],
+        ),
+        (
+            {"pipeline_model_parallel_size": 4},
+            ["pipeline-model-parallel-size: 4 does not divide num-layers 2"],
+        ),
+        (
+            {"expert_model_parallel_size": 8, "global_batch_size": 16},
+            ["expert-model-parallel-size: 8 does not divide num-experts 4"],
+        ),
+        (
+            {"expert_model_parallel_size": 2, "num_experts": None},
+            ["expert-model-parallel-size: 2 without num-experts"],
+        ),
+        (
+            {"expert_model_parallel_size": 4, "world_size": 2},
+            [
+                "expert-model-parallel-size: 2 ranks do not divide into expert 4 x expert-tensor 1 "
+                "x pipeline 1 = 4. Use a multiple of 4 ranks"
+            ],
+        ),
+        (
+            {"world_size": 3},
+            [
+                "global-batch-size: 8 is not a multiple of micro-batch-size 2 x 3 data-parallel "
+                "ranks = 6"
+            ],
+        ),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, dict) else "",
+)
+def test_parallel_size_that_does_not_divide_is_refused(text, changes, wanted):
+    assert problems(text, **changes) == wanted
+
+
+def test_ranks_that_do_not_divide_into_the_model_are_refused(text):
+    sizes = {"tensor_model_parallel_size": 2, "pipeline_model_parallel_size": 2}
+    model, experts = problems(text, world_size=6, **sizes)
+    assert "6 ranks do not divide into tensor 2 x pipeline 2 x context 1 = 4" in model
+    assert "Use a multiple of 4 ranks" in model
+    assert "6 ranks do not divide into expert 1 x expert-tensor 2 x pipeline 2 = 4" in experts
+
+
+# --- schedule ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("tst", "wanted"),
+    [
+        ({**TST, "bag-size": 0}, "tst: bag size 0: a bag holds 1 token or more"),
+        ({**TST, "bag-size": -4}, "tst: bag size -4: a bag holds 1 token or more"),
+        (
+            {"bag-size": 1, "superposition-fraction": 1.5},
+            "tst.superposition-fraction: 1.5 is a share of steps, 0-1",
+        ),
+        (
+            {"bag-size": 1, "superposition-fraction": -0.5},
+            "tst.superposition-fraction: -0.5 is a share of steps, 0-1",
+        ),
+        (
+            {**TST, "stream-unit-bags": 6},
+            "tst.stream-unit-bags: bag size 4 does not divide the stream unit of 6 bags. Set "
+            "tst.stream-unit-bags to a multiple of every bag size",
+        ),
+        (
+            {**TST, "superposition-steps": 5},
+            "tst: superposition-fraction, superposition-steps and schedule say the same thing. "
+            "Give one of them",
+        ),
+        ({"schedule": []}, "tst: the schedule is empty. End it with bag size 1"),
+        (
+            {"bag-size": 4, "superposition-steps": 20},
+            "tst: bag size 1 gets no step: 20 of 20 steps are taken by the phases before the last. "
+            "Give every phase at least one step",
+        ),
+    ],
+)
+def test_schedule_that_is_none_is_refused(text, tst, wanted):
+    assert only_problem(text, tst) == wanted
+
+
+@pytest.mark.parametrize(
+    ("tst", "key"),
+    [
+        ({"bag-size": 0}, "tst"),  # no phase has it, so nothing else would look at it
+        ({"bag-size": 4}, "tst"),  # neither share nor steps: superposition would silently be off
+        ({**TST, "superposition-steps": 0}, "tst"),  # two that disagree
+        ({"bag-size": 8, "schedule": [[4, 0.5], [1, 0.5]]}, "tst"),
+        ({**TST, "stream-unit-bags": 0}, "tst.stream-unit-bags"),
+        ({**TST, "stream-unit-bags": -4}, "tst.stream-unit-bags"),
+    ],
+)
+def test_tst_value_that_would_be_passed_over_is_refused(text, tst, key):
+    assert only_problem(text, tst).startswith(key)
+
+
+def test_log_interval_that_would_mix_two_losses_is_refused(text):
+    assert only_problem(text, TST, log_interval=3) == (
+        "log-interval: 3 does not divide step 8, where the bag size changes, so one line of "
+        "Megatron's log would mix two losses. Use 1"
+    )
+    assert check(text, TST, log_interval=4).warnings == ()
+    assert check(text, log_interval=3).warnings == ()
+
+
+@pytest.mark.parametrize(
+    "key", ["seq-length", "train-iters", "global-batch-size", "micro-batch-size", "log-interval"]
+)
+@pytest.mark.parametrize("number", [0, -8])
+def test_size_below_1_is_named_by_its_key(text, key, number):
+    found = problems(text, TST, **{key: number})
+    assert any(problem.startswith(f"{key}: {number}") for problem in found)
+
+
+# --- data ----------------------------------------------------------------------------------------
+
+
+def test_data_block_is_needed_and_has_one_folder_in_this_version(text):
+    missing = "data: is missing. Name a folder made by `tst-megatron data prepare`"
+    assert only_problem(text, data={}) == missing
+    several = {str(text): 1.0, str(text.parent): 2.0}
+    assert only_problem(text, data=several).startswith("data: one folder at a time")
+
+
+def test_folder_that_is_not_prepared_is_named(text, tmp_path):
+    problem = only_problem(text, data={str(tmp_path): 1.0})
+    assert problem.startswith(f"data: {tmp_path / 'manifest.json'}: no such manifest.")
+    (tmp_path / "manifest.json").write_text(json.dumps({"format": 0}))
+    assert "not a manifest of prepared data" in only_problem(text, data={str(tmp_path): 1.0})
+
+
+def test_vocabulary_smaller_than_the_tokenizers_is_refused(text):
+    assert only_problem(text, vocab_size=100) == (
+        "vocab-size: 100 is smaller than the tokenizer's 512"
+    )
+    assert check(text, vocab_size=640).warnings == ()
+
+
+def test_run_longer_than_the_text_is_refused_with_its_epochs(text):
+    manifest = load_manifest(text)
+    held = (manifest.train.tokens - 1) // 32 * 32
+    steps = held // (8 * 32) + 1
+    problem = only_problem(text, train_iters=steps)
+    assert problem == (
+        f"data: the run reads {steps * 256:,} raw tokens and {manifest.path} holds {held:,} in "
+        f"whole units: {steps * 256 / held:.2f} epochs. Use more text, or fewer steps"
+    )
+    assert check(text, train_iters=steps - 1).schedule.num_steps == steps - 1
+
+
+def test_evaluation_longer_than_the_held_out_text_is_refused(text):
+    held_out = (load_manifest(text).validation.tokens - 1) // 32
+    most = held_out // 8
+    assert only_problem(text, eval_iters=most + 1) == (
+        f"eval-iters: an evaluation reads {(most + 1) * 8:,} sequences and the held-out text has "
+        f"{held_out:,}. Lower eval-iters, or prepare with a larger held-out fraction"
+    )
+    assert check(text, eval_iters=most).warnings == ()
+    assert check(text, eval_iters=most + 1, without=("eval-interval",)).warnings != ()
+    assert only_problem(text, eval_iters=most, eval_global_batch_size=16).startswith("eval-iters")

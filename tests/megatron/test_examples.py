@@ -1,0 +1,92 @@
+"""The recipes that are shipped: each passes the check, and the quickstart's values are held."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+
+from tst_megatron.host import cpu
+
+cpu.install()
+
+from tst_megatron import upstream
+from tst_megatron.check import DANGEROUS_DEFAULTS, DANGEROUS_MOE_DEFAULTS, check_recipe
+from tst_megatron.recipe import Flags, RecipeError, load_recipe
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+EXAMPLES = sorted((REPOSITORY / "examples").rglob("*.yaml"))
+
+
+def load_tool():
+    path = REPOSITORY / "tools" / "update_golden.py"
+    spec = importlib.util.spec_from_file_location("update_golden", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+GOLDEN = load_tool()
+
+
+@pytest.fixture(autouse=True)
+def outside_a_job(monkeypatch):
+    for name in ("WORLD_SIZE", "SLURM_NTASKS"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: f"{path.parent.name}-{path.stem}")
+def test_example_has_no_problem_but_its_text_that_is_not_here(path, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    recipe = load_recipe(path)
+    assert recipe.problems == ()
+    with pytest.raises(RecipeError) as caught:
+        check_recipe(recipe)
+    assert [problem.split(": ")[0] for problem in caught.value.problems] == ["data"]
+    assert "no such manifest" in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["baseline", "tst"])
+def test_quickstart_passes_on_a_text_and_warns_of_nothing(name, text):
+    short = ("train-iters=20", "lr-warmup-iters=2", "lr-wsd-decay-iters=5", "eval-iters=1")
+    recipe = load_recipe(
+        REPOSITORY / "examples" / "quickstart" / f"{name}.yaml",
+        [*short, f"data={json.dumps({str(text): 1.0})}"],
+    )
+    checked = check_recipe(recipe)
+    assert checked.world_size == 2
+    assert checked.warnings == ()
+    assert checked.schedule.switch_step == (8 if name == "tst" else 0)
+
+
+@pytest.mark.parametrize("name", ["baseline", "tst"])
+@pytest.mark.parametrize("key", [*DANGEROUS_DEFAULTS, *DANGEROUS_MOE_DEFAULTS])
+def test_quickstart_sets_every_dangerous_default(name, key):
+    recipe = load_recipe(REPOSITORY / "examples" / "quickstart" / f"{name}.yaml")
+    assert recipe.megatron.get(key) is not None
+
+
+@pytest.mark.parametrize("name", GOLDEN.RECIPES)
+def test_resolved_values_are_the_golden_ones(name):
+    """If the change is meant: ``python tools/update_golden.py``, and say why in the commit."""
+    assert GOLDEN.resolved(name) == json.loads(GOLDEN.golden_path(name).read_text())
+
+
+def test_both_arms_of_the_quickstart_differ_in_superposition_alone():
+    baseline, tst = (json.loads(GOLDEN.golden_path(name).read_text()) for name in GOLDEN.RECIPES)
+    differing = {key for key in baseline | tst if baseline.get(key) != tst.get(key)}
+    assert differing == {"tst", "phases"}
+    # One unit of the token stream, or the arms would not read one permutation of the text.
+    assert baseline["tst"]["stream-unit-bags"] == tst["tst"]["stream-unit-bags"] == 4
+
+
+def test_every_key_of_the_quickstart_is_megatrons():
+    recipe = load_recipe(REPOSITORY / "examples" / "quickstart" / "tst.yaml")
+    flags, problems = Flags(upstream.argument_parser()).convert(recipe.megatron)
+    assert problems == []
+    assert len(flags) > len(recipe.megatron)
+
+
+def test_golden_files_are_those_the_tool_writes():
+    written = {GOLDEN.golden_path(name).name for name in GOLDEN.RECIPES}
+    assert {path.name for path in GOLDEN.GOLDEN.glob("quickstart-*.json")} == written

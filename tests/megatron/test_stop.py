@@ -1,0 +1,50 @@
+"""A stop signal ends a run within a step, with a checkpoint and a status that says: go on later."""
+
+import json
+import signal
+import time
+
+import tiny
+
+
+def test_sigterm_saves_within_a_step_and_ends_with_status_75(text, tmp_path):
+    recipe = tiny.write_recipe(
+        tmp_path / "long.yaml",
+        text,
+        {"bag-size": 4, "superposition-fraction": 0.1},
+        train_iters=500,
+        save_interval=1000,
+        eval_interval=1000,
+        lr_wsd_decay_iters=50,
+    )
+    run = tmp_path / "run"
+    process = tiny.start(
+        *("train", str(recipe), "--nproc", "1", "--run-folder", str(run)), log=tmp_path / "train.log"
+    )
+    deadline = time.monotonic() + 120
+    while not ((run / "metrics.jsonl").exists() and len(tiny.metrics(run)) >= 3):
+        assert process.poll() is None, (tmp_path / "train.log").read_text()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    seen = len(tiny.metrics(run))
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=60) == 75, (tmp_path / "train.log").read_text()
+    state = json.loads((run / "state.json").read_text())
+    rows = tiny.metrics(run)
+    assert state["status"] == "stopped"
+    assert state["step"] == rows[-1]["step"] <= seen + 5
+    assert state["checkpoint"] == f"checkpoints/iter_{state['step']:07d}"
+    assert (run / state["checkpoint"] / ".metadata").exists()
+
+
+def test_failure_inside_training_is_no_bad_input_and_shows_the_log(text, tmp_path):
+    recipe = tiny.write_recipe(tmp_path / "bad.yaml", text, {"bag-size": 1}, lr=1e30, clip_grad=0.0)
+    printed = tiny.run(
+        *("train", str(recipe), "--nproc", "1", "--run-folder", str(tmp_path / "run")),
+        log=tmp_path / "train.log",
+        status=1,
+    )
+    state = json.loads((tmp_path / "run" / "state.json").read_text())
+    assert state["status"] == "failed"
+    assert "rank 0 ended with status 1. The end of" in printed
+    assert "found NaN in local forward loss calculation" in printed

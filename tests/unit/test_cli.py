@@ -1,0 +1,237 @@
+import sys
+from types import SimpleNamespace
+
+import click
+import pytest
+import typer.main
+from typer.testing import CliRunner
+
+from tst_megatron import __version__, check, cli
+from tst_megatron.cli import app, main
+
+COMMANDS = {
+    "check": {"recipe", "overrides", "--nproc"},
+    "train": {"recipe", "overrides", "--run-folder", "--nproc", "--fresh"},
+    "data tokenizer": {"inputs", "--output", "--vocab-size", "--text-key"},
+    "data prepare": {
+        *("inputs", "--tokenizer", "--output", "--text-key"),
+        *("--held-out-fraction", "--workers"),
+    },
+    "export": {"checkpoint", "output", "--iteration", "--dtype", "--verify"},
+    "quickstart": {"--folder", "--short"},
+}
+
+
+def commands(group=None, prefix=""):
+    """Every command by its full name."""
+    group = group or typer.main.get_command(app)
+    found = {}
+    for name, command in group.commands.items():
+        if hasattr(command, "commands"):
+            found |= commands(command, f"{prefix}{name} ")
+        else:
+            found[f"{prefix}{name}"] = command
+    return found
+
+
+def run_main(monkeypatch, capsys, *arguments):
+    """What the shell sees: (exit status, standard output, standard error)."""
+    monkeypatch.setattr(sys, "argv", ["tst-megatron", *arguments])
+    with pytest.raises(SystemExit) as caught:
+        main()
+    printed = capsys.readouterr()
+    return caught.value.code or 0, printed.out, printed.err
+
+
+@pytest.fixture
+def outside_a_job(monkeypatch):
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "SLURM_PROCID", "SLURM_NTASKS"):
+        monkeypatch.delenv(name, raising=False)
+
+
+# --- help ----------------------------------------------------------------------------------------
+
+
+def test_commands_and_their_options_are_the_known_ones():
+    names = {
+        name: {
+            parameter.opts[0] if parameter.opts[0].startswith("--") else parameter.name
+            for parameter in command.params
+        }
+        for name, command in commands().items()
+    }
+    assert names == COMMANDS
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_of_a_command_says_what_it_and_all_its_options_do(name):
+    command = commands()[name]
+    assert command.help and command.help.endswith((".", "status 2 if there is one."))
+    for parameter in command.params:
+        assert parameter.help, f"{name}: {parameter.name} has no help"
+        assert parameter.help.strip().endswith("."), f"{name}: {parameter.name}"
+    result = CliRunner().invoke(app, [*name.split(), "--help"], env={"COLUMNS": "200"})
+    assert result.exit_code == 0
+    for parameter in command.params:
+        shown = parameter.opts[0] if parameter.opts[0].startswith("--") else parameter.help
+        assert shown in result.output
+
+
+def test_help_without_a_command_names_every_command():
+    for arguments in ([], ["--help"], ["data"], ["data", "--help"]):
+        result = CliRunner().invoke(app, arguments)
+        assert result.exit_code in (0, 2)
+        wanted = (
+            ("tokenizer", "prepare") if "data" in arguments else {n.split()[0] for n in COMMANDS}
+        )
+        for name in wanted:
+            assert f" {name} " in result.output
+
+
+def test_version_is_the_packages(monkeypatch, capsys):
+    assert run_main(monkeypatch, capsys, "--version") == (0, f"{__version__}\n", "")
+
+
+# --- bad input -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["check", "absent.yaml"], "absent.yaml: there is no such recipe"),
+        (["train", "absent.yaml"], "absent.yaml: there is no such recipe"),
+        (["check", "r.yaml", "lr"], "lr: an override is key=value"),
+        (["check", "r.yaml", "lr=[1"], "lr=[1: "),
+        (["check"], "Missing argument 'recipe'"),
+        (["chek", "r.yaml"], "No such command 'chek'"),
+        (["check", "r.yaml", "--nproc", "two"], "'--nproc': Input should be a valid integer"),
+        (["check", "r.yaml", "--nproc", "0"], "--nproc"),
+        (["train", "r.yaml", "--nproc", "-1"], "--nproc"),
+        (
+            ["data", "prepare", "a.jsonl", "--tokenizer", "absent.model", "--output", "out"],
+            "absent.model",
+        ),
+        (
+            ["data", "tokenizer", "absent.jsonl", "--output", "o.model", "--vocab-size", "300"],
+            "absent.jsonl",
+        ),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_bad_input_ends_in_one_message_and_status_2(
+    monkeypatch, capsys, tmp_path, outside_a_job, arguments, message
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(check, "check_recipe", lambda *_, **__: pytest.fail("it was checked"))
+    (tmp_path / "r.yaml").write_text("num-layers: 1\n")
+    (tmp_path / "a.jsonl").write_text('{"text": "a"}\n')
+    status, out, error = run_main(monkeypatch, capsys, *arguments)
+    assert status == 2
+    assert message in click.unstyle(error)
+    assert "Traceback" not in out + error
+    assert out == ""
+
+
+def test_problems_are_counted_and_each_has_its_line(monkeypatch, capsys):
+    def refuse(*_):
+        raise cli.RecipeError(["lr: 'x' is not [a] number", "seed: " + "long " * 40])
+
+    monkeypatch.setattr(cli, "_checked", refuse)
+    status, _, error = run_main(monkeypatch, capsys, "check", "r.yaml")
+    lines = click.unstyle(error).splitlines()
+    assert status == 2
+    assert lines[:2] == ["2 problems:", "  - lr: 'x' is not [a] number"]
+    assert len(lines) == 3
+
+
+def test_one_problem_is_one_problem(monkeypatch, capsys, tmp_path):
+    _, _, error = run_main(monkeypatch, capsys, "check", str(tmp_path / "absent.yaml"))
+    assert click.unstyle(error).splitlines()[0] == "1 problem:"
+
+
+# --- train ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def stand_ins(monkeypatch, outside_a_job, tmp_path):
+    """``train`` without Megatron: the check, the folder and the training are stand-ins."""
+    import tst_megatron.training.pretrain as training
+    from tst_megatron.training.run_folder import RunFolder
+
+    schedule = SimpleNamespace(num_steps=10)
+    checked = SimpleNamespace(schedule=schedule, plan=lambda: ["the plan"], warnings=["a risk"])
+    calls = []
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(cli, "_checked", lambda *arguments: checked)
+    monkeypatch.setattr(RunFolder, "problems", lambda self, checked, fresh: [])
+    monkeypatch.setattr(RunFolder, "prepare", lambda self, checked: calls.append(self.path))
+    monkeypatch.setattr(training, "redirect_output_to", lambda path: path)
+    monkeypatch.setattr(training, "pretrain", lambda checked, run, console: 75)
+    # Restored at the end, whatever the command puts there.
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    return SimpleNamespace(calls=calls, training=training, folder=RunFolder)
+
+
+def test_plan_and_warnings_come_first_and_the_status_is_the_runs(stand_ins, monkeypatch, capsys):
+    status, out, _ = run_main(monkeypatch, capsys, "train", "moe/tst.yaml")
+    assert status == 75
+    assert click.unstyle(out).splitlines() == ["the plan", "warning: a risk"]
+
+
+def test_run_folder_is_named_after_the_recipe_unless_given(stand_ins, monkeypatch, capsys):
+    run_main(monkeypatch, capsys, "train", "moe/tst.yaml")
+    run_main(monkeypatch, capsys, "train", "moe/tst.yaml", "--run-folder", "here")
+    assert [str(path) for path in stand_ins.calls] == ["runs/moe-tst", "here"]
+
+
+def test_finished_run_ends_with_0_and_starts_nothing(stand_ins, monkeypatch, capsys):
+    monkeypatch.setattr(stand_ins.folder, "is_finished", lambda self, steps: steps == 10)
+    status, out, _ = run_main(monkeypatch, capsys, "train", "tst.yaml", "--run-folder", "done")
+    assert (status, out) == (0, "done: this run is finished.\n")
+
+
+def test_other_ranks_wait_and_prepare_nothing(stand_ins, monkeypatch, capsys):
+    waited = []
+    monkeypatch.setattr(
+        stand_ins.folder, "wait_until_prepared", lambda self: waited.append(self.path)
+    )
+    monkeypatch.setenv("SLURM_PROCID", "3")
+    monkeypatch.setenv("SLURM_NTASKS", "4")
+    monkeypatch.setenv("SLURM_LOCALID", "1")
+    status, out, _ = run_main(monkeypatch, capsys, "train", "tst.yaml", "--run-folder", "shared")
+    assert (status, out) == (75, "")
+    assert [str(path) for path in waited] == ["shared"]
+    assert stand_ins.calls == []
+
+
+def test_ranks_are_started_with_the_same_words(stand_ins, monkeypatch, capsys):
+    import tst_megatron.training.launch as launcher
+
+    started = []
+
+    def launch(command, *, num_processes, logs, console):
+        started.append((command, num_processes, str(logs)))
+        return 3
+
+    monkeypatch.setattr(launcher, "launch", launch)
+    arguments = ("train", "tst.yaml", "lr=1", "--nproc", "2", "--run-folder", "here", "--fresh")
+    assert run_main(monkeypatch, capsys, *arguments)[0] == 3
+    assert started == [(["train", "tst.yaml", "lr=1", "--run-folder", "here"], 2, "here/logs")]
+
+
+def test_fault_inside_training_is_no_bad_input(stand_ins, monkeypatch):
+    """Status 2 would tell a scheduler that the recipe is wrong, and hide the traceback."""
+
+    def fault(*_, **__):
+        raise ValueError("shapes do not match")
+
+    monkeypatch.setattr(stand_ins.training, "pretrain", fault)
+    monkeypatch.setattr(sys, "argv", ["tst-megatron", "train", "tst.yaml"])
+    try:
+        main()
+    except SystemExit as exit_:
+        assert exit_.code not in (0, 2, 75)
+    except ValueError:
+        pass

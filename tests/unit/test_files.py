@@ -1,0 +1,51 @@
+import os
+
+import pytest
+
+from tst_megatron.files import write_beside
+
+
+def test_file_is_made_and_replaced_whole(tmp_path):
+    path = tmp_path / "state.json"
+    write_beside(path, "first é\n")
+    assert path.read_text(encoding="utf-8") == "first é\n"
+    write_beside(path, "2")
+    assert path.read_text(encoding="utf-8") == "2"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_file_is_on_disk_before_it_takes_the_place_of_the_old_one(tmp_path, monkeypatch):
+    path = tmp_path / "state.json"
+    path.write_text("old")
+    seen = []
+
+    def fsync(descriptor):
+        written = os.fstat(descriptor).st_size
+        seen.append((path.read_text(), written))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    write_beside(path, "newer")
+    assert seen == [("old", 5)]
+    assert path.read_text() == "newer"
+
+
+def test_interrupted_write_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "state.json"
+    path.write_text("old")
+
+    def killed(_):
+        raise OSError("no space left")
+
+    monkeypatch.setattr(os, "fsync", killed)
+    with pytest.raises(OSError, match="no space left"):
+        write_beside(path, "new")
+    assert path.read_text() == "old"
+
+
+def test_two_processes_do_not_share_the_file_beside(tmp_path, monkeypatch):
+    beside = []
+    monkeypatch.setattr(os, "fsync", lambda _: beside.extend(p.name for p in tmp_path.iterdir()))
+    for process in (11, 12):
+        monkeypatch.setattr(os, "getpid", lambda process=process: process)
+        write_beside(tmp_path / "a.json", "x")
+    assert {name for name in beside if name != "a.json"} == {".a.json.11", ".a.json.12"}

@@ -1,0 +1,153 @@
+"""Ranks are shell scripts here: ``launch`` starts ``sys.executable -m tst_megatron``."""
+
+import io
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+
+import pytest
+from rich.console import Console
+
+from tst_megatron.training import launch as launcher
+from tst_megatron.training.launch import free_port, launch
+
+WAIT_FOR_TERM = "trap 'exit 75' TERM USR2 INT; : > ready-$RANK; "
+WAIT_FOR_TERM += "n=0; while [ $n -lt 100 ]; do sleep 0.05; n=$((n+1)); done; exit 9"
+
+
+@pytest.fixture
+def ranks(tmp_path, monkeypatch):
+    """Run the shell text ``script`` as every rank; gives (status, what was shown)."""
+    stand_in = tmp_path / "stand-in"
+    stand_in.write_text('#!/bin/sh\n[ "$1 $2" = "-m tst_megatron" ] || exit 99\neval "$3"\n')
+    stand_in.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(stand_in))
+    monkeypatch.setattr(launcher, "SECONDS_TO_STOP", 0.4)
+    monkeypatch.chdir(tmp_path)
+    stop_signals = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT)
+    before = {number: signal.getsignal(number) for number in stop_signals}
+
+    def run(script, num_processes=2):
+        shown = io.StringIO()
+        console = Console(file=shown, width=1000)
+        status = launch([script], num_processes=num_processes, logs=tmp_path, console=console)
+        return status, shown.getvalue()
+
+    yield run
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def test_all_ranks_that_end_well_give_status_0(ranks, tmp_path):
+    assert ranks(": > done-$RANK", num_processes=3) == (0, "")
+    assert sorted(path.name for path in tmp_path.glob("done-*")) == ["done-0", "done-1", "done-2"]
+
+
+def test_ranks_are_told_who_they_are(ranks, tmp_path, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    monkeypatch.setenv("RANK", "5")
+    names = "$RANK $LOCAL_RANK $WORLD_SIZE $OMP_NUM_THREADS $MASTER_ADDR $MASTER_PORT"
+    assert ranks(f"echo {names} > rank-$RANK.txt")[0] == 0
+    said = [(tmp_path / f"rank-{rank}.txt").read_text().split() for rank in (0, 1)]
+    assert [words[:5] for words in said] == [
+        ["0", "0", "2", "7", "127.0.0.1"],
+        ["1", "1", "2", "7", "127.0.0.1"],
+    ]
+    assert said[0][5] == said[1][5]
+    assert int(said[0][5]) > 0
+
+
+@pytest.mark.parametrize(
+    ("cores", "num_processes", "threads"), [(8, 2, 4), (1, 2, 1), (None, 2, 1)]
+)
+def test_cores_are_shared_out_when_no_thread_count_is_given(
+    ranks, tmp_path, monkeypatch, cores, num_processes, threads
+):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: cores)
+    ranks("echo $OMP_NUM_THREADS > threads-$RANK", num_processes=num_processes)
+    assert (tmp_path / "threads-0").read_text().strip() == str(threads)
+
+
+def test_status_of_the_failed_rank_is_returned_and_the_others_are_ended(ranks, tmp_path):
+    ticks = tmp_path / "ticks"
+    loop = "n=0; while [ $n -lt 100 ]; do echo . >> ticks; sleep 0.05; n=$((n+1)); done"
+    status, shown = ranks(f'[ "$RANK" = 1 ] && exit 3; {loop}')
+    assert status == 3
+    assert f"rank 1 ended with status 3. The end of {tmp_path / 'rank-1.log'}:" in shown
+    num_ticks = len(ticks.read_text())
+    time.sleep(0.2)
+    assert len(ticks.read_text()) == num_ticks
+
+
+def test_others_have_time_to_end_by_themselves(ranks, tmp_path, monkeypatch):
+    monkeypatch.setattr(launcher, "SECONDS_TO_STOP", 10.0)
+    assert ranks('[ "$RANK" = 1 ] && exit 3; sleep 0.5; : > saved')[0] == 3
+    assert (tmp_path / "saved").exists()
+
+
+def test_last_30_lines_of_the_failed_rank_are_shown_as_they_are(ranks, tmp_path):
+    lines = [f"line {number} [bold]x[/]" for number in range(100)]
+    (tmp_path / "rank-0.log").write_text("\n".join(lines))
+    (tmp_path / "rank-1.log").write_text("the other log")
+    status, shown = ranks('[ "$RANK" = 0 ] && exit 1; exit 0')
+    assert status == 1
+    assert shown.splitlines()[-30:] == lines[70:]
+    assert "line 69" not in shown
+    assert "the other log" not in shown
+
+
+def test_log_that_is_missing_or_no_text_hides_no_status(ranks, tmp_path):
+    (tmp_path / "rank-1.log").write_bytes(b"caf\xe9 \xff\n")
+    assert ranks('[ "$RANK" = 0 ] && exit 4; exit 0')[0] == 4
+    status, shown = ranks('[ "$RANK" = 1 ] && exit 5; exit 0')
+    assert status == 5
+    assert "caf" in shown
+
+
+@pytest.mark.parametrize("status", [2, 75])
+def test_bad_input_and_a_stop_are_no_failure_to_show(ranks, tmp_path, status):
+    (tmp_path / "rank-0.log").write_text("a long log")
+    assert ranks(f"exit {status}") == (status, "")
+
+
+@pytest.mark.parametrize(("name", "status"), [("KILL", 137), ("TERM", 143)])
+def test_rank_ended_by_a_signal_gives_the_status_a_shell_gives(ranks, name, status):
+    got, shown = ranks(f'[ "$RANK" = 0 ] && kill -{name} $$; exec sleep 0.2')
+    assert got == status
+    assert f"rank 0 ended with status {128 - status}" in shown
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2, signal.SIGINT])
+def test_stop_signal_is_passed_on_to_every_rank(ranks, tmp_path, number):
+    signal.signal(number, lambda *_: None)  # were launch to set none, pytest would end
+
+    def send():
+        for _ in range(200):
+            if len(list(tmp_path.glob("ready-*"))) == 2:
+                break
+            time.sleep(0.02)
+        os.kill(os.getpid(), number)
+
+    sender = threading.Thread(target=send)
+    sender.start()
+    assert ranks(f"{WAIT_FOR_TERM}; : > deaf-$RANK") == (75, "")
+    sender.join()
+    assert list(tmp_path.glob("deaf-*")) == []
+
+
+def test_signals_are_the_callers_again_afterwards(ranks):
+    def mine(*_):
+        pass
+
+    signal.signal(signal.SIGTERM, mine)
+    ranks("exit 0")
+    assert signal.getsignal(signal.SIGTERM) is mine
+
+
+def test_free_port_is_one_that_can_be_listened_on():
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", free_port()))

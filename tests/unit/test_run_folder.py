@@ -1,0 +1,228 @@
+import json
+import time
+from types import SimpleNamespace
+
+import pytest
+import yaml
+
+from tst_megatron import __version__
+from tst_megatron.recipe import RecipeError, load_recipe
+from tst_megatron.training import run_folder
+from tst_megatron.training.run_folder import RunFolder, check_run, package_version, step_of
+
+
+@pytest.fixture
+def checked(tmp_path):
+    """Stands for a ``CheckedRecipe``: what a run folder reads of one."""
+    return make_checked(tmp_path / "source")
+
+
+def make_checked(folder, *overrides):
+    folder.mkdir(exist_ok=True)
+    (folder / "tokenizer.model").write_bytes(b"pieces")
+    (folder / "recipe.yaml").write_text(
+        "lr: 1.0e-6\ntrain-iters: 10\nseq-length: 8\nglobal-batch-size: 2\n"
+        "data: {text: 1}\ntst: {bag-size: 4, superposition-fraction: 0.4}\n"
+    )
+    recipe = load_recipe(folder / "recipe.yaml", overrides)
+    train = SimpleNamespace(bin_sha256="ab12")
+    manifest = SimpleNamespace(tokenizer_model=folder / "tokenizer.model", train=train)
+    return SimpleNamespace(recipe=recipe, schedule=recipe.schedule(), manifest=manifest)
+
+
+@pytest.fixture
+def run(tmp_path):
+    return RunFolder(tmp_path / "runs" / "one")
+
+
+def save_checkpoint(run, step):
+    run.checkpoints.mkdir(parents=True, exist_ok=True)
+    (run.checkpoints / "latest_checkpointed_iteration.txt").write_text(str(step))
+    (run.checkpoints / f"iter_{step:07d}").mkdir(exist_ok=True)
+
+
+# --- prepare --------------------------------------------------------------------------------------
+
+
+def test_nothing_is_written_before_prepare(run, checked):
+    assert run.problems(checked, fresh=True) == []
+    assert run.state() is None
+    assert run.last_checkpoint() is None
+    assert not run.path.exists()
+
+
+def test_prepare_makes_folders_and_keeps_what_describes_the_run(run, checked):
+    run.prepare(checked)
+    for folder in (run.checkpoints, run.tensorboard, run.logs, run.report):
+        assert folder.is_dir()
+    assert (run.path / "recipe.yaml").read_bytes() == checked.recipe.path.read_bytes()
+    assert run.tokenizer.read_bytes() == b"pieces"
+    assert run.tokenizer.parent == run.checkpoints
+    assert run.log(3) == run.path / "logs" / "rank-3.log"
+    resolved = yaml.safe_load((run.path / "resolved.yaml").read_text())
+    assert resolved["lr"] == 1e-6
+    assert resolved["data"] == {"text": 1.0}
+    assert resolved["tst"]["bag-size"] == 4
+    assert resolved["phases"] == [[4, 4], [1, 6]]
+    assert resolved["training text"] == "ab12"
+
+
+def test_prepared_folder_takes_the_same_recipe_again(run, checked):
+    run.prepare(checked)
+    assert run.problems(checked, fresh=False) == []
+    check_run(checked, run, fresh=False)
+    before = (run.path / "resolved.yaml").read_text()
+    run.prepare(checked)
+    assert (run.path / "resolved.yaml").read_text() == before
+
+
+# --- another run's folder -------------------------------------------------------------------------
+
+
+def test_each_difference_is_named_with_both_values(run, checked, tmp_path):
+    run.prepare(checked)
+    other = make_checked(tmp_path / "other", "lr=0.5", "tst.superposition-fraction=0.5", "seed=7")
+    other.manifest.train.bin_sha256 = "cd34"
+    problems = {problem.split(":")[0]: problem for problem in run.problems(other, fresh=False)}
+    assert sorted(problems) == ["lr", "phases", "seed", "training text", "tst"]
+    assert problems["lr"] == (
+        "lr: this run was started with 1e-06, and the recipe now says 0.5. Use another --run-folder, or "
+        "the recipe it was started with"
+    )
+    assert (
+        "started with [[4, 4], [1, 6]], and the recipe now says [[4, 5], [1, 5]]"
+        in (problems["phases"])
+    )
+    assert "started with nothing, and the recipe now says 7" in problems["seed"]
+    assert "'ab12', and the recipe now says 'cd34'" in problems["training text"]
+
+
+def test_key_that_was_taken_away_is_named(run, tmp_path):
+    run.prepare(make_checked(tmp_path / "with", "seed=7"))
+    (problem,) = run.problems(make_checked(tmp_path / "without"), fresh=False)
+    assert problem.startswith("seed: this run was started with 7, and the recipe now says nothing.")
+
+
+def test_check_run_raises_with_all_differences(run, checked, tmp_path):
+    run.prepare(checked)
+    with pytest.raises(RecipeError) as caught:
+        check_run(make_checked(tmp_path / "other", "lr=1", "seed=2"), run, fresh=False)
+    assert [problem.split(":")[0] for problem in caught.value.problems] == ["lr", "seed"]
+
+
+def test_fresh_refuses_a_folder_with_files_and_takes_an_empty_one(run, checked):
+    run.path.mkdir(parents=True)
+    assert run.problems(checked, fresh=True) == []
+    run.prepare(checked)
+    (problem,) = run.problems(checked, fresh=True)
+    assert problem == f"--fresh: {run.path} is not empty. Name another folder, or delete it"
+
+
+def test_folder_that_is_no_run_is_refused(run, checked):
+    run.path.mkdir(parents=True)
+    (run.path / "letter.txt").write_text("dear")
+    (problem,) = run.problems(checked, fresh=False)
+    assert problem == f"--run-folder: {run.path} has files and no resolved.yaml, so it is not a run"
+
+
+@pytest.mark.parametrize("fresh", [True, False])
+def test_file_in_place_of_the_folder_is_refused(run, checked, fresh):
+    run.path.parent.mkdir(parents=True)
+    run.path.write_text("a file")
+    (problem,) = run.problems(checked, fresh=fresh)
+    assert str(run.path) in problem
+    assert "not a folder" in problem
+
+
+# --- waiting for the first rank -------------------------------------------------------------------
+
+
+def test_wait_returns_at_once_when_prepared(run, checked, monkeypatch):
+    run.prepare(checked)
+    monkeypatch.setattr(time, "sleep", lambda _: pytest.fail("it waited"))
+    run.wait_until_prepared(seconds=0.0)
+
+
+def test_wait_ends_when_the_first_rank_has_prepared(run, checked, monkeypatch):
+    waits = []
+
+    def sleep(seconds):
+        waits.append(seconds)
+        if len(waits) == 2:
+            run.prepare(checked)
+
+    monkeypatch.setattr(time, "sleep", sleep)
+    run.wait_until_prepared(seconds=60.0)
+    assert len(waits) == 2
+
+
+def test_wait_that_takes_too_long_says_where_and_how_long(run):
+    with pytest.raises(RuntimeError, match="was not prepared by rank 0 within 0 s.*share") as error:
+        run.wait_until_prepared(seconds=0.01)
+    assert str(error.value).startswith(str(run.path))
+
+
+# --- state and checkpoints ------------------------------------------------------------------------
+
+
+def test_last_checkpoint_is_the_one_megatron_tracks(run):
+    save_checkpoint(run, 4)
+    save_checkpoint(run, 12)
+    assert run.last_checkpoint() == run.checkpoints / "iter_0000012"
+    assert step_of(run.last_checkpoint()) == 12
+
+
+def test_run_is_finished_at_its_last_step_and_not_before(run):
+    assert not run.is_finished(12)
+    save_checkpoint(run, 11)
+    assert not run.is_finished(12)
+    save_checkpoint(run, 12)
+    assert run.is_finished(12)
+
+
+@pytest.mark.parametrize("text", ["", "twelve"])
+def test_damaged_tracker_is_named(run, text):
+    save_checkpoint(run, 12)
+    tracker = run.checkpoints / "latest_checkpointed_iteration.txt"
+    tracker.write_text(text)
+    with pytest.raises(ValueError, match=r"latest_checkpointed_iteration\.txt"):
+        run.last_checkpoint()
+
+
+def test_state_tells_how_the_run_stands(run):
+    run.path.mkdir(parents=True)
+    run.write_state("failed", reason="KeyError('x')", step=0, device="cpu")
+    assert run.state() == {
+        "status": "failed",
+        "reason": "KeyError('x')",
+        "step": 0,
+        "checkpoint": None,
+        "device": "cpu",
+    }
+    save_checkpoint(run, 4)
+    run.write_state("stopped", reason="asked to stop", step=4, device="cpu")
+    assert run.state()["checkpoint"] == "checkpoints/iter_0000004"
+    assert json.loads((run.path / "state.json").read_text()) == run.state()
+
+
+def test_state_and_recipe_are_written_whole(run, checked, monkeypatch):
+    """By ``write_beside``, so that a killed process leaves no half of them."""
+    written = []
+    monkeypatch.setattr(
+        run_folder, "write_beside", lambda path, text: written.append((path.name, text[-1]))
+    )
+    run.prepare(checked)
+    run.write_state("finished", reason="", step=1, device="cpu")
+    run.write_versions(device="cpu", world_size=1)
+    assert written == [("resolved.yaml", "\n"), ("state.json", "\n"), ("versions.json", "\n")]
+
+
+def test_versions_name_every_package_device_and_size(run):
+    run.path.mkdir(parents=True)
+    run.write_versions(device="cpu", world_size=2)
+    versions = json.loads((run.path / "versions.json").read_text())
+    assert versions["tst_megatron"] == __version__
+    assert versions["numpy"] == package_version("numpy") is not None
+    assert set(run_folder.PACKAGES) < set(versions)
+    assert (versions["device"], versions["world size"]) == ("cpu", 2)
+    assert package_version("a-package-that-is-not") is None

@@ -1,0 +1,39 @@
+"""Write ``tests/golden`` anew, for a change that is meant; the commit says why."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from tst_megatron.recipe import load_recipe
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+GOLDEN = REPOSITORY / "tests" / "golden"
+RECIPES = ("quickstart/baseline", "quickstart/tst")
+"""Recipes of ``examples`` whose resolved values are held."""
+
+
+def golden_path(recipe: str) -> Path:
+    return GOLDEN / f"{recipe.replace('/', '-')}.json"
+
+
+def resolved(recipe: str) -> dict[str, Any]:
+    """What decides a run: every value after bases, and the phases in whole steps."""
+    loaded = load_recipe(REPOSITORY / "examples" / f"{recipe}.yaml")
+    phases = [[phase.bag_size, phase.num_steps] for phase in loaded.schedule().phases]
+    return {**loaded.resolved(), "phases": phases}
+
+
+def main() -> None:
+    GOLDEN.mkdir(exist_ok=True)
+    for recipe in RECIPES:
+        text = json.dumps(resolved(recipe), indent=2) + "\n"
+        path = golden_path(recipe)
+        verb = "same" if path.exists() and path.read_text() == text else "written"
+        path.write_text(text)
+        print(f"{path.relative_to(REPOSITORY)}: {verb}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,129 @@
+"""What can be combined: parallel sizes with each other, and features with superposition."""
+
+from __future__ import annotations
+
+import argparse
+import math
+
+from tst_megatron.recipe import Recipe
+
+REFUSED = {
+    "mtp-num-layers": "multi-token prediction shifts labels by one token, which means nothing for "
+    "a bag. Remove it, or train without superposition",
+    "rampup-batch-size": "the position in the token stream is counted in batches of one size. Use "
+    "a constant global-batch-size (rampup-batch-size and step-batch-size-schedule unset)",
+    "cuda-graph-impl": "a full_iteration graph cannot hold the step of both phases. Use local or "
+    "transformer_engine",
+    "context-parallel-size": "it needs Transformer Engine's attention and a split of latent "
+    "positions that this version does not have. Use 1",
+    "iterations-to-skip": "skipped steps would break the count of raw tokens read. Remove it",
+    "phase-transition-iterations": "it ends the job at a phase change, and the switch is made "
+    "inside the run. Remove it",
+    "train-samples": "phases are counted in steps. Use train-iters",
+    "overlap-moe-expert-parallel-comm": "its schedule plan does not carry bags in this version. "
+    "Remove it",
+    "full-validation": "evaluation reads the same eval-iters batches every time. Remove it and "
+    "multiple-validation-sets",
+    "reset-position-ids": "positions and masks are those of latent positions, which may hold two "
+    "documents. Remove it, reset-attention-mask and dataloader-inter-document-masking",
+    "dataloader-type": "the token stream is read in order. Remove it",
+    "hybrid-layer-pattern": "only GPT models take bags. Remove it",
+    "sft": "this is a pre-training tool. Remove sft, fim-data and perform-rl-step",
+    "hidden-dropout": "with dropout a resumed run on the CPU would not be exact. Set "
+    "hidden-dropout and attention-dropout to 0",
+}
+"""What cannot be combined, and why."""
+
+
+def smallest_world_size(values: argparse.Namespace) -> int:
+    """The fewest ranks that hold the model once."""
+    model = max(1, _model_size(values))
+    expert = values.expert_model_parallel_size * values.pipeline_model_parallel_size
+    expert *= values.expert_tensor_parallel_size or values.tensor_model_parallel_size
+    return math.lcm(model, max(1, expert))
+
+
+def _model_size(values: argparse.Namespace) -> int:
+    size = values.tensor_model_parallel_size * values.pipeline_model_parallel_size
+    return int(size * values.context_parallel_size)
+
+
+def parallel_problems(values: argparse.Namespace, world_size: int) -> list[str]:
+    """Parallel sizes that do not divide the ranks, the model or the batch."""
+    tensor, pipeline = values.tensor_model_parallel_size, values.pipeline_model_parallel_size
+    expert, context = values.expert_model_parallel_size, values.context_parallel_size
+    problems = []
+    if min(tensor, pipeline, expert, context) < 1:
+        return ["parallel sizes: each is 1 or more"]
+    model = _model_size(values)
+    if world_size % model:
+        problems.append(
+            f"tensor-model-parallel-size: {world_size} ranks do not divide into tensor {tensor} x "
+            f"pipeline {pipeline} x context {context} = {model}. Use a multiple of {model} ranks"
+        )
+    problems += _divisions(values, tensor, pipeline, expert)
+    expert_model = (values.expert_tensor_parallel_size or tensor) * expert * pipeline
+    if values.num_experts and world_size % expert_model:
+        problems.append(
+            f"expert-model-parallel-size: {world_size} ranks do not divide into expert {expert} x "
+            f"expert-tensor {expert_model // (expert * pipeline)} x pipeline {pipeline} = "
+            f"{expert_model}. Use a multiple of {expert_model} ranks"
+        )
+    micro, batch = values.micro_batch_size, values.global_batch_size
+    replicas = world_size // model
+    if micro and batch and replicas and batch % (micro * replicas):
+        problems.append(
+            f"global-batch-size: {batch} is not a multiple of micro-batch-size {micro} x "
+            f"{replicas} data-parallel ranks = {micro * replicas}"
+        )
+    return problems
+
+
+def _divisions(values: argparse.Namespace, tensor: int, pipeline: int, expert: int) -> list[str]:
+    """Numbers of the model that a parallel size must divide."""
+    groups = values.num_query_groups if values.group_query_attention else None
+    wanted = (
+        ("num-attention-heads", values.num_attention_heads, "tensor-model-parallel-size", tensor),
+        ("num-query-groups", groups, "tensor-model-parallel-size", tensor),
+        ("num-layers", values.num_layers, "pipeline-model-parallel-size", pipeline),
+        ("num-experts", values.num_experts, "expert-model-parallel-size", expert),
+    )
+    problems = [
+        f"{by}: {parts} does not divide {key} {number}"
+        for key, number, by, parts in wanted
+        if number and number % parts
+    ]
+    if expert > 1 and not values.num_experts:
+        problems.append(f"expert-model-parallel-size: {expert} without num-experts")
+    return problems
+
+
+def combination_problems(recipe: Recipe, values: argparse.Namespace) -> list[str]:
+    """What cannot be combined with token superposition, or with this version, and why."""
+    bags = any(bag_size > 1 for bag_size, _ in _entries(recipe))
+    is_dropped_out = max(values.hidden_dropout, values.attention_dropout) > 0
+    is_masked = values.reset_position_ids or values.reset_attention_mask
+    is_refused = {
+        "mtp-num-layers": bags and values.mtp_num_layers,
+        "rampup-batch-size": values.rampup_batch_size or values.step_batch_size_schedule,
+        "cuda-graph-impl": values.cuda_graph_impl == "full_iteration",
+        "context-parallel-size": values.context_parallel_size > 1,
+        "iterations-to-skip": values.iterations_to_skip,
+        "phase-transition-iterations": values.phase_transition_iterations,
+        "train-samples": values.train_samples,
+        "overlap-moe-expert-parallel-comm": values.overlap_moe_expert_parallel_comm,
+        "full-validation": values.full_validation or values.multiple_validation_sets,
+        "reset-position-ids": is_masked or values.dataloader_inter_document_masking,
+        "dataloader-type": values.dataloader_type not in (None, "single"),
+        "hybrid-layer-pattern": values.hybrid_layer_pattern,
+        "sft": values.sft or values.fim_data or values.perform_rl_step,
+        "hidden-dropout": recipe.profile == "cpu" and is_dropped_out,
+    }
+    return [f"{key}: {REFUSED[key]}" for key, refused in is_refused.items() if refused]
+
+
+def _entries(recipe: Recipe) -> list[tuple[int, float | int]]:
+    try:
+        return recipe.tst.entries()
+    except (TypeError, ValueError):
+        return []
