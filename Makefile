@@ -1,5 +1,5 @@
 # uv is used where it is, and fetched into .uv/ where it is not.
-UV := $(shell command -v uv || echo .uv/bin/uv)
+UV := $(shell uv --version >/dev/null 2>&1 && command -v uv || echo .uv/bin/uv)
 RUN := $(UV) run --frozen
 
 .PHONY: quickstart test test-fast test-gpu lint

@@ -25,7 +25,5 @@ def text(tmp_path_factory) -> Path:
     corpus.write_text("\n".join(documents) + "\n")
     texts = (json.loads(document)["text"] for document in documents)
     train_sentencepiece(texts, folder / "tokenizer.model", vocab_size=512)
-    prepare(
-        [corpus], folder / "tokenizer.model", folder / "text", held_out_fraction=0.1, workers=1
-    )
+    prepare([corpus], folder / "tokenizer.model", folder / "text", held_out_fraction=0.1, workers=1)
     return folder / "text"

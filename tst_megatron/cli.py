@@ -75,7 +75,7 @@ def check(
     recipe: RecipePath,
     overrides: Overrides = None,
     nproc: Annotated[
-        int | None, typer.Option(help="Ranks of the job; default: the smallest that fits.")
+        int | None, typer.Option(min=1, help="Ranks of the job; default: the smallest that fits.")
     ] = None,
 ) -> None:
     """Check a recipe before it waits in a queue: all problems at once, status 2 if any."""
@@ -99,7 +99,9 @@ def train(
     ] = None,
     nproc: Annotated[
         int | None,
-        typer.Option(help="Start this many ranks here. Without it, this process is one rank."),
+        typer.Option(
+            min=1, help="Start this many ranks here. Without it, this process is one rank."
+        ),
     ] = None,
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Refuse a run folder that is not empty.")
@@ -144,7 +146,11 @@ def train_run(
     if rank is None:
         _announce(checked, console)
         rank = _be_the_only_rank()
-    return pretrain(checked, run, console=redirect_output_to(str(run.log(rank))))
+    try:
+        return pretrain(checked, run, console=redirect_output_to(str(run.log(rank))))
+    except ValueError as error:
+        # The input was checked above; this is a fault, and `main` takes a ValueError for bad input.
+        raise RuntimeError("training failed") from error
 
 
 @data_app.command("tokenizer")

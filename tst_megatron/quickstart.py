@@ -132,7 +132,15 @@ def _train(recipe: Path, overrides: list[str], run: RunFolder, console: Console)
         overrides = [*overrides, *GPU]
         if package_version("transformer-engine") is None:
             overrides += GPU_WITHOUT_TRANSFORMER_ENGINE
-    arguments = ["train", str(recipe), *overrides, "--run-folder", str(run.path), "--nproc", str(ranks)]
+    arguments = [
+        "train",
+        str(recipe),
+        *overrides,
+        "--run-folder",
+        str(run.path),
+        "--nproc",
+        str(ranks),
+    ]
     console.print(
         f"tst-megatron {' '.join(arguments)}", highlight=False, markup=False, soft_wrap=True
     )

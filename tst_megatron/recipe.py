@@ -27,7 +27,7 @@ import yaml
 
 from tst_megatron.schedule import Schedule, paper_schedule, resolve_phases
 
-PROFILES = ("cpu", "bf16")
+PROFILES = ("cpu",)
 
 OWN_KEYS = ("base", "profile", "data", "tst")
 
@@ -132,7 +132,13 @@ def load_recipe(path: Path, overrides: Iterable[str] = ()) -> Recipe:
             raise RecipeError(
                 [f"{override}: an override is key=value, such as tst.bag-size=4 or num-layers=2"]
             )
-        _set_nested(merged, key.split("."), yaml.safe_load(text))
+        if key == "base":
+            raise RecipeError([f"{override}: a base is named in the recipe file alone"])
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise RecipeError([f"{override}: the value is not YAML: {error}"]) from error
+        _set_nested(merged, key.split("."), value)
     problems: list[str] = []
     tst = _tst_config(merged.pop("tst", None) or {}, problems)
     data = _data(merged.pop("data", None) or {}, problems)
@@ -181,7 +187,7 @@ def _data(block: Any, problems: list[str]) -> dict[Path, float]:
         return {}
     data = {}
     for folder, weight in block.items():
-        if isinstance(weight, bool) or not isinstance(weight, int | float) or weight <= 0:
+        if isinstance(weight, bool) or not isinstance(weight, int | float) or not weight > 0:
             problems.append(f"data: the weight {weight!r} of {folder} must be a number above 0")
             continue
         data[Path(str(folder))] = float(weight)
@@ -198,7 +204,7 @@ def _tst_config(block: Any, problems: list[str]) -> TSTConfig:
     for key, value in block.items():
         if key not in known:
             problems.append(unknown_key(f"tst.{key}", [f"tst.{name}" for name in known]))
-        elif not _is_instance(value, hints[known[key]]):
+        elif not _is_instance(value, hints[known[key]]) or not _are_pairs(value):
             wanted = _type_name(hints[known[key]])
             problems.append(f"tst.{key}: {value!r} is not {wanted}")
         else:
@@ -217,6 +223,13 @@ def _is_instance(value: Any, hint: Any) -> bool:
     return isinstance(value, int if hint is int else (int, float) if hint is float else hint)
 
 
+def _are_pairs(value: Any) -> bool:
+    """Whether a schedule's entries are [bag size, steps]; anything but a list passes."""
+    if not isinstance(value, list):
+        return True
+    return all(len(entry) == 2 and isinstance(entry[0], int) for entry in value)
+
+
 def _type_name(hint: Any) -> str:
     names = {int: "a whole number", float: "a number", types.NoneType: "empty"}
     options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
@@ -225,7 +238,7 @@ def _type_name(hint: Any) -> str:
 
 def unknown_key(key: str, known: Iterable[str]) -> str:
     """The sentence for a key that does not exist, with the nearest one that does."""
-    near = difflib.get_close_matches(key, list(known), n=1, cutoff=0.5)
+    near = difflib.get_close_matches(str(key), list(known), n=1, cutoff=0.5)
     return f"{key}: there is no such key" + (f". Did you mean {near[0]}?" if near else "")
 
 
@@ -271,11 +284,16 @@ class Flags:
         """
         flags: list[str] = []
         problems: list[str] = []
+        spelling: dict[str, str] = {}
         for key, value in values.items():
             if key not in self._actions:
                 problems.append(unknown_key(key, [*self._actions, *OWN_KEYS]))
                 continue
             action, option = self._actions[key]
+            if action.dest in spelling:
+                problems.append(f"{key}: {spelling[action.dest]} means the same. Give one of them")
+                continue
+            spelling[action.dest] = key
             try:
                 flags += _as_flags(action, option, key, value)
             except (ValueError, TypeError, argparse.ArgumentTypeError) as error:
@@ -285,43 +303,85 @@ class Flags:
 
 def _as_flags(action: argparse.Action, option: str, key: str, value: Any) -> list[str]:
     if action.nargs == 0:
-        if not isinstance(value, bool):
-            raise ValueError(f"{value!r} is not true or false")
-        is_negation = option.removeprefix("--") != key
-        return [option] if value != is_negation else []
+        return _as_switch(action, option, key, value)
     if value is None:
         return []
+    if action.nargs is None:
+        if isinstance(value, list):
+            raise ValueError(f"{value!r} is a list, and one value is wanted")
+        _check_value(action, value)
+        # In one word, since text that starts with a dash would be taken for a flag.
+        return [f"{option}={_as_text(value)}"]
     entries = value if isinstance(value, list) else [value]
-    if isinstance(value, list) and action.nargs is None:
-        raise ValueError(f"{value!r} is a list, and one value is wanted")
+    if isinstance(action.nargs, int) and len(entries) != action.nargs:
+        raise ValueError(f"{value!r} must be a list of {action.nargs} values")
+    if action.nargs == "+" and not entries:
+        raise ValueError(f"{value!r} must have one value or more")
     for entry in entries:
         _check_value(action, entry)
     return [option, *(_as_text(entry) for entry in entries)]
 
 
+def _as_switch(action: argparse.Action, option: str, key: str, value: Any) -> list[str]:
+    """The spelling of a flag without a value that means what ``key: value`` says."""
+    if not isinstance(value, bool):
+        raise ValueError(f"{value!r} is not true or false")
+    if isinstance(action, argparse.BooleanOptionalAction):
+        on, off = action.option_strings[0], action.option_strings[-1]
+        return [on if value != (option == off) else off]
+    is_negation = option.removeprefix("--") != key
+    return [option] if value != is_negation else []
+
+
 def _check_value(action: argparse.Action, value: Any) -> None:
     wanted: Any = action.type or str
-    if wanted is int and (isinstance(value, bool) or not isinstance(value, int)):
+    if isinstance(value, dict | list) and wanted not in _WANTED:
+        raise ValueError(f"{value!r} is a block or a list, and one value is wanted")
+    if wanted is bool:
+        if not isinstance(value, bool):
+            raise ValueError(f"{value!r} is not true or false")
+        return
+    if isinstance(value, bool):
+        raise ValueError(f"{value!r} is {_WANTED.get(wanted, 'true or false, and text is wanted')}")
+    if wanted is int and not isinstance(value, int):
         raise ValueError(f"{value!r} is not a whole number")
-    if wanted is float and (isinstance(value, bool) or not isinstance(value, int | float)):
-        # YAML 1.1 reads 1e-4 as text; a number was meant.
-        if not isinstance(value, str):
-            raise ValueError(f"{value!r} is not a number")
-        try:
-            float(value)
-        except ValueError:
-            raise ValueError(f"{value!r} is not a number") from None
-    if isinstance(value, bool) and wanted is str:
-        raise ValueError(f"{value!r} is true or false, and text is wanted")
-    if action.choices is not None and wanted(str(value)) not in action.choices:
-        choices = ", ".join(str(getattr(choice, "name", choice)) for choice in action.choices)
-        raise ValueError(f"{value!r} is none of {choices}")
-    if callable(wanted) and wanted not in (int, float, str):
-        try:
-            wanted(_as_text(value))
-        except (KeyError, ValueError) as error:
-            raise ValueError(f"{value!r} is not accepted: {error}") from None
+    if wanted is float:
+        _check_number(value)
+    parsed = value
+    if wanted not in (int, float, str):
+        parsed = _parse(action, value)
+    if action.choices is not None and parsed not in action.choices:
+        raise ValueError(f"{value!r} is none of {_choices(action)}")
+
+
+_WANTED = {int: "not a whole number", float: "not a number"}
+
+
+def _check_number(value: Any) -> None:
+    # YAML 1.1 reads 1e-4 as text; a number was meant.
+    try:
+        float(value)
+    except (TypeError, ValueError):
+        raise ValueError(f"{value!r} is not a number") from None
+
+
+def _parse(action: argparse.Action, value: Any) -> Any:
+    """The value as a type of Megatron's own makes it; such types raise whatever they like."""
+    convert: Any = action.type
+    try:
+        return convert(_as_text(value))
+    except Exception as error:
+        if action.choices is not None:
+            raise ValueError(f"{value!r} is none of {_choices(action)}") from None
+        raise ValueError(f"{value!r} is not accepted: {error}") from None
+
+
+def _choices(action: argparse.Action) -> str:
+    return ", ".join(str(getattr(choice, "name", choice)) for choice in action.choices or ())
 
 
 def _as_text(value: Any) -> str:
+    if isinstance(value, bool):
+        # What bool() of a text reads as false is the empty one alone.
+        return "True" if value else ""
     return repr(value) if isinstance(value, float) else str(value)

@@ -60,7 +60,14 @@ def test_losses_and_gradient_norms_are_those_of_stock_megatron(
     flags, tokens = checked_flags(recipe, expert_parallel)
     np.save(tmp_path / "tokens.npy", tokens)
     ours = tiny.start(
-        *("train", str(recipe), "--nproc", str(expert_parallel), "--run-folder", str(tmp_path / "run")),
+        *(
+            "train",
+            str(recipe),
+            "--nproc",
+            str(expert_parallel),
+            "--run-folder",
+            str(tmp_path / "run"),
+        ),
         log=tmp_path / "ours.log",
     )
     script = Path(__file__).parent / "stock_arm.py"

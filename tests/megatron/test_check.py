@@ -56,7 +56,7 @@ def five_mistakes(tmp_path_factory):
 def test_five_mistakes_are_all_named_in_one_run_with_status_2(five_mistakes, tmp_path, command):
     recipe, said = five_mistakes
     more = ("--run-folder", str(tmp_path / "run")) if command == "train" else ()
-    printed = tiny.run(command, str(recipe), *more, log=tmp_path / "log", status=2)
+    printed = tiny.run(command, str(recipe), "--nproc", "3", *more, log=tmp_path / "log", status=2)
     for line in said:
         assert f"  - {line}" in printed
     # The fifth breaks two rules: 3 divides neither the heads nor the query groups.

@@ -165,10 +165,10 @@ def test_parallel_size_that_does_not_divide_is_refused(text, changes, wanted):
 
 def test_ranks_that_do_not_divide_into_the_model_are_refused(text):
     sizes = {"tensor_model_parallel_size": 2, "pipeline_model_parallel_size": 2}
-    model, experts = problems(text, world_size=6, **sizes)
-    assert "6 ranks do not divide into tensor 2 x pipeline 2 x context 1 = 4" in model
+    model, experts = problems(text, world_size=5, **sizes)
+    assert "5 ranks do not divide into tensor 2 x pipeline 2 x context 1 = 4" in model
     assert "Use a multiple of 4 ranks" in model
-    assert "6 ranks do not divide into expert 1 x expert-tensor 2 x pipeline 2 = 4" in experts
+    assert "5 ranks do not divide into expert 1 x expert-tensor 2 x pipeline 2 = 4" in experts
 
 
 # --- schedule ------------------------------------------------------------------------------------
@@ -226,7 +226,7 @@ def test_tst_value_that_would_be_passed_over_is_refused(text, tst, key):
 
 def test_log_interval_that_would_mix_two_losses_is_refused(text):
     assert only_problem(text, TST, log_interval=3) == (
-        "log-interval: 3 does not divide step 8, where the bag size changes, so one line of "
+        "log-interval: 3 does not divide step 8, where the bag size changes: a line of "
         "Megatron's log would mix two losses. Use 1"
     )
     assert check(text, TST, log_interval=4).warnings == ()

@@ -136,7 +136,8 @@ def test_finished_run_is_left_alone(uninterrupted, tmp_path):
     recipe, run = uninterrupted
     before = (run / "metrics.jsonl").read_text()
     printed = tiny.run(
-        *("train", str(recipe), "--nproc", "2", "--run-folder", str(run)), log=tmp_path / "again.log"
+        *("train", str(recipe), "--nproc", "2", "--run-folder", str(run)),
+        log=tmp_path / "again.log",
     )
     assert "this run is finished" in printed
     assert (run / "metrics.jsonl").read_text() == before

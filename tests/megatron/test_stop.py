@@ -19,7 +19,8 @@ def test_sigterm_saves_within_a_step_and_ends_with_status_75(text, tmp_path):
     )
     run = tmp_path / "run"
     process = tiny.start(
-        *("train", str(recipe), "--nproc", "1", "--run-folder", str(run)), log=tmp_path / "train.log"
+        *("train", str(recipe), "--nproc", "1", "--run-folder", str(run)),
+        log=tmp_path / "train.log",
     )
     deadline = time.monotonic() + 120
     while not ((run / "metrics.jsonl").exists() and len(tiny.metrics(run)) >= 3):

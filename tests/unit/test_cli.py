@@ -233,5 +233,5 @@ def test_fault_inside_training_is_no_bad_input(stand_ins, monkeypatch):
         main()
     except SystemExit as exit_:
         assert exit_.code not in (0, 2, 75)
-    except ValueError:
-        pass
+    except RuntimeError as error:
+        assert isinstance(error.__cause__, ValueError)

@@ -86,8 +86,8 @@ def test_each_difference_is_named_with_both_values(run, checked, tmp_path):
     problems = {problem.split(":")[0]: problem for problem in run.problems(other, fresh=False)}
     assert sorted(problems) == ["lr", "phases", "seed", "training text", "tst"]
     assert problems["lr"] == (
-        "lr: this run was started with 1e-06, and the recipe now says 0.5. Use another --run-folder, or "
-        "the recipe it was started with"
+        "lr: this run was started with 1e-06, and the recipe now says 0.5. Use another "
+        "--run-folder, or the recipe it was started with"
     )
     assert (
         "started with [[4, 4], [1, 6]], and the recipe now says [[4, 5], [1, 5]]"

@@ -14,6 +14,9 @@ from types import FrameType
 
 from rich.console import Console
 
+PASSED_ON = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT)
+"""Signals to this command that every rank gets."""
+
 SECONDS_TO_STOP = 15.0
 """How long the other ranks have to end after one has failed."""
 
@@ -54,11 +57,12 @@ def launch(command: Sequence[str], *, num_processes: int, logs: Path, console: C
             if process.poll() is None:
                 process.send_signal(number)
 
-    for stop_signal in (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT):
-        signal.signal(stop_signal, pass_on)
+    before = {number: signal.signal(number, pass_on) for number in PASSED_ON}
     try:
         return _wait(processes, logs, console)
     finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
         for process in processes:
             if process.poll() is None:
                 process.kill()

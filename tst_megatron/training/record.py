@@ -35,11 +35,12 @@ def drop_lines_after(path: Path, step: int) -> None:
     dropped: list[str] = []
     for line in path.read_text(encoding="utf-8").splitlines():
         (kept if _is_up_to(line, step) else dropped).append(line)
-    if not dropped:
-        return
-    with path.with_name("metrics.dropped.jsonl").open("a", encoding="utf-8") as file:
-        file.writelines(f"{line}\n" for line in dropped)
-    write_beside(path, "".join(f"{line}\n" for line in kept))
+    if dropped:
+        with path.with_name("metrics.dropped.jsonl").open("a", encoding="utf-8") as file:
+            file.writelines(f"{line}\n" for line in dropped)
+    text = "".join(f"{line}\n" for line in kept)
+    if text != path.read_text(encoding="utf-8"):
+        write_beside(path, text)
 
 
 def _is_up_to(line: str, step: int) -> bool:

@@ -54,6 +54,8 @@ class RunFolder:
 
     def problems(self, checked: CheckedRecipe, *, fresh: bool) -> list[str]:
         """Why this run cannot use this folder: none, if it is new or holds the same recipe."""
+        if self.path.exists() and not self.path.is_dir():
+            return [f"--run-folder: {self.path} is not a folder. Name another"]
         if not self.path.exists() or not any(self.path.iterdir()):
             return []
         if fresh:
@@ -132,7 +134,13 @@ class RunFolder:
         tracker = self.checkpoints / "latest_checkpointed_iteration.txt"
         if not tracker.exists():
             return None
-        return self.checkpoints / f"iter_{int(tracker.read_text()):07d}"
+        text = tracker.read_text(encoding="utf-8").strip()
+        if not text.isdigit():
+            raise ValueError(
+                f"{tracker}: holds {text!r}, and should hold the step of the newest checkpoint. "
+                "Write the number of an iter_ folder beside it into it"
+            )
+        return self.checkpoints / f"iter_{int(text):07d}"
 
 
 def step_of(checkpoint: Path) -> int:
