@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -111,8 +112,10 @@ def check_recipe(recipe: Recipe, *, world_size: int | None = None) -> CheckedRec
     problems = [*recipe.problems, *problems]
     values = _values(flags)
     world_size = world_size or _world_size_of_environment() or smallest_world_size(values)
-    given = {known.destination(key) for key in megatron}
+    given = {known.destination(key) for key, value in megatron.items() if value is not None}
     problems += [f"{key}: is missing" for key in NEEDED if known.destination(key) not in given]
+    problems += _size_problems(values)
+    problems += _tst_problems(recipe)
     problems += _key_problems(recipe)
     problems += parallel_problems(values, world_size)
     problems += combination_problems(recipe, values)
@@ -150,7 +153,50 @@ def _world_size_of_environment() -> int | None:
 
 
 def _lacks_sizes(values: argparse.Namespace) -> bool:
-    return None in (values.train_iters, values.seq_length, values.global_batch_size)
+    return not all(
+        size and size > 0
+        for size in (values.train_iters, values.seq_length, values.global_batch_size)
+    )
+
+
+def _size_problems(values: argparse.Namespace) -> list[str]:
+    """Sizes that everything else divides by or counts in."""
+    sizes = (
+        ("num-layers", values.num_layers),
+        ("seq-length", values.seq_length),
+        ("train-iters", values.train_iters),
+        ("global-batch-size", values.global_batch_size),
+        ("micro-batch-size", values.micro_batch_size),
+        ("log-interval", values.log_interval),
+    )
+    return [f"{key}: {size} is below 1" for key, size in sizes if size is not None and size < 1]
+
+
+def _tst_problems(recipe: Recipe) -> list[str]:
+    """Values of the ``tst:`` block that would be passed over without a word."""
+    tst = recipe.tst
+    shares = [tst.superposition_fraction or None, tst.superposition_steps]
+    ways = [way for way in (*shares, tst.schedule) if way is not None]
+    problems = []
+    if len(ways) > 1:
+        problems.append(
+            "tst: superposition-fraction, superposition-steps and schedule say the same thing. "
+            "Give one of them"
+        )
+    if tst.schedule is not None and tst.bag_size != 1:
+        problems.append(f"tst.bag-size: {tst.bag_size} beside schedule, which has its own")
+    if tst.bag_size != 1 and not ways:
+        problems.append(
+            f"tst.bag-size: {tst.bag_size} without superposition-fraction or superposition-steps, "
+            "so no step would have it. Give one of them, or bag-size 1"
+        )
+    if not 0 <= tst.superposition_fraction <= 1:
+        problems.append(
+            f"tst.superposition-fraction: {tst.superposition_fraction} is a share of steps, 0-1"
+        )
+    if tst.stream_unit_bags is not None and tst.stream_unit_bags < 1:
+        problems.append(f"tst.stream-unit-bags: {tst.stream_unit_bags} is below 1")
+    return problems
 
 
 def _attempt(make: Callable[[], Any], key: str, problems: list[str]) -> Any:
@@ -185,22 +231,11 @@ def _schedule_problems(recipe: Recipe, values: argparse.Namespace, schedule: Sch
                 f"tst.stream-unit-bags: bag size {phase.bag_size} does not divide the stream unit "
                 f"of {unit} bags. Set tst.stream-unit-bags to a multiple of every bag size"
             )
-        if phase.last_step != schedule.num_steps and phase.last_step % values.log_interval:
+        if phase.last_step != schedule.num_steps and phase.last_step % max(1, values.log_interval):
             problems.append(
                 f"log-interval: {values.log_interval} does not divide step {phase.last_step}, "
                 "where the bag size changes: a line of Megatron's log would mix two losses. Use 1"
             )
-    tst = recipe.tst
-    ways = [tst.superposition_fraction, tst.superposition_steps, tst.schedule]
-    if sum(bool(way) for way in ways) > 1:
-        problems.append(
-            "tst: superposition-fraction, superposition-steps and schedule say the same thing. "
-            "Give one of them"
-        )
-    if not 0 <= tst.superposition_fraction <= 1:
-        problems.append(
-            f"tst.superposition-fraction: {tst.superposition_fraction} is a share of steps, 0-1"
-        )
     return problems
 
 
@@ -282,4 +317,6 @@ def _ask_megatron(checked: CheckedRecipe) -> None:
     try:
         upstream.validate_arguments(checked.flags, world_size=checked.world_size)
     except (AssertionError, ValueError, RuntimeError) as error:
-        raise RecipeError([f"Megatron refuses the recipe: {error or type(error)}"]) from error
+        # Many of Megatron's asserts have no words: their line of source is the best there is.
+        reason = str(error) or traceback.extract_tb(error.__traceback__)[-1].line
+        raise RecipeError([f"Megatron refuses the recipe: {reason}"]) from error

@@ -126,7 +126,7 @@ def train_run(
     console = Console()
     rank = _rank_of_environment()
     run = RunFolder(folder)
-    checked = _checked(recipe, overrides, nproc)
+    checked = _checked(recipe, overrides, 1 if nproc is None and rank is None else nproc)
     if rank in (None, 0):
         check_run(checked, run, fresh=fresh)
         run.prepare(checked)

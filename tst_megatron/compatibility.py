@@ -82,10 +82,17 @@ def parallel_problems(values: argparse.Namespace, world_size: int) -> list[str]:
 def _divisions(values: argparse.Namespace, tensor: int, pipeline: int, expert: int) -> list[str]:
     """Numbers of the model that a parallel size must divide."""
     groups = values.num_query_groups if values.group_query_attention else None
+    # Megatron's own layouts of stages need not be even.
+    is_even = not (
+        values.pipeline_model_parallel_layout
+        or values.decoder_first_pipeline_num_layers
+        or values.decoder_last_pipeline_num_layers
+    )
+    layers = values.num_layers if is_even else None
     wanted = (
         ("num-attention-heads", values.num_attention_heads, "tensor-model-parallel-size", tensor),
         ("num-query-groups", groups, "tensor-model-parallel-size", tensor),
-        ("num-layers", values.num_layers, "pipeline-model-parallel-size", pipeline),
+        ("num-layers", layers, "pipeline-model-parallel-size", pipeline),
         ("num-experts", values.num_experts, "expert-model-parallel-size", expert),
     )
     problems = [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 
@@ -13,4 +14,14 @@ def write_beside(path: Path, text: str) -> None:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
+    beside.replace(path)
+
+
+def copy_beside(source: Path, path: Path) -> None:
+    """Copy a file so that it appears under its name whole: copied beside, flushed, renamed."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    with source.open("rb") as original, beside.open("wb") as copy:
+        shutil.copyfileobj(original, copy)
+        copy.flush()
+        os.fsync(copy.fileno())
     beside.replace(path)

@@ -23,6 +23,7 @@ def draw_losses(metrics: Path, picture: Path, *, unigram_entropy_nats: float | N
     import matplotlib
 
     matplotlib.use("Agg")
+    matplotlib.set_loglevel("warning")
     from matplotlib import pyplot
 
     steps = read_metrics(metrics)

@@ -14,7 +14,7 @@ import yaml
 
 from tst_megatron import __version__
 from tst_megatron.check import CheckedRecipe
-from tst_megatron.files import write_beside
+from tst_megatron.files import copy_beside, write_beside
 from tst_megatron.recipe import RecipeError
 
 PACKAGES = (
@@ -75,7 +75,9 @@ class RunFolder:
         """Make the folder and write what describes the run; the first rank does this."""
         for folder in (self.checkpoints, self.tensorboard, self.logs, self.report):
             folder.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(checked.manifest.tokenizer_model, self.tokenizer)
+        # Written once: other ranks of a resumed run may be reading it.
+        if not self.tokenizer.exists():
+            copy_beside(checked.manifest.tokenizer_model, self.tokenizer)
         shutil.copyfile(checked.recipe.path, self.path / "recipe.yaml")
         write_beside(self._resolved, yaml.safe_dump(_identity(checked), sort_keys=False))
 

@@ -53,10 +53,12 @@ def quietly() -> Iterator[None]:
     logger = logging.getLogger("megatron.core.models.gpt.gpt_model")
     before = logger.level
     logger.setLevel(logging.ERROR)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
-    logger.setLevel(before)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(before)
 
 
 def default_arguments() -> argparse.Namespace:
@@ -76,13 +78,15 @@ def is_distributed_checkpoint(folder: Path) -> bool:
 
 def read_saved_state(folder: Path) -> dict[str, Any]:
     """What a checkpoint holds beside its tensors: arguments, iteration, content metadata."""
-    state: dict[str, Any] = dist_checkpointing.load_common_state_dict(str(folder))
+    with quietly():
+        state: dict[str, Any] = dist_checkpointing.load_common_state_dict(str(folder))
     return state
 
 
 def saved_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
     """Name and global shape of every tensor in a checkpoint, the optimizer's included."""
-    metadata = dist_checkpointing.load_tensors_metadata(str(folder))
+    with quietly():
+        metadata = dist_checkpointing.load_tensors_metadata(str(folder))
     return {name: tuple(tensor.global_shape) for name, tensor in metadata.items()}
 
 
