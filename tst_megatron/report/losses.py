@@ -23,7 +23,7 @@ def draw_losses(metrics: Path, picture: Path, *, unigram_entropy_nats: float | N
     import matplotlib
 
     matplotlib.use("Agg")
-    matplotlib.set_loglevel("warning")
+    matplotlib.set_loglevel("WARNING")
     from matplotlib import pyplot
 
     steps = read_metrics(metrics)
