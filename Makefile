@@ -9,7 +9,7 @@ quickstart: $(UV)  ## the whole chain on this machine, with or without a GPU
 	$(RUN) --no-dev tst-megatron quickstart
 
 test: lint  ## everything that CI runs
-	$(RUN) pytest
+	$(RUN) pytest -n 2 --dist loadfile
 
 test-fast: $(UV)  ## no process groups and no Megatron, for the inner loop
 	$(RUN) pytest tests/unit

@@ -32,7 +32,6 @@ DANGEROUS_DEFAULTS = {
     "lr-decay-style": "linear",
     "lr-wsd-decay-style": "exponential",
     "lr-wsd-decay-iters": "none: WSD never decays",
-    "eval-interval": "none: nothing is evaluated",
     "vocab-size": "the tokenizer's own, which pads to another size than the model's card",
 }
 """Megatron's defaults that are wrong for pre-training this family, and what they are."""
@@ -52,6 +51,7 @@ NEEDED = (
     "train-iters",
     "lr",
     "save-interval",
+    "eval-interval",
 )
 """Keys without which there is no model, no step or no checkpoint."""
 
@@ -93,8 +93,7 @@ def check_recipe(recipe: Recipe, *, world_size: int | None = None) -> CheckedRec
     Args:
         recipe: as ``load_recipe`` read it.
         world_size: ranks of the job; None takes that of the environment (``WORLD_SIZE`` or
-        Slurm's),
-            or the smallest that fits the parallel sizes.
+            Slurm's), or the smallest that fits the parallel sizes.
 
     Raises:
         RecipeError: with every problem that was found.
@@ -115,6 +114,7 @@ def check_recipe(recipe: Recipe, *, world_size: int | None = None) -> CheckedRec
     given = {known.destination(key) for key, value in megatron.items() if value is not None}
     problems += [f"{key}: is missing" for key in NEEDED if known.destination(key) not in given]
     problems += _size_problems(values)
+    problems += _step_problems(values)
     problems += _tst_problems(recipe)
     problems += _key_problems(recipe)
     problems += parallel_problems(values, world_size)
@@ -168,8 +168,26 @@ def _size_problems(values: argparse.Namespace) -> list[str]:
         ("global-batch-size", values.global_batch_size),
         ("micro-batch-size", values.micro_batch_size),
         ("log-interval", values.log_interval),
+        ("eval-interval", values.eval_interval),
+        ("hidden-size", values.hidden_size),
+        ("num-attention-heads", values.num_attention_heads),
     )
     return [f"{key}: {size} is below 1" for key, size in sizes if size is not None and size < 1]
+
+
+def _step_problems(values: argparse.Namespace) -> list[str]:
+    """Lengths in steps that do not fit into the run, on which Megatron ends after its start."""
+    steps = values.lr_decay_iters or values.train_iters or 0
+    wanted = (("lr-warmup-iters", values.lr_warmup_iters), ("lr-wsd-decay-iters", _wsd(values)))
+    return [
+        f"{key}: {length} of the schedule's {steps} steps leave none for the rest. Lower it"
+        for key, length in wanted
+        if steps and (length or 0) >= steps
+    ]
+
+
+def _wsd(values: argparse.Namespace) -> int:
+    return (values.lr_wsd_decay_iters or 0) if values.lr_decay_style == "WSD" else 0
 
 
 def _tst_problems(recipe: Recipe) -> list[str]:
@@ -216,6 +234,8 @@ def _key_problems(recipe: Recipe) -> list[str]:
     for key in ("data-path", "train-data-path", "data-args-path", "mock-data", "split"):
         if key in recipe.megatron:
             problems.append(f"{key}: the text of a run is named by `data:`. Remove the key")
+    if "tensorboard-log-interval" in recipe.megatron:
+        problems.append("tensorboard-log-interval: each step is recorded. Remove the key")
     for key in ("tokenizer-type", "tokenizer-model"):
         if key in recipe.megatron:
             problems.append(f"{key}: the tokenizer comes with the prepared data. Remove the key")
@@ -295,6 +315,8 @@ def _fixed_flags(values: argparse.Namespace, manifest: Manifest) -> list[str]:
         # Ten years: the timed exit is how a stop is agreed on, so it must be on
         # (upstream.request_stop).
         flags += ["--exit-duration-in-mins", "5256000"]
+    # Each step is recorded from what Megatron writes to TensorBoard.
+    flags += ["--tensorboard-log-interval", "1"]
     # Bags have no token-level mask, and causal attention needs none.
     return [*flags, "--no-create-attention-mask-in-dataloader"]
 

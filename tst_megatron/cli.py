@@ -50,7 +50,7 @@ def main() -> None:
         for problem in error.problems:
             console.print(f"  - {problem}", highlight=False, markup=False, soft_wrap=True)
         raise SystemExit(BAD_INPUT) from None
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, OSError) as error:
         Console(stderr=True).print(f"{error}", style="red", markup=False, soft_wrap=True)
         raise SystemExit(BAD_INPUT) from None
 
@@ -134,6 +134,8 @@ def train_run(
         run.wait_until_prepared()
         check_run(checked, run, fresh=False)
     if run.is_finished(checked.schedule.num_steps):
+        if rank in (None, 0):
+            run.write_finished()
         console.print(f"{folder}: this run is finished.")
         return 0
     if nproc is not None:
@@ -176,7 +178,7 @@ def data_prepare(
     text_key: Annotated[str, typer.Option(help="Key of the text in each JSON line.")] = "text",
     held_out_fraction: Annotated[
         float, typer.Option(help="Share of documents kept for validation, 0-1.")
-    ] = 0.005,
+    ] = 0.01,
     workers: Annotated[
         int | None, typer.Option(help="Processes that tokenise; default: one per core.")
     ] = None,
@@ -262,6 +264,13 @@ def _checked(recipe: Path, overrides: list[str] | None, nproc: int | None) -> Ch
         # Before Megatron is imported for the checks.
         from tst_megatron.host import cpu
 
+        if not cpu.is_needed():
+            raise RecipeError(
+                [
+                    "profile: cpu on a machine with a GPU. Use profile=null, or hide the GPU with "
+                    "CUDA_VISIBLE_DEVICES= if the run is meant for the CPU"
+                ]
+            )
         cpu.install()
     from tst_megatron.check import check_recipe
 
@@ -276,7 +285,13 @@ def _announce(checked: CheckedRecipe, console: Console) -> None:
 
 
 def _rank_of_environment() -> int | None:
-    """This process's rank, from torchrun's variables or Slurm's; None outside a job."""
+    """This process's rank, from torchrun's variables or srun's; None outside a job.
+
+    Raises:
+        RecipeError: the ranks cannot find each other.
+    """
+    if "RANK" not in os.environ and "SLURM_STEP_ID" not in os.environ:
+        return None
     for ours, slurms in (
         ("RANK", "SLURM_PROCID"),
         ("WORLD_SIZE", "SLURM_NTASKS"),
@@ -284,7 +299,14 @@ def _rank_of_environment() -> int | None:
     ):
         if ours not in os.environ and slurms in os.environ:
             os.environ[ours] = os.environ[slurms]
-    return int(os.environ["RANK"]) if "RANK" in os.environ else None
+    if missing := [name for name in ("MASTER_ADDR", "MASTER_PORT") if name not in os.environ]:
+        raise RecipeError(
+            [
+                f"{' and '.join(missing)}: not set, and the ranks of a job find each other by "
+                "them. Export the first node's name and a free port before srun"
+            ]
+        )
+    return int(os.environ["RANK"])
 
 
 def _be_the_only_rank() -> int:

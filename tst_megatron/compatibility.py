@@ -100,6 +100,10 @@ def _divisions(values: argparse.Namespace, tensor: int, pipeline: int, expert: i
         for key, number, by, parts in wanted
         if number and number % parts
     ]
+    if values.num_experts and values.moe_router_topk > values.num_experts:
+        problems.append(
+            f"moe-router-topk: {values.moe_router_topk} of num-experts {values.num_experts} experts"
+        )
     if expert > 1 and not values.num_experts:
         problems.append(f"expert-model-parallel-size: {expert} without num-experts")
     return problems
@@ -129,7 +133,7 @@ def combination_problems(recipe: Recipe, values: argparse.Namespace) -> list[str
     return [f"{key}: {REFUSED[key]}" for key, refused in is_refused.items() if refused]
 
 
-def _entries(recipe: Recipe) -> list[tuple[int, float | int]]:
+def _entries(recipe: Recipe) -> list[tuple[int, float | int | None]]:
     try:
         return recipe.tst.entries()
     except (TypeError, ValueError):

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
 from pathlib import Path
+
+
+def _beside(path: Path) -> Path:
+    # Processes of two nodes may share a number.
+    return path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}")
 
 
 def write_beside(path: Path, text: str) -> None:
     """Replace a small file at once: written beside, flushed to disk, renamed."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    beside = _beside(path)
     with beside.open("w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
@@ -19,7 +25,7 @@ def write_beside(path: Path, text: str) -> None:
 
 def copy_beside(source: Path, path: Path) -> None:
     """Copy a file so that it appears under its name whole: copied beside, flushed, renamed."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    beside = _beside(path)
     with source.open("rb") as original, beside.open("wb") as copy:
         shutil.copyfileobj(original, copy)
         copy.flush()

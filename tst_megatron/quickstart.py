@@ -47,6 +47,7 @@ GPU_WITHOUT_TRANSFORMER_ENGINE = (
     "attention-backend=unfused",
     "masked-softmax-fusion=false",
     "gradient-accumulation-fusion=false",
+    "rope-fusion=false",
     "no-persist-layer-norm=true",
 )
 
@@ -64,7 +65,9 @@ def quickstart(folder: Path, *, short: bool, console: Console) -> int:
     console.rule("1. Text", align="left")
     manifest = _prepare_text(folder, console)
     console.rule("2. Training", align="left")
-    run = RunFolder(folder / ("run-short" if short else "run"))
+    # Other text makes another run: a run folder keeps the text that it was started with.
+    name = f"run-{manifest.train.bin_sha256[:8]}"
+    run = RunFolder(folder / (f"{name}-short" if short else name))
     overrides = [f"data={json.dumps({str(manifest.path.parent): 1.0})}", *(SHORT if short else ())]
     status = _train(recipe, overrides, run, console)
     if status:

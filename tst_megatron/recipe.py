@@ -31,7 +31,15 @@ PROFILES = ("cpu",)
 
 OWN_KEYS = ("base", "profile", "data", "tst")
 
-RUN_FOLDER_KEYS = ("save", "load", "tensorboard-dir")
+RUN_FOLDER_KEYS = (
+    "save",
+    "load",
+    "tensorboard-dir",
+    "ckpt-step",
+    "pretrained-checkpoint",
+    "finetune",
+    "skip-train",
+)
 """Megatron keys that the run folder decides."""
 
 
@@ -61,12 +69,13 @@ class TSTConfig:
     """Chunks of ``seq-length`` raw tokens per unit of the token stream (U). Every bag size divides
     it; runs that are compared must have the same. Default: the largest bag size."""
 
-    def entries(self) -> list[tuple[int, float | int]]:
+    def entries(self) -> list[tuple[int, float | int | None]]:
         """The schedule as (bag size, share of steps or number of steps)."""
         if self.schedule is None:
             return paper_schedule(
                 bag_size=self.bag_size,
-                superposition_fraction=self.superposition_fraction,
+                # A share also where YAML wrote 1, which is a number of steps in a schedule.
+                superposition_fraction=float(self.superposition_fraction),
                 superposition_steps=self.superposition_steps,
             )
         # YAML's 4 is a bag size even where the list also holds shares.

@@ -93,30 +93,28 @@ class Schedule:
 
 
 def paper_schedule(
-    *, bag_size: int, superposition_fraction: float | None, superposition_steps: int | None
-) -> list[tuple[int, float | int]]:
+    *, bag_size: int, superposition_fraction: float, superposition_steps: int | None
+) -> list[tuple[int, float | int | None]]:
     """The paper's two phases as schedule entries: ``bag_size``, then ordinary training.
 
     Args:
         bag_size: K; 1 turns superposition off.
         superposition_fraction: share of optimizer steps, 0-1 (paper: r).
         superposition_steps: number of steps; given instead of the fraction.
+
     Source: paper section 3.
     """
-    share = superposition_steps if superposition_steps is not None else superposition_fraction
-    if bag_size == 1 or not share:
-        return [(1, 1.0)]
-    rest = 1.0 if isinstance(share, int) else float(1 - Fraction(str(share)))
-    return [(bag_size, share), (1, rest)]
+    share = superposition_fraction if superposition_steps is None else superposition_steps
+    return [(1, None)] if bag_size == 1 or not share else [(bag_size, share), (1, None)]
 
 
 def resolve_phases(
-    entries: Sequence[tuple[int, float | int]], *, num_steps: int
+    entries: Sequence[tuple[int, float | int | None]], *, num_steps: int
 ) -> tuple[Phase, ...]:
     """Turn (bag size, share of steps or number of steps) entries into phases of whole steps.
 
-    A share is a float and floors to whole steps; a number of steps is an int. The last entry takes
-    all steps that are left, so the steps of the phases always add up to ``num_steps``.
+    A share is a float and floors to whole steps; a number of steps is an int. The last phase has
+    all steps that are left: its amount is None, or says the same.
 
     Raises:
         ValueError: the entries are not a schedule; the message names every rule that is broken.
@@ -128,8 +126,7 @@ def resolve_phases(
     first_step = 0
     for bag_size, amount in entries[:-1]:
         # Decimal shares are meant exactly: 0.29 of 100 steps is 29, not floor(28.999...).
-        share = Fraction(str(amount))
-        steps = amount if isinstance(amount, int) else int(share * num_steps)
+        steps = amount if isinstance(amount, int) else int(Fraction(str(amount)) * num_steps)
         phases.append(Phase(bag_size=bag_size, first_step=first_step, num_steps=steps))
         first_step += steps
     last = Phase(bag_size=1, first_step=first_step, num_steps=num_steps - first_step)
@@ -139,20 +136,29 @@ def resolve_phases(
             f"bag size {empty[0]} gets no step: {first_step} of {num_steps} steps are taken by the "
             "phases before the last. Give every phase at least one step"
         )
+    amount = entries[-1][1]
+    if isinstance(amount, int) and amount != last.num_steps:
+        raise ValueError(
+            f"bag size 1 is given {amount} steps, and {last.num_steps} of {num_steps} are left for "
+            "it. Give it those, or change train-iters"
+        )
     return (*phases, last)
 
 
-def _entry_problems(entries: Sequence[tuple[int, float | int]]) -> list[str]:
+def _entry_problems(entries: Sequence[tuple[int, float | int | None]]) -> list[str]:
     if not entries:
         return ["the schedule is empty. End it with bag size 1"]
     problems = []
     for bag_size, amount in entries:
         if isinstance(bag_size, bool) or not isinstance(bag_size, int) or bag_size < 1:
             problems.append(f"bag size {bag_size}: a bag holds 1 token or more")
-        if isinstance(amount, bool) or not isinstance(amount, int | float) or amount <= 0:
-            problems.append(f"{amount} steps for bag size {bag_size}: must be above 0")
-        elif isinstance(amount, float) and amount > 1:
-            problems.append(f"{amount} is a share of steps and must be at most 1; steps are whole")
+        if amount is not None:
+            problems += _amount_problems(bag_size, amount)
+    shares = [amount for _, amount in entries]
+    if all(isinstance(share, float) for share in shares):
+        total = sum(Fraction(str(share)) for share in shares)
+        if total != 1:
+            problems.append(f"the shares of steps add up to {float(total):g}. Make them 1")
     if entries[-1][0] != 1:
         problems.append(
             f"the last bag size is {entries[-1][0]}. A run ends in ordinary training: end the "
@@ -161,3 +167,11 @@ def _entry_problems(entries: Sequence[tuple[int, float | int]]) -> list[str]:
     if any(bag_size == 1 for bag_size, _ in entries[:-1]):
         problems.append("bag size 1 stands before the end. Superposition comes first")
     return problems
+
+
+def _amount_problems(bag_size: int, amount: float | int) -> list[str]:
+    if isinstance(amount, bool) or not isinstance(amount, int | float) or amount <= 0:
+        return [f"{amount} steps for bag size {bag_size}: must be above 0"]
+    if isinstance(amount, float) and amount > 1:
+        return [f"{amount} is a share of steps and must be at most 1; steps are whole"]
+    return []

@@ -34,7 +34,8 @@ def short_quickstart(tmp_path_factory):
     made = subprocess.run(
         ["make", "-n", "quickstart"], cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout
-    command = shlex.split(made.strip().splitlines()[-1])
+    (line,) = (line for line in made.splitlines() if "tst-megatron" in line)
+    command = shlex.split(line)
     arguments = command[command.index("tst-megatron") + 1 :]
     assert arguments == ["quickstart"]
     printed = tiny.run(
@@ -63,7 +64,7 @@ def test_quickstart_announces_its_plan_and_proves_its_export(short_quickstart):
 
 def test_quickstart_leaves_a_whole_run_folder(short_quickstart):
     folder, _ = short_quickstart
-    run = folder / "run-short"
+    (run,) = folder.glob("run-*-short")
     for name in ("recipe.yaml", "resolved.yaml", "versions.json", "metrics.jsonl", "state.json"):
         assert (run / name).stat().st_size > 0
     assert (run / "report" / "losses.png").read_bytes().startswith(b"\x89PNG")
@@ -79,7 +80,7 @@ def test_second_quickstart_reuses_what_is_valid_and_says_so(short_quickstart, tm
     second = tiny.run(
         *("quickstart", "--short", "--folder", str(folder)), log=tmp_path / "second.txt"
     )
-    assert second.count("reusing") == 3
+    assert second.count("reusing") == 3  # tokenizer, text and export
     assert "this run is finished" in second
     assert second.strip().splitlines()[-5:] == first.strip().splitlines()[-5:]
 
@@ -103,6 +104,33 @@ def test_every_command_of_the_readme_exists():
         )
         for option in (word for word in command if word.startswith("--")):
             assert option in done.stdout, (command, option)
+
+
+def test_your_own_run_works_as_written(short_quickstart, tmp_path):
+    """The README's block, line by line, with a small vocabulary, text and recipe."""
+    folder, _ = short_quickstart
+    documents = (folder / "corpus.jsonl").read_text(encoding="utf-8").splitlines()[:80]
+    (tmp_path / "texts.jsonl").write_text("\n".join(documents) + "\n", encoding="utf-8")
+    recipe = tiny.write_recipe(
+        tmp_path / "my-recipe.yaml",
+        "text",
+        {"bag-size": 4, "superposition-fraction": 0.5},
+        expert_model_parallel_size=2,
+    )
+    assert recipe.name == "my-recipe.yaml"
+    (block,) = (block for block in blocks("bash") if "data tokenizer" in block)
+    for line in block.splitlines():
+        words = shlex.split(line.replace("--vocab-size 32000", "--vocab-size 512"))
+        done = subprocess.run(
+            [sys.executable, "-m", "tst_megatron", *words[1:]],
+            cwd=tmp_path,
+            env=tiny.environment(),
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, (line, done.stdout, done.stderr)
+    assert (tmp_path / "exported" / "model.safetensors").exists()
 
 
 def test_table_of_the_tst_block_is_generated_from_the_code():

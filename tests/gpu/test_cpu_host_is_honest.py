@@ -13,19 +13,16 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "megatron"))
 
 import tiny  # noqa: E402
 
+from tst_megatron.quickstart import GPU_WITHOUT_TRANSFORMER_ENGINE  # noqa: E402
+
 pytestmark = pytest.mark.gpu
 
 ON_GPU = (
     "profile=null",
-    "transformer-impl=local",
     "use-cpu-initialization=true",
-    "attention-backend=unfused",
-    "masked-softmax-fusion=false",
     "bias-dropout-fusion=false",
     "bias-swiglu-fusion=false",
-    "gradient-accumulation-fusion=false",
-    "rope-fusion=false",
-    "no-persist-layer-norm=true",
+    *GPU_WITHOUT_TRANSFORMER_ENGINE,
 )
 
 

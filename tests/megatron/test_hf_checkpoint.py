@@ -22,7 +22,7 @@ def test_load_model_trained_with_gpu_settings_computes_the_same(
     plain = load_model(saved / "ep2")
     with_arguments(
         monkeypatch,
-        transformer_impl="transformer_engine",
+        # Not transformer_impl: its layers save one norm under another name (the last test).
         fp8="hybrid",
         fp8_recipe="mxfp8",
         fp8_param_gather=True,
@@ -59,7 +59,7 @@ def test_load_model_trained_with_gpu_settings_computes_the_same(
     with torch.no_grad():
         expected, actual = (seam().logits(each.model, tokens_BT) for each in (plain, from_gpu))
     assert torch.equal(expected, actual)
-    assert from_gpu.args.transformer_impl == "transformer_engine"
+    assert from_gpu.args.fp8 == "hybrid"
 
 
 def test_load_model_with_interleaved_gates_separates_them(
@@ -134,4 +134,25 @@ def test_load_model_of_hybrid_model_is_refused(
     with_arguments(monkeypatch, hybrid_layer_pattern="M*M*")
 
     with pytest.raises(ValueError, match=r"not a GPT model .*hybrid_layer_pattern='M\*M\*'"):
+        load_model(saved / "ep2")
+
+
+def test_norm_before_the_experts_is_looked_for_where_each_implementation_saves_it(
+    saved: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Transformer Engine keeps it under its own name in MoE layers; the local layers rename it."""
+    loaded = load_model(saved / "ep2")
+    local = set(seam().shapes_of(seam().sharded_weights(loaded.model, None)))
+    seam().name_norms_as_transformer_engine(loaded.model)
+    with_te = set(seam().shapes_of(seam().sharded_weights(loaded.model, None)))
+    assert {name for name in local - with_te} == {
+        name for name in local if name.endswith("mlp.linear_fc1.layer_norm_weight")
+    }
+    assert {name for name in with_te - local} == {
+        name for name in with_te if name.endswith("pre_mlp_layernorm.weight")
+    }
+    assert with_te - local
+    # And a checkpoint that says it was trained so is read so.
+    with_arguments(monkeypatch, transformer_impl="transformer_engine")
+    with pytest.raises(ValueError, match="pre_mlp_layernorm.weight is missing"):
         load_model(saved / "ep2")

@@ -33,7 +33,8 @@ def test_export_of_expert_parallel_checkpoint_is_proven(saved: Path, tmp_path: P
     assert proof.num_parameters == report.num_parameters
     assert proof.max_logit > 1
     assert proof.max_logit_difference <= 1e-5
-    assert proof.num_greedy_tokens + proof.num_greedy_ties == 32
+    assert proof.num_greedy_tokens >= 30
+    assert proof.num_greedy_ties <= 2
     assert said[-1] == f"wrote {tmp_path / 'hf'}"
     assert os.listdir(tmp_path) == ["hf"]
     config = json.loads((tmp_path / "hf" / "config.json").read_text())

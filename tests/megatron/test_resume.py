@@ -7,6 +7,10 @@ import pytest
 import tiny
 import torch
 
+from tst_megatron.cli import train_run
+from tst_megatron.recipe import RecipeError
+from tst_megatron.upstream import repairs
+
 SWITCH, STEPS, SAVE = 16, 32, 4
 
 
@@ -112,10 +116,6 @@ def test_run_learns_through_both_phases_and_counts_raw_tokens(uninterrupted):
 
 def test_each_parameter_has_an_adam_step_of_its_own_after_a_load():
     """Loaded, they share one tensor upstream, and Adam counts each step once per parameter."""
-    from tst_megatron.host import cpu
-
-    cpu.install()
-    from tst_megatron.upstream import repairs
 
     class Inner:
         def __init__(self):
@@ -132,24 +132,18 @@ def test_each_parameter_has_an_adam_step_of_its_own_after_a_load():
     assert [float(step) for step in steps] == [6.0] * 3
 
 
-def test_finished_run_is_left_alone(uninterrupted, tmp_path):
+def test_finished_run_is_left_alone(uninterrupted, capsys):
     recipe, run = uninterrupted
     before = (run / "metrics.jsonl").read_text()
-    printed = tiny.run(
-        *("train", str(recipe), "--nproc", "2", "--run-folder", str(run)),
-        log=tmp_path / "again.log",
-    )
-    assert "this run is finished" in printed
+    assert train_run(recipe, [], run, nproc=2) == 0
+    assert "this run is finished" in capsys.readouterr().out
     assert (run / "metrics.jsonl").read_text() == before
 
 
-def test_another_recipe_in_the_same_run_folder_is_refused(uninterrupted, tmp_path):
+def test_another_recipe_in_the_same_run_folder_is_refused(uninterrupted):
     recipe, run = uninterrupted
-    printed = tiny.run(
-        *("train", str(recipe), "lr=0.001", "tst.superposition-steps=12"),
-        *("--nproc", "2", "--run-folder", str(run)),
-        log=tmp_path / "other.log",
-        status=2,
-    )
-    assert "lr: this run was started with 0.01, and the recipe now says 0.001" in printed
-    assert "phases: this run was started with [[4, 16], [1, 16]]" in printed
+    with pytest.raises(RecipeError) as refused:
+        train_run(recipe, ["lr=0.001", "tst.superposition-steps=12"], run, nproc=2)
+    problems = "\n".join(refused.value.problems)
+    assert "lr: this run was started with 0.01, and the recipe now says 0.001" in problems
+    assert "phases: this run was started with [[4, 16], [1, 16]]" in problems

@@ -1,6 +1,7 @@
 """A stop signal ends a run within a step, with a checkpoint and a status that says: go on later."""
 
 import json
+import shutil
 import signal
 import time
 
@@ -39,7 +40,11 @@ def test_sigterm_saves_within_a_step_and_ends_with_status_75(text, tmp_path):
 
 
 def test_failure_inside_training_is_no_bad_input_and_shows_the_log(text, tmp_path):
-    recipe = tiny.write_recipe(tmp_path / "bad.yaml", text, {"bag-size": 1}, lr=1e30, clip_grad=0.0)
+    damaged = tmp_path / "text"
+    shutil.copytree(text, damaged)
+    with (damaged / "train.bin").open("r+b") as tokens:
+        tokens.truncate(100)
+    recipe = tiny.write_recipe(tmp_path / "bad.yaml", damaged, {"bag-size": 1})
     printed = tiny.run(
         *("train", str(recipe), "--nproc", "1", "--run-folder", str(tmp_path / "run")),
         log=tmp_path / "train.log",
@@ -47,5 +52,6 @@ def test_failure_inside_training_is_no_bad_input_and_shows_the_log(text, tmp_pat
     )
     state = json.loads((tmp_path / "run" / "state.json").read_text())
     assert state["status"] == "failed"
+    assert "train.bin" in state["reason"]
     assert "rank 0 ended with status 1. The end of" in printed
-    assert "found NaN in local forward loss calculation" in printed
+    assert "train.bin" in printed

@@ -200,10 +200,28 @@ def test_other_ranks_wait_and_prepare_nothing(stand_ins, monkeypatch, capsys):
     monkeypatch.setenv("SLURM_PROCID", "3")
     monkeypatch.setenv("SLURM_NTASKS", "4")
     monkeypatch.setenv("SLURM_LOCALID", "1")
+    monkeypatch.setenv("SLURM_STEP_ID", "0")
+    monkeypatch.setenv("MASTER_ADDR", "node1")
+    monkeypatch.setenv("MASTER_PORT", "29500")
     status, out, _ = run_main(monkeypatch, capsys, "train", "tst.yaml", "--run-folder", "shared")
     assert (status, out) == (75, "")
     assert [str(path) for path in waited] == ["shared"]
     assert stand_ins.calls == []
+
+
+def test_srun_without_an_address_is_refused_in_words(stand_ins, monkeypatch, capsys):
+    monkeypatch.setenv("SLURM_PROCID", "3")
+    monkeypatch.setenv("SLURM_STEP_ID", "0")
+    status, _, error = run_main(monkeypatch, capsys, "train", "tst.yaml")
+    assert status == 2
+    assert "MASTER_ADDR and MASTER_PORT: not set" in click.unstyle(error)
+
+
+def test_batch_script_without_srun_is_no_rank(stand_ins, monkeypatch):
+    """Slurm sets SLURM_PROCID=0 there, and waiting for the other ranks would last for ever."""
+    monkeypatch.setenv("SLURM_PROCID", "0")
+    monkeypatch.setenv("SLURM_NTASKS", "8")
+    assert cli._rank_of_environment() is None
 
 
 def test_ranks_are_started_with_the_same_words(stand_ins, monkeypatch, capsys):

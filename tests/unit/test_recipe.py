@@ -46,7 +46,7 @@ def test_tst_block_is_merged_key_by_key_and_data_is_replaced(tmp_path):
 
 def test_recipe_without_a_tst_block_is_ordinary_training(tmp_path):
     loaded = load_recipe(write(tmp_path / "plain.yaml", "num-layers: 1\n"))
-    assert loaded.tst.entries() == [(1, 1.0)]
+    assert loaded.tst.entries() == [(1, None)]
     assert loaded.tst.unit_chunks() == 1
     assert loaded.data == {}
     assert loaded.profile is None

@@ -21,11 +21,11 @@ def test_share_of_steps_floors_and_recovery_takes_the_rest():
 @pytest.mark.parametrize(("share", "num_steps", "expected"), [(0.29, 100, 29), (0.57, 100, 57)])
 def test_decimal_share_is_meant_exactly_where_floats_fall_short(share, num_steps, expected):
     assert int(share * num_steps) < expected
-    assert resolve_phases([(4, share), (1, 1.0)], num_steps=num_steps)[0].num_steps == expected
+    assert resolve_phases([(4, share), (1, None)], num_steps=num_steps)[0].num_steps == expected
 
 
 def test_steps_of_the_paper_s_10b_run_are_stated_and_not_a_share():
-    entries = paper_schedule(bag_size=16, superposition_fraction=None, superposition_steps=12_483)
+    entries = paper_schedule(bag_size=16, superposition_fraction=0.0, superposition_steps=12_483)
     assert resolve_phases(entries, num_steps=49_983)[0].num_steps == 12_483
     assert resolve_phases([(16, 0.25), (1, 0.75)], num_steps=49_983)[0].num_steps == 12_495
 
@@ -43,7 +43,7 @@ def test_switch_is_the_first_step_with_bag_size_1():
 
 
 def test_tokens_before_a_step_count_every_step_once():
-    plan = schedule((4, 3), (2, 2), (1, 1), num_steps=9)
+    plan = schedule((4, 3), (2, 2), (1, 4), num_steps=9)
     raw_tokens = 0
     for step in range(plan.num_steps):
         assert plan.raw_tokens_before(step) == raw_tokens
@@ -66,8 +66,11 @@ def test_step_outside_the_run_is_refused():
         ([(0, 0.5), (1, 0.5)], "bag size 0: a bag holds 1 token or more"),
         ([(4, -3), (1, 0.5)], "-3 steps for bag size 4: must be above 0"),
         ([(4, 1.5), (1, 0.5)], "1.5 is a share of steps and must be at most 1"),
-        ([(4, 10), (1, 1.0)], "bag size 1 gets no step: 10 of 10 steps are taken"),
+        ([(4, 10), (1, None)], "bag size 1 gets no step: 10 of 10 steps are taken"),
         ([(4, 0.01), (1, 0.99)], "bag size 4 gets no step"),
+        ([(4, 1.0), (1, None)], "bag size 1 gets no step: 10 of 10 steps are taken"),
+        ([(4, 4), (1, 5)], "bag size 1 is given 5 steps, and 6 of 10 are left for it"),
+        ([(4, 0.4), (1, 0.5)], "the shares of steps add up to 0.9. Make them 1"),
     ],
 )
 def test_what_is_no_schedule_is_refused_with_the_rule(entries, message):

@@ -1,8 +1,7 @@
 """The manifest of a prepared folder: what its token files hold and how they were made.
 
 `prepare` writes it; training, evaluation and export read it. A folder is prepared if, and only if,
-it has a
-manifest: the whole folder gets its name by one rename.
+it has a manifest: the whole folder gets its name by one rename.
 """
 
 import hashlib

@@ -3,15 +3,13 @@
 The rule (docs/data-stream.md draws it):
 
 1. Documents in a seeded permutation are concatenated and cut into *units* of U * L raw tokens, U
-being
-   the same in every arm of a comparison. The units are permuted. What is left at the end, shorter
-   than one unit and its look-ahead, is the *tail*: dropped and counted.
+   being the same in every arm of a comparison. The units are permuted. What is left at the end,
+   shorter than one unit and its look-ahead, is the *tail*: dropped and counted.
 2. A unit is U *chunks* of L raw tokens. A sample of a phase with bag size K takes K neighbouring
-chunks
-   of one unit, and K tokens of look-ahead that are targets only.
+   chunks of one unit, and K tokens of look-ahead that are targets only.
 3. A phase starts at the first chunk that the phases before it did not take, also inside a unit.
 4. Samples of a phase are permuted inside blocks, so that neighbours in the text do not share a
-batch.
+   batch.
 
 So each raw token is an input once at the most, whatever the phases are, and the position at any
 step follows from the number of samples consumed.

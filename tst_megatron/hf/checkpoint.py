@@ -110,6 +110,8 @@ def load_model(
     _check_is_gpt(folder, args)
     with megatron.quietly():
         model = megatron.build_gpt(_single_process(args, dtype or args.params_dtype))
+        if args.transformer_impl != "local":
+            megatron.name_norms_as_transformer_engine(model)
         weights = megatron.sharded_weights(model, state.get("content_metadata"))
         _check_is_complete(folder, weights)
         megatron.load_weights(model, folder, weights)

@@ -25,9 +25,8 @@ def bag_mean(
         weight_PH: [P, H] rows [first_row, first_row + P) of the embedding table.
         tokens_BLK: [B, L, K] integer token ids.
         first_row: the token id of this rank's first row.
-        is_split: other ranks hold other rows: a token of theirs adds nothing here, and the result
-        is
-            this rank's share of the mean.
+        is_split: other ranks hold other rows; a token of theirs adds nothing to the result, which
+            is this rank's share of the mean.
 
     Returns:
         [B, L, H] in the type of the table (fp32 inside).

@@ -24,6 +24,8 @@ FROM_MEGATRON = (
     "learning-rate",
     "grad-norm",
     "load_balancing_loss",
+    "seq_load_balancing_loss",
+    "global_load_balancing_loss",
     "z_loss",
     "skipped-train-samples",
 )

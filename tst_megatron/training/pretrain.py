@@ -11,7 +11,7 @@ from types import FrameType
 from rich.console import Console
 
 from tst_megatron.check import CheckedRecipe
-from tst_megatron.training.run_folder import RunFolder, step_of
+from tst_megatron.training.run_folder import ALL_STEPS, RunFolder, step_of
 
 FINISHED = 0
 FAILED = 1
@@ -39,11 +39,41 @@ def pretrain(checked: CheckedRecipe, run: RunFolder, *, console: Console) -> int
         The exit status: 0 finished, 75 stopped and to be continued, 93 not to be restarted, 1 a
         failure, whose traceback is in the log.
     """
-    if checked.recipe.profile == "cpu":
+    is_on_cpu = checked.recipe.profile == "cpu"
+    if is_on_cpu:
         from tst_megatron.host import cpu
 
         cpu.install()
     # Megatron is imported from here on: the CPU host must be in place before.
+    from tst_megatron import upstream
+
+    device = "cpu" if is_on_cpu else upstream.device_name()
+    rank = int(os.environ["RANK"])
+    if rank == 0:
+        # Stands if the job is killed before it can say how it ended.
+        reason = "started, and ended without saying how"
+        run.write_state("failed", reason=reason, step=_saved_step(run), device=device)
+    try:
+        _train(checked, run, console=console, device=device)
+        status, word, reason = FINISHED, "finished", ALL_STEPS
+    except SystemExit as exit_:
+        # Megatron ends a graceful stop by sys.exit inside pretrain.
+        code = exit_.code if isinstance(exit_.code, int) else 1
+        status, word, reason = _MEANING_OF_EXIT.get(code, (FAILED, "failed", f"exit status {code}"))
+        if status == STOPPED and run.is_finished(checked.schedule.num_steps):
+            status, word, reason = FINISHED, "finished", ALL_STEPS
+    except Exception as error:
+        # To this rank's log: the caller's own input was checked before, so this is no bad input.
+        traceback.print_exc()
+        status, word, reason = FAILED, "failed", f"rank {rank}: {error!r}"
+    # A rank that fails may be the only one that knows: the first is then ended from outside.
+    if rank == 0 or status == FAILED:
+        run.write_state(word, reason=reason, step=_saved_step(run), device=device)
+    return status
+
+
+def _train(checked: CheckedRecipe, run: RunFolder, *, console: Console, device: str) -> None:
+    """Announce to Megatron what the recipe says, and run its training loop."""
     from tst_megatron import upstream
     from tst_megatron.data.dataset import make_dataset_provider
     from tst_megatron.model.gpt import TSTGPTModelConfig
@@ -51,10 +81,11 @@ def pretrain(checked: CheckedRecipe, run: RunFolder, *, console: Console) -> int
     from tst_megatron.training.record import LOSS_NAMES
     from tst_megatron.training.step import make_forward_step
 
-    device = "cpu" if checked.recipe.profile == "cpu" else upstream.device_name()
     upstream.repair_wheel()
     args = upstream.parse_arguments([*checked.flags, *_run_flags(run)])
-    args.tst = checked.recipe.resolved()["tst"]
+    # Into every checkpoint, with Megatron's own arguments.
+    phases = [[phase.bag_size, phase.num_steps] for phase in checked.schedule.phases]
+    args.tst = {**checked.recipe.resolved()["tst"], "phases": phases}
     if args.rank == 0:
         run.write_versions(device=device, world_size=args.world_size)
     observer = None
@@ -78,20 +109,9 @@ def pretrain(checked: CheckedRecipe, run: RunFolder, *, console: Console) -> int
             ),
             forward_step=make_forward_step(checked.schedule),
         )
-        status, word, reason = FINISHED, "finished", "all steps are done"
-    except SystemExit as exit_:
-        # Megatron ends a graceful stop by sys.exit inside pretrain.
-        code = exit_.code if isinstance(exit_.code, int) else 1
-        status, word, reason = _MEANING_OF_EXIT.get(code, (FAILED, "failed", f"exit status {code}"))
-    except Exception as error:
-        # To this rank's log: the caller's own input was checked before, so this is no bad input.
-        traceback.print_exc()
-        status, word, reason = FAILED, "failed", repr(error)
     finally:
         if observer is not None:
             observer.close()
-    _record_end(run, args.rank, word, reason, device)
-    return status
 
 
 def _run_flags(run: RunFolder) -> list[str]:
@@ -111,11 +131,6 @@ def _stop(_: int, __: FrameType | None) -> None:
     from tst_megatron import upstream
 
     upstream.request_stop()
-
-
-def _record_end(run: RunFolder, rank: int, status: str, reason: str, device: str) -> None:
-    if rank == 0:
-        run.write_state(status, reason=reason, step=_saved_step(run), device=device)
 
 
 def redirect_output_to(path: str) -> Console:

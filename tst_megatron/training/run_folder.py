@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import platform
-import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -29,6 +28,9 @@ PACKAGES = (
 """Packages whose versions decide the numbers of a run."""
 
 
+ALL_STEPS = "all steps are done"
+
+
 class RunFolder:
     """The files of one run. Nothing is written before ``prepare``."""
 
@@ -40,6 +42,7 @@ class RunFolder:
         self.tensorboard = path / "tensorboard"
         self.logs = path / "logs"
         self.report = path / "report"
+        self.recipe = path / "recipe.yaml"
         self._resolved = path / "resolved.yaml"
         self._state = path / "state.json"
 
@@ -78,7 +81,8 @@ class RunFolder:
         # Written once: other ranks of a resumed run may be reading it.
         if not self.tokenizer.exists():
             copy_beside(checked.manifest.tokenizer_model, self.tokenizer)
-        shutil.copyfile(checked.recipe.path, self.path / "recipe.yaml")
+        if not self.recipe.exists():
+            copy_beside(checked.recipe.path, self.recipe)
         write_beside(self._resolved, yaml.safe_dump(_identity(checked), sort_keys=False))
 
     def wait_until_prepared(self, *, seconds: float = 300.0) -> None:
@@ -106,6 +110,13 @@ class RunFolder:
             "world size": world_size,
         }
         write_beside(self.path / "versions.json", json.dumps(versions, indent=2) + "\n")
+
+    def write_finished(self) -> None:
+        """Say that the run is finished, also where it ended before it could say so itself."""
+        checkpoint, state = self.last_checkpoint(), self.state() or {}
+        if checkpoint is not None and state.get("status") != "finished":
+            device = str(state.get("device", "unknown"))
+            self.write_state("finished", reason=ALL_STEPS, step=step_of(checkpoint), device=device)
 
     def write_state(self, status: str, *, reason: str, step: int, device: str) -> None:
         """Record how the run stands: finished, stopped or failed; schedulers' scripts read this."""

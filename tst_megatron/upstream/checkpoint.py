@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import copy
 import logging
 import warnings
 from collections.abc import Iterator, Mapping
@@ -99,6 +100,24 @@ def build_gpt(args: argparse.Namespace) -> nn.Module:
     return model
 
 
+def name_norms_as_transformer_engine(model: Any) -> None:
+    """Look for the norm before the experts where Transformer Engine's layers save it.
+
+    The local layers call it the norm of the layer after it, whatever that layer is. Transformer
+    Engine fuses the two in dense layers alone and keeps ``pre_mlp_layernorm`` in MoE layers. Remove
+    when the local specification tells them apart.
+    """
+    for layer in model.decoder.layers:
+        if hasattr(layer.mlp, "router"):
+            names_of = copy.copy(layer.submodules_config)
+            names_of.sharded_state_dict_keys_map = {
+                key: value
+                for key, value in names_of.sharded_state_dict_keys_map.items()
+                if key != "pre_mlp_layernorm."
+            }
+            layer.submodules_config = names_of
+
+
 def sharded_weights(model: Any, content_metadata: Mapping[str, Any] | None) -> dict[str, Any]:
     """The model's weights as a distributed checkpoint names and cuts them.
 
@@ -114,11 +133,11 @@ def sharded_weights(model: Any, content_metadata: Mapping[str, Any] | None) -> d
 
 def shapes_of(weights: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     """Name and global shape of what loading ``sharded_weights`` will ask a checkpoint for."""
-    copy = dict(weights)
-    apply_factories(copy)
+    expanded = dict(weights)
+    apply_factories(expanded)
     return {
         entry.key: tuple(entry.global_shape)
-        for entry in nested_values(copy)
+        for entry in nested_values(expanded)
         if isinstance(entry, ShardedTensor)
     }
 

@@ -47,12 +47,33 @@ def validate_arguments(flags: Sequence[str], *, world_size: int) -> argparse.Nam
         AssertionError, ValueError, RuntimeError: what Megatron raises on a combination it refuses.
     """
     # Validation prints every argument.
-    with _command_line(flags), redirect_stdout(io.StringIO()), warnings.catch_warnings():
+    with (
+        _command_line(flags),
+        redirect_stdout(io.StringIO()),
+        warnings.catch_warnings(),
+        _architecture_of_the_job(),
+    ):
         warnings.simplefilter("ignore")
         args: argparse.Namespace = names.arguments.parse_args()
         args.rank, args.world_size = 0, world_size
         names.arguments.validate_args(args)
     return args
+
+
+@contextmanager
+def _architecture_of_the_job() -> Iterator[None]:
+    """Answer validation's question for the GPU on a machine that has none, as login nodes do.
+
+    The newest architecture is answered: what depends on an older one is asked again when the job
+    starts. Remove when validation does not touch the device.
+    """
+    ask = names.arguments.get_device_arch_version
+    if not torch.cuda.is_available():
+        names.arguments.get_device_arch_version = lambda: 10
+    try:
+        yield
+    finally:
+        names.arguments.get_device_arch_version = ask
 
 
 @contextmanager
