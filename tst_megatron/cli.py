@@ -136,7 +136,7 @@ def train_run(
     if run.is_finished(checked.schedule.num_steps):
         if rank in (None, 0):
             run.write_finished()
-        console.print(f"{folder}: this run is finished.")
+        console.print(f"{folder}: this run is finished.", highlight=False, soft_wrap=True)
         return 0
     if nproc is not None:
         _announce(checked, console)
@@ -236,6 +236,7 @@ def export(
         f"files; tokenizer: {report.tokenizer}",
         highlight=False,
         markup=False,
+        soft_wrap=True,
     )
     if report.verification is not None:
         console.print(
@@ -279,9 +280,9 @@ def _checked(recipe: Path, overrides: list[str] | None, nproc: int | None) -> Ch
 
 def _announce(checked: CheckedRecipe, console: Console) -> None:
     for line in checked.plan():
-        console.print(line, highlight=False)
+        console.print(line, highlight=False, soft_wrap=True)
     for warning in checked.warnings:
-        console.print(f"warning: {warning}", style="yellow", highlight=False)
+        console.print(f"warning: {warning}", style="yellow", highlight=False, soft_wrap=True)
 
 
 def _rank_of_environment() -> int | None:

@@ -59,15 +59,9 @@ def test_losses_and_gradient_norms_are_those_of_stock_megatron(
     )
     flags, tokens = checked_flags(recipe, expert_parallel)
     np.save(tmp_path / "tokens.npy", tokens)
-    ours = tiny.start(
-        *(
-            "train",
-            str(recipe),
-            "--nproc",
-            str(expert_parallel),
-            "--run-folder",
-            str(tmp_path / "run"),
-        ),
+    ours = tiny.start_ranks(
+        *("train", str(recipe), "--run-folder", str(tmp_path / "run")),
+        num_ranks=expert_parallel,
         log=tmp_path / "ours.log",
     )
     script = Path(__file__).parent / "stock_arm.py"
@@ -85,7 +79,7 @@ def test_losses_and_gradient_norms_are_those_of_stock_megatron(
         )
         for rank in range(expert_parallel)
     ]
-    for process in [*ranks, ours]:
+    for process in [*ranks, *ours]:
         assert process.wait(timeout=300) == 0, (tmp_path / "stock.log").read_text()[-4000:] + (
             tmp_path / "ours.log"
         ).read_text()

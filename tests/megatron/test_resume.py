@@ -28,10 +28,9 @@ def uninterrupted(text, tmp_path_factory):
         save_interval=SAVE,
         eval_interval=8,
     )
-    tiny.run(
-        *("train", str(recipe), "--nproc", "2", "--run-folder", str(folder / "run")),
-        log=folder / "train.log",
-    )
+    log = folder / "train.log"
+    arguments = ("train", str(recipe), "--run-folder", str(folder / "run"))
+    tiny.wait(tiny.start_ranks(*arguments, num_ranks=2, log=log), log)
     return recipe, folder / "run"
 
 
@@ -64,10 +63,11 @@ def resumed(uninterrupted, tmp_path_factory):
     processes = {}
     for step in (8, 20):
         interrupted_at(step, run, folder / str(step))
-        arguments = ("train", str(recipe), "--nproc", "2", "--run-folder", str(folder / str(step)))
-        processes[step] = tiny.start(*arguments, log=folder / f"{step}.log")
-    for step, process in processes.items():
-        assert process.wait(timeout=300) == 0, (folder / f"{step}.log").read_text()
+        arguments = ("train", str(recipe), "--run-folder", str(folder / str(step)))
+        log = folder / f"{step}.log"
+        processes[step] = tiny.start_ranks(*arguments, num_ranks=2, log=log)
+    for step, ranks in processes.items():
+        tiny.wait(ranks, folder / f"{step}.log")
     return folder
 
 

@@ -77,6 +77,28 @@ def start(*arguments: str, log: Path) -> subprocess.Popen:
         return subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, env=environment())
 
 
+def start_ranks(*arguments: str, num_ranks: int, log: Path) -> list[subprocess.Popen]:
+    """Start ``tst-megatron`` as srun does, one process per rank and no launcher above them."""
+    job = {"WORLD_SIZE": str(num_ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
+    command = [sys.executable, "-m", "tst_megatron", *arguments]
+    with log.open("w") as file:
+        return [
+            subprocess.Popen(
+                command,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                env=environment(RANK=str(rank), LOCAL_RANK=str(rank), **job),
+            )
+            for rank in range(num_ranks)
+        ]
+
+
+def wait(processes: list[subprocess.Popen], log: Path, status: int = 0) -> None:
+    """Wait for the ranks of a job, each of which must end with a status."""
+    for process in processes:
+        assert process.wait(timeout=300) == status, log.read_text()
+
+
 def run(*arguments: str, log: Path, status: int = 0) -> str:
     """Run ``tst-megatron`` to its end and return what it printed."""
     process = start(*arguments, log=log)

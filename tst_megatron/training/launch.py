@@ -89,10 +89,10 @@ def _wait(processes: Sequence[subprocess.Popen[bytes]], logs: Path, console: Con
 
 
 def _show_end_of(log: Path, rank: int, status: int, console: Console) -> None:
-    console.print(f"rank {rank} ended with status {status}. The end of {log}:", highlight=False)
+    console.print(f"rank {rank} ended with status {status}. The end of {log}:", soft_wrap=True)
     if log.exists():
         lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
-        console.print("\n".join(lines[-30:]), highlight=False, markup=False)
+        console.print("\n".join(lines[-30:]), highlight=False, markup=False, soft_wrap=True)
 
 
 def free_port() -> int:
