@@ -101,7 +101,8 @@ def check_recipe(recipe: Recipe, *, world_size: int | None = None) -> CheckedRec
     # Megatron takes seconds to import, and a recipe that cannot be read does not need it.
     from tst_megatron import upstream
 
-    known = Flags(upstream.argument_parser())
+    parser = upstream.argument_parser()
+    known = Flags(parser)
     megatron = recipe.megatron
     if recipe.profile == "cpu":
         from tst_megatron.host import cpu
@@ -109,7 +110,8 @@ def check_recipe(recipe: Recipe, *, world_size: int | None = None) -> CheckedRec
         megatron = known.overlay(megatron, cpu.ARGUMENTS)
     flags, problems = known.convert(megatron)
     problems = [*recipe.problems, *problems]
-    values = _values(flags)
+    # As parsed: validation, which rewrites them, comes last.
+    values = parser.parse_args(flags)
     world_size = world_size or _world_size_of_environment() or smallest_world_size(values)
     given = {known.destination(key) for key, value in megatron.items() if value is not None}
     problems += [f"{key}: is missing" for key in NEEDED if known.destination(key) not in given]
@@ -138,13 +140,6 @@ def check_recipe(recipe: Recipe, *, world_size: int | None = None) -> CheckedRec
     )
     _ask_megatron(checked)
     return checked
-
-
-def _values(flags: list[str]) -> argparse.Namespace:
-    """Megatron's arguments as parsed, before it validates and rewrites them."""
-    from tst_megatron import upstream
-
-    return upstream.argument_parser().parse_args(flags)
 
 
 def _world_size_of_environment() -> int | None:

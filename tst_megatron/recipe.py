@@ -1,6 +1,6 @@
 """A recipe: one short YAML file, resolved into Megatron's arguments and the ``tst:`` block.
 
-A recipe's keys are Megatron's own flags without the dashes (``num-layers: 32``), and five of ours:
+A recipe's keys are Megatron's own flags without the dashes (``num-layers: 32``), and four of ours:
 
     base:     another recipe to build on, as a path beside this one
     profile:  the host to run on; ``cpu`` needs no GPU
