@@ -5,9 +5,8 @@ from __future__ import annotations
 import argparse
 import os
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from tst_megatron.compatibility import (
@@ -15,8 +14,9 @@ from tst_megatron.compatibility import (
     parallel_problems,
     smallest_world_size,
 )
-from tst_megatron.data.manifest import Manifest, load_manifest
-from tst_megatron.data.stream import count_units
+from tst_megatron.data.corpora import Corpus, corpora_problems, held_out_problems, open_corpora
+from tst_megatron.data.manifest import Manifest
+from tst_megatron.data.plan import StreamPlan
 from tst_megatron.recipe import RUN_FOLDER_KEYS, Flags, Recipe, RecipeError
 from tst_megatron.schedule import Schedule
 
@@ -64,13 +64,15 @@ class CheckedRecipe:
     flags: tuple[str, ...]
     """Megatron's command line."""
     schedule: Schedule
-    manifest: Manifest
+    corpora: tuple[Corpus, ...]
+    stream: StreamPlan
+    """What every sample of the run reads."""
     world_size: int
     warnings: tuple[str, ...]
 
     def plan(self) -> list[str]:
         """What the run will do, a line each: phases, steps, raw tokens, the switch, epochs."""
-        schedule, num_tokens = self.schedule, self.manifest.train.tokens
+        schedule = self.schedule
         lines = []
         for phase in schedule.phases:
             raw_tokens = phase.num_steps * schedule.raw_tokens_per_step(phase)
@@ -83,8 +85,7 @@ class CheckedRecipe:
         total = schedule.raw_tokens_before(schedule.num_steps)
         positions = schedule.latent_positions_before(schedule.num_steps)
         lines.append(f"{total:,} raw tokens in {positions:,} latent positions over the whole run")
-        lines.append(f"{total / num_tokens:.2f} epochs over the corpus of {num_tokens:,} tokens")
-        return lines
+        return [*lines, *self.stream.corpus_lines()]
 
 
 def check_recipe(recipe: Recipe, *, world_size: int | None = None) -> CheckedRecipe:
@@ -122,19 +123,22 @@ def check_recipe(recipe: Recipe, *, world_size: int | None = None) -> CheckedRec
     problems += parallel_problems(values, world_size)
     problems += combination_problems(recipe, values)
     schedule = _attempt(recipe.schedule, "tst", problems) if not _lacks_sizes(values) else None
-    manifest = _manifest(recipe, problems)
+    corpora = open_corpora(recipe.data, values.data_cache_path, problems)
     if schedule:
         problems += _schedule_problems(recipe, values, schedule)
-    if schedule and manifest:
-        problems += _data_problems(recipe, values, schedule, manifest)
+    stream = None
+    if schedule and corpora:
+        problems += _evaluation_problems(values, schedule, corpora)
+        stream = _stream(recipe, values.seed, schedule, corpora, problems)
     if problems:
         raise RecipeError(problems)
-    assert schedule is not None and manifest is not None
+    assert schedule is not None and stream is not None
     checked = CheckedRecipe(
         recipe=recipe,
-        flags=tuple([*flags, *_fixed_flags(values, manifest)]),
+        flags=tuple([*flags, *_fixed_flags(values, corpora[0].manifest)]),
         schedule=schedule,
-        manifest=manifest,
+        corpora=tuple(corpora),
+        stream=stream,
         world_size=world_size,
         warnings=tuple(_warnings(known, given, values)),
     )
@@ -209,6 +213,8 @@ def _tst_problems(recipe: Recipe) -> list[str]:
         )
     if tst.stream_unit_bags is not None and tst.stream_unit_bags < 1:
         problems.append(f"tst.stream-unit-bags: {tst.stream_unit_bags} is below 1")
+    if tst.max_epochs < 1:
+        problems.append(f"tst.max-epochs: {tst.max_epochs} is below 1")
     return problems
 
 
@@ -254,48 +260,46 @@ def _schedule_problems(recipe: Recipe, values: argparse.Namespace, schedule: Sch
     return problems
 
 
-def _manifest(recipe: Recipe, problems: list[str]) -> Manifest | None:
-    if not recipe.data:
-        problems.append("data: is missing. Name a folder made by `tst-megatron data prepare`")
-        return None
-    if len(recipe.data) > 1:
-        problems.append("data: one folder at a time in this version; merge the texts into one")
-        return None
-    (folder,) = recipe.data
-    try:
-        return load_manifest(Path(folder))
-    except (ValueError, OSError) as error:
-        problems.append(f"data: {error}")
-        return None
-
-
-def _data_problems(
-    recipe: Recipe, values: argparse.Namespace, schedule: Schedule, manifest: Manifest
+def _evaluation_problems(
+    values: argparse.Namespace, schedule: Schedule, corpora: Sequence[Corpus]
 ) -> list[str]:
-    problems = []
-    if values.vocab_size and values.vocab_size < manifest.vocab_size:
+    problems = corpora_problems(corpora)
+    vocab_size = corpora[0].manifest.vocab_size
+    if values.vocab_size and values.vocab_size < vocab_size:
         problems.append(
-            f"vocab-size: {values.vocab_size} is smaller than the tokenizer's {manifest.vocab_size}"
+            f"vocab-size: {values.vocab_size} is smaller than the tokenizer's {vocab_size}"
         )
-    unit = recipe.tst.unit_chunks()
-    num_units = count_units(
-        manifest.train.tokens, unit_chunks=unit, num_latent_positions=schedule.num_latent_positions
-    )
-    held = num_units * unit * schedule.num_latent_positions
-    wanted = schedule.raw_tokens_before(schedule.num_steps)
-    if wanted > held:
-        problems.append(
-            f"data: the run reads {wanted:,} raw tokens and {manifest.path} holds {held:,} in "
-            f"whole units: {wanted / max(held, 1):.2f} epochs. Use more text, or fewer steps"
-        )
-    evaluation = (values.eval_global_batch_size or schedule.global_batch_size) * values.eval_iters
-    held_out = (manifest.validation.tokens - 1) // schedule.num_latent_positions
-    if values.eval_interval and evaluation > held_out:
-        problems.append(
-            f"eval-iters: an evaluation reads {evaluation:,} sequences and the held-out text has "
-            f"{held_out:,}. Lower eval-iters, or prepare with a larger held-out fraction"
+    if values.eval_interval:
+        batch = values.eval_global_batch_size or schedule.global_batch_size
+        problems += held_out_problems(
+            corpora,
+            num_samples=batch * values.eval_iters,
+            num_latent_positions=schedule.num_latent_positions,
         )
     return problems
+
+
+def _stream(
+    recipe: Recipe,
+    seed: int,
+    schedule: Schedule,
+    corpora: Sequence[Corpus],
+    problems: list[str],
+) -> StreamPlan | None:
+    unit_chunks, max_epochs = recipe.tst.unit_chunks(), recipe.tst.max_epochs
+    if min(unit_chunks, max_epochs) < 1 or any(unit_chunks % p.bag_size for p in schedule.phases):
+        return None  # said of the tst block
+    try:
+        return StreamPlan(
+            [corpus.size() for corpus in corpora],
+            schedule,
+            unit_chunks=unit_chunks,
+            seed=seed,
+            max_epochs=max_epochs,
+        )
+    except ValueError as error:
+        problems += [f"data: {line}" for line in str(error).splitlines()]
+        return None
 
 
 def _fixed_flags(values: argparse.Namespace, manifest: Manifest) -> list[str]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
+from rich.text import Text
 
 from tst_megatron import __version__
 from tst_megatron.recipe import RecipeError, load_recipe
@@ -120,6 +121,7 @@ def train_run(
     recipe: Path, overrides: list[str], folder: Path, *, nproc: int | None, fresh: bool = False
 ) -> int:
     """Train in a run folder, as one rank or by starting all of them, and return the exit status."""
+    from tst_megatron.data.ready import make_ready, wait_until_ready
     from tst_megatron.training.launch import launch
     from tst_megatron.training.run_folder import RunFolder, check_run
 
@@ -129,10 +131,12 @@ def train_run(
     checked = _checked(recipe, overrides, 1 if nproc is None and rank is None else nproc)
     if rank in (None, 0):
         check_run(checked, run, fresh=fresh)
+        make_ready(checked.stream, checked.corpora, console)
         run.prepare(checked)
     else:
         run.wait_until_prepared()
         check_run(checked, run, fresh=False)
+        wait_until_ready(checked.stream, checked.corpora)
     if run.is_finished(checked.schedule.num_steps):
         if rank in (None, 0):
             run.write_finished()
@@ -179,6 +183,9 @@ def data_prepare(
     held_out_fraction: Annotated[
         float, typer.Option(help="Share of documents kept for validation, 0-1.")
     ] = 0.01,
+    test_fraction: Annotated[
+        float, typer.Option(help="Share of documents kept for one test after the last step, 0-1.")
+    ] = 0.0,
     workers: Annotated[
         int | None, typer.Option(help="Processes that tokenise; default: one per core.")
     ] = None,
@@ -192,6 +199,7 @@ def data_prepare(
         output,
         text_key=text_key,
         held_out_fraction=held_out_fraction,
+        test_fraction=test_fraction,
         workers=workers,
         console=Console(),
     )
@@ -200,6 +208,54 @@ def data_prepare(
         f"{output} {verb}: {manifest.train.tokens:,} tokens to train on, "
         f"{manifest.validation.tokens:,} held out"
     )
+
+
+@data_app.command("index")
+def data_index(recipe: RecipePath, overrides: Overrides = None) -> None:
+    """Build the indexes of a recipe's corpora, so that no job waits for them."""
+    from tst_megatron.data.ready import make_ready
+
+    console = Console()
+    checked = _checked(recipe, overrides, None)
+    num_built = make_ready(checked.stream, checked.corpora, console)
+    for line in checked.stream.corpus_lines():
+        console.print(line, highlight=False, soft_wrap=True)
+    console.print(f"indexes: {num_built} built, the others are whole", highlight=False)
+
+
+@data_app.command("trace")
+def data_trace(
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    step: Annotated[
+        int, typer.Option(min=0, help="Steps completed before the one that is shown.")
+    ] = 0,
+) -> None:
+    """Show what a step reads: where each sample starts, the phase, and raw tokens so far."""
+    from rich.table import Table
+
+    from tst_megatron.data.ready import make_ready
+    from tst_megatron.data.stream import TokenStream
+    from tst_megatron.data.trace import trace_step
+
+    console = Console()
+    checked = _checked(recipe, overrides, None)
+    phase = checked.schedule.phase_at(step)
+    make_ready(checked.stream, checked.corpora, console)
+    console.print(
+        f"after {step} steps: {phase.name}, bag size {phase.bag_size}, "
+        f"{checked.schedule.raw_tokens_before(step):,} raw tokens read before",
+        highlight=False,
+        soft_wrap=True,
+    )
+    columns = ("sample", "corpus", "epoch", "document", "offset", "documents", "begins with")
+    table = Table(*columns, box=None)
+    stream = TokenStream(checked.stream, checked.corpora)
+    for traced in trace_step(stream, checked.corpora, step):
+        numbers = (traced.epoch, traced.document, traced.offset, traced.num_documents)
+        row = (str(traced.sample), traced.corpus, *map(str, numbers), repr(traced.text))
+        table.add_row(*(Text(cell) for cell in row))
+    console.print(table)
 
 
 @app.command()

@@ -8,26 +8,38 @@ import socket
 from pathlib import Path
 
 
-def _beside(path: Path) -> Path:
+def beside(path: Path) -> Path:
+    """A hidden name in the same folder for what will be renamed to ``path``, this process's own."""
     # Processes of two nodes may share a number.
     return path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}")
 
 
+def flush_folder(folder: Path) -> None:
+    """Bring the names in a folder to disk, so that a rename outlives a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def write_beside(path: Path, text: str) -> None:
     """Replace a small file at once: written beside, flushed to disk, renamed."""
-    beside = _beside(path)
-    with beside.open("w", encoding="utf-8") as file:
+    new = beside(path)
+    with new.open("w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
-    beside.replace(path)
+    new.replace(path)
+    flush_folder(path.parent)
 
 
 def copy_beside(source: Path, path: Path) -> None:
     """Copy a file so that it appears under its name whole: copied beside, flushed, renamed."""
-    beside = _beside(path)
-    with source.open("rb") as original, beside.open("wb") as copy:
+    new = beside(path)
+    with source.open("rb") as original, new.open("wb") as copy:
         shutil.copyfileobj(original, copy)
         copy.flush()
         os.fsync(copy.fileno())
-    beside.replace(path)
+    new.replace(path)
+    flush_folder(path.parent)

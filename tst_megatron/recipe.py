@@ -68,6 +68,8 @@ class TSTConfig:
     stream_unit_bags: int | None = None
     """Chunks of ``seq-length`` raw tokens per unit of the token stream (U). Every bag size divides
     it; runs that are compared must have the same. Default: the largest bag size."""
+    max_epochs: int = 1
+    """Passes over each corpus that the run may make; a run that needs more is refused."""
 
     def entries(self) -> list[tuple[int, float | int | None]]:
         """The schedule as (bag size, share of steps or number of steps)."""
@@ -199,6 +201,8 @@ def _data(block: Any, problems: list[str]) -> dict[Path, float]:
         if isinstance(weight, bool) or not isinstance(weight, int | float) or not weight > 0:
             problems.append(f"data: the weight {weight!r} of {folder} must be a number above 0")
             continue
+        if Path(str(folder)) in data:
+            problems.append(f"data: {folder} is named twice. Name it once, with one weight")
         data[Path(str(folder))] = float(weight)
     return data
 

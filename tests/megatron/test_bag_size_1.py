@@ -19,19 +19,15 @@ def checked_flags():
 
     cpu.install()
     from tst_megatron.check import check_recipe
-    from tst_megatron.data.indexed import IndexedReader
-    from tst_megatron.data.stream import TokenStream
+    from tst_megatron.data.stream import TokenStream, ensure_indexes
     from tst_megatron.recipe import load_recipe
 
     def make(recipe: Path, world_size: int) -> tuple[list[str], np.ndarray]:
         checked = check_recipe(load_recipe(recipe), world_size=world_size)
-        stream = TokenStream(
-            IndexedReader(checked.manifest.train.prefix),
-            checked.schedule,
-            unit_chunks=checked.recipe.tst.unit_chunks(),
-            seed=1234,
-        )
-        return list(checked.flags), np.stack([stream.tokens(i) for i in range(stream.num_samples)])
+        ensure_indexes(checked.stream, checked.corpora, note=print)
+        stream = TokenStream(checked.stream, checked.corpora)
+        samples = range(stream.plan.num_samples)
+        return list(checked.flags), np.stack([stream.tokens(i) for i in samples])
 
     return make
 

@@ -122,7 +122,8 @@ def test_plan_of_two_phases_tells_steps_tokens_switch_and_epochs(text):
         "recovery: steps 9-20, bag size 1, 3,072 raw tokens",
         "the switch comes after step 8",
         "11,264 raw tokens in 5,120 latent positions over the whole run",
-        f"{11264 / num_tokens:.2f} epochs over the corpus of {num_tokens:,} tokens",
+        f"{text}: {11264 / num_tokens:.2f} epochs over {num_tokens:,} tokens, of which an epoch "
+        f"leaves out {(num_tokens - 4) % 128 + 4}",
     ]
 
 
@@ -131,7 +132,8 @@ def test_plan_of_ordinary_training_has_one_phase_and_no_switch(text):
     assert check(text, seq_length=64, train_iters=30).plan() == [
         "recovery: steps 1-30, bag size 1, 15,360 raw tokens",
         "15,360 raw tokens in 15,360 latent positions over the whole run",
-        f"{15360 / num_tokens:.2f} epochs over the corpus of {num_tokens:,} tokens",
+        f"{text}: {15360 / num_tokens:.2f} epochs over {num_tokens:,} tokens, of which an epoch "
+        f"leaves out {(num_tokens - 1) % 64 + 1}",
     ]
 
 

@@ -217,6 +217,7 @@ def test_schedule_that_is_none_is_refused(text, tst, wanted):
         ({**TST, "superposition-steps": 0}, "tst"),  # two that disagree
         ({"bag-size": 8, "schedule": [[4, 0.5], [1, 0.5]]}, "tst"),
         ({**TST, "stream-unit-bags": 0}, "tst.stream-unit-bags"),
+        ({**TST, "max-epochs": 0}, "tst.max-epochs"),
         ({**TST, "stream-unit-bags": -4}, "tst.stream-unit-bags"),
     ],
 )
@@ -245,11 +246,54 @@ def test_size_below_1_is_named_by_its_key(text, key, number):
 # --- data ----------------------------------------------------------------------------------------
 
 
-def test_data_block_is_needed_and_has_one_folder_in_this_version(text):
+def test_data_block_is_needed(text):
     missing = "data: is missing. Name a folder made by `tst-megatron data prepare`"
     assert only_problem(text, data={}) == missing
-    several = {str(text): 1.0, str(text.parent): 2.0}
-    assert only_problem(text, data=several).startswith("data: one folder at a time")
+
+
+@pytest.fixture(scope="module")
+def other_text(text, tmp_path_factory):
+    """Another prepared folder with the same tokenizer, and one with another tokenizer."""
+    from tst_megatron.data.prepare import prepare
+    from tst_megatron.data.tokenizer import train_sentencepiece
+
+    folder = tmp_path_factory.mktemp("other")
+    corpus = text.parent / "corpus.jsonl"
+    prepare([corpus], text / "tokenizer.model", folder / "same", held_out_fraction=0.2, workers=1)
+    texts = (json.loads(line)["text"] for line in corpus.read_text().splitlines())
+    train_sentencepiece(texts, folder / "other.model", vocab_size=400)
+    fractions = {"held_out_fraction": 0.1, "test_fraction": 0.1}
+    prepare([corpus], folder / "other.model", folder / "different", workers=1, **fractions)
+    return folder
+
+
+def test_several_corpora_share_out_the_run_by_weight(text, other_text):
+    checked = check(text, TST, data={str(text): 3.0, str(other_text / "same"): 1.0})
+    names = [corpus.name for corpus in checked.stream.corpora]
+    wanted = dict(zip(names, checked.stream.raw_tokens_of_corpora(), strict=True))
+    assert wanted == {str(text): 8448, str(other_text / "same"): 2816}
+    for name, line in zip(names, checked.plan()[-2:], strict=True):
+        assert line.startswith(f"{name}: ")
+
+
+def test_corpora_that_do_not_fit_together_are_all_named(text, other_text):
+    folders = {str(text): 1.0, str(other_text / "different"): 1.0, f"{text}/../text": 1.0}
+    found = "\n".join(problems(text, TST, data=folders))
+    assert "was prepared with another tokenizer than" in found
+    assert "has a test split and the other has none" in found
+
+
+def test_folder_that_is_named_twice_is_refused(text):
+    assert "is named twice" in only_problem(text, TST, data={str(text): 1.0, f"{text}/.": 2.0})
+    roundabout = {str(text): 1.0, f"{text}/../{text.name}": 2.0}
+    assert "is the same folder as" in only_problem(text, TST, data=roundabout)
+
+
+def test_corpus_that_is_too_small_for_its_weight_is_named_alone(text, other_text):
+    data = {str(text): 0.01, str(other_text / "same"): 1000.0}
+    tokens = load_manifest(other_text / "same").train.tokens
+    problem = only_problem(text, train_iters=tokens // 256 + 9, data=data)
+    assert f"raw tokens of {other_text / 'same'}, which holds" in problem
 
 
 def test_folder_that_is_not_prepared_is_named(text, tmp_path):
@@ -272,18 +316,21 @@ def test_run_longer_than_the_text_is_refused_with_its_epochs(text):
     steps = held // (8 * 32) + 1
     problem = only_problem(text, train_iters=steps)
     assert problem == (
-        f"data: the run reads {steps * 256:,} raw tokens and {manifest.path} holds {held:,} in "
-        f"whole units: {steps * 256 / held:.2f} epochs. Use more text, or fewer steps"
+        f"data: the run reads {steps * 256:,} raw tokens of {text}, which holds {held:,} in whole "
+        f"units: {steps * 256 / held:.2f} epochs, and tst.max-epochs is 1. Use more text or fewer "
+        "steps, or allow more epochs"
     )
     assert check(text, train_iters=steps - 1).schedule.num_steps == steps - 1
+    assert check(text, {"max-epochs": 2}, train_iters=steps).stream.epochs_of(0) == 2
 
 
 def test_evaluation_longer_than_the_held_out_text_is_refused(text):
     held_out = (load_manifest(text).validation.tokens - 1) // 32
     most = held_out // 8
     assert only_problem(text, eval_iters=most + 1) == (
-        f"eval-iters: an evaluation reads {(most + 1) * 8:,} sequences and the held-out text has "
-        f"{held_out:,}. Lower eval-iters, or prepare with a larger held-out fraction"
+        f"eval-iters: an evaluation reads {(most + 1) * 8:,} sequences of the validation text "
+        f"of {text}, which has {held_out:,}. Lower eval-iters, or prepare with a larger held-out "
+        "fraction"
     )
     assert check(text, eval_iters=most).warnings == ()
     assert only_problem(text, eval_iters=most, eval_global_batch_size=16).startswith("eval-iters")

@@ -8,6 +8,7 @@ from typer.testing import CliRunner
 
 from tst_megatron import __version__, check, cli
 from tst_megatron.cli import app, main
+from tst_megatron.data import ready as data_ready
 
 COMMANDS = {
     "check": {"recipe", "overrides", "--nproc"},
@@ -15,8 +16,10 @@ COMMANDS = {
     "data tokenizer": {"inputs", "--output", "--vocab-size", "--text-key"},
     "data prepare": {
         *("inputs", "--tokenizer", "--output", "--text-key"),
-        *("--held-out-fraction", "--workers"),
+        *("--held-out-fraction", "--test-fraction", "--workers"),
     },
+    "data index": {"recipe", "overrides"},
+    "data trace": {"recipe", "overrides", "--step"},
     "export": {"checkpoint", "output", "--iteration", "--dtype", "--verify"},
     "quickstart": {"--folder", "--short"},
 }
@@ -82,7 +85,9 @@ def test_help_without_a_command_names_every_command():
         result = CliRunner().invoke(app, arguments)
         assert result.exit_code in (0, 2)
         wanted = (
-            ("tokenizer", "prepare") if "data" in arguments else {n.split()[0] for n in COMMANDS}
+            ("tokenizer", "prepare", "index", "trace")
+            if "data" in arguments
+            else {n.split()[0] for n in COMMANDS}
         )
         for name in wanted:
             assert f" {name} " in result.output
@@ -159,8 +164,16 @@ def stand_ins(monkeypatch, outside_a_job, tmp_path):
     from tst_megatron.training.run_folder import RunFolder
 
     schedule = SimpleNamespace(num_steps=10)
-    checked = SimpleNamespace(schedule=schedule, plan=lambda: ["the plan"], warnings=["a risk"])
-    calls = []
+    checked = SimpleNamespace(
+        schedule=schedule,
+        stream="the stream",
+        corpora="the corpora",
+        plan=lambda: ["the plan"],
+        warnings=["a risk"],
+    )
+    calls, ready = [], []
+    monkeypatch.setattr(data_ready, "make_ready", lambda *text: ready.append(text[:2]))
+    monkeypatch.setattr(data_ready, "wait_until_ready", lambda *text: ready.append("waited"))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(cli, "_checked", lambda *arguments: checked)
     monkeypatch.setattr(RunFolder, "problems", lambda self, checked, fresh: [])
@@ -171,7 +184,7 @@ def stand_ins(monkeypatch, outside_a_job, tmp_path):
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
-    return SimpleNamespace(calls=calls, training=training, folder=RunFolder)
+    return SimpleNamespace(calls=calls, ready=ready, training=training, folder=RunFolder)
 
 
 def test_plan_and_warnings_come_first_and_the_status_is_the_runs(stand_ins, monkeypatch, capsys):
@@ -184,6 +197,7 @@ def test_run_folder_is_named_after_the_recipe_unless_given(stand_ins, monkeypatc
     run_main(monkeypatch, capsys, "train", "moe/tst.yaml")
     run_main(monkeypatch, capsys, "train", "moe/tst.yaml", "--run-folder", "here")
     assert [str(path) for path in stand_ins.calls] == ["runs/moe-tst", "here"]
+    assert stand_ins.ready == [("the stream", "the corpora")] * 2
 
 
 def test_finished_run_ends_with_0_and_starts_nothing(stand_ins, monkeypatch, capsys):
@@ -207,6 +221,7 @@ def test_other_ranks_wait_and_prepare_nothing(stand_ins, monkeypatch, capsys):
     assert (status, out) == (75, "")
     assert [str(path) for path in waited] == ["shared"]
     assert stand_ins.calls == []
+    assert stand_ins.ready == ["waited"]
 
 
 def test_srun_without_an_address_is_refused_in_words(stand_ins, monkeypatch, capsys):

@@ -13,8 +13,9 @@ from rich.console import Console
 from sentencepiece import SentencePieceProcessor
 
 from tst_megatron.data import jsonl
-from tst_megatron.data.encode import is_held_out
+from tst_megatron.data.encode import split_of
 from tst_megatron.data.indexed import IndexedReader
+from tst_megatron.data.manifest import changed_files
 from tst_megatron.data.prepare import Manifest, load_manifest, prepare
 from tst_megatron.data.tokenizer import encode_document
 
@@ -35,6 +36,10 @@ def source(tmp_path: Path) -> Path:
 
 def run(source: Path, model: Path, output: Path, fraction: float = 0.1) -> Manifest:
     return prepare([source], model, output, held_out_fraction=fraction, workers=1)
+
+
+def is_held_out(text: str, fraction: float) -> bool:
+    return split_of(text, held_out_fraction=fraction, test_fraction=0.0) == "validation"
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -234,9 +239,13 @@ def test_text_key_names_the_text(tokenizer_model: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("num_texts", "fraction", "message"),
     [
-        (1, 1e-9, r"held_out_fraction 1e-09: gives 1 training and 0 validation documents"),
-        (1, 1 - 1e-9, r"gives 0 training and 1 validation documents, each needs at least one"),
-        (0, 0.1, r"gives 0 training and 0 validation.*Change the fraction or give more"),
+        (
+            1,
+            1e-9,
+            r"held_out_fraction 1e-09 and test_fraction 0.0: give 1 train and 0 validation docu",
+        ),
+        (1, 1 - 1e-9, r"give 0 train and 1 validation documents, each split needs at least one"),
+        (0, 0.1, r"give 0 train and 0 validation.*Change the fractions or give more"),
     ],
 )
 def test_split_without_documents_is_refused(
@@ -281,3 +290,63 @@ def test_preparing_imports_neither_megatron_nor_torch() -> None:
     )
     command = [sys.executable, "-c", code]
     assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+def test_test_split_is_made_when_it_is_asked_for(
+    source: Path, tokenizer_model: Path, tmp_path: Path
+) -> None:
+    fractions = {"held_out_fraction": 0.1, "test_fraction": 0.2}
+    manifest = prepare([source], tokenizer_model, tmp_path / "out", workers=1, **fractions)
+    assert manifest.test is not None and manifest.test.prefix == tmp_path / "out" / "test"
+    numbers = [split.documents for split in manifest.splits().values()]
+    assert list(manifest.splits()) == ["train", "validation", "test"] and sum(numbers) == 200
+    without = run(source, tokenizer_model, tmp_path / "without")
+    assert without.test is None and not (tmp_path / "without" / "test.bin").exists()
+    assert without.validation.bin_sha256 == manifest.validation.bin_sha256
+    assert load_manifest(tmp_path / "out") == manifest
+
+
+@pytest.mark.parametrize("fractions", [(0.5, 0.5), (0.1, -0.1), (0.1, 1.0)])
+def test_fractions_that_leave_nothing_to_train_on_are_refused(
+    source: Path, tokenizer_model: Path, tmp_path: Path, fractions: tuple[float, float]
+) -> None:
+    held_out, test = fractions
+    with pytest.raises(ValueError, match=f"test_fraction {test}: must be 0 or more, and leave"):
+        prepare(
+            [source],
+            tokenizer_model,
+            tmp_path / "out",
+            held_out_fraction=held_out,
+            test_fraction=test,
+        )
+    assert not (tmp_path / "out").exists()
+
+
+def test_file_that_was_written_anew_under_its_name_is_noticed(
+    source: Path, tokenizer_model: Path, tmp_path: Path
+) -> None:
+    manifest = run(source, tokenizer_model, tmp_path / "out")
+    other = run(
+        write_jsonl(tmp_path / "other.jsonl", TEXTS[::-1]), tokenizer_model, tmp_path / "other"
+    )
+    assert changed_files(manifest) == []
+    for name in ("train.bin", "train.idx", "validation.bin"):
+        (tmp_path / "out" / name).write_bytes((tmp_path / "other" / name).read_bytes())
+    # The reversed text has the same size: content alone tells.
+    assert manifest.train.tokens == other.train.tokens
+    found = changed_files(manifest)
+    assert [problem.split(": ")[0] for problem in found] == [
+        str(tmp_path / "out" / name) for name in ("train.bin", "train.idx", "validation.bin")
+    ]
+    assert "is not what manifest.json recorded" in found[0] and "prepare the text" in found[0]
+
+
+def test_missing_file_and_another_tokenizer_are_noticed_together(
+    source: Path, tokenizer_model: Path, tmp_path: Path
+) -> None:
+    manifest = run(source, tokenizer_model, tmp_path / "out")
+    (tmp_path / "out" / "train.bin").unlink()
+    manifest.tokenizer_model.write_bytes(b"another")
+    missing, tokenizer = changed_files(manifest)
+    assert missing.endswith("train.bin: is missing. Prepare the text again")
+    assert "is not the tokenizer that made this text" in tokenizer

@@ -27,7 +27,8 @@ def make_checked(folder, *overrides):
     recipe = load_recipe(folder / "recipe.yaml", overrides)
     train = SimpleNamespace(bin_sha256="ab12")
     manifest = SimpleNamespace(tokenizer_model=folder / "tokenizer.model", train=train)
-    return SimpleNamespace(recipe=recipe, schedule=recipe.schedule(), manifest=manifest)
+    corpora = (SimpleNamespace(manifest=manifest),)
+    return SimpleNamespace(recipe=recipe, schedule=recipe.schedule(), corpora=corpora)
 
 
 @pytest.fixture
@@ -64,7 +65,7 @@ def test_prepare_makes_folders_and_keeps_what_describes_the_run(run, checked):
     assert resolved["data"] == {"text": 1.0}
     assert resolved["tst"]["bag-size"] == 4
     assert resolved["phases"] == [[4, 4], [1, 6]]
-    assert resolved["training text"] == "ab12"
+    assert resolved["training text"] == ["ab12"]
 
 
 def test_prepared_folder_takes_the_same_recipe_again(run, checked):
@@ -82,7 +83,7 @@ def test_prepared_folder_takes_the_same_recipe_again(run, checked):
 def test_each_difference_is_named_with_both_values(run, checked, tmp_path):
     run.prepare(checked)
     other = make_checked(tmp_path / "other", "lr=0.5", "tst.superposition-fraction=0.5", "seed=7")
-    other.manifest.train.bin_sha256 = "cd34"
+    other.corpora[0].manifest.train.bin_sha256 = "cd34"
     problems = {problem.split(":")[0]: problem for problem in run.problems(other, fresh=False)}
     assert sorted(problems) == ["lr", "phases", "seed", "training text", "tst"]
     assert problems["lr"] == (
@@ -94,7 +95,7 @@ def test_each_difference_is_named_with_both_values(run, checked, tmp_path):
         in (problems["phases"])
     )
     assert "started with nothing, and the recipe now says 7" in problems["seed"]
-    assert "'ab12', and the recipe now says 'cd34'" in problems["training text"]
+    assert "['ab12'], and the recipe now says ['cd34']" in problems["training text"]
 
 
 def test_key_that_was_taken_away_is_named(run, tmp_path):

@@ -1,17 +1,17 @@
-"""The token stream and the held-out text as the data sets that Megatron's loaders read."""
+"""The token stream and the held-out texts as the data sets that Megatron's loaders read."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from tst_megatron import upstream
-from tst_megatron.data.indexed import IndexedReader
-from tst_megatron.data.manifest import Manifest
+from tst_megatron.data.corpora import Corpus
+from tst_megatron.data.plan import StreamPlan
 from tst_megatron.data.stream import HeldOutPositions, TokenStream
-from tst_megatron.schedule import Schedule
 
 
 class TrainingSamples(torch.utils.data.Dataset[dict[str, Tensor]]):
@@ -25,7 +25,7 @@ class TrainingSamples(torch.utils.data.Dataset[dict[str, Tensor]]):
 
     def __len__(self) -> int:
         """Samples of the whole run."""
-        return self._stream.num_samples
+        return self._stream.plan.num_samples
 
     def __getitem__(self, sample: int) -> dict[str, Tensor]:
         """``tokens``: [K*L + K] int64 raw tokens."""
@@ -35,10 +35,9 @@ class TrainingSamples(torch.utils.data.Dataset[dict[str, Tensor]]):
 class HeldOutSamples(torch.utils.data.Dataset[dict[str, Tensor]]):
     """The same positions again for each evaluation, since Megatron's loader only goes forward."""
 
-    split = upstream.Split.valid
-
-    def __init__(self, positions: HeldOutPositions, *, num_evaluations: int) -> None:
-        """Repeat the positions for a number of evaluations."""
+    def __init__(self, positions: HeldOutPositions, *, split: Any, num_evaluations: int) -> None:
+        """Repeat the positions of a split for a number of evaluations."""
+        self.split = split
         self._positions = positions
         self._num_evaluations = num_evaluations
 
@@ -52,37 +51,34 @@ class HeldOutSamples(torch.utils.data.Dataset[dict[str, Tensor]]):
         return {"tokens": torch.from_numpy(self._positions.tokens(place))}
 
 
-def make_dataset_provider(
-    manifest: Manifest, schedule: Schedule, *, unit_chunks: int
-) -> Callable[..., tuple[TrainingSamples | None, HeldOutSamples | None, None]]:
+def make_dataset_provider(plan: StreamPlan, corpora: Sequence[Corpus]) -> Callable[..., Any]:
     """What ``pretrain`` calls on every rank to get its training, validation and test data."""
 
     def provide(
         num_samples: Sequence[int], vp_stage: int | None = None
-    ) -> tuple[TrainingSamples | None, HeldOutSamples | None, None]:
+    ) -> tuple[TrainingSamples | None, HeldOutSamples | None, HeldOutSamples | None]:
         args = upstream.get_args()
         if upstream.tensor_parallel_rank() != 0 or not upstream.holds_a_batch(vp_stage):
             return None, None, None
-        stream = TokenStream(
-            IndexedReader(manifest.train.prefix),
-            schedule,
-            unit_chunks=unit_chunks,
-            seed=args.seed,
-        )
+        training = TrainingSamples(TokenStream(plan, corpora))
         if not args.eval_interval or not args.eval_iters:
-            return TrainingSamples(stream), None, None
+            return training, None, None
         per_evaluation = args.eval_iters * args.eval_global_batch_size
-        held_out = HeldOutPositions(
-            IndexedReader(manifest.validation.prefix),
-            num_samples=per_evaluation,
-            num_latent_positions=schedule.num_latent_positions,
-        )
+
+        def held_out(split: Any, name: str, num_evaluations: int) -> HeldOutSamples:
+            positions = HeldOutPositions(
+                [corpus.manifest.splits()[name] for corpus in corpora],
+                [corpus.weight for corpus in corpora],
+                num_samples=per_evaluation,
+                num_latent_positions=plan.schedule.num_latent_positions,
+            )
+            return HeldOutSamples(positions, split=split, num_evaluations=num_evaluations)
+
         # One more than Megatron asks for: it evaluates once again after the last step.
         num_evaluations = num_samples[1] // per_evaluation + 1
-        return (
-            TrainingSamples(stream),
-            HeldOutSamples(held_out, num_evaluations=num_evaluations),
-            None,
-        )
+        validation = held_out(upstream.Split.valid, "validation", num_evaluations)
+        if corpora[0].manifest.test is None:
+            return training, validation, None
+        return training, validation, held_out(upstream.Split.test, "test", 1)
 
     return provide

@@ -17,7 +17,7 @@ from sentencepiece import SentencePieceProcessor
 from tst_megatron.data.jsonl import LineBatch, check_inputs, line_batches
 from tst_megatron.data.tokenizer import encode_document, load_sentencepiece
 
-SPLITS = ("train", "validation")
+SPLITS = ("train", "validation", "test")
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +27,7 @@ class Encoder:
     tokenizer_model: Path
     text_key: str
     held_out_fraction: float
+    test_fraction: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +92,11 @@ def encode_batch(batch: LineBatch, encoder: Encoder, processor: SentencePiecePro
         if not text:
             num_empty += 1
             continue
-        name = "validation" if is_held_out(text, encoder.held_out_fraction) else "train"
+        name = split_of(
+            text,
+            held_out_fraction=encoder.held_out_fraction,
+            test_fraction=encoder.test_fraction,
+        )
         tokens[name].append(np.array(encode_document(processor, text), dtype=np.int32))
     empty = np.empty(0, dtype=np.int32)
     return Encoded(
@@ -117,10 +122,20 @@ def texts(inputs: Sequence[Path], *, text_key: str = "text") -> Iterator[str]:
                 yield _text(line, text_key, f"{batch.file}, line {number}")
 
 
-def is_held_out(text: str, held_out_fraction: float) -> bool:
-    """Say whether a document belongs to validation; its text alone decides."""
+def split_of(text: str, *, held_out_fraction: float, test_fraction: float) -> str:
+    """The split of a document; its text alone decides.
+
+    Args:
+        text: the whole document.
+        held_out_fraction: share of documents (0-1) that go to validation.
+        test_fraction: share of documents (0-1) that go to test; what validation holds does not
+            depend on it.
+    """
     digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") / 2**64 < held_out_fraction
+    place = int.from_bytes(digest, "big") / 2**64
+    if place < held_out_fraction:
+        return "validation"
+    return "test" if place < held_out_fraction + test_fraction else "train"
 
 
 def _text(line: bytes, text_key: str, place: str) -> str:

@@ -22,9 +22,12 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
+from tst_megatron.data.fingerprint import fingerprint
+
 _MAGIC = b"MMIDIDX\x00\x00"
 _HEADER = struct.Struct("<9sQBQQ")
 _VERSION = 1
+_DOCUMENTS_PER_CHECK = 2**22
 _DTYPES: dict[int, np.dtype[Any]] = {8: np.dtype("<u2"), 4: np.dtype("<i4")}
 
 
@@ -51,6 +54,9 @@ class IndexedFacts:
     num_tokens: int
     bin_sha256: str
     idx_sha256: str
+    bin_fingerprint: str
+    idx_fingerprint: str
+    """What a start-up compares (`fingerprint.py`)."""
 
 
 class IndexedWriter:
@@ -156,6 +162,8 @@ class IndexedWriter:
             num_tokens=int(lengths.sum(dtype=np.int64)),
             bin_sha256=self._digest.hexdigest(),
             idx_sha256=idx_sha256,
+            bin_fingerprint=fingerprint(bin_path(self.prefix)),
+            idx_fingerprint=fingerprint(idx_path(self.prefix)),
         )
 
     def _write_index(self, lengths: npt.NDArray[np.int32]) -> str:
@@ -232,7 +240,34 @@ class IndexedReader:
         """[num_documents] int32: tokens of each document, its end-of-document token included."""
         self._offsets: npt.NDArray[np.int64] = index[start : start + 8 * num_sequences].view("<i8")
         self.num_documents = len(self.document_lengths)
-        self.num_tokens = int(self.document_lengths.sum(dtype=np.int64))
+        # The last document's end, since the sum would read the whole index on every rank.
+        self.num_tokens = 0
+        if num_sequences:
+            last_offset = int(self._offsets[-1]) // self.dtype.itemsize
+            self.num_tokens = last_offset + int(self.document_lengths[-1])
+
+    def check(self) -> None:
+        """Read the whole index: documents follow each other without a gap, and none is empty.
+
+        Raises:
+            ValueError: they do not; the first such document is named.
+        """
+        end = 0
+        for first in range(0, self.num_documents, _DOCUMENTS_PER_CHECK):
+            lengths = self.document_lengths[first : first + _DOCUMENTS_PER_CHECK]
+            ends = end + np.cumsum(lengths, dtype=np.int64)
+            starts = self._offsets[first : first + _DOCUMENTS_PER_CHECK] // self.dtype.itemsize
+            wrong = np.flatnonzero((starts != ends - lengths) | (lengths < 1))
+            if len(wrong):
+                raise ValueError(
+                    f"{idx_path(self.prefix)}: document {first + int(wrong[0])} is empty or does "
+                    "not start where the one before it ends. Prepare the text again."
+                )
+            end = int(ends[-1])
+
+    def stretch(self, start: int, stop: int) -> npt.NDArray[Any]:
+        """Raw tokens [start, stop) of all documents in the file's order, a read-only view."""
+        return self._tokens[start:stop]
 
     def tokens(self, document: int, offset: int = 0, length: int | None = None) -> npt.NDArray[Any]:
         """Return tokens of one document, a read-only view of the file in its stored dtype.

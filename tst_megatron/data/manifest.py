@@ -11,13 +11,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tst_megatron.data.fingerprint import fingerprint
 from tst_megatron.data.indexed import IndexedFacts, bin_path, idx_path, token_dtype
 from tst_megatron.data.tokenizer import DOCUMENT_RULE, LITERAL_RULE
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 FILE_NAME = "manifest.json"
 TOKENIZER_NAME = "tokenizer.model"
-SPLIT_RULE = "validation if blake2b-64(document text) / 2^64 < held_out_fraction, else train"
+SPLIT_RULE = (
+    "u = blake2b-64(document text) / 2^64: validation if u < held_out_fraction, test if u < "
+    "held_out_fraction + test_fraction, else train"
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -31,6 +35,9 @@ class Split:
     """End-of-document tokens included."""
     bin_sha256: str
     idx_sha256: str
+    bin_fingerprint: str
+    idx_fingerprint: str
+    """Content as far as a start-up can read it (`fingerprint.py`)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,6 +47,8 @@ class Manifest:
     path: Path
     train: Split
     validation: Split
+    test: Split | None
+    """None when the text was prepared without a test fraction."""
     unigram_entropy_nats: float
     """Entropy of the training tokens' frequencies: the loss of a model that knows these alone."""
     tokenizer_model: Path
@@ -54,6 +63,11 @@ class Manifest:
     """Inputs, tokenizer and settings the folder was made from, as JSON values."""
     reused: bool = False
     """True when `prepare` found this folder finished and did nothing."""
+
+    def splits(self) -> dict[str, Split]:
+        """The splits that there are, by name."""
+        splits = {"train": self.train, "validation": self.validation, "test": self.test}
+        return {name: split for name, split in splits.items() if split is not None}
 
 
 def load_manifest(path: Path) -> Manifest:
@@ -100,7 +114,7 @@ def verify_files(manifest: Manifest) -> None:
         ValueError: a file is missing or its content differs.
     """
     expected = {manifest.tokenizer_model: manifest.tokenizer_sha256}
-    for split in (manifest.train, manifest.validation):
+    for split in manifest.splits().values():
         expected[bin_path(split.prefix)] = split.bin_sha256
         expected[idx_path(split.prefix)] = split.idx_sha256
     for file, sha256 in expected.items():
@@ -114,6 +128,31 @@ def verify_files(manifest: Manifest) -> None:
             f"{file}: {problem}. Delete the folder {manifest.path.parent} and prepare the text "
             "again."
         )
+
+
+def changed_files(manifest: Manifest) -> list[str]:
+    """What is wrong with the files of a folder, as far as a start-up can read them; all of it.
+
+    A file that was written anew under the same name is noticed; `verify_files` reads everything.
+    """
+    problems = []
+    for split in manifest.splits().values():
+        for file, expected in (
+            (bin_path(split.prefix), split.bin_fingerprint),
+            (idx_path(split.prefix), split.idx_fingerprint),
+        ):
+            if not file.is_file():
+                problems.append(f"{file}: is missing. Prepare the text again")
+            elif fingerprint(file) != expected:
+                problems.append(
+                    f"{file}: its content is not what {manifest.path.name} recorded: it was "
+                    "written anew or is damaged. Bring the file back, or prepare the text again"
+                )
+    if file_sha256(manifest.tokenizer_model) != manifest.tokenizer_sha256:
+        problems.append(
+            f"{manifest.tokenizer_model}: is not the tokenizer that made this text. Bring it back"
+        )
+    return problems
 
 
 def file_sha256(path: Path) -> str:
@@ -137,7 +176,7 @@ def manifest_json(
     Args:
         recipe: inputs, tokenizer and settings; a second `prepare` with the same recipe reuses the
             folder.
-        splits: what the writers of `train` and `validation` returned.
+        splits: what the writers of `train`, `validation` and perhaps `test` returned.
         unigram_entropy_nats: of the training tokens.
         vocab_size: number of ids of the tokenizer.
         eod_id: id after every document.
@@ -153,6 +192,8 @@ def manifest_json(
                 "tokens": facts.num_tokens,
                 "bin_sha256": facts.bin_sha256,
                 "idx_sha256": facts.idx_sha256,
+                "bin_fingerprint": facts.bin_fingerprint,
+                "idx_fingerprint": facts.idx_fingerprint,
             }
             for name, facts in splits.items()
         },
@@ -178,6 +219,9 @@ def _from_json(path: Path, values: dict[str, Any]) -> Manifest:
         path=path,
         train=_split_from_json(path, values["splits"]["train"]),
         validation=_split_from_json(path, values["splits"]["validation"]),
+        test=_split_from_json(path, values["splits"]["test"])
+        if "test" in values["splits"]
+        else None,
         unigram_entropy_nats=float(values["unigram_entropy_nats"]),
         tokenizer_model=path.parent / tokenizer["file"],
         tokenizer_sha256=str(tokenizer["sha256"]),
@@ -196,4 +240,6 @@ def _split_from_json(path: Path, values: dict[str, Any]) -> Split:
         tokens=int(values["tokens"]),
         bin_sha256=str(values["bin_sha256"]),
         idx_sha256=str(values["idx_sha256"]),
+        bin_fingerprint=str(values["bin_fingerprint"]),
+        idx_fingerprint=str(values["idx_fingerprint"]),
     )

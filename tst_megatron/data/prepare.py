@@ -45,15 +45,16 @@ def prepare(
     *,
     text_key: str = "text",
     held_out_fraction: float = 0.01,
+    test_fraction: float = 0.0,
     workers: int | None = None,
     console: Console | None = None,
 ) -> Manifest:
-    """Tokenise JSONL files into a folder with training and validation data and a manifest.
+    """Tokenise JSONL files into a folder with training and held-out data and a manifest.
 
-    The files do not depend on the number of workers, and a document's side (training or validation)
-    depends on its text alone. A finished folder with the same inputs, tokenizer and settings is
-    checked and returned with `reused` set. A run that was killed leaves `<output>.partial-*`
-    behind; delete it.
+    The files do not depend on the number of workers, and a document's split (training, validation
+    or test) depends on its text alone. A finished folder with the same inputs, tokenizer and
+    settings is checked and returned with `reused` set. A run that was killed leaves
+    `<output>.partial-*` behind; delete it.
 
     Args:
         inputs: .jsonl, .jsonl.gz or .jsonl.zst files, one JSON object per line, read in this order.
@@ -61,6 +62,8 @@ def prepare(
         output: folder to make; its parent is made too.
         text_key: key of the document's text in each object.
         held_out_fraction: share of documents (0-1, both excluded) that go to validation.
+        test_fraction: share of documents that go to test, which is evaluated once, after the last
+            step; 0 for no test split.
         workers: processes that encode; by default one per available core. More than 1 needs
             the calling script to have an `if __name__ == "__main__"` guard.
         console: where a progress bar is drawn; none when None.
@@ -71,9 +74,9 @@ def prepare(
         FileNotFoundError: an input or the tokenizer is missing.
         RuntimeError: a .zst input and no zstandard package.
     """
-    _check_settings(inputs, held_out_fraction, workers)
+    _check_settings(inputs, held_out_fraction, test_fraction, workers)
     load_sentencepiece(tokenizer_model)
-    recipe = _recipe(inputs, tokenizer_model, text_key, held_out_fraction)
+    recipe = _recipe(inputs, tokenizer_model, text_key, held_out_fraction, test_fraction)
     output = output.absolute()
     finished = _finished(output, recipe)
     if finished is not None:
@@ -85,7 +88,7 @@ def prepare(
         folder = Path(beside) / output.name
         folder.mkdir()
         shutil.copyfile(tokenizer_model, folder / TOKENIZER_NAME)
-        encoder = Encoder(folder / TOKENIZER_NAME, text_key, held_out_fraction)
+        encoder = Encoder(folder / TOKENIZER_NAME, text_key, held_out_fraction, test_fraction)
         with (
             _progress(console, inputs) as advance,
             closing(encode_batches(line_batches(inputs, advance), encoder, workers)) as encoded,
@@ -95,12 +98,19 @@ def prepare(
     return load_manifest(output)
 
 
-def _check_settings(inputs: Sequence[Path], held_out_fraction: float, workers: int | None) -> None:
+def _check_settings(
+    inputs: Sequence[Path], held_out_fraction: float, test_fraction: float, workers: int | None
+) -> None:
     problems = []
     if not 0.0 < held_out_fraction < 1.0:
         problems.append(
             f"held_out_fraction {held_out_fraction}: must lie between 0 and 1, both excluded. Try "
             "0.01."
+        )
+    if not 0.0 <= test_fraction < 1.0 - held_out_fraction:
+        problems.append(
+            f"test_fraction {test_fraction}: must be 0 or more, and leave text to train on beside "
+            f"held_out_fraction {held_out_fraction}. Try 0.01."
         )
     if workers is not None and workers < 1:
         problems.append(f"workers {workers}: must be at least 1. Leave it out to use all cores.")
@@ -110,7 +120,11 @@ def _check_settings(inputs: Sequence[Path], held_out_fraction: float, workers: i
 
 
 def _recipe(
-    inputs: Sequence[Path], tokenizer_model: Path, text_key: str, held_out_fraction: float
+    inputs: Sequence[Path],
+    tokenizer_model: Path,
+    text_key: str,
+    held_out_fraction: float,
+    test_fraction: float,
 ) -> dict[str, Any]:
     return {
         "inputs": [
@@ -120,6 +134,7 @@ def _recipe(
         "tokenizer_sha256": file_sha256(tokenizer_model),
         "text_key": text_key,
         "held_out_fraction": held_out_fraction,
+        "test_fraction": test_fraction,
     }
 
 
@@ -167,6 +182,7 @@ def _write(folder: Path, recipe: dict[str, Any], encoded_batches: Iterator[Encod
         writers = {
             name: stack.enter_context(IndexedWriter(folder / name, vocab_size=vocab_size))
             for name in SPLITS
+            if name != "test" or recipe["test_fraction"]
         }
         for encoded in encoded_batches:
             num_empty += encoded.num_empty
@@ -199,8 +215,9 @@ def _finish(writers: dict[str, IndexedWriter], recipe: dict[str, Any]) -> dict[s
     num_documents = {name: writer.num_documents for name, writer in writers.items()}
     if 0 in num_documents.values():
         raise ValueError(
-            f"held_out_fraction {recipe['held_out_fraction']}: gives {num_documents['train']} "
-            f"training and {num_documents['validation']} validation documents, each needs at least "
-            "one. Change the fraction or give more documents."
+            f"held_out_fraction {recipe['held_out_fraction']} and test_fraction "
+            f"{recipe['test_fraction']}: give "
+            f"{' and '.join(f'{number} {name}' for name, number in num_documents.items())} "
+            "documents, each split needs at least one. Change the fractions or give more documents."
         )
     return {name: writer.finish() for name, writer in writers.items()}

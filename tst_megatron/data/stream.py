@@ -1,301 +1,170 @@
-"""One raw-token stream per run: what every sample of every phase reads, by arithmetic alone.
+"""The text of a run, sample by sample: the plan's places, looked up in the token files.
 
-The rule (docs/data-stream.md draws it):
-
-1. Documents in a seeded permutation are concatenated and cut into *units* of U * L raw tokens, U
-   being the same in every arm of a comparison. The units are permuted. What is left at the end,
-   shorter than one unit and its look-ahead, is the *tail*: dropped and counted.
-2. A unit is U *chunks* of L raw tokens. A sample of a phase with bag size K takes K neighbouring
-   chunks of one unit, and K tokens of look-ahead that are targets only.
-3. A phase starts at the first chunk that the phases before it did not take, also inside a unit.
-4. Samples of a phase are permuted inside blocks, so that neighbours in the text do not share a
-   batch.
-
-So each raw token is an input once at the most, whatever the phases are, and the position at any
-step follows from the number of samples consumed.
+What a sample reads is arithmetic (``plan.py``); where that stands is in the corpora's indexes
+(``index.py``).
 """
 
 from __future__ import annotations
 
-import hashlib
-from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
+from tst_megatron.data.blend import Blend
+from tst_megatron.data.corpora import Corpus
+from tst_megatron.data.index import CorpusIndex, IndexFacts, ensure_index
 from tst_megatron.data.indexed import IndexedReader
-from tst_megatron.schedule import Schedule
-
-UNITS_PER_BLOCK = 4096
-"""Units whose samples are shuffled together: far more than one global batch touches."""
+from tst_megatron.data.manifest import Split
+from tst_megatron.data.plan import StreamPlan
 
 
-@dataclass(frozen=True, slots=True)
-class Run:
-    """Free chunks: the same stretch of each of several consecutive units."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Span:
+    """A stretch of one document."""
 
-    first_unit: int
-    num_units: int
-    first_chunk: int
-    num_chunks: int
-
-
-@dataclass(frozen=True, slots=True)
-class Piece:
-    """Samples cut from one run of units: ``samples_per_unit`` neighbours from each."""
-
-    first_sample: int
-    first_unit: int
-    samples_per_unit: int
-    first_chunk: int
+    document: int
+    """Number in the token file, from 0."""
+    offset: int
+    """First token inside the document."""
+    num_tokens: int
 
 
-class PhaseOrder:
-    """The samples of one phase, in the order in which training reads them."""
-
-    def __init__(self, *, bag_size: int, num_samples: int, pieces: Sequence[Piece], seed: str):
-        """Use ``allocate`` to make one."""
-        self.bag_size = bag_size
-        self.num_samples = num_samples
-        self._pieces = tuple(pieces)
-        self._first_samples = [piece.first_sample for piece in pieces]
-        self._seed = seed
-        samples_per_unit = max((piece.samples_per_unit for piece in pieces), default=1)
-        self._block_size = UNITS_PER_BLOCK * samples_per_unit
-        self._block: tuple[int, npt.NDArray[np.int64]] | None = None
-
-    def unit_and_chunk(self, sample: int) -> tuple[int, int]:
-        """Rank of the unit in the permuted order, and the chunk in it, where a sample starts."""
-        sample = self._shuffled(sample)
-        piece = self._pieces[bisect_right(self._first_samples, sample) - 1]
-        unit, place = divmod(sample - piece.first_sample, piece.samples_per_unit)
-        return piece.first_unit + unit, piece.first_chunk + place * self.bag_size
-
-    def _shuffled(self, sample: int) -> int:
-        block, place = divmod(sample, self._block_size)
-        if self._block is None or self._block[0] != block:
-            size = min(self._block_size, self.num_samples - block * self._block_size)
-            self._block = (block, _permutation(f"{self._seed}/block-{block}", size))
-        return block * self._block_size + int(self._block[1][place])
+def index_facts(plan: StreamPlan, corpora: Sequence[Corpus], number: int, epoch: int) -> IndexFacts:
+    """What the index of a corpus for an epoch is made from."""
+    return IndexFacts(
+        bin_fingerprint=corpora[number].manifest.train.bin_fingerprint,
+        idx_fingerprint=corpora[number].manifest.train.idx_fingerprint,
+        num_units=plan.units_per_epoch[number],
+        unit_chunks=plan.unit_chunks,
+        num_latent_positions=plan.schedule.num_latent_positions,
+        seed=plan.seed,
+        epoch=epoch,
+    )
 
 
-def allocate(
+def ensure_indexes(
+    plan: StreamPlan,
+    corpora: Sequence[Corpus],
     *,
-    num_units: int,
-    unit_chunks: int,
-    phases: Sequence[tuple[int, int]],
-    seed: int,
-) -> list[PhaseOrder]:
-    """Give every phase its samples: the first free chunks of the units, in order.
+    note: Callable[[str], None],
+    advance: Callable[[int], None] = lambda _: None,
+) -> int:
+    """Check every index that a run needs and build what is not whole; one process does this.
 
     Args:
-        num_units: units in the corpus.
-        unit_chunks: chunks per unit (U); every bag size divides it.
-        phases: (bag size, number of samples) of each phase.
-        seed: of the order inside blocks.
+        plan: of the run.
+        corpora: those of the plan, in its order.
+        note: is told what was wrong with an index that stood there.
+        advance: is told of documents indexed or found indexed.
+
+    Returns:
+        The number of indexes that were built.
 
     Raises:
-        ValueError: a bag size does not divide the unit, or the units hold too few chunks.
+        ValueError: token files that contradict each other, or a cache folder that cannot be
+            written.
     """
-    free = [Run(0, num_units, 0, unit_chunks)]
-    orders = []
-    for index, (bag_size, num_samples) in enumerate(phases):
-        if unit_chunks % bag_size:
-            raise ValueError(f"bag size {bag_size} does not divide the unit of {unit_chunks} bags")
-        pieces, free, missing = _take(free, bag_size, num_samples)
-        if missing:
-            raise ValueError(
-                f"the corpus ends {missing} samples before the end of phase {index} (bag size "
-                f"{bag_size}): it holds {num_units} units of {unit_chunks} chunks"
-            )
-        orders.append(
-            PhaseOrder(
-                bag_size=bag_size,
-                num_samples=num_samples,
-                pieces=pieces,
-                seed=f"{seed}/phase-{index}",
-            )
-        )
-    return orders
-
-
-def _take(
-    free: Sequence[Run], bag_size: int, num_samples: int
-) -> tuple[list[Piece], list[Run], int]:
-    """Take samples from the front of the free runs: (pieces, what stays free, samples missing)."""
-    pieces: list[Piece] = []
-    rest: list[Run] = []
-    taken = 0
-    for run in free:
-        per_unit = run.num_chunks // bag_size
-        wanted = min(num_samples - taken, per_unit * run.num_units)
-        if not wanted:
-            rest.append(run)
-            continue
-        pieces.append(Piece(taken, run.first_unit, per_unit, run.first_chunk))
-        taken += wanted
-        whole_units, partial = divmod(wanted, per_unit)
-        used = ((run.first_unit, whole_units, per_unit), (run.first_unit + whole_units, 1, partial))
-        for first_unit, units, samples in used if partial else used[:1]:
-            left = run.num_chunks - samples * bag_size
-            if units and left:
-                rest.append(Run(first_unit, units, run.first_chunk + samples * bag_size, left))
-        units_used = whole_units + bool(partial)
-        if units_used < run.num_units:
-            rest.append(
-                Run(
-                    run.first_unit + units_used,
-                    run.num_units - units_used,
-                    run.first_chunk,
-                    run.num_chunks,
-                )
-            )
-    return pieces, rest, num_samples - taken
-
-
-def count_units(num_raw_tokens: int, *, unit_chunks: int, num_latent_positions: int) -> int:
-    """Whole units of a corpus that also have their look-ahead; the rest is the tail.
-
-    Args:
-        num_raw_tokens: of the corpus.
-        unit_chunks: U, chunks per unit.
-        num_latent_positions: L, raw tokens per chunk.
-    """
-    return max(0, num_raw_tokens - unit_chunks) // (unit_chunks * num_latent_positions)
-
-
-class Documents:
-    """Documents in a given order, read as if they were one long text."""
-
-    def __init__(self, reader: IndexedReader, order: npt.NDArray[np.int64]) -> None:
-        """Concatenate the documents of ``reader`` in the given order of their numbers."""
-        self._reader = reader
-        self._order = order
-        self._ends = np.cumsum(reader.document_lengths[order], dtype=np.int64)
-        self.num_tokens = int(self._ends[-1])
-
-    def spans(self, start: int, stop: int) -> list[tuple[int, int, int]]:
-        """(document, offset in it, length) of each stretch of raw tokens [start, stop)."""
-        place = int(np.searchsorted(self._ends, start, side="right"))
-        spans = []
-        while start < stop:
-            end = int(self._ends[place])
-            document = int(self._order[place])
-            offset = start - (end - int(self._reader.document_lengths[document]))
-            length = min(stop, end) - start
-            if length:
-                spans.append((document, offset, length))
-            start += length
-            place += 1
-        return spans
-
-    def read(self, start: int, stop: int) -> npt.NDArray[np.int64]:
-        """Raw tokens [start, stop)."""
-        parts = [self._reader.tokens(*span) for span in self.spans(start, stop)]
-        return np.concatenate(parts).astype(np.int64)
+    num_built = 0
+    for number, corpus in enumerate(corpora):
+        reader = IndexedReader(corpus.manifest.train.prefix)
+        for epoch in range(plan.epochs_of(number)):
+            facts = index_facts(plan, corpora, number, epoch)
+            is_built = ensure_index(corpus.cache, facts, reader, note=note, advance=advance)
+            num_built += is_built
+            if not is_built:
+                advance(reader.num_documents)
+    return num_built
 
 
 class TokenStream:
-    """The training text of a run, sample by sample.
+    """The training text of a run.
 
-    Sample i belongs to optimizer step ``i // global_batch_size``; the schedule says its phase. It
-    is ``K * L`` raw tokens and K of look-ahead.
+    Raises:
+        FileNotFoundError: an index is missing.
+        ValueError: an index is not whole, or token files do not match the plan.
     """
 
-    def __init__(
-        self, reader: IndexedReader, schedule: Schedule, *, unit_chunks: int, seed: int
-    ) -> None:
-        """Order the corpus for a schedule.
-
-        Args:
-            reader: the training split.
-            schedule: phases, latent length and global batch.
-            unit_chunks: U (``tst.stream-unit-bags``), the same in all arms that are compared.
-            seed: of every permutation.
-
-        Raises:
-            ValueError: the corpus is too small for the run, or a bag size does not divide the unit.
-        """
-        self.schedule = schedule
-        self._unit_chunks = unit_chunks
-        self._length = schedule.num_latent_positions
-        num_documents = len(reader.document_lengths)
-        self._documents = Documents(reader, _permutation(f"{seed}/documents", num_documents))
-        self.num_units = count_units(
-            self._documents.num_tokens,
-            unit_chunks=unit_chunks,
-            num_latent_positions=self._length,
-        )
-        self._units = _permutation(f"{seed}/units", self.num_units)
-        batch = schedule.global_batch_size
-        self.num_samples = schedule.num_steps * batch
-        self._orders = allocate(
-            num_units=self.num_units,
-            unit_chunks=unit_chunks,
-            phases=[(phase.bag_size, phase.num_steps * batch) for phase in schedule.phases],
-            seed=seed,
-        )
-        self._first_samples = [phase.first_step * batch for phase in schedule.phases]
-
-    @property
-    def num_tail_tokens(self) -> int:
-        """Raw tokens after the last unit; they are never an input."""
-        used = self.num_units * self._unit_chunks * self._length
-        return self._documents.num_tokens - used
+    def __init__(self, plan: StreamPlan, corpora: Sequence[Corpus]) -> None:
+        """Open the token files and the indexes that ``ensure_indexes`` left."""
+        self.plan = plan
+        self._readers = [IndexedReader(corpus.manifest.train.prefix) for corpus in corpora]
+        for reader, size in zip(self._readers, plan.corpora, strict=True):
+            if reader.num_tokens != size.num_tokens:
+                raise ValueError(
+                    f"{reader.prefix}: {reader.num_tokens} tokens, the manifest says "
+                    f"{size.num_tokens}. Prepare the text again."
+                )
+        self._indexes = [
+            [
+                CorpusIndex(corpus.cache, index_facts(plan, corpora, number, epoch))
+                for epoch in range(plan.epochs_of(number))
+            ]
+            for number, corpus in enumerate(corpora)
+        ]
 
     def tokens(self, sample: int) -> npt.NDArray[np.int64]:
         """[K*L + K] raw tokens of a sample: its inputs, then its look-ahead."""
-        return self._documents.read(*self._range(sample))
+        corpus, spans = self.spans(sample)
+        reader = self._readers[corpus]
+        parts = [reader.tokens(span.document, span.offset, span.num_tokens) for span in spans]
+        return np.concatenate(parts).astype(np.int64)
 
-    def sources(self, sample: int) -> npt.NDArray[np.int64]:
-        """[K*L + K, 2] the document of every raw token of a sample, and its offset in it."""
-        rows = [
-            np.stack([np.full(length, document), np.arange(offset, offset + length)], axis=1)
-            for document, offset, length in self._documents.spans(*self._range(sample))
+    def spans(self, sample: int) -> tuple[int, list[Span]]:
+        """The corpus of a sample, and the stretches of its documents that make up its tokens."""
+        place = self.plan.place(sample)
+        found = self._indexes[place.corpus][place.epoch].spans(
+            self._readers[place.corpus].document_lengths,
+            unit=place.unit,
+            chunk=place.chunk,
+            num_tokens=place.bag_size * (self.plan.schedule.num_latent_positions + 1),
+        )
+        return place.corpus, [
+            Span(document=document, offset=offset, num_tokens=length)
+            for document, offset, length in found
         ]
-        return np.concatenate(rows)
-
-    def _range(self, sample: int) -> tuple[int, int]:
-        """First raw token of a sample in the concatenated documents, and the one after its last."""
-        phase = bisect_right(self._first_samples, sample) - 1
-        order = self._orders[phase]
-        unit, chunk = order.unit_and_chunk(sample - self._first_samples[phase])
-        start = (int(self._units[unit]) * self._unit_chunks + chunk) * self._length
-        return start, start + order.bag_size * (self._length + 1)
 
 
 class HeldOutPositions:
-    """The validation text: the same evenly spread next-token samples at every evaluation."""
+    """Held-out text: the same evenly spread next-token samples at every evaluation."""
 
     def __init__(
-        self, reader: IndexedReader, *, num_samples: int, num_latent_positions: int
+        self,
+        splits: Sequence[Split],
+        weights: Sequence[float],
+        *,
+        num_samples: int,
+        num_latent_positions: int,
     ) -> None:
         """Choose ``num_samples`` places of L raw tokens, and one of look-ahead each.
 
+        Args:
+            splits: the same held-out split of each corpus.
+            weights: of the corpora; they share out the samples.
+            num_samples: of one evaluation.
+            num_latent_positions: L.
+
         Raises:
-            ValueError: the held-out text is shorter than that.
+            ValueError: a held-out text is shorter than its share.
         """
         self.num_samples = num_samples
         self._length = num_latent_positions
-        self._documents = Documents(reader, np.arange(len(reader.document_lengths)))
-        self._num_chunks = (self._documents.num_tokens - 1) // num_latent_positions
-        if self._num_chunks < num_samples:
-            raise ValueError(
-                f"the held-out text has {self._num_chunks} sequences of {num_latent_positions} "
-                f"tokens and an evaluation reads {num_samples}: lower eval-iters, or prepare the "
-                "data with a larger held-out fraction"
-            )
+        self._readers = [IndexedReader(split.prefix) for split in splits]
+        self._chunks = [(reader.num_tokens - 1) // num_latent_positions for reader in self._readers]
+        blend = Blend(weights)
+        self._shares = blend.dealt_before(num_samples)
+        self._dealt = blend.deal(0, num_samples)
+        for split, chunks, share in zip(splits, self._chunks, self._shares, strict=True):
+            if chunks < share:
+                raise ValueError(
+                    f"{split.prefix}: this held-out text has {chunks} sequences of "
+                    f"{num_latent_positions} tokens and an evaluation reads {share} of them: lower "
+                    "eval-iters, or prepare the data with a larger held-out fraction"
+                )
 
     def tokens(self, sample: int) -> npt.NDArray[np.int64]:
         """[L + 1] raw tokens of a sample."""
-        start = sample * self._num_chunks // self.num_samples * self._length
-        return self._documents.read(start, start + self._length + 1)
-
-
-def _permutation(seed: str, size: int) -> npt.NDArray[np.int64]:
-    """A permutation that depends on the seed's text alone, on any machine and NumPy version."""
-    digest = hashlib.blake2b(seed.encode(), digest_size=16).digest()
-    # RandomState and not Generator: NumPy promises its draws never change.
-    return np.random.RandomState(np.frombuffer(digest, dtype="<u4")).permutation(size)
+        corpus, number = self._dealt[sample]
+        start = number * self._chunks[corpus] // self._shares[corpus] * self._length
+        return self._readers[corpus].stretch(start, start + self._length + 1).astype(np.int64)

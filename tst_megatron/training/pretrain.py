@@ -104,9 +104,7 @@ def _train(checked: CheckedRecipe, run: RunFolder, *, console: Console, device: 
         upstream.run_pretraining(
             args,
             model_config_class=TSTGPTModelConfig,
-            datasets=make_dataset_provider(
-                checked.manifest, checked.schedule, unit_chunks=checked.recipe.tst.unit_chunks()
-            ),
+            datasets=make_dataset_provider(checked.stream, checked.corpora),
             forward_step=make_forward_step(checked.schedule),
         )
     finally:

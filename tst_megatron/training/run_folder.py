@@ -80,7 +80,7 @@ class RunFolder:
             folder.mkdir(parents=True, exist_ok=True)
         # Written once: other ranks of a resumed run may be reading it.
         if not self.tokenizer.exists():
-            copy_beside(checked.manifest.tokenizer_model, self.tokenizer)
+            copy_beside(checked.corpora[0].manifest.tokenizer_model, self.tokenizer)
         if not self.recipe.exists():
             copy_beside(checked.recipe.path, self.recipe)
         write_beside(self._resolved, yaml.safe_dump(_identity(checked), sort_keys=False))
@@ -185,7 +185,7 @@ def _identity(checked: CheckedRecipe) -> dict[str, Any]:
     return {
         **checked.recipe.resolved(),
         "phases": steps,
-        "training text": checked.manifest.train.bin_sha256,
+        "training text": [corpus.manifest.train.bin_sha256 for corpus in checked.corpora],
     }
 
 

@@ -1,0 +1,109 @@
+"""The corpora that a recipe's ``data:`` block names: opened, and checked against each other."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tst_megatron.data.blend import Blend
+from tst_megatron.data.manifest import Manifest, changed_files, load_manifest
+from tst_megatron.data.plan import CorpusSize
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Corpus:
+    """One prepared folder of a recipe."""
+
+    folder: Path
+    """As the recipe names it."""
+    weight: float
+    manifest: Manifest
+    cache: Path
+    """Where its indexes are kept."""
+
+    def size(self) -> CorpusSize:
+        """What the stream's arithmetic must know of it."""
+        return CorpusSize(
+            name=str(self.folder), weight=self.weight, num_tokens=self.manifest.train.tokens
+        )
+
+
+def open_corpora(
+    data: Mapping[Path, float], cache: str | None, problems: list[str]
+) -> list[Corpus]:
+    """Read the manifests of a ``data:`` block, or say what is wrong with each.
+
+    Args:
+        data: prepared folder -> weight.
+        cache: Megatron's ``data-cache-path``; without it each folder keeps its own indexes.
+        problems: is added to.
+
+    Returns:
+        The corpora in the block's order, or none if one cannot be read.
+    """
+    if not data:
+        problems.append("data: is missing. Name a folder made by `tst-megatron data prepare`")
+    corpora = []
+    for folder, weight in data.items():
+        try:
+            manifest = load_manifest(folder)
+        except (ValueError, OSError) as error:
+            problems.append(f"data: {error}")
+            continue
+        place = Path(cache) if cache else manifest.path.parent / "index"
+        corpora.append(Corpus(folder=folder, weight=weight, manifest=manifest, cache=place))
+    return corpora if len(corpora) == len(data) else []
+
+
+def corpora_problems(corpora: Sequence[Corpus]) -> list[str]:
+    """Why these corpora cannot be read as one text."""
+    first = corpora[0]
+    problems = []
+    folders = [corpus.manifest.path.parent.resolve() for corpus in corpora]
+    for number, corpus in enumerate(corpora):
+        if (same := folders.index(folders[number])) != number:
+            problems.append(
+                f"data: {corpus.folder} is the same folder as {corpora[same].folder}. Name it once"
+            )
+    for corpus in corpora[1:]:
+        if corpus.manifest.tokenizer_sha256 != first.manifest.tokenizer_sha256:
+            problems.append(
+                f"data: {corpus.folder} was prepared with another tokenizer than {first.folder}, "
+                "so its ids mean other text. Prepare all with one tokenizer"
+            )
+        if (corpus.manifest.test is None) != (first.manifest.test is None):
+            problems.append(
+                f"data: one of {first.folder} and {corpus.folder} has a test split and the other "
+                "has none. Prepare both with a test fraction, or neither"
+            )
+    return problems
+
+
+def held_out_problems(
+    corpora: Sequence[Corpus], *, num_samples: int, num_latent_positions: int
+) -> list[str]:
+    """Held-out texts that are too short for their share of an evaluation.
+
+    Args:
+        corpora: of the recipe.
+        num_samples: sequences of one evaluation.
+        num_latent_positions: L, raw tokens per sequence.
+    """
+    shares = Blend([corpus.weight for corpus in corpora]).dealt_before(num_samples)
+    problems = []
+    for corpus, share in zip(corpora, shares, strict=True):
+        for name, split in corpus.manifest.splits().items():
+            held_out = (split.tokens - 1) // num_latent_positions
+            if name != "train" and share > held_out:
+                problems.append(
+                    f"eval-iters: an evaluation reads {share:,} sequences of the {name} text of "
+                    f"{corpus.folder}, which has {held_out:,}. Lower eval-iters, or prepare with a "
+                    "larger held-out fraction"
+                )
+    return problems
+
+
+def changed_text(corpora: Sequence[Corpus]) -> list[str]:
+    """Files that are not what their manifest recorded, as far as a start-up can read them."""
+    return [f"data: {problem}" for corpus in corpora for problem in changed_files(corpus.manifest)]

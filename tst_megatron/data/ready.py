@@ -1,0 +1,92 @@
+"""What is done once before a run reads: files compared with their manifests, indexes built.
+
+One process does it, before the ranks meet, so that no collective's time-out runs meanwhile; the
+others wait for the files.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from tst_megatron.data.corpora import Corpus, changed_text
+from tst_megatron.data.index import problem_of
+from tst_megatron.data.plan import StreamPlan
+from tst_megatron.data.stream import ensure_indexes, index_facts
+from tst_megatron.recipe import RecipeError
+
+SECONDS_TO_BUILD = 4 * 3600.0
+"""How long other ranks wait for indexes: far more than those of 2T tokens take."""
+
+
+def make_ready(plan: StreamPlan, corpora: Sequence[Corpus], console: Console) -> int:
+    """Compare the text with its manifests, and build what is missing of its indexes.
+
+    Args:
+        plan: of the run.
+        corpora: of the plan, in its order.
+        console: where progress goes, and a word on each index that was not whole.
+
+    Returns:
+        The number of indexes that were built.
+
+    Raises:
+        RecipeError: a file is not what its manifest recorded, or an index cannot be written.
+    """
+    if problems := changed_text(corpora):
+        raise RecipeError(problems)
+    num_documents = sum(
+        corpus.manifest.train.documents * plan.epochs_of(number)
+        for number, corpus in enumerate(corpora)
+    )
+
+    def note(text: str) -> None:
+        console.print(text, style="yellow", highlight=False, markup=False, soft_wrap=True)
+
+    try:
+        with _progress(console, num_documents) as advance:
+            return ensure_indexes(plan, corpora, note=note, advance=advance)
+    except ValueError as error:
+        raise RecipeError([f"data: {error}"]) from error
+
+
+def wait_until_ready(
+    plan: StreamPlan, corpora: Sequence[Corpus], *, seconds: float = SECONDS_TO_BUILD
+) -> None:
+    """Wait for the first rank's ``make_ready``: until every index stands under its name.
+
+    Raises:
+        RuntimeError: it did not happen in time.
+    """
+    deadline = time.monotonic() + seconds
+    for number, corpus in enumerate(corpora):
+        for epoch in range(plan.epochs_of(number)):
+            facts = index_facts(plan, corpora, number, epoch)
+            while problem := problem_of(corpus.cache / facts.name, facts):
+                if time.monotonic() > deadline:
+                    raise RuntimeError(
+                        f"{corpus.cache / facts.name}: {problem}, and rank 0 did not build it "
+                        f"within {seconds:.0f} s. Is it on a file system that all nodes share?"
+                    )
+                time.sleep(0.2)
+
+
+@contextmanager
+def _progress(console: Console, num_documents: int) -> Iterator[Callable[[int], None]]:
+    """A bar of documents on a terminal; the function moves it on."""
+    bar = Progress(
+        TextColumn("indexing documents"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        disable=not console.is_terminal,
+        transient=True,
+    )
+    task = bar.add_task("indexing", total=num_documents)
+    with bar:
+        yield lambda documents: bar.advance(task, documents)
