@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
-from rich.text import Text
 
 from tst_megatron import __version__
 from tst_megatron.recipe import RecipeError, load_recipe
@@ -220,7 +219,8 @@ def data_index(recipe: RecipePath, overrides: Overrides = None) -> None:
     num_built = make_ready(checked.stream, checked.corpora, console)
     for line in checked.stream.corpus_lines():
         console.print(line, highlight=False, soft_wrap=True)
-    console.print(f"indexes: {num_built} built, the others are whole", highlight=False)
+    verb = "built" if num_built else "already there and whole"
+    console.print(f"indexes: {num_built or 'all'} {verb}", highlight=False)
 
 
 @data_app.command("trace")
@@ -232,11 +232,9 @@ def data_trace(
     ] = 0,
 ) -> None:
     """Show what a step reads: where each sample starts, the phase, and raw tokens so far."""
-    from rich.table import Table
-
     from tst_megatron.data.ready import make_ready
     from tst_megatron.data.stream import TokenStream
-    from tst_megatron.data.trace import trace_step
+    from tst_megatron.data.trace import trace_lines
 
     console = Console()
     checked = _checked(recipe, overrides, None)
@@ -248,14 +246,9 @@ def data_trace(
         highlight=False,
         soft_wrap=True,
     )
-    columns = ("sample", "corpus", "epoch", "document", "offset", "documents", "begins with")
-    table = Table(*columns, box=None)
     stream = TokenStream(checked.stream, checked.corpora)
-    for traced in trace_step(stream, checked.corpora, step):
-        numbers = (traced.epoch, traced.document, traced.offset, traced.num_documents)
-        row = (str(traced.sample), traced.corpus, *map(str, numbers), repr(traced.text))
-        table.add_row(*(Text(cell) for cell in row))
-    console.print(table)
+    for line in trace_lines(stream, checked.corpora, step):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 @app.command()

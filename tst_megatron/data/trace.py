@@ -53,3 +53,16 @@ def trace_step(stream: TokenStream, corpora: Sequence[Corpus], step: int) -> Ite
             num_documents=len(spans),
             text=processor.decode(tokens.tolist()),
         )
+
+
+def trace_lines(stream: TokenStream, corpora: Sequence[Corpus], step: int) -> list[str]:
+    """What ``trace_step`` yields as a table for people, its columns aligned."""
+    rows = [("sample", "corpus", "epoch", "document", "offset", "documents", "begins with")]
+    for traced in trace_step(stream, corpora, step):
+        numbers = (traced.epoch, traced.document, traced.offset, traced.num_documents)
+        rows.append((str(traced.sample), traced.corpus, *map(str, numbers), repr(traced.text)))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)][:-1]
+    return [
+        "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[-1]])
+        for row in rows
+    ]
