@@ -1,7 +1,11 @@
 """A resumed run goes on exactly as if it had not been stopped, in both phases."""
 
+import json
 import shutil
+import signal
 import struct
+import time
+from itertools import batched
 
 import pytest
 import tiny
@@ -11,13 +15,20 @@ from tst_megatron.cli import train_run
 from tst_megatron.recipe import RecipeError
 from tst_megatron.upstream import repairs
 
-SWITCH, STEPS, SAVE = 16, 32, 4
+SWITCH, STEPS = 16, 36
+
+RESUMED = {
+    "inside superposition": 12,
+    "after the last superposition step": SWITCH,
+    "after the first recovery step": SWITCH + 1,
+    "inside recovery": 24,
+}
+"""Steps completed when a run was interrupted; all see ten steps or more after it."""
 
 
 @pytest.fixture(scope="module")
 def uninterrupted(text, tmp_path_factory):
-    """A whole run under expert parallelism with the distributed optimizer, saved every few
-    steps."""
+    """A whole run under expert parallelism with the distributed optimizer, saved at every step."""
     folder = tmp_path_factory.mktemp("uninterrupted")
     recipe = tiny.write_recipe(
         folder / "tst.yaml",
@@ -25,16 +36,20 @@ def uninterrupted(text, tmp_path_factory):
         {"bag-size": 4, "superposition-steps": SWITCH},
         expert_model_parallel_size=2,
         train_iters=STEPS,
-        save_interval=SAVE,
+        save_interval=1,
         eval_interval=8,
     )
     log = folder / "train.log"
-    arguments = ("train", str(recipe), "--run-folder", str(folder / "run"))
-    tiny.wait(tiny.start_ranks(*arguments, num_ranks=2, log=log), log)
+    tiny.wait(start(recipe, folder / "run", log), log)
     return recipe, folder / "run"
 
 
-def interrupted_at(step, run, folder):
+def start(recipe, run, log):
+    arguments = ("train", str(recipe), "--run-folder", str(run))
+    return tiny.fork_ranks(*arguments, num_ranks=2, log=log)
+
+
+def interrupted_at(step, run, folder, torn='{"event": "st'):
     """The run folder as it was when ``step`` had just been saved and more steps had been logged."""
     shutil.copytree(run, folder)
     for checkpoint in (folder / "checkpoints").glob("iter_*"):
@@ -42,7 +57,11 @@ def interrupted_at(step, run, folder):
             shutil.rmtree(checkpoint)
     (folder / "checkpoints" / "latest_checkpointed_iteration.txt").write_text(str(step))
     lines = (folder / "metrics.jsonl").read_text().splitlines(keepends=True)
-    (folder / "metrics.jsonl").write_text("".join(lines[: step + 3]) + '{"event": "st')
+    (folder / "metrics.jsonl").write_text("".join(lines[: step + 3]) + torn)
+
+
+def last_step(run):
+    return tiny.metrics(run)[-1]["step"]
 
 
 def numbers(rows):
@@ -57,34 +76,54 @@ def numbers(rows):
 
 @pytest.fixture(scope="module")
 def resumed(uninterrupted, tmp_path_factory):
-    """Two resumed runs: from inside superposition, across the switch, and from inside recovery."""
+    """Runs resumed from each of ``RESUMED``, two at a time."""
     recipe, run = uninterrupted
     folder = tmp_path_factory.mktemp("resumed")
-    processes = {}
-    for step in (8, 20):
-        interrupted_at(step, run, folder / str(step))
-        arguments = ("train", str(recipe), "--run-folder", str(folder / str(step)))
-        log = folder / f"{step}.log"
-        processes[step] = tiny.start_ranks(*arguments, num_ranks=2, log=log)
-    for step, ranks in processes.items():
-        tiny.wait(ranks, folder / f"{step}.log")
+    for pair in batched(RESUMED.values(), 2):
+        for step in pair:
+            interrupted_at(step, run, folder / str(step))
+        logs = {step: folder / f"{step}.log" for step in pair}
+        ranks = {step: start(recipe, folder / str(step), logs[step]) for step in pair}
+        for step in pair:
+            tiny.wait(ranks[step], logs[step])
     return folder
 
 
-@pytest.mark.parametrize(("step", "phase"), [(8, "superposition"), (20, "recovery")])
-def test_losses_after_a_resume_are_bit_identical(uninterrupted, resumed, step, phase):
-    _, run = uninterrupted
-    before, after = tiny.metrics(run), tiny.metrics(resumed / str(step))
-    assert before[step]["phase"] == phase
+def assert_equal_to_the_end(run, after):
+    before = tiny.metrics(run)
     assert [row["step"] for row in after] == list(range(1, STEPS + 1))
     assert numbers(after) == numbers(before)
-    assert numbers(tiny.metrics(resumed / str(step), "validation")) == numbers(
-        tiny.metrics(run, "validation")
-    )
 
 
-def test_lines_after_the_loaded_step_are_moved_aside(resumed):
-    dropped = (resumed / "8" / "metrics.dropped.jsonl").read_text().splitlines()
+@pytest.mark.parametrize("where", RESUMED)
+def test_losses_after_a_resume_are_bit_identical(uninterrupted, resumed, where):
+    _, run = uninterrupted
+    folder = resumed / str(RESUMED[where])
+    assert_equal_to_the_end(run, tiny.metrics(folder))
+    dropped = (folder / "metrics.dropped.jsonl").read_text().splitlines()
+    assert json.loads(dropped[0])["step"] == RESUMED[where] + 1
+    assert numbers(tiny.metrics(folder, "validation")) == numbers(tiny.metrics(run, "validation"))
+
+
+def test_two_resumes_in_a_row_are_bit_identical(uninterrupted, tmp_path):
+    """Stopped by a signal a few steps after a first resume, and resumed once more."""
+    recipe, run = uninterrupted
+    folder, log = tmp_path / "run", tmp_path / "log"
+    interrupted_at(8, run, folder, torn="")
+    ranks = start(recipe, folder, log)
+    deadline = time.monotonic() + 200
+    while not (folder / "metrics.dropped.jsonl").exists() or last_step(folder) < 10:
+        assert time.monotonic() < deadline and ranks[0].poll() is None, log.read_text()
+        time.sleep(0.02)
+    ranks[0].send_signal(signal.SIGTERM)
+    tiny.wait(ranks, log, status=75)
+    assert 10 <= last_step(folder) < STEPS
+    tiny.wait(start(recipe, folder, log), log)
+    assert_equal_to_the_end(run, tiny.metrics(folder))
+
+
+def test_torn_line_after_the_loaded_step_is_moved_aside(resumed):
+    dropped = (resumed / "12" / "metrics.dropped.jsonl").read_text().splitlines()
     assert dropped[-1] == '{"event": "st'
     assert len(dropped) > 1
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -93,7 +95,58 @@ def start_ranks(*arguments: str, num_ranks: int, log: Path) -> list[subprocess.P
         ]
 
 
-def wait(processes: list[subprocess.Popen], log: Path, status: int = 0) -> None:
+class Rank:
+    """A forked rank, with what the tests use of ``subprocess.Popen``."""
+
+    def __init__(self, process: multiprocessing.process.BaseProcess) -> None:
+        self._process = process
+        self.pid = process.pid
+
+    def poll(self) -> int | None:
+        return self._process.exitcode
+
+    def wait(self, timeout: float | None = None) -> int | None:
+        self._process.join(timeout)
+        return self._process.exitcode
+
+    def send_signal(self, number: signal.Signals) -> None:
+        os.kill(self._process.pid, number)
+
+
+def fork_ranks(*arguments: str, num_ranks: int, log: Path) -> list[Rank]:
+    """Start ``tst-megatron`` as ``start_ranks`` does, without importing Megatron again.
+
+    Each rank leads a process group of its own, to which its workers belong.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["preloaded"])
+    job = {"WORLD_SIZE": str(num_ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
+    log.write_text("")
+    processes = [
+        context.Process(
+            target=_be_a_rank,
+            args=(arguments, {**job, "RANK": str(rank), "LOCAL_RANK": str(rank)}, str(log)),
+        )
+        for rank in range(num_ranks)
+    ]
+    for process in processes:
+        process.start()
+    return [Rank(process) for process in processes]
+
+
+def _be_a_rank(arguments: tuple[str, ...], job: dict[str, str], log: str) -> None:
+    os.setpgid(0, 0)
+    descriptor = os.open(log, os.O_WRONLY | os.O_APPEND)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    os.environ.update(job)
+    sys.argv = ["tst-megatron", *arguments]
+    from tst_megatron.cli import main
+
+    main()
+
+
+def wait(processes: list[subprocess.Popen] | list[Rank], log: Path, status: int = 0) -> None:
     """Wait for the ranks of a job, each of which must end with a status."""
     for process in processes:
         assert process.wait(timeout=300) == status, log.read_text()

@@ -1,0 +1,17 @@
+"""What the server that forks ranks imports once: everything that a rank would import for itself.
+
+Importing Megatron takes most of a rank's start. ``tiny.fork_ranks`` starts ranks as forks of a
+process that has done it, with nothing else initialised; ``tiny.start_ranks`` starts them as srun
+does.
+"""
+
+import machine  # noqa: F401 - before anything that starts threads
+
+from tst_megatron.host import cpu
+
+cpu.install()
+
+import tst_megatron.check
+import tst_megatron.cli
+import tst_megatron.training.pretrain
+import tst_megatron.training.step  # noqa: F401
