@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import socket
@@ -20,7 +21,7 @@ def write_beside(path: Path, text: str) -> None:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
-    beside.replace(path)
+    _replace(beside, path)
 
 
 def copy_beside(source: Path, path: Path) -> None:
@@ -30,4 +31,15 @@ def copy_beside(source: Path, path: Path) -> None:
         shutil.copyfileobj(original, copy)
         copy.flush()
         os.fsync(copy.fileno())
+    _replace(beside, path)
+
+
+def _replace(beside: Path, path: Path) -> None:
     beside.replace(path)
+    # The rename itself is in the folder. Some network file systems cannot flush one.
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):
+            os.fsync(folder)
+    finally:
+        os.close(folder)
