@@ -68,6 +68,10 @@ class TSTConfig:
     stream_unit_bags: int | None = None
     """Chunks of ``seq-length`` raw tokens per unit of the token stream (U). Every bag size divides
     it; runs that are compared must have the same. Default: the largest bag size."""
+    keep_last_checkpoints: int | None = None
+    """Newest checkpoints that are kept. Those of the last superposition step, of the start of the
+    WSD decay and of every ``save-retain-interval`` steps stay too. Default: all, or 1 beside
+    ``save-retain-interval``."""
 
     def entries(self) -> list[tuple[int, float | int | None]]:
         """The schedule as (bag size, share of steps or number of steps)."""

@@ -28,7 +28,11 @@ SHARD = "__0_0.distcp"
 def saved(tmp_path_factory):
     """What a save leaves: tensors and a bytes item in one shard, written by torch itself."""
     folder = tmp_path_factory.mktemp("saved") / "iter_0000004"
-    state = {"weight": torch.arange(5000.0), "bias": torch.ones(7), "common_state": "what is no tensor"}
+    state = {
+        "weight": torch.arange(5000.0),
+        "bias": torch.ones(7),
+        "common_state": "what is no tensor",
+    }
     dcp.save(state, checkpoint_id=folder, no_dist=True)
     (folder / "metadata.json").write_text('{"sharded_backend": "torch_dist"}')
     return folder
@@ -83,9 +87,7 @@ DAMAGE = {
         f"{SHARD} has 0 bytes of ",
     ),
     "shard one byte short": (
-        lambda checkpoint: truncate(
-            checkpoint / SHARD, (checkpoint / SHARD).stat().st_size - 1
-        ),
+        lambda checkpoint: truncate(checkpoint / SHARD, (checkpoint / SHARD).stat().st_size - 1),
         f"{SHARD} has ",
     ),
     "half a manifest": (
@@ -154,7 +156,9 @@ def test_manifest_that_the_run_writes_last_must_be_there(folder):
 def test_reading_tells_how_far_it_is(folder):
     seen = []
     problems(
-        folder / "iter_0000012", deep=True, on_progress=lambda done, total: seen.append((done, total))
+        folder / "iter_0000012",
+        deep=True,
+        on_progress=lambda done, total: seen.append((done, total)),
     )
     done, total = seen[-1]
     assert done == total == (folder / "iter_0000012" / SHARD).stat().st_size

@@ -17,6 +17,7 @@ COMMANDS = {
         *("inputs", "--tokenizer", "--output", "--text-key"),
         *("--held-out-fraction", "--workers"),
     },
+    "checkpoint verify": {"folder", "--quick"},
     "export": {"checkpoint", "output", "--iteration", "--dtype", "--verify"},
     "quickstart": {"--folder", "--short"},
 }
@@ -159,14 +160,16 @@ def stand_ins(monkeypatch, outside_a_job, tmp_path):
     from tst_megatron.training.run_folder import RunFolder
 
     schedule = SimpleNamespace(num_steps=10)
-    checked = SimpleNamespace(schedule=schedule, plan=lambda: ["the plan"], warnings=["a risk"])
+    checked = SimpleNamespace(
+        schedule=schedule, plan=lambda: ["the plan"], warnings=["a risk"], flags=()
+    )
     calls = []
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(cli, "_checked", lambda *arguments: checked)
     monkeypatch.setattr(RunFolder, "problems", lambda self, checked, fresh: [])
     monkeypatch.setattr(RunFolder, "prepare", lambda self, checked: calls.append(self.path))
     monkeypatch.setattr(training, "redirect_output_to", lambda path: path)
-    monkeypatch.setattr(training, "pretrain", lambda checked, run, console: 75)
+    monkeypatch.setattr(training, "pretrain", lambda checked, run, start, console: 75)
     # Restored at the end, whatever the command puts there.
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.setenv(name, "")
@@ -187,7 +190,7 @@ def test_run_folder_is_named_after_the_recipe_unless_given(stand_ins, monkeypatc
 
 
 def test_finished_run_ends_with_0_and_starts_nothing(stand_ins, monkeypatch, capsys):
-    monkeypatch.setattr(stand_ins.folder, "is_finished", lambda self, steps: steps == 10)
+    monkeypatch.setattr(stand_ins.folder, "is_finished", lambda self, checked: True)
     status, out, _ = run_main(monkeypatch, capsys, "train", "tst.yaml", "--run-folder", "done")
     assert (status, out) == (0, "done: this run is finished.\n")
 

@@ -250,6 +250,7 @@ def test_resolved_recipe_is_plain_and_survives_yaml(recipe):
             "superposition-steps": None,
             "schedule": None,
             "stream-unit-bags": None,
+            "keep-last-checkpoints": None,
         },
     }
     assert yaml.safe_load(yaml.safe_dump(resolved, sort_keys=False)) == resolved

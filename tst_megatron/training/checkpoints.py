@@ -66,7 +66,7 @@ def newest_whole(
     folder: Path, *, has_manifest: bool = False
 ) -> tuple[Path | None, list[tuple[Path, str]]]:
     """The newest checkpoint whose structure is whole, and each newer one with its first problem."""
-    skipped = []
+    skipped: list[tuple[Path, str]] = []
     for checkpoint in list_checkpoints(folder):
         found = problems(checkpoint, has_manifest=has_manifest)
         if not found:
@@ -139,7 +139,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 def _stored_items(checkpoint: Path, found: list[str]) -> Mapping[Any, Any]:
     """What ``.metadata`` says is stored, and where."""
     # Takes seconds to import, and most commands do not need it.
-    from torch.distributed.checkpoint import FileSystemReader
+    from torch.distributed.checkpoint.filesystem import FileSystemReader
 
     if not (checkpoint / ".metadata").exists():
         found.append(".metadata is missing")

@@ -60,9 +60,7 @@ def always_kept(args: Any, *, switch_step: int) -> set[int]:
     return {step for step in steps if 0 < step < args.train_iters}
 
 
-def steps_to_delete(
-    steps: Collection[int], whole: Collection[int], rule: KeepingRule
-) -> list[int]:
+def steps_to_delete(steps: Collection[int], whole: Collection[int], rule: KeepingRule) -> list[int]:
     """The steps whose checkpoints go, oldest first.
 
     Args:
@@ -176,6 +174,6 @@ class Keeper:
         self._whole.discard(step_of(checkpoint))
         aside = _set_aside(checkpoint)
         # Thousands of files on a parallel file system take minutes, and all ranks would wait.
-        thread = threading.Thread(target=shutil.rmtree, args=(aside,), kwargs={"ignore_errors": True})
+        thread = threading.Thread(target=shutil.rmtree, args=(aside, True))
         thread.start()
         self._threads = [*(old for old in self._threads if old.is_alive()), thread]

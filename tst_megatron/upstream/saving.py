@@ -6,7 +6,7 @@ import argparse
 import functools
 import inspect
 from collections.abc import Callable, Collection
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
@@ -14,34 +14,28 @@ from tst_megatron.upstream import names
 from tst_megatron.upstream.repairs import wrap
 
 
-class SaveObserver(Protocol):
-    """What saving tells of itself while a run is made."""
-
-    def before(self, step: int) -> None:
-        """On every rank, just before Megatron collects what it saves."""
-
-    def clear(self, step: int) -> None:
-        """On rank 0, before any rank writes into the folder of this step."""
-
-    def after(self, step: int) -> None:
-        """On rank 0, once the checkpoint is complete and Megatron's tracker file names it."""
-
-
 def observe_saving(
-    observer: SaveObserver, *, forced: Collection[int], tracked_step: Callable[[], int | None]
+    *,
+    before: Callable[[int], None],
+    clear: Callable[[int], None],
+    after: Callable[[int], None],
+    forced: Collection[int],
+    tracked_step: Callable[[], int | None],
 ) -> None:
-    """Report every save of this process's run to ``observer``, and save at more steps.
+    """Follow every save of this process's run, and save at more steps.
 
     Wraps three functions of ``megatron.training.training``: upstream has no callback. Remove when
     it has callbacks around saving, and takes a list of steps to save at.
 
     Args:
-        observer: told on all ranks.
+        before: called with the step on every rank, just before Megatron collects what it saves.
+        clear: called on rank 0, before any rank writes into the folder of the step.
+        after: called on rank 0, once the checkpoint is complete and Megatron's tracker names it.
         forced: steps that are saved although the save interval does not divide them.
         tracked_step: reads the step in Megatron's tracker file, by which an asynchronous save is
             known to be complete.
     """
-    saving = _Saving(observer, frozenset(forced), tracked_step)
+    saving = _Saving(before, clear, after, frozenset(forced), tracked_step)
     wrap(names.training, "save_checkpoint", saving.report_save)
     wrap(names.training, "maybe_finalize_async_save", saving.report_finalized)
     wrap(names.training, "checkpoint_and_decide_exit", saving.force)
@@ -52,11 +46,13 @@ class _Saving:
 
     def __init__(
         self,
-        observer: SaveObserver,
+        before: Callable[[int], None],
+        clear: Callable[[int], None],
+        after: Callable[[int], None],
         forced: frozenset[int],
         tracked_step: Callable[[], int | None],
     ) -> None:
-        self._observer = observer
+        self._before, self._clear, self._after = before, clear, after
         self._forced = forced
         self._tracked_step = tracked_step
         self._unfinished: list[int] = []
@@ -74,16 +70,16 @@ class _Saving:
             if self._interval is not None:
                 # The arguments are saved too, with the interval that the recipe says.
                 settings.save_interval = self._interval
-            self._observer.before(step)
+            self._before(step)
             if _is_first_rank():
-                self._observer.clear(step)
+                self._clear(step)
             # No rank writes into a folder that the first one is taking away.
             _barrier()
             result = save_checkpoint(*args, **kwargs)
             if settings.async_save:
                 self._unfinished.append(step)
             elif _is_first_rank():
-                self._observer.after(step)
+                self._after(step)
             return result
 
         return wrapper
@@ -97,13 +93,13 @@ class _Saving:
                 # Saves are finalised in the order in which they were made.
                 if tracked in self._unfinished:
                     del self._unfinished[: self._unfinished.index(tracked) + 1]
-                    self._observer.after(tracked)
+                    self._after(tracked)
             return result
 
         return wrapper
 
     def force(self, checkpoint_and_decide_exit: Callable[..., Any]) -> Callable[..., Any]:
-        """Save at a forced step as if the interval divided it, so that an exit saves no second time."""
+        """Save as if the interval divided a forced step, so that an exit there saves it once."""
         signature = inspect.signature(checkpoint_and_decide_exit)
 
         @functools.wraps(checkpoint_and_decide_exit)
