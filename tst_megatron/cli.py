@@ -137,7 +137,8 @@ def train_run(
         check_run(checked, run, fresh=False)
     if run.is_finished(checked):
         if rank in (None, 0):
-            run.repair(checked)
+            for note in run.repair(checked).notes:
+                console.print(note, highlight=False, markup=False, soft_wrap=True)
             run.write_finished()
         console.print(f"{folder}: this run is finished.", highlight=False, soft_wrap=True)
         return 0

@@ -127,12 +127,12 @@ def test_keeper_deletes_nothing_when_the_new_one_is_not_whole(folder):
 
 
 def test_keeper_counts_whole_ones_alone_among_the_last(folder, saved):  # noqa: F811
-    truncate(folder / "iter_0000008" / SHARD, 10)
+    truncate(folder / "iter_0000012" / SHARD, 10)
     shutil.copytree(saved, folder / "iter_0000016")
     keeper = Keeper(folder, KeepingRule(keep_last=2), say=lambda _: None)
     keeper.after_save(16)
     keeper.wait()
-    assert steps(folder) == [16, 12]
+    assert steps(folder) == [16, 8]
     shutil.copytree(saved, folder / "iter_0000020")
     truncate(folder / "iter_0000016" / SHARD, 10)
     # What was proven whole in this process is not read again.
