@@ -215,6 +215,11 @@ def _tst_problems(recipe: Recipe) -> list[str]:
         problems.append(f"tst.stream-unit-bags: {tst.stream_unit_bags} is below 1")
     if tst.max_epochs < 1:
         problems.append(f"tst.max-epochs: {tst.max_epochs} is below 1")
+    if tst.keep_last_checkpoints is not None and tst.keep_last_checkpoints < 1:
+        problems.append(
+            f"tst.keep-last-checkpoints: {tst.keep_last_checkpoints} is below 1, and a run goes on "
+            "from its last. Remove the key to keep all"
+        )
     return problems
 
 

@@ -27,6 +27,8 @@ app = typer.Typer(
 )
 data_app = typer.Typer(no_args_is_help=True, help="Make a tokenizer and prepare training text.")
 app.add_typer(data_app, name="data")
+checkpoint_app = typer.Typer(no_args_is_help=True, help="Look after a run's checkpoints.")
+app.add_typer(checkpoint_app, name="checkpoint")
 
 BAD_INPUT = 2
 
@@ -136,13 +138,17 @@ def train_run(
         run.wait_until_prepared()
         check_run(checked, run, fresh=False)
         wait_until_ready(checked.stream, checked.corpora)
-    if run.is_finished(checked.schedule.num_steps):
+    if run.is_finished(checked):
         if rank in (None, 0):
+            for note in run.repair(checked).notes:
+                console.print(note, highlight=False, markup=False, soft_wrap=True)
             run.write_finished()
         console.print(f"{folder}: this run is finished.", highlight=False, soft_wrap=True)
         return 0
     if nproc is not None:
         _announce(checked, console)
+        # Refused here and not after the start of every rank. The first of them repairs.
+        run.find_start(checked)
         command = ["train", str(recipe), *overrides, "--run-folder", str(folder)]
         return launch(command, num_processes=nproc, logs=run.logs, console=console)
 
@@ -151,10 +157,12 @@ def train_run(
     if rank is None:
         _announce(checked, console)
         rank = _be_the_only_rank()
+    start = run.repair(checked) if rank == 0 else None
     try:
-        return pretrain(checked, run, console=redirect_output_to(str(run.log(rank))))
-    except ValueError as error:
-        # The input was checked above; this is a fault, and `main` takes a ValueError for bad input.
+        console = redirect_output_to(str(run.log(rank)))
+        return pretrain(checked, run, start=start, console=console)
+    except (ValueError, OSError) as error:
+        # The input was checked above; this is a fault, and `main` takes these for bad input.
         raise RuntimeError("training failed") from error
 
 
@@ -293,6 +301,19 @@ def export(
             f"{report.verification.num_tensors} tensors bit for bit",
             highlight=False,
         )
+
+
+@checkpoint_app.command("verify")
+def checkpoint_verify(
+    folder: Annotated[Path, typer.Argument(help="A run, its checkpoints/ or one iter_ folder.")],
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Look at the files and their sizes; read no tensor.")
+    ] = False,
+) -> None:
+    """Read checkpoints and say which are whole; status 2 if one is not."""
+    from tst_megatron.report.checkpoints import verify
+
+    raise typer.Exit(0 if verify(folder, deep=not quick, console=Console()) else BAD_INPUT)
 
 
 @app.command()

@@ -70,6 +70,10 @@ class TSTConfig:
     it; runs that are compared must have the same. Default: the largest bag size."""
     max_epochs: int = 1
     """Passes over each corpus that the run may make; a run that needs more is refused."""
+    keep_last_checkpoints: int | None = None
+    """Newest checkpoints that are kept. Those of the last superposition step, of the start of the
+    WSD decay and of every ``save-retain-interval`` steps stay too. Default: all, or 1 beside
+    ``save-retain-interval``."""
 
     def entries(self) -> list[tuple[int, float | int | None]]:
         """The schedule as (bag size, share of steps or number of steps)."""

@@ -219,6 +219,7 @@ def test_schedule_that_is_none_is_refused(text, tst, wanted):
         ({**TST, "stream-unit-bags": 0}, "tst.stream-unit-bags"),
         ({**TST, "max-epochs": 0}, "tst.max-epochs"),
         ({**TST, "stream-unit-bags": -4}, "tst.stream-unit-bags"),
+        ({**TST, "keep-last-checkpoints": 0}, "tst.keep-last-checkpoints: 0 is below 1"),
     ],
 )
 def test_tst_value_that_would_be_passed_over_is_refused(text, tst, key):

@@ -50,12 +50,16 @@ def start(recipe, run, log):
 
 
 def interrupted_at(step, run, folder, torn='{"event": "st'):
-    """The run folder as it was when ``step`` had just been saved and more steps had been logged."""
+    """The run folder as it was when ``step`` had just been saved and more steps had been logged.
+
+    The tracker file is as a kill during its rewrite leaves it: rank 0 has to mend it before any
+    rank reads it.
+    """
     shutil.copytree(run, folder)
     for checkpoint in (folder / "checkpoints").glob("iter_*"):
         if int(checkpoint.name.removeprefix("iter_")) > step:
             shutil.rmtree(checkpoint)
-    (folder / "checkpoints" / "latest_checkpointed_iteration.txt").write_text(str(step))
+    (folder / "checkpoints" / "latest_checkpointed_iteration.txt").write_text("")
     lines = (folder / "metrics.jsonl").read_text().splitlines(keepends=True)
     (folder / "metrics.jsonl").write_text("".join(lines[: step + 3]) + torn)
 

@@ -5,11 +5,14 @@ A Megatron upgrade fails here first; ``tst_megatron/upstream/`` is where to mend
 
 import importlib.metadata
 import inspect
+from pathlib import Path
 
 import pytest
+from megatron.core.dist_checkpointing import validation
 
 from tst_megatron import upstream
 from tst_megatron.host import cpu
+from tst_megatron.training import checkpoints
 from tst_megatron.upstream import names
 
 
@@ -37,6 +40,10 @@ def test_version_is_the_tested_one():
         (names.training.training_log, ["loss_dict", "total_loss_dict", "iteration"]),
         (names.training.evaluate_and_print_results, ["iteration"]),
         (names.training.train_step, ["forward_step_func", "data_iterator", "model"]),
+        (names.training.save_checkpoint, ["iteration", "model", "non_persistent_ckpt"]),
+        (names.training.load_checkpoint, ["ddp_model", "optimizer", "opt_param_scheduler"]),
+        (names.training.maybe_finalize_async_save, ["blocking", "terminate"]),
+        (names.training.checkpoint_and_decide_exit, ["model", "iteration"]),
         (names.training.num_floating_point_operations, ["args", "batch_size"]),
         (names.training.initialize_megatron, ["allow_no_cuda"]),
         (names.arguments.parse_args, ["extra_args_provider", "ignore_unknown_args"]),
@@ -75,6 +82,24 @@ def test_embedding_has_what_the_bag_embedding_reads():
     source = inspect.getsource(upstream.VocabParallelEmbedding)
     for name in ("self.weight", "vocab_start_index", "reduce_scatter_embeddings", "self.tp_group"):
         assert name in source
+
+
+def test_tracker_file_and_folders_are_named_as_we_read_and_write_them():
+    from megatron.training import checkpointing
+
+    assert checkpointing.get_checkpoint_tracker_filename("c") == f"c/{checkpoints.TRACKER}"
+    assert checkpointing.get_checkpoint_name("c", 12, return_base_dir=True) == str(
+        checkpoints.checkpoint_of(Path("c"), 12)
+    )
+    assert validation.INTEGRITY_FNAME == checkpoints.MANIFEST
+
+
+def test_a_step_is_saved_by_interval_and_saved_once_before_an_exit():
+    """What ``saving.force`` relies on: the interval in the arguments decides, and nothing else."""
+    decide = names.training.checkpoint_and_decide_exit
+    source = inspect.getsource(getattr(decide, "tst_megatron_original", decide))
+    assert "iteration % args.save_interval == 0" in source
+    assert "if args.save and not saved_checkpoint:" in source
 
 
 def test_workarounds_are_put_in_place_once():

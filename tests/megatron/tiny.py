@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import yaml
@@ -79,8 +80,13 @@ def start(*arguments: str, log: Path) -> subprocess.Popen:
         return subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, env=environment())
 
 
-def start_ranks(*arguments: str, num_ranks: int, log: Path) -> list[subprocess.Popen]:
-    """Start ``tst-megatron`` as srun does, one process per rank and no launcher above them."""
+def start_ranks(
+    *arguments: str, num_ranks: int, log: Path, first: Callable[[], None] | None = None
+) -> list[subprocess.Popen]:
+    """Start ``tst-megatron`` as srun does, one process per rank and no launcher above them.
+
+    ``first`` is called in each process before it becomes ``tst-megatron``.
+    """
     job = {"WORLD_SIZE": str(num_ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
     command = [sys.executable, "-m", "tst_megatron", *arguments]
     with log.open("w") as file:
@@ -90,6 +96,7 @@ def start_ranks(*arguments: str, num_ranks: int, log: Path) -> list[subprocess.P
                 stdout=file,
                 stderr=subprocess.STDOUT,
                 env=environment(RANK=str(rank), LOCAL_RANK=str(rank), **job),
+                preexec_fn=first,
             )
             for rank in range(num_ranks)
         ]

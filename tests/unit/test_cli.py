@@ -20,6 +20,7 @@ COMMANDS = {
     },
     "data index": {"recipe", "overrides"},
     "data trace": {"recipe", "overrides", "--step"},
+    "checkpoint verify": {"folder", "--quick"},
     "export": {"checkpoint", "output", "--iteration", "--dtype", "--verify"},
     "quickstart": {"--folder", "--short"},
 }
@@ -170,6 +171,7 @@ def stand_ins(monkeypatch, outside_a_job, tmp_path):
         corpora="the corpora",
         plan=lambda: ["the plan"],
         warnings=["a risk"],
+        flags=(),
     )
     calls, ready = [], []
     monkeypatch.setattr(data_ready, "make_ready", lambda *text: ready.append(text[:2]))
@@ -179,7 +181,7 @@ def stand_ins(monkeypatch, outside_a_job, tmp_path):
     monkeypatch.setattr(RunFolder, "problems", lambda self, checked, fresh: [])
     monkeypatch.setattr(RunFolder, "prepare", lambda self, checked: calls.append(self.path))
     monkeypatch.setattr(training, "redirect_output_to", lambda path: path)
-    monkeypatch.setattr(training, "pretrain", lambda checked, run, console: 75)
+    monkeypatch.setattr(training, "pretrain", lambda checked, run, start, console: 75)
     # Restored at the end, whatever the command puts there.
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.setenv(name, "")
@@ -201,7 +203,7 @@ def test_run_folder_is_named_after_the_recipe_unless_given(stand_ins, monkeypatc
 
 
 def test_finished_run_ends_with_0_and_starts_nothing(stand_ins, monkeypatch, capsys):
-    monkeypatch.setattr(stand_ins.folder, "is_finished", lambda self, steps: steps == 10)
+    monkeypatch.setattr(stand_ins.folder, "is_finished", lambda self, checked: True)
     status, out, _ = run_main(monkeypatch, capsys, "train", "tst.yaml", "--run-folder", "done")
     assert (status, out) == (0, "done: this run is finished.\n")
 

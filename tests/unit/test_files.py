@@ -26,7 +26,7 @@ def test_file_is_on_disk_before_it_takes_the_place_of_the_old_one(tmp_path, monk
 
     monkeypatch.setattr(os, "fsync", fsync)
     write_beside(path, "newer")
-    # Then the folder, so that the new name outlives a power cut.
+    # The file, then its folder: a rename is a change of the folder.
     assert seen[0] == ("old", 5)
     assert [text for text, _ in seen] == ["old", "newer"]
     assert path.read_text() == "newer"

@@ -251,6 +251,7 @@ def test_resolved_recipe_is_plain_and_survives_yaml(recipe):
             "schedule": None,
             "stream-unit-bags": None,
             "max-epochs": 1,
+            "keep-last-checkpoints": None,
         },
     }
     assert yaml.safe_load(yaml.safe_dump(resolved, sort_keys=False)) == resolved

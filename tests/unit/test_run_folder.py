@@ -28,7 +28,8 @@ def make_checked(folder, *overrides):
     train = SimpleNamespace(bin_sha256="ab12")
     manifest = SimpleNamespace(tokenizer_model=folder / "tokenizer.model", train=train)
     corpora = (SimpleNamespace(manifest=manifest),)
-    return SimpleNamespace(recipe=recipe, schedule=recipe.schedule(), corpora=corpora)
+    schedule = recipe.schedule()
+    return SimpleNamespace(recipe=recipe, schedule=schedule, corpora=corpora, flags=())
 
 
 @pytest.fixture
@@ -173,21 +174,40 @@ def test_last_checkpoint_is_the_one_megatron_tracks(run):
     assert step_of(run.last_checkpoint()) == 12
 
 
-def test_run_is_finished_at_its_last_step_and_not_before(run):
-    assert not run.is_finished(12)
-    save_checkpoint(run, 11)
-    assert not run.is_finished(12)
-    save_checkpoint(run, 12)
-    assert run.is_finished(12)
+def test_run_is_finished_when_the_checkpoint_of_its_last_step_is_whole(run, checked, monkeypatch):
+    """Every rank asks, also before the first has repaired the tracker file: it is not read."""
+    problems = []
+    monkeypatch.setattr(run_folder, "problems", lambda *_, **__: problems)
+    assert not run.is_finished(checked)
+    save_checkpoint(run, 9)
+    assert not run.is_finished(checked)
+    save_checkpoint(run, 10)
+    (run.checkpoints / "latest_checkpointed_iteration.txt").write_text("")
+    assert run.is_finished(checked)
+    problems.append(".metadata is missing")
+    assert not run.is_finished(checked)
 
 
-@pytest.mark.parametrize("text", ["", "twelve"])
-def test_damaged_tracker_is_named(run, text):
+@pytest.mark.parametrize("text", [None, "", "twelve", "13"])
+def test_tracker_that_names_no_checkpoint_is_none(run, text):
     save_checkpoint(run, 12)
     tracker = run.checkpoints / "latest_checkpointed_iteration.txt"
-    tracker.write_text(text)
-    with pytest.raises(ValueError, match=r"latest_checkpointed_iteration\.txt"):
-        run.last_checkpoint()
+    tracker.unlink() if text is None else tracker.write_text(text)
+    assert run.last_checkpoint() is None
+
+
+def test_how_often_to_save_and_what_to_keep_may_change(run, checked, tmp_path):
+    run.prepare(checked)
+    changes = ("save-interval=7", "save-retain-interval=14", "tst.keep-last-checkpoints=2")
+    assert run.problems(make_checked(tmp_path / "other", *changes), fresh=False) == []
+    (problem,) = run.problems(make_checked(tmp_path / "third", *changes, "lr=1"), fresh=False)
+    assert problem.startswith("lr:")
+
+
+def test_start_finishes_an_interrupted_delete(run, checked):
+    (run.checkpoints / ".deleted-iter_0000004").mkdir(parents=True)
+    assert run.repair(checked).step == 0
+    assert list(run.checkpoints.iterdir()) == []
 
 
 def test_state_tells_how_the_run_stands(run):

@@ -57,7 +57,9 @@ def trace_step(stream: TokenStream, corpora: Sequence[Corpus], step: int) -> Ite
 
 def trace_lines(stream: TokenStream, corpora: Sequence[Corpus], step: int) -> list[str]:
     """What ``trace_step`` yields as a table for people, its columns aligned."""
-    rows = [("sample", "corpus", "epoch", "document", "offset", "documents", "begins with")]
+    rows: list[tuple[str, ...]] = [
+        ("sample", "corpus", "epoch", "document", "offset", "documents", "begins with")
+    ]
     for traced in trace_step(stream, corpora, step):
         numbers = (traced.epoch, traced.document, traced.offset, traced.num_documents)
         rows.append((str(traced.sample), traced.corpus, *map(str, numbers), repr(traced.text)))

@@ -19,8 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from tst_megatron.host import cpu
-
-TRACKER = "latest_checkpointed_iteration.txt"
+from tst_megatron.training.checkpoints import TRACKER
 
 # Arguments that say how to run and not what the model computes go back to Megatron's defaults. An
 # unknown one stays as saved, so that a new architecture setting is never dropped in silence.

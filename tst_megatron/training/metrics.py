@@ -11,7 +11,7 @@ import json
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -38,16 +38,20 @@ SECONDS_BETWEEN_LINES = 20.0
 class Recorder:
     """Writes what training tells of itself: ``metrics.jsonl``, the writers, and progress."""
 
-    def __init__(
-        self, path: Path, schedule: Schedule, *, console: Console, device: str, first_step: int
-    ) -> None:
-        """Continue ``path`` after ``first_step`` completed steps; later lines are moved aside."""
+    def __init__(self, path: Path, schedule: Schedule, *, console: Console, device: str) -> None:
+        """Write to ``path`` from ``on_load`` on."""
+        self._path = path
         self._schedule = schedule
         self._device = device
-        drop_lines_after(path, first_step)
-        self._file = path.open("a", encoding="utf-8")
+        self._file: TextIO | None = None
         self._last_validation = -1
-        self._progress = _Progress(console, schedule.num_steps, first_step)
+        self._progress = _Progress(console, schedule.num_steps)
+
+    def on_load(self, step: int) -> None:
+        """Continue after the step that was really loaded, or 0; later lines are moved aside."""
+        drop_lines_after(self._path, step)
+        self._file = self._path.open("a", encoding="utf-8")
+        self._progress.start(step)
 
     def on_step(self, step: int, seconds: float, scalars: Mapping[str, float]) -> None:
         """Record a completed optimizer step (``upstream.StepObserver``)."""
@@ -84,9 +88,11 @@ class Recorder:
     def close(self) -> None:
         """Finish the file and the progress display."""
         self._progress.close()
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
 
     def _write(self, row: Mapping[str, Any]) -> None:
+        assert self._file is not None, "nothing was loaded yet"
         # One write per line, so that a killed run leaves whole lines and a torn one at most.
         self._file.write(json.dumps(row) + "\n")
         self._file.flush()
@@ -104,21 +110,23 @@ def _to_writers(scalars: Mapping[str, float], step: int) -> None:
 class _Progress:
     """A bar on a terminal; a line now and then in a log."""
 
-    def __init__(self, console: Console, num_steps: int, first_step: int) -> None:
+    def __init__(self, console: Console, num_steps: int) -> None:
         self._console = console
         self._num_steps = num_steps
         self._last_line = time.monotonic()
         self._bar: Progress | None = None
         self._advance: Callable[[int, str], None] = self._print_line
-        if console.is_terminal:
+
+    def start(self, first_step: int) -> None:
+        if self._console.is_terminal:
             self._bar = Progress(
                 TextColumn("{task.description}"),
                 BarColumn(),
                 MofNCompleteColumn(),
                 TimeRemainingColumn(),
-                console=console,
+                console=self._console,
             )
-            task = self._bar.add_task("training", total=num_steps, completed=first_step)
+            task = self._bar.add_task("training", total=self._num_steps, completed=first_step)
             self._bar.start()
             bar = self._bar
             self._advance = lambda step, text: bar.update(task, completed=step, description=text)

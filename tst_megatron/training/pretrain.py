@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import signal
 import sys
 import traceback
+from collections.abc import Callable
 from types import FrameType
 
 from rich.console import Console
 
 from tst_megatron.check import CheckedRecipe
-from tst_megatron.training.run_folder import ALL_STEPS, RunFolder, step_of
+from tst_megatron.training.checkpoints import Start, step_of, tracked_step
+from tst_megatron.training.retention import Keeper, KeepingRule, always_kept
+from tst_megatron.training.run_folder import ALL_STEPS, RunFolder, saves_manifest
 
 FINISHED = 0
 FAILED = 1
@@ -27,12 +31,15 @@ _MEANING_OF_EXIT = {
 }
 
 
-def pretrain(checked: CheckedRecipe, run: RunFolder, *, console: Console) -> int:
+def pretrain(
+    checked: CheckedRecipe, run: RunFolder, *, start: Start | None, console: Console
+) -> int:
     """Train as a recipe says, in this process as one rank of the job.
 
     Args:
         checked: what ``check_recipe`` passed.
         run: its folder, prepared by the first rank or by the launcher.
+        start: on the first rank, which step Megatron's tracker file was set to; None on others.
         console: where progress goes; Megatron's own log goes to the run folder.
 
     Returns:
@@ -54,13 +61,13 @@ def pretrain(checked: CheckedRecipe, run: RunFolder, *, console: Console) -> int
         reason = "started, and ended without saying how"
         run.write_state("failed", reason=reason, step=_saved_step(run), device=device)
     try:
-        _train(checked, run, console=console, device=device)
+        _train(checked, run, start=start, console=console, device=device)
         status, word, reason = FINISHED, "finished", ALL_STEPS
     except SystemExit as exit_:
         # Megatron ends a graceful stop by sys.exit inside pretrain.
         code = exit_.code if isinstance(exit_.code, int) else 1
         status, word, reason = _MEANING_OF_EXIT.get(code, (FAILED, "failed", f"exit status {code}"))
-        if status == STOPPED and run.is_finished(checked.schedule.num_steps):
+        if status == STOPPED and run.is_finished(checked):
             status, word, reason = FINISHED, "finished", ALL_STEPS
     except Exception as error:
         # To this rank's log: the caller's own input was checked before, so this is no bad input.
@@ -72,7 +79,9 @@ def pretrain(checked: CheckedRecipe, run: RunFolder, *, console: Console) -> int
     return status
 
 
-def _train(checked: CheckedRecipe, run: RunFolder, *, console: Console, device: str) -> None:
+def _train(
+    checked: CheckedRecipe, run: RunFolder, *, start: Start | None, console: Console, device: str
+) -> None:
     """Announce to Megatron what the recipe says, and run its training loop."""
     from tst_megatron import upstream
     from tst_megatron.data.dataset import make_dataset_provider
@@ -90,14 +99,10 @@ def _train(checked: CheckedRecipe, run: RunFolder, *, console: Console, device: 
         run.write_versions(device=device, world_size=args.world_size)
     observer = None
     if args.rank == args.world_size - 1:
-        observer = Recorder(
-            run.metrics,
-            checked.schedule,
-            console=console,
-            device=device,
-            first_step=_saved_step(run),
-        )
+        observer = Recorder(run.metrics, checked.schedule, console=console, device=device)
     upstream.observe_training(observer, loss_names=LOSS_NAMES)
+    upstream.observe_loading(start.step if start else None, observer.on_load if observer else None)
+    _keep_checkpoints(checked, run, args, say=_teller(console, start))
     for stop_signal in (signal.SIGTERM, signal.SIGUSR2):
         signal.signal(stop_signal, _stop)
     try:
@@ -112,12 +117,45 @@ def _train(checked: CheckedRecipe, run: RunFolder, *, console: Console, device: 
             observer.close()
 
 
+def _keep_checkpoints(
+    checked: CheckedRecipe, run: RunFolder, args: argparse.Namespace, *, say: Callable[[str], None]
+) -> None:
+    """Save where the recipe's phases need it, and delete by rule after each save."""
+    from tst_megatron import upstream
+
+    rule = KeepingRule(
+        keep_last=checked.recipe.tst.keep_last_checkpoints,
+        keep_every=upstream.take_retention(args),
+        always=frozenset(always_kept(args, switch_step=checked.schedule.switch_step)),
+    )
+    keeper = Keeper(run.checkpoints, rule, say=say, has_manifest=saves_manifest(checked))
+    upstream.observe_saving(
+        before=lambda _: None,
+        clear=keeper.clear,
+        after=keeper.after_save,
+        forced=rule.always,
+        tracked_step=lambda: tracked_step(run.checkpoints),
+    )
+
+
+def _teller(console: Console, start: Start | None) -> Callable[[str], None]:
+    """A way to say something on the console and in this rank's log; says what the start has to."""
+
+    def say(line: str) -> None:
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+        print(line, flush=True)
+
+    for note in start.notes if start else ():
+        say(note)
+    return say
+
+
 def _run_flags(run: RunFolder) -> list[str]:
     flags = ["--save", str(run.checkpoints), "--tensorboard-dir", str(run.tensorboard)]
     flags += ["--tokenizer-model", str(run.tokenizer)]
-    if run.last_checkpoint() is not None:
-        flags += ["--load", str(run.checkpoints), "--exit-on-missing-checkpoint"]
-    return flags
+    # Also for a new run: whether there is anything to load is decided by the tracker file, and
+    # other ranks must not read it before the first has set it.
+    return [*flags, "--load", str(run.checkpoints)]
 
 
 def _saved_step(run: RunFolder) -> int:

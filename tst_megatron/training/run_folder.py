@@ -15,6 +15,16 @@ from tst_megatron import __version__
 from tst_megatron.check import CheckedRecipe
 from tst_megatron.files import copy_beside, write_beside
 from tst_megatron.recipe import RecipeError
+from tst_megatron.training.checkpoints import (
+    Start,
+    checkpoint_of,
+    find_start,
+    problems,
+    repair_tracker,
+    step_of,
+    tracked_step,
+)
+from tst_megatron.training.retention import remove_leftovers
 
 PACKAGES = (
     "torch",
@@ -29,6 +39,9 @@ PACKAGES = (
 
 
 ALL_STEPS = "all steps are done"
+
+HOW_OFTEN_TO_SAVE = ("save-interval", "save-retain-interval")
+"""Megatron's keys that may change over the life of a run, as ``tst.keep-last-checkpoints`` may."""
 
 
 class RunFolder:
@@ -65,11 +78,11 @@ class RunFolder:
             return [f"--fresh: {self.path} is not empty. Name another folder, or delete it"]
         if not self._resolved.exists():
             return [f"--run-folder: {self.path} has files and no resolved.yaml, so it is not a run"]
-        before = yaml.safe_load(self._resolved.read_text(encoding="utf-8"))
+        before = _comparable(yaml.safe_load(self._resolved.read_text(encoding="utf-8")))
         return [
             f"{key}: this run was started with {_show(before, key)}, and the recipe now says "
             f"{_show(now, key)}. Use another --run-folder, or the recipe it was started with"
-            for now in [_identity(checked)]
+            for now in [_comparable(_identity(checked))]
             for key in sorted({*before, *now})
             if before.get(key) != now.get(key)
         ]
@@ -137,28 +150,34 @@ class RunFolder:
         state: dict[str, Any] = json.loads(self._state.read_text(encoding="utf-8"))
         return state
 
-    def is_finished(self, num_steps: int) -> bool:
-        """Whether the last checkpoint is that of the last step."""
-        checkpoint = self.last_checkpoint()
-        return checkpoint is not None and step_of(checkpoint) == num_steps
+    def is_finished(self, checked: CheckedRecipe) -> bool:
+        """Whether the checkpoint of the last step is whole; every rank finds the same."""
+        last = checkpoint_of(self.checkpoints, checked.schedule.num_steps)
+        return last.is_dir() and not problems(last, has_manifest=saves_manifest(checked))
+
+    def find_start(self, checked: CheckedRecipe) -> Start:
+        """The step that the run goes on from; see ``checkpoints.find_start``."""
+        return find_start(self.checkpoints, has_manifest=saves_manifest(checked))
+
+    def repair(self, checked: CheckedRecipe) -> Start:
+        """Put the checkpoints in order for a start; the first rank does this, before the others.
+
+        Raises:
+            RecipeError: something was saved, and none of it is whole.
+        """
+        remove_leftovers(self.checkpoints)
+        return repair_tracker(self.checkpoints, has_manifest=saves_manifest(checked))
 
     def last_checkpoint(self) -> Path | None:
-        """The checkpoint that a resumed run starts from."""
-        tracker = self.checkpoints / "latest_checkpointed_iteration.txt"
-        if not tracker.exists():
-            return None
-        text = tracker.read_text(encoding="utf-8").strip()
-        if not text.isdigit():
-            raise ValueError(
-                f"{tracker}: holds {text!r}, and should hold the step of the newest checkpoint. "
-                "Write the number of an iter_ folder beside it into it"
-            )
-        return self.checkpoints / f"iter_{int(text):07d}"
+        """The checkpoint that Megatron's tracker file names, if both exist."""
+        step = tracked_step(self.checkpoints)
+        checkpoint = None if step is None else checkpoint_of(self.checkpoints, step)
+        return checkpoint if checkpoint and checkpoint.is_dir() else None
 
 
-def step_of(checkpoint: Path) -> int:
-    """Optimizer steps completed when a checkpoint was saved."""
-    return int(checkpoint.name.removeprefix("iter_"))
+def saves_manifest(checked: CheckedRecipe) -> bool:
+    """Whether the run's checkpoints end with a manifest of hashes, which loading then needs."""
+    return "--verify-integrity" in checked.flags
 
 
 def package_version(package: str) -> str | None:
@@ -187,6 +206,14 @@ def _identity(checked: CheckedRecipe) -> dict[str, Any]:
         "phases": steps,
         "training text": [corpus.manifest.train.bin_sha256 for corpus in checked.corpora],
     }
+
+
+def _comparable(identity: dict[str, Any]) -> dict[str, Any]:
+    """Without what says how often to save and what to keep: no number depends on it."""
+    kept = {key: value for key, value in identity.items() if key not in HOW_OFTEN_TO_SAVE}
+    if isinstance(kept.get("tst"), dict):
+        kept["tst"] = {k: v for k, v in kept["tst"].items() if k != "keep-last-checkpoints"}
+    return kept
 
 
 def _show(values: dict[str, Any], key: str) -> str:

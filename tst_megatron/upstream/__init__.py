@@ -1,7 +1,8 @@
 """The seam with Megatron: the only room, with ``host/cpu.py``, that knows its unstable names.
 
 Every name used elsewhere is imported or wrapped here: ``names.py`` imports them, ``training.py``
-says them in our words, ``checkpoint.py`` reads what a run saved, ``repairs.py`` has every
+says them in our words, ``saving.py`` follows saves and loads, ``checkpoint.py`` reads what a run
+saved, ``repairs.py`` has every
 workaround with the condition for its removal. ``tests/megatron/test_upstream_contract.py`` pins
 each signature that is relied on, so a new Megatron fails there first, with a readable message.
 
@@ -24,6 +25,7 @@ from tst_megatron.upstream.names import (
     reduce_scatter_to_sequence_parallel_region,
 )
 from tst_megatron.upstream.repairs import allow_no_cuda, repair_wheel
+from tst_megatron.upstream.saving import observe_loading, observe_saving, take_retention
 from tst_megatron.upstream.training import (
     SPIKE_FACTOR,
     StepObserver,
@@ -65,6 +67,8 @@ __all__ = [
     "get_rerun_state_machine",
     "get_timers",
     "holds_a_batch",
+    "observe_loading",
+    "observe_saving",
     "observe_training",
     "parse_arguments",
     "reduce_from_tensor_model_parallel_region",
@@ -72,6 +76,7 @@ __all__ = [
     "repair_wheel",
     "request_stop",
     "run_pretraining",
+    "take_retention",
     "tensor_parallel_rank",
     "tensorboard_writer",
     "teraflops_per_device",

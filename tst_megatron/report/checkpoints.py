@@ -1,0 +1,71 @@
+"""Say of every checkpoint of a run whether it is whole."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
+
+from tst_megatron.training.checkpoints import list_checkpoints, problems
+
+
+def verify(folder: Path, *, deep: bool, console: Console) -> bool:
+    """Print a line per checkpoint, oldest first.
+
+    Args:
+        folder: a run folder, its ``checkpoints/``, or one ``iter_`` folder.
+        deep: read everything that is stored, and not only look at the files.
+        console: where the lines and the progress go.
+
+    Returns:
+        Whether all are whole.
+
+    Raises:
+        ValueError: there is none.
+    """
+    checkpoints = _checkpoints_in(folder)
+    num_damaged = 0
+    for checkpoint in reversed(checkpoints):
+        found = _verify_one(checkpoint, deep, console)
+        num_damaged += bool(found)
+        line = f"{checkpoint.name}: damaged: {'; '.join(found)}" if found else None
+        console.print(
+            line or f"{checkpoint.name}: whole", highlight=False, markup=False, soft_wrap=True
+        )
+    return not num_damaged
+
+
+def _checkpoints_in(folder: Path) -> list[Path]:
+    own = folder.resolve()
+    if own in list_checkpoints(own.parent):
+        return [own]
+    found = list_checkpoints(folder / "checkpoints") or list_checkpoints(folder)
+    if not found:
+        raise ValueError(
+            f"{folder}: no checkpoint there (no iter_NNNNNNN folder). Give a run folder, its "
+            "checkpoints/, or one iter_ folder"
+        )
+    return found
+
+
+def _verify_one(checkpoint: Path, deep: bool, console: Console) -> list[str]:
+    if not deep or not console.is_terminal:
+        return problems(checkpoint, deep=deep)
+    columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    with Progress(
+        TextColumn("{task.description}"), *columns, console=console, transient=True
+    ) as progress:
+        task = progress.add_task(checkpoint.name, total=None)
+        return problems(
+            checkpoint,
+            deep=True,
+            on_progress=lambda done, total: progress.update(task, completed=done, total=total),
+        )
