@@ -123,8 +123,9 @@ def train_run(
 ) -> int:
     """Train in a run folder, as one rank or by starting all of them, and return the exit status."""
     from tst_megatron.data.ready import make_ready, wait_until_ready
+    from tst_megatron.training.checkpoints import checkpoint_of
     from tst_megatron.training.launch import launch
-    from tst_megatron.training.run_folder import RunFolder, check_run
+    from tst_megatron.training.run_folder import RunFolder, check_run, check_stream
 
     console = Console()
     rank = _rank_of_environment()
@@ -145,10 +146,10 @@ def train_run(
             run.write_finished()
         console.print(f"{folder}: this run is finished.", highlight=False, soft_wrap=True)
         return 0
+    if rank in (None, 0) and (step := run.find_start(checked).step):
+        check_stream(checked, checkpoint_of(run.checkpoints, step))
     if nproc is not None:
         _announce(checked, console)
-        # Refused here and not after the start of every rank. The first of them repairs.
-        run.find_start(checked)
         command = ["train", str(recipe), *overrides, "--run-folder", str(folder)]
         return launch(command, num_processes=nproc, logs=run.logs, console=console)
 

@@ -5,6 +5,7 @@ import shutil
 import signal
 import struct
 import time
+from dataclasses import replace
 from itertools import batched
 
 import pytest
@@ -12,7 +13,9 @@ import tiny
 import torch
 
 from tst_megatron.cli import train_run
-from tst_megatron.recipe import RecipeError
+from tst_megatron.data.cursor import stream_facts
+from tst_megatron.recipe import RecipeError, load_recipe
+from tst_megatron.training.run_folder import check_stream
 from tst_megatron.upstream import repairs
 
 SWITCH, STEPS = 16, 36
@@ -61,7 +64,8 @@ def interrupted_at(step, run, folder, torn='{"event": "st'):
             shutil.rmtree(checkpoint)
     (folder / "checkpoints" / "latest_checkpointed_iteration.txt").write_text("")
     lines = (folder / "metrics.jsonl").read_text().splitlines(keepends=True)
-    (folder / "metrics.jsonl").write_text("".join(lines[: step + 3]) + torn)
+    logged = [line for line in lines if json.loads(line)["step"] <= step + 2]
+    (folder / "metrics.jsonl").write_text("".join(logged) + torn)
 
 
 def last_step(run):
@@ -189,4 +193,87 @@ def test_another_recipe_in_the_same_run_folder_is_refused(uninterrupted):
         train_run(recipe, ["lr=0.001", "tst.superposition-steps=12"], run, nproc=2)
     problems = "\n".join(refused.value.problems)
     assert "lr: this run was started with 0.01, and the recipe now says 0.001" in problems
-    assert "phases: this run was started with [[4, 16], [1, 16]]" in problems
+    assert "phases: this run was started with [[4, 16], [1, 20]]" in problems
+
+
+# --- the cursor ----------------------------------------------------------------------------------
+
+
+def checked_with(recipe, *overrides):
+    from tst_megatron.check import check_recipe
+
+    return check_recipe(load_recipe(recipe, overrides), world_size=2)
+
+
+def test_checkpoint_holds_where_the_stream_stands_and_what_decides_it(uninterrupted):
+    from tst_megatron.upstream.checkpoint import read_saved_state
+
+    recipe, run = uninterrupted
+    for step, phase, raw_tokens in ((12, 0, 12 * 4), (SWITCH, 1, 16 * 4), (24, 1, 16 * 4 + 8)):
+        state = read_saved_state(run / "checkpoints" / f"iter_{step:07d}")
+        tst = state["args"].tst
+        assert tst["cursor"] == {
+            "step": step,
+            "phase": phase,
+            "samples": step * 8,
+            "raw tokens": raw_tokens * 8 * 32,
+            "chunks of corpora": [raw_tokens * 8],
+        }
+        checked = checked_with(recipe)
+        assert tst["stream"] == stream_facts(checked.stream, checked.corpora)
+        check_stream(checked, run / "checkpoints" / f"iter_{step:07d}")
+
+
+@pytest.mark.parametrize(
+    ("override", "key"),
+    [
+        ("seed=99", "seed: the checkpoint was trained with 1234, and this run has 99"),
+        ("seq-length=16", "seq-length: the checkpoint was trained with 32, and this run has 16"),
+        ("global-batch-size=16", "global-batch-size: the checkpoint was trained with 8"),
+        ("tst.stream-unit-bags=8", "tst.stream-unit-bags: the checkpoint was trained with 4"),
+        (
+            "tst.superposition-steps=15",
+            "phases: the checkpoint was trained with [[4, 16], [1, 20]], and this run has "
+            "[[4, 15], [1, 21]]",
+        ),
+    ],
+)
+def test_other_stream_is_refused_with_what_differs(uninterrupted, override, key):
+    recipe, run = uninterrupted
+    with pytest.raises(RecipeError) as refused:
+        check_stream(checked_with(recipe, override), run / "checkpoints" / "iter_0000012")
+    (problem,) = refused.value.problems
+    assert problem.startswith(key)
+
+
+def test_other_text_and_tokenizer_are_refused_with_what_differs(uninterrupted):
+    recipe, run = uninterrupted
+    checked = checked_with(recipe)
+    (corpus,) = checked.corpora
+    train = replace(corpus.manifest.train, bin_fingerprint="other")
+    manifest = replace(corpus.manifest, train=train, tokenizer_sha256="another")
+    changed = replace(checked, corpora=(replace(corpus, manifest=manifest, weight=2.0),))
+    with pytest.raises(RecipeError) as refused:
+        check_stream(changed, run / "checkpoints" / "iter_0000012")
+    assert [problem.split(":")[0] for problem in refused.value.problems] == [
+        "tokenizer",
+        "weight of corpus 1",
+        "train.bin of corpus 1",
+    ]
+
+
+def test_text_written_anew_under_its_name_ends_a_resume_before_it_starts(uninterrupted, tmp_path):
+    """The manifest is unchanged, so only the file itself can tell."""
+    recipe, run = uninterrupted
+    shutil.copytree(run, tmp_path / "run")
+    for checkpoint in sorted((tmp_path / "run" / "checkpoints").glob("iter_*"))[20:]:
+        shutil.rmtree(checkpoint)
+    (corpus,) = checked_with(recipe).corpora
+    tokens = corpus.manifest.train.prefix.with_suffix(".bin")
+    before = tokens.read_bytes()
+    try:
+        tokens.write_bytes(before[2:] + before[:2])
+        with pytest.raises(RecipeError, match=r"train\.bin: its content is not what manifest.json"):
+            train_run(recipe, [], tmp_path / "run", nproc=2)
+    finally:
+        tokens.write_bytes(before)

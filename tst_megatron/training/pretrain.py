@@ -13,6 +13,7 @@ from types import FrameType
 from rich.console import Console
 
 from tst_megatron.check import CheckedRecipe
+from tst_megatron.data.cursor import cursor, stream_facts
 from tst_megatron.training.checkpoints import Start, step_of, tracked_step
 from tst_megatron.training.retention import Keeper, KeepingRule, always_kept
 from tst_megatron.training.run_folder import ALL_STEPS, RunFolder, saves_manifest
@@ -93,8 +94,8 @@ def _train(
     upstream.repair_wheel()
     args = upstream.parse_arguments([*checked.flags, *_run_flags(run)])
     # Into every checkpoint, with Megatron's own arguments.
-    phases = [[phase.bag_size, phase.num_steps] for phase in checked.schedule.phases]
-    args.tst = {**checked.recipe.resolved()["tst"], "phases": phases}
+    facts = stream_facts(checked.stream, checked.corpora)
+    args.tst = {**checked.recipe.resolved()["tst"], "phases": facts["phases"], "stream": facts}
     if args.rank == 0:
         run.write_versions(device=device, world_size=args.world_size)
     observer = None
@@ -130,7 +131,7 @@ def _keep_checkpoints(
     )
     keeper = Keeper(run.checkpoints, rule, say=say, has_manifest=saves_manifest(checked))
     upstream.observe_saving(
-        before=lambda _: None,
+        before=lambda step: args.tst.update(cursor=cursor(checked.stream, step)),
         clear=keeper.clear,
         after=keeper.after_save,
         forced=rule.always,

@@ -13,6 +13,7 @@ import yaml
 
 from tst_megatron import __version__
 from tst_megatron.check import CheckedRecipe
+from tst_megatron.data.cursor import cursor, differences, stream_facts
 from tst_megatron.files import copy_beside, write_beside
 from tst_megatron.recipe import RecipeError
 from tst_megatron.training.checkpoints import (
@@ -196,6 +197,32 @@ def check_run(checked: CheckedRecipe, run: RunFolder, *, fresh: bool) -> None:
     """
     if problems := run.problems(checked, fresh=fresh):
         raise RecipeError(problems)
+
+
+def check_stream(checked: CheckedRecipe, checkpoint: Path) -> None:
+    """Refuse to go on from a checkpoint that was trained on another stream than this run reads.
+
+    Raises:
+        RecipeError: with what differs, or that the checkpoint does not say.
+    """
+    # Imports Megatron, which the caller's check of the recipe has done before.
+    from tst_megatron.upstream.checkpoint import read_saved_state
+
+    state = read_saved_state(checkpoint)
+    saved = getattr(state["args"], "tst", {})
+    if not {"stream", "cursor"} <= set(saved):
+        raise RecipeError(
+            [
+                f"{checkpoint}: holds no cursor of the token stream, so it cannot be shown where "
+                "the run goes on reading. Start again in another --run-folder"
+            ]
+        )
+    found = differences(saved["stream"], stream_facts(checked.stream, checked.corpora))
+    found = found or differences(saved["cursor"], cursor(checked.stream, step_of(checkpoint)))
+    if found:
+        raise RecipeError(
+            [f"{problem}. Bring back the old, or use another --run-folder" for problem in found]
+        )
 
 
 def _identity(checked: CheckedRecipe) -> dict[str, Any]:
