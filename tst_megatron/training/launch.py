@@ -14,6 +14,8 @@ from types import FrameType
 
 from rich.console import Console
 
+from tst_megatron.training import stopping
+
 PASSED_ON = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT)
 """Signals to this command that every rank gets."""
 
@@ -44,13 +46,15 @@ def launch(command: Sequence[str], *, num_processes: int, logs: Path, console: C
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS")
         or str(max(1, (os.cpu_count() or 1) // num_processes)),
     }
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-m", "tst_megatron", *command],
-            env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-        )
-        for rank in range(num_processes)
-    ]
+    # A signal that comes before a rank listens waits for it.
+    with stopping.blocked():
+        processes = [
+            subprocess.Popen(
+                [sys.executable, "-m", "tst_megatron", *command],
+                env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            )
+            for rank in range(num_processes)
+        ]
 
     def pass_on(number: int, _: FrameType | None) -> None:
         for process in processes:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-import signal
 import sys
 import traceback
-from types import FrameType
 
 from rich.console import Console
 
 from tst_megatron.check import CheckedRecipe
+from tst_megatron.training import stopping
 from tst_megatron.training.run_folder import ALL_STEPS, RunFolder, step_of
 
 FINISHED = 0
@@ -66,6 +65,7 @@ def pretrain(checked: CheckedRecipe, run: RunFolder, *, console: Console) -> int
         # To this rank's log: the caller's own input was checked before, so this is no bad input.
         traceback.print_exc()
         status, word, reason = FAILED, "failed", f"rank {rank}: {error!r}"
+    stopping.end_children()
     # A rank that fails may be the only one that knows: the first is then ended from outside.
     if rank == 0 or status == FAILED:
         run.write_state(word, reason=reason, step=_saved_step(run), device=device)
@@ -98,8 +98,7 @@ def _train(checked: CheckedRecipe, run: RunFolder, *, console: Console, device: 
             first_step=_saved_step(run),
         )
     upstream.observe_training(observer, loss_names=LOSS_NAMES)
-    for stop_signal in (signal.SIGTERM, signal.SIGUSR2):
-        signal.signal(stop_signal, _stop)
+    stopping.pass_on_to(upstream.request_stop)
     try:
         upstream.run_pretraining(
             args,
@@ -125,12 +124,6 @@ def _run_flags(run: RunFolder) -> list[str]:
 def _saved_step(run: RunFolder) -> int:
     checkpoint = run.last_checkpoint()
     return step_of(checkpoint) if checkpoint else 0
-
-
-def _stop(_: int, __: FrameType | None) -> None:
-    from tst_megatron import upstream
-
-    upstream.request_stop()
 
 
 def redirect_output_to(path: str) -> Console:

@@ -156,6 +156,17 @@ def run_pretraining(
     )
 
 
+def count_whole_evaluations(args: argparse.Namespace) -> None:
+    """Let the next evaluation begin at its first sample, also after one that a stop cut off.
+
+    Megatron counts the samples that the cut-off one had read and would go on behind them for the
+    rest of the run. Remove when it saves whole evaluations.
+    """
+    if args.eval_interval and args.eval_iters:
+        per_evaluation = args.eval_iters * args.eval_global_batch_size
+        args.consumed_valid_samples = args.iteration // args.eval_interval * per_evaluation
+
+
 def tensorboard_writer() -> Any:
     """Megatron's TensorBoard writer, or None on every rank but the last."""
     return names.global_vars.get_tensorboard_writer()
