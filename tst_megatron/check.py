@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tst_megatron.compatibility import (
+    async_save,
     combination_problems,
     parallel_problems,
     smallest_world_size,
@@ -121,6 +122,8 @@ def check_recipe(recipe: Recipe, *, world_size: int | None = None) -> CheckedRec
     problems += _key_problems(recipe)
     problems += parallel_problems(values, world_size)
     problems += combination_problems(recipe, values)
+    save_flags, save_problems = async_save(recipe, values, given)
+    problems += save_problems
     schedule = _attempt(recipe.schedule, "tst", problems) if not _lacks_sizes(values) else None
     manifest = _manifest(recipe, problems)
     if schedule:
@@ -132,7 +135,7 @@ def check_recipe(recipe: Recipe, *, world_size: int | None = None) -> CheckedRec
     assert schedule is not None and manifest is not None
     checked = CheckedRecipe(
         recipe=recipe,
-        flags=tuple([*flags, *_fixed_flags(values, manifest)]),
+        flags=tuple([*flags, *save_flags, *_fixed_flags(values, manifest)]),
         schedule=schedule,
         manifest=manifest,
         world_size=world_size,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -77,6 +78,31 @@ def start(*arguments: str, log: Path) -> subprocess.Popen:
         return subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, env=environment())
 
 
+def train(recipe: Path, folder: Path, *overrides: str, status: int = 0) -> None:
+    """Train as one rank, which must end with a status."""
+    arguments = ("train", str(recipe), *overrides, "--run-folder", str(folder))
+    log = folder.with_suffix(".log")
+    wait(start_ranks(*arguments, num_ranks=1, log=log), log, status)
+
+
+def train_with_faults(recipe: Path, folder: Path, status: int, **faults) -> None:
+    """Train as one rank under ``with_fault.py``, which must end with a status."""
+    arguments = ("train", str(recipe), "--run-folder", str(folder))
+    log = folder.with_suffix(".log")
+    alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
+    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
+    wanted = json.dumps({name.replace("_", "-"): value for name, value in faults.items()})
+    command = [sys.executable, str(Path(__file__).parent / "with_fault.py"), *arguments]
+    with log.open("w") as file:
+        process = subprocess.Popen(
+            command,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            env=environment(FAULTS=wanted, **alone, **address),
+        )
+    wait([process], log, status)
+
+
 def start_ranks(*arguments: str, num_ranks: int, log: Path) -> list[subprocess.Popen]:
     """Start ``tst-megatron`` as srun does, one process per rank and no launcher above them."""
     job = {"WORLD_SIZE": str(num_ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
@@ -116,6 +142,21 @@ def free_port() -> str:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return str(listener.getsockname()[1])
+
+
+def state(folder: Path) -> dict:
+    """How a run says that it stands."""
+    return json.loads((folder / "state.json").read_text())
+
+
+def loss_bits(folder: Path, event: str = "step") -> dict[int, list[str]]:
+    """Every loss and gradient norm of a run's metrics, bit for bit, by step."""
+    return {
+        row["step"]: [
+            struct.pack("<d", row[key]).hex() for key in row if "loss" in key or key == "grad-norm"
+        ]
+        for row in metrics(folder, event)
+    }
 
 
 def metrics(folder: Path, event: str = "step") -> list[dict]:

@@ -23,7 +23,9 @@ def ranks(tmp_path, monkeypatch):
     """Run the shell text ``script`` as every rank; gives (status, what was shown)."""
     stand_in = tmp_path / "stand-in"
     stand_in.write_text(
-        '#!/usr/bin/env -S --default-signal=TERM,USR2 sh\n[ "$1 $2" = "-m tst_megatron" ] || exit 99\neval "$3"\n'
+        # Ranks are started with the stop signals blocked, and a shell cannot unblock them.
+        "#!/usr/bin/env -S --default-signal=TERM,USR2 sh\n"
+        '[ "$1 $2" = "-m tst_megatron" ] || exit 99\neval "$3"\n'
     )
     stand_in.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(stand_in))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import sys
 import traceback
 
@@ -17,12 +18,37 @@ FAILED = 1
 STOPPED = 75
 DO_NOT_RESTART = 93
 
-# Exit statuses of Megatron's rerun state machine: 16 asks for another node to tell a fault of this
-# one from a bug; 17 says that the result itself was wrong, so a restart would only repeat it.
-_MEANING_OF_EXIT = {
-    0: (STOPPED, "stopped", "asked to stop; a checkpoint was saved"),
-    16: (STOPPED, "stopped", "a result could not be reproduced: run again on other hardware"),
-    17: (DO_NOT_RESTART, "failed", "a result was wrong and would be again"),
+_REFUSED_RESULT = (16, 17)
+"""Exit statuses of Megatron's rerun state machine."""
+
+_GO_ON = "go on at your own risk with rerun-mode=disabled"
+
+# By the state in which the rerun state machine ended the run. Megatron would ask for one restart
+# after the other on the same device (Megatron-LM issue 5281), so the second one is the last.
+_MEANING_OF_REFUSAL = {
+    "RERUNNING_IN_PLACE": (
+        STOPPED,
+        "stopped",
+        "but not when {node} computed it again: a fault of that node. Restart on another",
+    ),
+    "WILL_RERUN_FROM_CHECKPOINT": (
+        STOPPED,
+        "stopped",
+        "and again when {node} computed it a second time. Restarting on the same node will not "
+        "help: restart on another, to tell a fault of this one from a bug, or " + _GO_ON,
+    ),
+    "RERUNNING_AGAIN_FROM_CHECKPOINT": (
+        DO_NOT_RESTART,
+        "failed",
+        "and the run was restarted on {node}, where it had been found. Restarting on the same "
+        "node will not help: restart on another, or " + _GO_ON,
+    ),
+    "RERUNNING_FROM_CHECKPOINT": (
+        DO_NOT_RESTART,
+        "failed",
+        "and {node} is the second node to look: the end of the log says whether the first was at "
+        "fault. Restarting will not help: " + _GO_ON,
+    ),
 }
 
 
@@ -58,18 +84,32 @@ def pretrain(checked: CheckedRecipe, run: RunFolder, *, console: Console) -> int
     except SystemExit as exit_:
         # Megatron ends a graceful stop by sys.exit inside pretrain.
         code = exit_.code if isinstance(exit_.code, int) else 1
-        status, word, reason = _MEANING_OF_EXIT.get(code, (FAILED, "failed", f"exit status {code}"))
+        status, word, reason = _meaning_of_exit(code)
         if status == STOPPED and run.is_finished(checked.schedule.num_steps):
             status, word, reason = FINISHED, "finished", ALL_STEPS
     except Exception as error:
         # To this rank's log: the caller's own input was checked before, so this is no bad input.
         traceback.print_exc()
         status, word, reason = FAILED, "failed", f"rank {rank}: {error!r}"
+    upstream.end_checkpoint_worker()
     stopping.end_children()
     # A rank that fails may be the only one that knows: the first is then ended from outside.
     if rank == 0 or status == FAILED:
         run.write_state(word, reason=reason, step=_saved_step(run), device=device)
     return status
+
+
+def _meaning_of_exit(code: int) -> tuple[int, str, str]:
+    """Our status, the word for ``state.json`` and the reason for an exit status of Megatron's."""
+    if code == 0:
+        return STOPPED, "stopped", "asked to stop; a checkpoint was saved"
+    if code not in _REFUSED_RESULT:
+        return FAILED, "failed", f"exit status {code}"
+    from tst_megatron import upstream
+
+    what, state = upstream.refused_result()
+    status, word, verdict = _MEANING_OF_REFUSAL[state]
+    return status, word, f"{what}, {verdict.format(node=platform.node())}"
 
 
 def _train(checked: CheckedRecipe, run: RunFolder, *, console: Console, device: str) -> None:

@@ -30,6 +30,9 @@ PACKAGES = (
 
 ALL_STEPS = "all steps are done"
 
+FREE_KEYS = frozenset({"rerun-mode"})
+"""Keys of a recipe that may change over the life of a run: they decide no number of it."""
+
 
 class RunFolder:
     """The files of one run. Nothing is written before ``prepare``."""
@@ -70,7 +73,7 @@ class RunFolder:
             f"{key}: this run was started with {_show(before, key)}, and the recipe now says "
             f"{_show(now, key)}. Use another --run-folder, or the recipe it was started with"
             for now in [_identity(checked)]
-            for key in sorted({*before, *now})
+            for key in sorted({*before, *now} - FREE_KEYS)
             if before.get(key) != now.get(key)
         ]
 

@@ -1,4 +1,4 @@
-"""Stop signals, from the first moment of a rank to its last: none is lost, and no child dies of one.
+"""Stop signals, from the first moment of a rank on: none is lost, and no child dies of one.
 
 Both signals stay blocked in every thread, and one thread of ours waits for them. Whatever is
 started later, by fork or by exec, inherits the mask: a scheduler signals the whole process group,

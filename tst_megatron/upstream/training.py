@@ -265,6 +265,19 @@ def _collect_scalars(writer: Any, scalars: dict[str, float]) -> None:
     writer.add_scalar = add_and_keep
 
 
+def refused_result() -> tuple[str, str]:
+    """What the checks of a step's results refused, and how far the search for the cause is.
+
+    Returns:
+        The message of the check, or "an unexpected result" on a rank where it passed; and the name
+        of the rerun state machine's state.
+    """
+    machine = names.get_rerun_state_machine()
+    call = machine.failed_validation_call
+    what = call.caller.message if call is not None else "an unexpected result (see all ranks' logs)"
+    return what, machine.state.name
+
+
 def request_stop() -> None:
     """Make Megatron save and stop all ranks together at the end of this step.
 
