@@ -159,6 +159,20 @@ def loss_bits(folder: Path, event: str = "step") -> dict[int, list[str]]:
     }
 
 
+def saved_tensors(checkpoint: Path) -> dict:
+    """Every tensor of a checkpoint, by its name in it."""
+    import torch
+    from megatron.core import dist_checkpointing
+
+    from tst_megatron.upstream.checkpoint import start_alone
+
+    start_alone()
+    loaded = dist_checkpointing.load_plain_tensors(str(checkpoint))
+    tensors = {key: value for key, value in loaded.items() if isinstance(value, torch.Tensor)}
+    assert {key.partition(".")[0] for key in tensors} >= {"embedding", "optimizer"}
+    return tensors
+
+
 def metrics(folder: Path, event: str = "step") -> list[dict]:
     """The rows of a run's metrics."""
     lines = (folder / "metrics.jsonl").read_text().splitlines()
