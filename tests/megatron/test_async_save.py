@@ -48,9 +48,9 @@ def test_stop_finishes_the_pending_saves(stopped):
     assert (stopped / state["checkpoint"] / ".metadata").exists()
 
 
-def test_checkpoint_holds_the_same_bits_as_a_synchronous_one(stopped, short_run):
+def test_weights_are_bit_for_bit_those_of_a_synchronous_save(stopped, short_run):
     checkpoint = f"checkpoints/iter_{SAVED:07d}"
-    ours, theirs = (tiny.saved_tensors(run / checkpoint) for run in (stopped, short_run))
+    ours, theirs = (tiny.saved_weights(run / checkpoint) for run in (stopped, short_run))
     assert ours.keys() == theirs.keys()
     assert [key for key in ours if not torch.equal(ours[key], theirs[key])] == []
 

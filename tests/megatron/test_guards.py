@@ -73,7 +73,7 @@ def test_nan_ends_the_run_before_it_reaches_a_weight(faulty):
 
 
 def are_finite(checkpoint):
-    return all(bool(tensor.isfinite().all()) for tensor in tiny.saved_tensors(checkpoint).values())
+    return all(bool(tensor.isfinite().all()) for tensor in tiny.saved_weights(checkpoint).values())
 
 
 @pytest.fixture(scope="module")
