@@ -1,4 +1,4 @@
-"""What ``check`` makes of asynchronous saves: three flags of Megatron's, one decision of a recipe."""
+"""What ``check`` makes of asynchronous saves: Megatron's three flags are one decision here."""
 
 import pytest
 
