@@ -1,5 +1,7 @@
 """What happens to a result that cannot be right: a NaN, and a loss that jumps."""
 
+import platform
+
 import pytest
 import tiny
 import torch
@@ -67,7 +69,8 @@ def test_nan_ends_the_run_before_it_reaches_a_weight(faulty):
     _, run, _ = faulty
     state = tiny.state(run)
     assert (state["status"], state["step"]) == ("stopped", NAN - 1)
-    assert "found NaN in local forward loss calculation" in state["reason"]
+    assert state["reason"].startswith("found NaN in local forward loss calculation, and again when")
+    assert platform.node() in state["reason"]
     assert "Restarting on the same node will not help" in state["reason"]
     assert are_finite(run / state["checkpoint"])
 

@@ -119,6 +119,7 @@ def test_refused_results_end_in_states_that_have_a_meaning():
     assert sorted(states) == sorted(pretrain._MEANING_OF_REFUSAL)
     machine = RerunStateMachine()
     assert machine.failed_validation_call is None
+    assert machine.rerun_requested is False
     assert machine.first_iteration_complete is False
 
 

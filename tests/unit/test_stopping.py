@@ -76,7 +76,6 @@ CHILDREN = """
         sys.stdin.readline()
         print(process.is_alive(), other.poll(), flush=True)
         other.kill()
-        stopping.end_children()
 """
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import platform
 import sys
 import traceback
 
@@ -46,8 +45,8 @@ _MEANING_OF_REFUSAL = {
     "RERUNNING_FROM_CHECKPOINT": (
         DO_NOT_RESTART,
         "failed",
-        "and {node} is the second node to look: the end of the log says whether the first was at "
-        "fault. Restarting will not help: " + _GO_ON,
+        "and {node} was the second to compute it: the end of its log says whether the first was "
+        "at fault. Restarting will not help: " + _GO_ON,
     ),
 }
 
@@ -107,9 +106,9 @@ def _meaning_of_exit(code: int) -> tuple[int, str, str]:
         return FAILED, "failed", f"exit status {code}"
     from tst_megatron import upstream
 
-    what, state = upstream.refused_result()
+    what, node, state = upstream.refused_result()
     status, word, verdict = _MEANING_OF_REFUSAL[state]
-    return status, word, f"{what}, {verdict.format(node=platform.node())}"
+    return status, word, f"{what}, {verdict.format(node=node)}"
 
 
 def _train(checked: CheckedRecipe, run: RunFolder, *, console: Console, device: str) -> None:

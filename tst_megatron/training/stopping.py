@@ -7,6 +7,7 @@ and loader and checkpoint workers must live on until the rank has saved.
 
 from __future__ import annotations
 
+import atexit
 import multiprocessing
 import signal
 import threading
@@ -33,6 +34,7 @@ def listen() -> None:
         signal.signal(number, lambda *_: _stop())
     resource_tracker.ensure_running()
     signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    atexit.register(end_children)
     threading.Thread(target=_wait, name=_THREAD, daemon=True).start()
 
 

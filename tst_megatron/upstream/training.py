@@ -6,6 +6,7 @@ import argparse
 import functools
 import inspect
 import io
+import platform
 import sys
 import time
 import warnings
@@ -265,17 +266,24 @@ def _collect_scalars(writer: Any, scalars: dict[str, float]) -> None:
     writer.add_scalar = add_and_keep
 
 
-def refused_result() -> tuple[str, str]:
-    """What the checks of a step's results refused, and how far the search for the cause is.
+def refused_result() -> tuple[str, str, str]:
+    """Ask all ranks which result was refused, where, and how far the search for the cause is.
+
+    Every rank calls this together, after Megatron has ended the run for such a result.
 
     Returns:
-        The message of the check, or "an unexpected result" on a rank where it passed; and the name
-        of the rerun state machine's state.
+        The message of the check, the node that made it, and the name of the rerun state machine's
+        state.
     """
     machine = names.get_rerun_state_machine()
-    call = machine.failed_validation_call
-    what = call.caller.message if call is not None else "an unexpected result (see all ranks' logs)"
-    return what, machine.state.name
+    # An older call may still be there, of a result that was let through.
+    is_ours = machine.rerun_requested and machine.failed_validation_call is not None
+    ours = (machine.failed_validation_call.caller.message, platform.node()) if is_ours else None
+    of_ranks: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(of_ranks, ours)
+    refused = [of_rank for of_rank in of_ranks if of_rank is not None]
+    what, node = refused[0] if refused else ("an unexpected result", "one of the nodes")
+    return what, node, machine.state.name
 
 
 def request_stop() -> None:
