@@ -27,3 +27,11 @@ def text(tmp_path_factory) -> Path:
     train_sentencepiece(texts, folder / "tokenizer.model", vocab_size=512)
     prepare([corpus], folder / "tokenizer.model", folder / "text", held_out_fraction=0.1, workers=1)
     return folder / "text"
+
+
+@pytest.fixture(autouse=True)
+def no_rank(monkeypatch):
+    """A rank blocks the stop signals for the rest of its life, and the tests' process is none."""
+    from tst_megatron.training import stopping
+
+    monkeypatch.setattr(stopping, "listen", lambda: None)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tst_megatron.compatibility import (
+    async_save,
     combination_problems,
     parallel_problems,
     smallest_world_size,
@@ -122,6 +123,8 @@ def check_recipe(recipe: Recipe, *, world_size: int | None = None) -> CheckedRec
     problems += _key_problems(recipe)
     problems += parallel_problems(values, world_size)
     problems += combination_problems(recipe, values)
+    save_flags, save_problems = async_save(recipe, values, given)
+    problems += save_problems
     schedule = _attempt(recipe.schedule, "tst", problems) if not _lacks_sizes(values) else None
     corpora = open_corpora(recipe.data, values.data_cache_path, problems)
     if schedule:
@@ -135,7 +138,7 @@ def check_recipe(recipe: Recipe, *, world_size: int | None = None) -> CheckedRec
     assert schedule is not None and stream is not None
     checked = CheckedRecipe(
         recipe=recipe,
-        flags=tuple([*flags, *_fixed_flags(values, corpora[0].manifest)]),
+        flags=tuple([*flags, *save_flags, *_fixed_flags(values, corpora[0].manifest)]),
         schedule=schedule,
         corpora=tuple(corpora),
         stream=stream,

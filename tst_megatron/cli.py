@@ -122,6 +122,11 @@ def train_run(
     recipe: Path, overrides: list[str], folder: Path, *, nproc: int | None, fresh: bool = False
 ) -> int:
     """Train in a run folder, as one rank or by starting all of them, and return the exit status."""
+    from tst_megatron.training import stopping
+
+    if nproc is None:
+        # This process is a rank, and what follows takes half a minute on a busy machine.
+        stopping.listen()
     from tst_megatron.data.ready import make_ready, wait_until_ready
     from tst_megatron.training.checkpoints import checkpoint_of
     from tst_megatron.training.launch import launch

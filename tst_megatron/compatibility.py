@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import math
 
 from tst_megatron.recipe import Recipe
@@ -29,10 +30,53 @@ REFUSED = {
     "dataloader-type": "the token stream is read in order. Remove it",
     "hybrid-layer-pattern": "only GPT models take bags. Remove it",
     "sft": "this is a pre-training tool. Remove sft, fim-data and perform-rl-step",
+    "rerun-mode": "report_stats is refused by the very class it names. Use validate_results or "
+    "disabled",
     "hidden-dropout": "with dropout a resumed run on the CPU would not be exact. Set "
     "hidden-dropout and attention-dropout to 0",
 }
 """What cannot be combined, and why."""
+
+
+def async_save(
+    recipe: Recipe, values: argparse.Namespace, given: set[str | None]
+) -> tuple[list[str], list[str]]:
+    """The flags that make Megatron save asynchronously when ``async-save`` asks for it.
+
+    Megatron takes three that only work together: without a worker it saves synchronously after a
+    warning, and its default strategy is that of a package that may be missing.
+
+    Args:
+        recipe: for its profile.
+        values: what the recipe's keys came to.
+        given: destinations of the keys that the recipe has.
+
+    Returns:
+        (flags to add, problems).
+    """
+    if not values.async_save:
+        return [], []
+    problems = []
+    if "use_persistent_ckpt_worker" in given and not values.use_persistent_ckpt_worker:
+        problems.append(
+            "use-persistent-ckpt-worker: false beside async-save, which needs the worker. Remove "
+            "one of the two"
+        )
+    has_nvrx = recipe.profile != "cpu" and has_nvidia_resiliency_ext()
+    if "async_strategy" in given and values.async_strategy == "nvrx" and not has_nvrx:
+        problems.append(
+            "async-strategy: nvrx needs a GPU and nvidia-resiliency-ext (pip install "
+            "nvidia-resiliency-ext). Remove the key, or use mcore"
+        )
+    flags = [] if values.use_persistent_ckpt_worker else ["--use-persistent-ckpt-worker"]
+    if "async_strategy" not in given and not has_nvrx:
+        flags += ["--async-strategy", "mcore"]
+    return flags, problems
+
+
+def has_nvidia_resiliency_ext() -> bool:
+    """Whether Megatron's default strategy of asynchronous saves is installed."""
+    return importlib.util.find_spec("nvidia_resiliency_ext") is not None
 
 
 def smallest_world_size(values: argparse.Namespace) -> int:
@@ -128,6 +172,7 @@ def combination_problems(recipe: Recipe, values: argparse.Namespace) -> list[str
         "dataloader-type": values.dataloader_type not in (None, "single"),
         "hybrid-layer-pattern": values.hybrid_layer_pattern,
         "sft": values.sft or values.fim_data or values.perform_rl_step,
+        "rerun-mode": values.rerun_mode == "report_stats",
         "hidden-dropout": recipe.profile == "cpu" and is_dropped_out,
     }
     return [f"{key}: {REFUSED[key]}" for key, refused in is_refused.items() if refused]

@@ -55,6 +55,7 @@ def only_problem(text, tst=None, **changes):
         ({"perform_rl_step": True}, "sft", "perform-rl-step"),
         ({"hidden_dropout": 0.1}, "hidden-dropout", "would not be exact"),
         ({"attention_dropout": 0.1}, "hidden-dropout", "attention-dropout"),
+        ({"rerun_mode": "report_stats"}, "rerun-mode", "Use validate_results or disabled"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )

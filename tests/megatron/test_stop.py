@@ -1,14 +1,18 @@
 """A stop signal ends a run within a step, with a checkpoint and a status that says: go on later."""
 
 import json
+import os
 import shutil
 import signal
 import time
 
 import tiny
 
+from tst_megatron.upstream.checkpoint import read_saved_state
 
-def test_sigterm_saves_within_a_step_and_ends_with_status_75(text, tmp_path):
+
+def test_signal_to_the_whole_group_saves_within_a_step_and_ends_with_status_75(text, tmp_path):
+    """With loader workers, which get it too; the rank ends promptly although they are deaf."""
     recipe = tiny.write_recipe(
         tmp_path / "long.yaml",
         text,
@@ -17,10 +21,14 @@ def test_sigterm_saves_within_a_step_and_ends_with_status_75(text, tmp_path):
         save_interval=1000,
         eval_interval=1000,
         lr_wsd_decay_iters=50,
+        num_workers=2,
     )
     run = tmp_path / "run"
     (process,) = tiny.start_ranks(
-        *("train", str(recipe), "--run-folder", str(run)), num_ranks=1, log=tmp_path / "train.log"
+        *("train", str(recipe), "--run-folder", str(run)),
+        num_ranks=1,
+        log=tmp_path / "train.log",
+        start_new_session=True,
     )
     deadline = time.monotonic() + 120
     while not ((run / "metrics.jsonl").exists() and len(tiny.metrics(run)) >= 3):
@@ -28,14 +36,53 @@ def test_sigterm_saves_within_a_step_and_ends_with_status_75(text, tmp_path):
         assert time.monotonic() < deadline
         time.sleep(0.05)
     seen = len(tiny.metrics(run))
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=60) == 75, (tmp_path / "train.log").read_text()
-    state = json.loads((run / "state.json").read_text())
+    os.killpg(process.pid, signal.SIGUSR2)
+    assert process.wait(timeout=30) == 75, (run / "logs" / "rank-0.log").read_text()
+    state = tiny.state(run)
     rows = tiny.metrics(run)
     assert state["status"] == "stopped"
     assert state["step"] == rows[-1]["step"] <= seen + 5
     assert state["checkpoint"] == f"checkpoints/iter_{state['step']:07d}"
     assert (run / state["checkpoint"] / ".metadata").exists()
+
+
+def test_signal_during_the_start_of_all_ranks_ends_them_after_their_first_step(text, tmp_path):
+    """To the group of a launcher, so that each rank gets it twice."""
+    recipe = tiny.write_recipe(tmp_path / "tst.yaml", text, {"bag-size": 1})
+    run, log = tmp_path / "run", tmp_path / "train.log"
+    arguments = ("train", str(recipe), "--run-folder", str(run), "--nproc", "2")
+    process = tiny.start(*arguments, log=log, start_new_session=True)
+    deadline = time.monotonic() + 120
+    while len(tiny.children(process.pid)) < 2:
+        assert time.monotonic() < deadline and process.poll() is None, log.read_text()
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGTERM)
+    assert process.wait(timeout=120) == 75, log.read_text()
+    state = tiny.state(run)
+    assert (state["status"], state["step"]) == ("stopped", 1)
+    assert [row["step"] for row in tiny.metrics(run)] == [1]
+
+
+def test_stop_inside_an_evaluation_changes_no_later_number(short_recipe, short_run, tmp_path):
+    recipe, run = short_recipe("workers", num_workers=2), tmp_path / "run"
+    # Of 3 x 4 micro-batches in each evaluation: in the second batch of the second.
+    tiny.train_with_faults(recipe, run, 75, stop_in_evaluation=12 + 6)
+    state = tiny.state(run)
+    assert (state["status"], state["step"]) == ("stopped", 12)
+    assert held_out_read(run) == 24 + 16, "the stop did not cut an evaluation off"
+    tiny.train(recipe, run)
+    assert tiny.loss_bits(run) == tiny.loss_bits(short_run)
+    evaluations = tiny.loss_bits(short_run, "validation")
+    del evaluations[12]
+    assert tiny.loss_bits(run, "validation") == evaluations
+    assert list(evaluations) == [6, 18, 24]
+    # The same sequences in another order may well have the same mean.
+    assert held_out_read(run) == held_out_read(short_run) == 4 * 24
+
+
+def held_out_read(run):
+    """Held-out sequences that Megatron has counted by the newest checkpoint."""
+    return read_saved_state(run / tiny.state(run)["checkpoint"])["args"].consumed_valid_samples
 
 
 def test_failure_inside_training_is_no_bad_input(text, tmp_path):

@@ -9,11 +9,15 @@ from pathlib import Path
 
 import pytest
 from megatron.core.dist_checkpointing import validation
+from megatron.core.dist_checkpointing.strategies.filesystem_async import FileSystemWriterAsync
+from megatron.core.rerun_state_machine import RerunState, RerunStateMachine
 
 from tst_megatron import upstream
 from tst_megatron.host import cpu
-from tst_megatron.training import checkpoints
+from tst_megatron.training import checkpoints, pretrain
 from tst_megatron.upstream import names
+
+CALLER = names.async_utils.PersistentAsyncCaller
 
 
 def parameters(function):
@@ -71,6 +75,17 @@ def test_version_is_the_tested_one():
             names.distrib_optimizer.DistributedOptimizer._set_main_param_and_optimizer_states,
             ["self", "model_param", "tensors"],
         ),
+        (CALLER.schedule_async_call, ["self", "async_req"]),
+        (CALLER.is_current_async_call_done, ["self", "blocking", "no_dist"]),
+        (CALLER._get_process, ["rank", "mp_mode"]),
+        (CALLER.close, ["self", "abort"]),
+        (upstream.checkpoint_worker, ["rank", "queue", "preload_q", "comp_q"]),
+        (
+            names.async_utils.AsyncCallsQueue.maybe_finalize_async_calls,
+            ["self", "blocking", "no_dist"],
+        ),
+        (RerunStateMachine.validate_result, ["result", "rejection_func", "message", "fatal"]),
+        (RerunStateMachine.is_unexpectedly_large, ["result", "threshold", "context"]),
     ],
     ids=lambda value: getattr(value, "__qualname__", ""),
 )
@@ -100,6 +115,36 @@ def test_a_step_is_saved_by_interval_and_saved_once_before_an_exit():
     source = inspect.getsource(getattr(decide, "tst_megatron_original", decide))
     assert "iteration % args.save_interval == 0" in source
     assert "if args.save and not saved_checkpoint:" in source
+
+
+def test_asynchronous_save_has_what_its_repairs_read():
+    for name in ("_persistent_process", "_persistent_queue", "_persistent_preload_q"):
+        assert hasattr(CALLER, name)
+    assert "_persistent_comp_q.get_nowait()" in inspect.getsource(
+        CALLER.is_current_async_call_done.tst_megatron_original
+    )
+    # What is copied before training goes on is both the arguments and what is staged of them.
+    source = inspect.getsource(FileSystemWriterAsync.get_save_function_and_args)
+    assert "partial(self.preload_tensors, self.write_buckets, True)" in source
+    assert "[torch.distributed.get_rank(), self.write_buckets, self.results_queue]" in source
+
+
+def test_stop_is_asked_for_after_each_step_and_each_batch_of_an_evaluation():
+    for function in (names.training.evaluate, names.training.checkpoint_and_decide_exit):
+        assert "train_time > args.exit_duration_in_mins" in inspect.getsource(function)
+    source = inspect.getsource(names.training.build_train_valid_test_data_loaders)
+    built = source.index("build_train_valid_test_datasets(")
+    assert built < source.index("build_pretraining_data_loader(valid_d, args.consumed_valid")
+
+
+def test_refused_results_end_in_states_that_have_a_meaning():
+    ending = inspect.getsource(RerunStateMachine.should_checkpoint_and_exit)
+    states = [state.name for state in RerunState if f"RerunState.{state.name}:" in ending]
+    assert sorted(states) == sorted(pretrain._MEANING_OF_REFUSAL)
+    machine = RerunStateMachine()
+    assert machine.failed_validation_call is None
+    assert machine.rerun_requested is False
+    assert machine.first_iteration_complete is False
 
 
 def test_workarounds_are_put_in_place_once():

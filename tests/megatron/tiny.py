@@ -7,9 +7,9 @@ import multiprocessing
 import os
 import signal
 import socket
+import struct
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import yaml
@@ -73,19 +73,50 @@ def write_recipe(path: Path, data: Path, tst: dict, **changes) -> Path:
     return path
 
 
-def start(*arguments: str, log: Path) -> subprocess.Popen:
+def start(*arguments: str, log: Path, **options) -> subprocess.Popen:
     """Start ``tst-megatron`` with its output in a file."""
     command = [sys.executable, "-m", "tst_megatron", *arguments]
     with log.open("w") as file:
-        return subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, env=environment())
+        return subprocess.Popen(
+            command, stdout=file, stderr=subprocess.STDOUT, env=environment(), **options
+        )
 
 
-def start_ranks(
-    *arguments: str, num_ranks: int, log: Path, first: Callable[[], None] | None = None
-) -> list[subprocess.Popen]:
+def children(process: int) -> list[int]:
+    """The processes that a process has started and that have not ended."""
+    found = Path(f"/proc/{process}/task/{process}/children").read_text()
+    return [int(child) for child in found.split()]
+
+
+def train(recipe: Path, folder: Path, *overrides: str, status: int = 0) -> None:
+    """Train as one rank, which must end with a status."""
+    arguments = ("train", str(recipe), *overrides, "--run-folder", str(folder))
+    log = folder.with_suffix(".log")
+    wait(start_ranks(*arguments, num_ranks=1, log=log), log, status)
+
+
+def train_with_faults(recipe: Path, folder: Path, status: int, **faults) -> None:
+    """Train as one rank under ``with_fault.py``, which must end with a status."""
+    arguments = ("train", str(recipe), "--run-folder", str(folder))
+    log = folder.with_suffix(".log")
+    alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
+    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
+    wanted = json.dumps({name.replace("_", "-"): value for name, value in faults.items()})
+    command = [sys.executable, str(Path(__file__).parent / "with_fault.py"), *arguments]
+    with log.open("w") as file:
+        process = subprocess.Popen(
+            command,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            env=environment(FAULTS=wanted, **alone, **address),
+        )
+    wait([process], log, status)
+
+
+def start_ranks(*arguments: str, num_ranks: int, log: Path, **options) -> list[subprocess.Popen]:
     """Start ``tst-megatron`` as srun does, one process per rank and no launcher above them.
 
-    ``first`` is called in each process before it becomes ``tst-megatron``.
+    ``options`` are those of ``subprocess.Popen``.
     """
     job = {"WORLD_SIZE": str(num_ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
     command = [sys.executable, "-m", "tst_megatron", *arguments]
@@ -96,7 +127,7 @@ def start_ranks(
                 stdout=file,
                 stderr=subprocess.STDOUT,
                 env=environment(RANK=str(rank), LOCAL_RANK=str(rank), **job),
-                preexec_fn=first,
+                **options,
             )
             for rank in range(num_ranks)
         ]
@@ -176,6 +207,39 @@ def free_port() -> str:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return str(listener.getsockname()[1])
+
+
+def state(folder: Path) -> dict:
+    """How a run says that it stands."""
+    return json.loads((folder / "state.json").read_text())
+
+
+def loss_bits(folder: Path, event: str = "step") -> dict[int, list[str]]:
+    """Every loss and gradient norm of a run's metrics, bit for bit, by step."""
+    return {
+        row["step"]: [
+            struct.pack("<d", row[key]).hex() for key in row if "loss" in key or key == "grad-norm"
+        ]
+        for row in metrics(folder, event)
+    }
+
+
+def saved_weights(checkpoint: Path) -> dict:
+    """Every weight of a checkpoint, by its name in it; the optimizer's buffers have noisy gaps."""
+    import torch
+    from megatron.core import dist_checkpointing
+
+    from tst_megatron.upstream.checkpoint import start_alone
+
+    start_alone()
+    loaded = dist_checkpointing.load_plain_tensors(str(checkpoint))
+    weights = {
+        key: value
+        for key, value in loaded.items()
+        if isinstance(value, torch.Tensor) and not key.startswith("optimizer.")
+    }
+    assert len(weights) > 10
+    return weights
 
 
 def metrics(folder: Path, event: str = "step") -> list[dict]:

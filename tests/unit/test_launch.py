@@ -22,7 +22,11 @@ WAIT_FOR_TERM += "n=0; while [ $n -lt 100 ]; do sleep 0.05; n=$((n+1)); done; ex
 def ranks(tmp_path, monkeypatch):
     """Run the shell text ``script`` as every rank; gives (status, what was shown)."""
     stand_in = tmp_path / "stand-in"
-    stand_in.write_text('#!/bin/sh\n[ "$1 $2" = "-m tst_megatron" ] || exit 99\neval "$3"\n')
+    stand_in.write_text(
+        # Ranks are started with the stop signals blocked, and a shell cannot unblock them.
+        "#!/usr/bin/env -S --default-signal=TERM,USR2 sh\n"
+        '[ "$1 $2" = "-m tst_megatron" ] || exit 99\neval "$3"\n'
+    )
     stand_in.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(stand_in))
     monkeypatch.setattr(launcher, "SECONDS_TO_STOP", 0.4)

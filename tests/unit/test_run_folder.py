@@ -99,6 +99,12 @@ def test_each_difference_is_named_with_both_values(run, checked, tmp_path):
     assert "['ab12'], and the recipe now says ['cd34']" in problems["training text"]
 
 
+def test_key_that_decides_no_number_may_change(run, checked, tmp_path):
+    run.prepare(checked)
+    other = make_checked(tmp_path / "other", "rerun-mode=disabled")
+    assert run.problems(other, fresh=False) == []
+
+
 def test_key_that_was_taken_away_is_named(run, tmp_path):
     run.prepare(make_checked(tmp_path / "with", "seed=7"))
     (problem,) = run.problems(make_checked(tmp_path / "without"), fresh=False)

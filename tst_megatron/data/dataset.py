@@ -58,6 +58,7 @@ def make_dataset_provider(plan: StreamPlan, corpora: Sequence[Corpus]) -> Callab
         num_samples: Sequence[int], vp_stage: int | None = None
     ) -> tuple[TrainingSamples | None, HeldOutSamples | None, HeldOutSamples | None]:
         args = upstream.get_args()
+        upstream.count_whole_evaluations(args)
         if upstream.tensor_parallel_rank() != 0 or not upstream.holds_a_batch(vp_stage):
             return None, None, None
         training = TrainingSamples(TokenStream(plan, corpora))

@@ -191,6 +191,14 @@ def _cuda(
     )
 
 
+def _checkpoint_worker(*args: Any) -> None:
+    # A fresh process, which belongs to a rank that runs under this host already.
+    install(even_with_gpu=True)
+    from tst_megatron import upstream
+
+    upstream.checkpoint_worker(*args)
+
+
 _RNG = "tensor_parallel.random and checkpointing keep CUDA's RNG state"
 _ONE_RNG = "CUDA's generator is the CPU's default one, so both states of a checkpoint are the same"
 _MEMORY = "training_log and report_memory"
@@ -259,6 +267,13 @@ FAKES: tuple[Fake, ...] = (
         replacement=_all_to_all_with_list_splits,
         needed_by="the MoE token dispatcher passes its split sizes as tensors",
         hides="gloo's refusal of them",
+    ),
+    Fake(
+        target="megatron.core.dist_checkpointing.strategies.async_utils:"
+        "PersistentAsyncCaller.async_loop",
+        replacement=_checkpoint_worker,
+        needed_by="asynchronous saves: their worker asks for its device before anything else",
+        hides="nothing: the worker runs under this host too",
     ),
 )
 

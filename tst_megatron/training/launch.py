@@ -14,6 +14,8 @@ from types import FrameType
 
 from rich.console import Console
 
+from tst_megatron.training import stopping
+
 PASSED_ON = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT)
 """Signals to this command that every rank gets."""
 
@@ -44,20 +46,20 @@ def launch(command: Sequence[str], *, num_processes: int, logs: Path, console: C
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS")
         or str(max(1, (os.cpu_count() or 1) // num_processes)),
     }
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-m", "tst_megatron", *command],
-            env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-        )
-        for rank in range(num_processes)
-    ]
+    processes: list[subprocess.Popen[bytes]] = []
 
     def pass_on(number: int, _: FrameType | None) -> None:
         for process in processes:
             if process.poll() is None:
                 process.send_signal(number)
 
-    before = {number: signal.signal(number, pass_on) for number in PASSED_ON}
+    # A stop signal waits until this process can pass it on, and in a rank until it listens.
+    with stopping.blocked():
+        for rank in range(num_processes):
+            ours = {**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)}
+            rank_command = [sys.executable, "-m", "tst_megatron", *command]
+            processes.append(subprocess.Popen(rank_command, env=ours))
+        before = {number: signal.signal(number, pass_on) for number in PASSED_ON}
     try:
         return _wait(processes, logs, console)
     finally:

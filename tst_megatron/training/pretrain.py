@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import argparse
 import os
-import signal
 import sys
 import traceback
 from collections.abc import Callable
-from types import FrameType
 
 from rich.console import Console
 
 from tst_megatron.check import CheckedRecipe
 from tst_megatron.data.cursor import cursor, stream_facts
+from tst_megatron.training import stopping
 from tst_megatron.training.checkpoints import Start, step_of, tracked_step
 from tst_megatron.training.retention import Keeper, KeepingRule, always_kept
 from tst_megatron.training.run_folder import ALL_STEPS, RunFolder, saves_manifest
@@ -23,12 +22,37 @@ FAILED = 1
 STOPPED = 75
 DO_NOT_RESTART = 93
 
-# Exit statuses of Megatron's rerun state machine: 16 asks for another node to tell a fault of this
-# one from a bug; 17 says that the result itself was wrong, so a restart would only repeat it.
-_MEANING_OF_EXIT = {
-    0: (STOPPED, "stopped", "asked to stop; a checkpoint was saved"),
-    16: (STOPPED, "stopped", "a result could not be reproduced: run again on other hardware"),
-    17: (DO_NOT_RESTART, "failed", "a result was wrong and would be again"),
+_REFUSED_RESULT = (16, 17)
+"""Exit statuses of Megatron's rerun state machine."""
+
+_GO_ON = "go on at your own risk with rerun-mode=disabled"
+
+# By the state in which the rerun state machine ended the run. Megatron would ask for one restart
+# after the other on the same device (Megatron-LM issue 5281), so the second one is the last.
+_MEANING_OF_REFUSAL = {
+    "RERUNNING_IN_PLACE": (
+        STOPPED,
+        "stopped",
+        "but not when {node} computed it again: a fault of that node. Restart on another",
+    ),
+    "WILL_RERUN_FROM_CHECKPOINT": (
+        STOPPED,
+        "stopped",
+        "and again when {node} computed it a second time. Restarting on the same node will not "
+        "help: restart on another, to tell a fault of this one from a bug, or " + _GO_ON,
+    ),
+    "RERUNNING_AGAIN_FROM_CHECKPOINT": (
+        DO_NOT_RESTART,
+        "failed",
+        "and the run was restarted on {node}, where it had been found. Restarting on the same "
+        "node will not help: restart on another, or " + _GO_ON,
+    ),
+    "RERUNNING_FROM_CHECKPOINT": (
+        DO_NOT_RESTART,
+        "failed",
+        "and {node} was the second to compute it: the end of its log says whether the first was "
+        "at fault. Restarting will not help: " + _GO_ON,
+    ),
 }
 
 
@@ -67,17 +91,32 @@ def pretrain(
     except SystemExit as exit_:
         # Megatron ends a graceful stop by sys.exit inside pretrain.
         code = exit_.code if isinstance(exit_.code, int) else 1
-        status, word, reason = _MEANING_OF_EXIT.get(code, (FAILED, "failed", f"exit status {code}"))
+        status, word, reason = _meaning_of_exit(code)
         if status == STOPPED and run.is_finished(checked):
             status, word, reason = FINISHED, "finished", ALL_STEPS
     except Exception as error:
         # To this rank's log: the caller's own input was checked before, so this is no bad input.
         traceback.print_exc()
         status, word, reason = FAILED, "failed", f"rank {rank}: {error!r}"
+    upstream.end_checkpoint_worker()
+    stopping.end_children()
     # A rank that fails may be the only one that knows: the first is then ended from outside.
     if rank == 0 or status == FAILED:
         run.write_state(word, reason=reason, step=_saved_step(run), device=device)
     return status
+
+
+def _meaning_of_exit(code: int) -> tuple[int, str, str]:
+    """Our status, the word for ``state.json`` and the reason for an exit status of Megatron's."""
+    if code == 0:
+        return STOPPED, "stopped", "asked to stop; a checkpoint was saved"
+    if code not in _REFUSED_RESULT:
+        return FAILED, "failed", f"exit status {code}"
+    from tst_megatron import upstream
+
+    what, node, state = upstream.refused_result()
+    status, word, verdict = _MEANING_OF_REFUSAL[state]
+    return status, word, f"{what}, {verdict.format(node=node)}"
 
 
 def _train(
@@ -104,8 +143,7 @@ def _train(
     upstream.observe_training(observer, loss_names=LOSS_NAMES)
     upstream.observe_loading(start.step if start else None, observer.on_load if observer else None)
     _keep_checkpoints(checked, run, args, say=_teller(console, start))
-    for stop_signal in (signal.SIGTERM, signal.SIGUSR2):
-        signal.signal(stop_signal, _stop)
+    stopping.pass_on_to(upstream.request_stop)
     try:
         upstream.run_pretraining(
             args,
@@ -162,12 +200,6 @@ def _run_flags(run: RunFolder) -> list[str]:
 def _saved_step(run: RunFolder) -> int:
     checkpoint = run.last_checkpoint()
     return step_of(checkpoint) if checkpoint else 0
-
-
-def _stop(_: int, __: FrameType | None) -> None:
-    from tst_megatron import upstream
-
-    upstream.request_stop()
 
 
 def redirect_output_to(path: str) -> Console:

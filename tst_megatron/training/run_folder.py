@@ -41,8 +41,9 @@ PACKAGES = (
 
 ALL_STEPS = "all steps are done"
 
-HOW_OFTEN_TO_SAVE = ("save-interval", "save-retain-interval")
-"""Megatron's keys that may change over the life of a run, as ``tst.keep-last-checkpoints`` may."""
+FREE_KEYS = ("rerun-mode", "save-interval", "save-retain-interval")
+"""Megatron's keys that may change over the life of a run, since they decide no number of it, as
+``tst.keep-last-checkpoints`` may."""
 
 
 class RunFolder:
@@ -236,8 +237,8 @@ def _identity(checked: CheckedRecipe) -> dict[str, Any]:
 
 
 def _comparable(identity: dict[str, Any]) -> dict[str, Any]:
-    """Without what says how often to save and what to keep: no number depends on it."""
-    kept = {key: value for key, value in identity.items() if key not in HOW_OFTEN_TO_SAVE}
+    """Without what may change over the life of a run."""
+    kept = {key: value for key, value in identity.items() if key not in FREE_KEYS}
     if isinstance(kept.get("tst"), dict):
         kept["tst"] = {k: v for k, v in kept["tst"].items() if k != "keep-last-checkpoints"}
     return kept

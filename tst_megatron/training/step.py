@@ -144,6 +144,9 @@ def _validate(loss_sum: Tensor, *, context: str) -> None:
                 tolerance=0.0,
                 fatal=True,
             )
+            # Upstream lets the first step after a start pass and would save what comes of it.
+            if not machine.first_iteration_complete and rejects(loss_sum):
+                raise RuntimeError(f"found {what} in the loss of the first step after a start")
     if args.check_for_spiky_loss:
         machine.validate_result(
             result=loss_sum,

@@ -24,19 +24,26 @@ from tst_megatron.upstream.names import (
     reduce_from_tensor_model_parallel_region,
     reduce_scatter_to_sequence_parallel_region,
 )
-from tst_megatron.upstream.repairs import allow_no_cuda, repair_wheel
+from tst_megatron.upstream.repairs import (
+    allow_no_cuda,
+    checkpoint_worker,
+    end_checkpoint_worker,
+    repair_wheel,
+)
 from tst_megatron.upstream.saving import observe_loading, observe_saving, take_retention
 from tst_megatron.upstream.training import (
     SPIKE_FACTOR,
     StepObserver,
     argument_parser,
     broadcast_from_tensor_parallel_rank_0,
+    count_whole_evaluations,
     current_device,
     device_name,
     end_of_document_id,
     holds_a_batch,
     observe_training,
     parse_arguments,
+    refused_result,
     request_stop,
     run_pretraining,
     tensor_parallel_rank,
@@ -59,8 +66,11 @@ __all__ = [
     "allow_no_cuda",
     "argument_parser",
     "broadcast_from_tensor_parallel_rank_0",
+    "checkpoint_worker",
+    "count_whole_evaluations",
     "current_device",
     "device_name",
+    "end_checkpoint_worker",
     "end_of_document_id",
     "get_args",
     "get_attr_wrapped_model",
@@ -73,6 +83,7 @@ __all__ = [
     "parse_arguments",
     "reduce_from_tensor_model_parallel_region",
     "reduce_scatter_to_sequence_parallel_region",
+    "refused_result",
     "repair_wheel",
     "request_stop",
     "run_pretraining",

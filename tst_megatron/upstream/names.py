@@ -18,6 +18,7 @@ try:
         from megatron.core import parallel_state
         from megatron.core.datasets import utils as dataset_utils
         from megatron.core.datasets.utils import Split
+        from megatron.core.dist_checkpointing.strategies import async_utils
         from megatron.core.enums import ModelType
         from megatron.core.models.common.language_module.language_module import LanguageModule
         from megatron.core.models.gpt.gpt_model import GPTModel
@@ -51,6 +52,7 @@ __all__ = [
     "Split",
     "VocabParallelEmbedding",
     "arguments",
+    "async_utils",
     "dataset_utils",
     "distrib_optimizer",
     "get_args",

@@ -5,6 +5,8 @@ from __future__ import annotations
 import functools
 import importlib
 import inspect
+import queue
+import threading
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -26,7 +28,12 @@ def allow_no_cuda() -> None:
 
 
 def repair_wheel() -> None:
-    """Mend what the wheel gets wrong without Transformer Engine or Apex, on any device."""
+    """Mend what the wheel gets wrong, on any device."""
+    caller = names.async_utils.PersistentAsyncCaller
+    wrap(caller, "schedule_async_call", _of_a_snapshot)
+    wrap(caller, "_get_process", _with_joins_that_end)
+    wrap(caller, "is_current_async_call_done", _unless_the_worker_died)
+    wrap(names.async_utils.AsyncCallsQueue, "maybe_finalize_async_calls", _with_a_worker)
     wrap(names.dataset_utils, "compile_helpers", _unless_compiled)
     wrap(names.torch_norm.WrappedTorchNorm, "__new__", _with_sequence_parallel)
     if not names.distrib_optimizer.HAVE_APEX_OR_TE:
@@ -122,6 +129,114 @@ def _without_step(set_states: Callable[..., Any]) -> Callable[..., Any]:
             return set_states(self, model_param, {**tensors, "step": None})
 
     return wrapper
+
+
+checkpoint_worker = names.async_utils.PersistentAsyncCaller.async_loop
+"""Megatron's own loop of the process that writes asynchronous saves."""
+
+
+def _of_a_snapshot(schedule_async_call: Callable[..., Any]) -> Callable[..., Any]:
+    """The worker shares the memory of CPU tensors, so it would write what training makes of them.
+
+    Remove when ``prepare_write_data`` copies every CPU tensor of an asynchronous save.
+    """
+
+    @functools.wraps(schedule_async_call)
+    def wrapper(self: Any, async_req: Any) -> None:
+        if async_req.preload_fn is not None:
+            # Upstream's contract: the second argument is what `preload_fn` holds too.
+            for _, _, (_, tensors) in async_req.async_fn_args[1]:
+                tensors[:] = [
+                    (item, tensor.clone() if tensor.is_cpu else tensor) for item, tensor in tensors
+                ]
+        schedule_async_call(self, async_req)
+
+    return wrapper
+
+
+def _with_joins_that_end(get_process: Callable[..., Any]) -> Callable[..., Any]:
+    """The queues of the worker are joined without a limit, also when it is dead.
+
+    Remove when upstream looks at the process while it waits.
+    """
+
+    @functools.wraps(get_process)
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        process = get_process(*args, **kwargs)
+        caller = names.async_utils.PersistentAsyncCaller
+        for tasks in (caller._persistent_queue, caller._persistent_preload_q):
+            tasks.join = functools.partial(_join, tasks, process)
+        return process
+
+    return wrapper
+
+
+def _join(tasks: Any, process: Any) -> None:
+    # In a thread, since a worker that is killed may take the queue's lock with it.
+    waiter = threading.Thread(target=type(tasks).join, args=(tasks,), daemon=True)
+    waiter.start()
+    while waiter.is_alive():
+        was_alive = process.is_alive()
+        waiter.join(1.0)
+        if waiter.is_alive() and not was_alive:
+            _require(process)
+
+
+def _unless_the_worker_died(is_done: Callable[..., Any]) -> Callable[..., Any]:
+    """A dead worker is waited for without a limit.
+
+    Remove when upstream looks at the process while it waits.
+    """
+
+    @functools.wraps(is_done)
+    def wrapper(self: Any, blocking: bool = False, no_dist: bool = False) -> Any:
+        while blocking and self.process and self.cur_item is None:
+            # Asked first, so that a last word of the worker still counts.
+            was_alive = self.process.is_alive()
+            try:
+                self.cur_item = self._persistent_comp_q.get(timeout=1.0)
+            except queue.Empty:
+                if not was_alive:
+                    _require(self.process)
+        return is_done(self, blocking, no_dist)
+
+    return wrapper
+
+
+def _with_a_worker(maybe_finalize: Callable[..., Any]) -> Callable[..., Any]:
+    """A dead worker goes unnoticed until the next save, which would be lost.
+
+    Remove when upstream looks at the process after each step.
+    """
+
+    @functools.wraps(maybe_finalize)
+    def wrapper(self: Any, blocking: bool = False, no_dist: bool = False) -> Any:
+        process = names.async_utils.PersistentAsyncCaller._persistent_process
+        if process is not None:
+            _require(process)
+        return maybe_finalize(self, blocking, no_dist)
+
+    return wrapper
+
+
+def _require(process: Any) -> None:
+    if not process.is_alive():
+        raise RuntimeError(
+            f"the checkpoint worker (process {process.pid}) ended with status {process.exitcode}: "
+            "what it was writing is no checkpoint. Continue from the newest one"
+        )
+
+
+def end_checkpoint_worker() -> None:
+    """End the worker of asynchronous saves, with no wait, if the run left one behind."""
+    caller = names.async_utils.PersistentAsyncCaller
+    for tasks in (caller._persistent_queue, caller._persistent_preload_q):
+        if tasks is not None:
+            # Nobody reads them any more.
+            tasks.cancel_join_thread()
+    owner = names.async_utils.AsyncCallsQueue._persistent_caller
+    if owner is not None:
+        owner.close(abort=True)
 
 
 def wrap(owner: Any, name: str, make: Callable[[Any], Any]) -> None:

@@ -6,6 +6,7 @@ import argparse
 import functools
 import inspect
 import io
+import platform
 import sys
 import time
 import warnings
@@ -156,6 +157,17 @@ def run_pretraining(
     )
 
 
+def count_whole_evaluations(args: argparse.Namespace) -> None:
+    """Let the next evaluation begin at its first sample, also after one that a stop cut off.
+
+    Megatron counts the samples that the cut-off one had read and would go on behind them for the
+    rest of the run. Remove when it saves whole evaluations.
+    """
+    if args.eval_interval and args.eval_iters:
+        per_evaluation = args.eval_iters * args.eval_global_batch_size
+        args.consumed_valid_samples = args.iteration // args.eval_interval * per_evaluation
+
+
 def tensorboard_writer() -> Any:
     """Megatron's TensorBoard writer, or None on every rank but the last."""
     return names.global_vars.get_tensorboard_writer()
@@ -252,6 +264,26 @@ def _collect_scalars(writer: Any, scalars: dict[str, float]) -> None:
         add_scalar(tag, value, *args, **kwargs)
 
     writer.add_scalar = add_and_keep
+
+
+def refused_result() -> tuple[str, str, str]:
+    """Ask all ranks which result was refused, where, and how far the search for the cause is.
+
+    Every rank calls this together, after Megatron has ended the run for such a result.
+
+    Returns:
+        The message of the check, the node that made it, and the name of the rerun state machine's
+        state.
+    """
+    machine = names.get_rerun_state_machine()
+    # An older call may still be there, of a result that was let through.
+    is_ours = machine.rerun_requested and machine.failed_validation_call is not None
+    ours = (machine.failed_validation_call.caller.message, platform.node()) if is_ours else None
+    of_ranks: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(of_ranks, ours)
+    refused = [of_rank for of_rank in of_ranks if of_rank is not None]
+    what, node = refused[0] if refused else ("an unexpected result", "one of the nodes")
+    return what, node, machine.state.name
 
 
 def request_stop() -> None:

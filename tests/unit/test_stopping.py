@@ -1,0 +1,103 @@
+"""Each test is a process of its own: what listens does so for the rest of its life."""
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+
+import pytest
+
+from tst_megatron.training import stopping
+
+
+def start(body, **options):
+    head = "import os, signal, sys, time\nfrom tst_megatron.training import stopping\n"
+    return subprocess.Popen(
+        [sys.executable, "-c", head + textwrap.dedent(body)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        **options,
+    )
+
+
+def ready(process):
+    assert process.stdout.readline() == "ready\n"
+
+
+def ended(process, typed=""):
+    out, _ = process.communicate(typed, timeout=30)
+    return process.returncode, out
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2])
+def test_signal_that_came_early_is_passed_on_when_there_is_a_run(number):
+    process = start("""
+        stopping.listen()
+        print("ready", flush=True)
+        sys.stdin.readline()
+        stopping.pass_on_to(lambda: (print("stop", flush=True), os._exit(75)))
+        time.sleep(20)
+    """)
+    ready(process)
+    process.send_signal(number)
+    process.send_signal(number)
+    time.sleep(0.2)
+    assert process.poll() is None
+    assert ended(process, "go\n") == (75, "stop\n")
+
+
+def test_signal_while_it_runs_is_passed_on_at_once():
+    process = start("""
+        stopping.listen()
+        stopping.listen()
+        stopping.pass_on_to(lambda: os._exit(75))
+        print("ready", flush=True)
+        time.sleep(20)
+    """)
+    ready(process)
+    process.send_signal(signal.SIGTERM)
+    assert ended(process) == (75, "")
+
+
+CHILDREN = """
+    import multiprocessing
+    if __name__ == "__main__":
+        stopping.listen()
+        context = multiprocessing.get_context({method!r})
+        process = context.Process(target=time.sleep, args=(60,), daemon=True)
+        process.start()
+        import subprocess
+        other = subprocess.Popen(["sleep", "60"])
+        print("ready", flush=True)
+        sys.stdin.readline()
+        print(process.is_alive(), other.poll(), flush=True)
+        other.kill()
+"""
+
+
+@pytest.mark.parametrize("method", ["fork", "forkserver", "spawn"])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2])
+def test_children_survive_a_signal_to_the_whole_group_and_end_with_their_parent(method, number):
+    process = start(CHILDREN.format(method=method))
+    ready(process)
+    os.killpg(process.pid, number)
+    time.sleep(0.3)
+    assert ended(process, "go\n") == (0, "True None\n")
+
+
+def test_process_started_while_blocked_gets_the_signal_when_it_listens():
+    body = """
+        sys.stdin.readline()
+        stopping.pass_on_to(lambda: (print("stop", flush=True), os._exit(75)))
+        stopping.listen()
+        time.sleep(20)
+    """
+    with stopping.blocked():
+        process = start(body)
+    assert signal.SIGTERM not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    process.send_signal(signal.SIGTERM)
+    assert ended(process, "go\n") == (75, "stop\n")
