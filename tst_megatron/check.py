@@ -18,7 +18,8 @@ from tst_megatron.compatibility import (
 from tst_megatron.data.corpora import Corpus, corpora_problems, held_out_problems, open_corpora
 from tst_megatron.data.manifest import Manifest
 from tst_megatron.data.plan import StreamPlan
-from tst_megatron.recipe import RUN_FOLDER_KEYS, Flags, Recipe, RecipeError
+from tst_megatron.flags import Flags
+from tst_megatron.recipe import RUN_FOLDER_KEYS, Recipe, RecipeError
 from tst_megatron.schedule import Schedule
 
 DANGEROUS_DEFAULTS = {

@@ -12,7 +12,8 @@ cpu.install()
 
 from tst_megatron import upstream
 from tst_megatron.check import DANGEROUS_DEFAULTS, DANGEROUS_MOE_DEFAULTS, check_recipe
-from tst_megatron.recipe import Flags, RecipeError, load_recipe
+from tst_megatron.flags import Flags
+from tst_megatron.recipe import RecipeError, load_recipe
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 EXAMPLES = sorted((REPOSITORY / "examples").rglob("*.yaml"))

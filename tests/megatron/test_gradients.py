@@ -44,7 +44,7 @@ def gradients_of_all_cases(tokenizer):
 
     cpu.install()
     from tst_megatron import upstream
-    from tst_megatron.recipe import Flags
+    from tst_megatron.flags import Flags
 
     recipe = {
         **TINY,

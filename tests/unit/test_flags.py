@@ -5,7 +5,7 @@ import enum
 
 import pytest
 
-from tst_megatron.recipe import Flags, unknown_key
+from tst_megatron.flags import Flags, unknown_key
 
 
 class Backend(enum.Enum):

@@ -1,0 +1,162 @@
+"""A recipe's keys and values as flags of Megatron's parser, with a word on each that is none."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+OWN_KEYS = ("base", "profile", "data", "tst")
+"""Keys of a recipe that are not Megatron's."""
+
+
+def unknown_key(key: str, known: Iterable[str]) -> str:
+    """The sentence for a key that does not exist, with the nearest one that does."""
+    near = difflib.get_close_matches(str(key), list(known), n=1, cutoff=0.5)
+    return f"{key}: there is no such key" + (f". Did you mean {near[0]}?" if near else "")
+
+
+class Flags:
+    """Megatron's parser, asked by recipe key."""
+
+    def __init__(self, parser: argparse.ArgumentParser) -> None:
+        """Index the parser's options by every name a recipe may use for them."""
+        self._actions: dict[str, tuple[argparse.Action, str]] = {}
+        for action in parser._actions:
+            names = [option.removeprefix("--") for option in action.option_strings]
+            for name, option in zip(names, action.option_strings, strict=True):
+                self._actions[name] = (action, option)
+            # `x: false` for a flag that exists as `--no-x` only.
+            if isinstance(action, argparse._StoreFalseAction):
+                for name in (action.dest.replace("_", "-"), names[0].removeprefix("no-")):
+                    self._actions.setdefault(name, (action, action.option_strings[0]))
+        self._actions.pop("help", None)
+
+    def overlay(self, values: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+        """``values`` with ``over`` in place of every key that means the same flag."""
+        taken = {self._actions[key][0].dest for key in over}
+        kept = {
+            key: value
+            for key, value in values.items()
+            if key not in self._actions or self._actions[key][0].dest not in taken
+        }
+        return {**kept, **over}
+
+    def default(self, key: str) -> Any:
+        """Megatron's default of a key."""
+        return self._actions[key][0].default
+
+    def destination(self, key: str) -> str | None:
+        """Megatron's attribute for a key, or None if there is no such key."""
+        return self._actions[key][0].dest if key in self._actions else None
+
+    def convert(self, values: Mapping[str, Any]) -> tuple[list[str], list[str]]:
+        """Turn keys and values into command-line flags, and name every key or value that is wrong.
+
+        Returns:
+            (flags, problems).
+        """
+        flags: list[str] = []
+        problems: list[str] = []
+        spelling: dict[str, str] = {}
+        for key, value in values.items():
+            if key not in self._actions:
+                problems.append(unknown_key(key, [*self._actions, *OWN_KEYS]))
+                continue
+            action, option = self._actions[key]
+            if action.dest in spelling:
+                problems.append(f"{key}: {spelling[action.dest]} means the same. Give one of them")
+                continue
+            spelling[action.dest] = key
+            try:
+                flags += _as_flags(action, option, key, value)
+            except (ValueError, TypeError, argparse.ArgumentTypeError) as error:
+                problems.append(f"{key}: {error}")
+        return flags, problems
+
+
+def _as_flags(action: argparse.Action, option: str, key: str, value: Any) -> list[str]:
+    if action.nargs == 0:
+        return _as_switch(action, option, key, value)
+    if value is None:
+        return []
+    if action.nargs is None:
+        if isinstance(value, list):
+            raise ValueError(f"{value!r} is a list, and one value is wanted")
+        _check_value(action, value)
+        # In one word, since text that starts with a dash would be taken for a flag.
+        return [f"{option}={_as_text(value)}"]
+    entries = value if isinstance(value, list) else [value]
+    if isinstance(action.nargs, int) and len(entries) != action.nargs:
+        raise ValueError(f"{value!r} must be a list of {action.nargs} values")
+    if action.nargs == "+" and not entries:
+        raise ValueError(f"{value!r} must have one value or more")
+    for entry in entries:
+        _check_value(action, entry)
+    return [option, *(_as_text(entry) for entry in entries)]
+
+
+def _as_switch(action: argparse.Action, option: str, key: str, value: Any) -> list[str]:
+    """The spelling of a flag without a value that means what ``key: value`` says."""
+    if not isinstance(value, bool):
+        raise ValueError(f"{value!r} is not true or false")
+    if isinstance(action, argparse.BooleanOptionalAction):
+        on, off = action.option_strings[0], action.option_strings[-1]
+        return [on if value != (option == off) else off]
+    is_negation = option.removeprefix("--") != key
+    return [option] if value != is_negation else []
+
+
+def _check_value(action: argparse.Action, value: Any) -> None:
+    wanted: Any = action.type or str
+    if isinstance(value, dict | list) and wanted not in _WANTED:
+        raise ValueError(f"{value!r} is a block or a list, and one value is wanted")
+    if wanted is bool:
+        if not isinstance(value, bool):
+            raise ValueError(f"{value!r} is not true or false")
+        return
+    if isinstance(value, bool):
+        raise ValueError(f"{value!r} is {_WANTED.get(wanted, 'true or false, and text is wanted')}")
+    if wanted is int and not isinstance(value, int):
+        raise ValueError(f"{value!r} is not a whole number")
+    if wanted is float:
+        _check_number(value)
+    parsed = value
+    if wanted not in (int, float, str):
+        parsed = _parse(action, value)
+    if action.choices is not None and parsed not in action.choices:
+        raise ValueError(f"{value!r} is none of {_choices(action)}")
+
+
+_WANTED = {int: "not a whole number", float: "not a number"}
+
+
+def _check_number(value: Any) -> None:
+    # YAML 1.1 reads 1e-4 as text; a number was meant.
+    try:
+        float(value)
+    except (TypeError, ValueError):
+        raise ValueError(f"{value!r} is not a number") from None
+
+
+def _parse(action: argparse.Action, value: Any) -> Any:
+    """The value as a type of Megatron's own makes it; such types raise whatever they like."""
+    convert: Any = action.type
+    try:
+        return convert(_as_text(value))
+    except Exception as error:
+        if action.choices is not None:
+            raise ValueError(f"{value!r} is none of {_choices(action)}") from None
+        raise ValueError(f"{value!r} is not accepted: {error}") from None
+
+
+def _choices(action: argparse.Action) -> str:
+    return ", ".join(str(getattr(choice, "name", choice)) for choice in action.choices or ())
+
+
+def _as_text(value: Any) -> str:
+    if isinstance(value, bool):
+        # What bool() of a text reads as false is the empty one alone.
+        return "True" if value else ""
+    return repr(value) if isinstance(value, float) else str(value)
