@@ -2,7 +2,7 @@
 UV := $(shell uv --version >/dev/null 2>&1 && command -v uv || echo .uv/bin/uv)
 RUN := $(UV) run --frozen
 
-.PHONY: quickstart test test-fast test-gpu lint
+.PHONY: quickstart test test-fast test-gpu soak lint
 .DEFAULT_GOAL := quickstart
 
 quickstart: $(UV)  ## the whole chain on this machine, with or without a GPU
@@ -16,6 +16,10 @@ test-fast: $(UV)  ## no process groups and no Megatron, for the inner loop
 
 test-gpu: $(UV)  ## what needs a CUDA device; skipped by `test` without one
 	$(RUN) pytest -m gpu tests/gpu
+
+soak: $(UV)  ## 20 kills at random moments, with and without asynchronous saves; half an hour
+	$(RUN) python tools/soak.py --kills 20
+	$(RUN) python tools/soak.py --kills 20 --async-save
 
 lint: $(UV)
 	$(RUN) ruff check .
