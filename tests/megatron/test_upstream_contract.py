@@ -42,7 +42,7 @@ def test_version_is_the_tested_one():
             ],
         ),
         (names.training.training_log, ["loss_dict", "total_loss_dict", "iteration"]),
-        (names.training.evaluate_and_print_results, ["iteration"]),
+        (names.training.evaluate_and_print_results, ["prefix", "iteration"]),
         (names.training.train_step, ["forward_step_func", "data_iterator", "model"]),
         (names.training.save_checkpoint, ["iteration", "model", "non_persistent_ckpt"]),
         (names.training.load_checkpoint, ["ddp_model", "optimizer", "opt_param_scheduler"]),

@@ -174,6 +174,8 @@ def fork_ranks(*arguments: str, num_ranks: int, log: Path) -> list[Rank]:
 
 def _be_a_rank(arguments: tuple[str, ...], job: dict[str, str], log: str) -> None:
     os.setpgid(0, 0)
+    # What a rank that nothing has forked would use, for its loader workers.
+    multiprocessing.set_start_method("fork", force=True)
     descriptor = os.open(log, os.O_WRONLY | os.O_APPEND)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)

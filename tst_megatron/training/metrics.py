@@ -18,7 +18,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from tst_megatron import upstream
 from tst_megatron.schedule import Schedule
-from tst_megatron.training.record import BAG_LOSS, LM_LOSS, VALIDATION_LOSS, drop_lines_after
+from tst_megatron.training.record import (
+    BAG_LOSS,
+    LM_LOSS,
+    TEST_LOSS,
+    VALIDATION_LOSS,
+    drop_lines_after,
+)
 
 FROM_MEGATRON = (
     "learning-rate",
@@ -44,7 +50,7 @@ class Recorder:
         self._schedule = schedule
         self._device = device
         self._file: TextIO | None = None
-        self._last_validation = -1
+        self._last_evaluation = ("", -1)
         self._progress = _Progress(console, schedule.num_steps)
 
     def on_load(self, step: int) -> None:
@@ -76,14 +82,14 @@ class Recorder:
         _to_writers(ours, step)
         self._progress.step(step, f"{phase.name} {loss_name} {loss:.3f}" if loss else phase.name)
 
-    def on_validation(self, step: int, scalars: Mapping[str, float]) -> None:
+    def on_evaluation(self, step: int, scalars: Mapping[str, float]) -> None:
         """Record an evaluation (``upstream.StepObserver``)."""
-        # Megatron evaluates once more after the last step, on the same positions.
-        if VALIDATION_LOSS in scalars and step != self._last_validation:
-            self._last_validation = step
-            loss = scalars[VALIDATION_LOSS]
-            self._write({"event": "validation", "step": step, VALIDATION_LOSS: loss})
-            self._progress.note(f"step {step}: {VALIDATION_LOSS} {loss:.4f}")
+        for event, name in (("validation", VALIDATION_LOSS), ("test", TEST_LOSS)):
+            # Megatron evaluates once more after the last step, on the same positions.
+            if name in scalars and (event, step) != self._last_evaluation:
+                self._last_evaluation = (event, step)
+                self._write({"event": event, "step": step, name: scalars[name]})
+                self._progress.note(f"step {step}: {name} {scalars[name]:.4f}")
 
     def close(self) -> None:
         """Finish the file and the progress display."""

@@ -16,10 +16,12 @@ LOSS_NAMES = (BAG_LOSS, LM_LOSS)
 """Two curves and never one: a bag loss cannot be compared with a next-token loss."""
 VALIDATION_LOSS = "lm loss validation"
 """Mean next-token cross-entropy on the held-out positions, in nats; Megatron's name."""
+TEST_LOSS = "lm loss test"
+"""The same on the test text, once after the last step."""
 
 
 def read_metrics(path: Path, *, event: str = "step") -> list[dict[str, Any]]:
-    """The rows of one kind (``step`` or ``validation``) of a ``metrics.jsonl``, in order."""
+    """Rows of one kind (``step``, ``validation``, ``test``) of a ``metrics.jsonl``, in order."""
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
     return [row for row in rows if row["event"] == event]
 

@@ -134,8 +134,8 @@ class StepObserver(Protocol):
     def on_step(self, step: int, seconds: float, scalars: Mapping[str, float]) -> None:
         """After each optimizer step: steps completed, its duration, what Megatron logged of it."""
 
-    def on_validation(self, step: int, scalars: Mapping[str, float]) -> None:
-        """After each evaluation."""
+    def on_evaluation(self, step: int, scalars: Mapping[str, float]) -> None:
+        """After each evaluation, on validation or test text."""
 
 
 def run_pretraining(
@@ -199,16 +199,15 @@ def observe_training(observer: StepObserver | None, *, loss_names: Sequence[str]
     wrap(names.training, "train_step", observation.time_step)
     wrap(names.training, "training_log", observation.report_step)
     wrap(names.training, "evaluate_and_print_results", observation.report_validation)
-    writer = tensorboard_writer()
-    if writer is not None:
-        _collect_scalars(writer, observation.scalars)
+    observation.follow(tensorboard_writer(), wandb_writer())
 
 
 class _Observation:
     """What has been seen of the step in progress, and the wrappers that see it."""
 
     def __init__(self, observer: StepObserver | None, loss_names: Sequence[str]) -> None:
-        self.scalars: dict[str, float] = {}
+        self._scalars: dict[str, float] = {}
+        self._is_test = False
         self._seconds = 0.0
         self._observer = observer
         self._loss_names = loss_names
@@ -232,10 +231,10 @@ class _Observation:
             for name in self._loss_names:
                 if name not in call["loss_dict"]:
                     call["total_loss_dict"].pop(name, None)
-            self.scalars.clear()
+            self._scalars.clear()
             result = training_log(*args, **kwargs)
             if self._observer is not None:
-                self._observer.on_step(call["iteration"], self._seconds, dict(self.scalars))
+                self._observer.on_step(call["iteration"], self._seconds, dict(self._scalars))
             return result
 
         return wrapper
@@ -246,24 +245,39 @@ class _Observation:
         @functools.wraps(evaluate)
         def wrapper(*args: Any, **kwargs: Any) -> Any:
             call = signature.bind(*args, **kwargs).arguments
-            self.scalars.clear()
+            self._scalars.clear()
+            self._is_test = "test set" in call["prefix"]
             result = evaluate(*args, **kwargs)
-            if self._observer is not None and self.scalars:
-                self._observer.on_validation(call["iteration"], dict(self.scalars))
+            self._is_test = False
+            if self._observer is not None and self._scalars:
+                self._observer.on_evaluation(call["iteration"], dict(self._scalars))
             return result
 
         return wrapper
 
+    def follow(self, tensorboard: Any, wandb: Any) -> None:
+        """Also keep what Megatron writes to TensorBoard, so both records have one source.
 
-def _collect_scalars(writer: Any, scalars: dict[str, float]) -> None:
-    """Also keep what Megatron writes to TensorBoard, so both records have one source."""
-    add_scalar = writer.add_scalar
+        Megatron calls the losses of the test set validation losses; here they have their own name.
+        """
+        if tensorboard is not None:
+            add_scalar = tensorboard.add_scalar
 
-    def add_and_keep(tag: str, value: Any, *args: Any, **kwargs: Any) -> None:
-        scalars[tag] = float(value)
-        add_scalar(tag, value, *args, **kwargs)
+            def add_and_keep(tag: str, value: Any, *args: Any, **kwargs: Any) -> None:
+                self._scalars[self._named(tag)] = float(value)
+                add_scalar(self._named(tag), value, *args, **kwargs)
 
-    writer.add_scalar = add_and_keep
+            tensorboard.add_scalar = add_and_keep
+        if wandb is not None:
+            log = wandb.log
+
+            def log_named(values: Mapping[str, Any], *args: Any, **kwargs: Any) -> None:
+                log({self._named(tag): value for tag, value in values.items()}, *args, **kwargs)
+
+            wandb.log = log_named
+
+    def _named(self, tag: str) -> str:
+        return tag.replace(" validation", " test") if self._is_test else tag
 
 
 def refused_result() -> tuple[str, str, str]:
