@@ -49,7 +49,9 @@ class Job:
 def start(recipe, run, *overrides, first=None):
     log = run.parent / f"{run.name}.log"
     arguments = ("train", str(recipe), *overrides, "--run-folder", str(run))
-    return Job(tiny.start_ranks(*arguments, num_ranks=1, log=log, preexec_fn=first), log)
+    if first is not None:
+        return Job(tiny.start_ranks(*arguments, num_ranks=1, log=log, preexec_fn=first), log)
+    return Job(tiny.fork_ranks(*arguments, num_ranks=1, log=log), log)
 
 
 def killed_after_step_12(uninterrupted, folder):

@@ -1,13 +1,15 @@
 """A stop signal ends a run within a step, with a checkpoint and a status that says: go on later."""
 
-import json
 import os
 import shutil
 import signal
 import time
 
+import pytest
 import tiny
 
+from tst_megatron.cli import train_run
+from tst_megatron.recipe import RecipeError
 from tst_megatron.upstream.checkpoint import read_saved_state
 
 
@@ -86,16 +88,21 @@ def held_out_read(run):
 
 
 def test_failure_inside_training_is_no_bad_input(text, tmp_path):
+    recipe = tiny.write_recipe(tmp_path / "bad.yaml", text, {"bag-size": 1})
+    tiny.train_with_faults(recipe, tmp_path / "run", status=1, nan_at=1)
+    state = tiny.state(tmp_path / "run")
+    assert state["status"] == "failed"
+    assert "in the loss of the first step after a start" in state["reason"]
+    traceback = (tmp_path / "run" / "logs" / "rank-0.log").read_text()
+    assert "Traceback" in traceback and state["checkpoint"] is None
+
+
+def test_damaged_text_is_bad_input_and_makes_no_run(text, tmp_path):
     damaged = tmp_path / "text"
     shutil.copytree(text, damaged)
     with (damaged / "train.bin").open("r+b") as tokens:
         tokens.truncate(100)
     recipe = tiny.write_recipe(tmp_path / "bad.yaml", damaged, {"bag-size": 1})
-    log = tmp_path / "train.log"
-    arguments = ("train", str(recipe), "--run-folder", str(tmp_path / "run"))
-    tiny.wait(tiny.start_ranks(*arguments, num_ranks=1, log=log), log, status=1)
-    state = json.loads((tmp_path / "run" / "state.json").read_text())
-    assert state["status"] == "failed"
-    assert "train.bin" in state["reason"]
-    traceback = (tmp_path / "run" / "logs" / "rank-0.log").read_text()
-    assert "Traceback" in traceback and "its index describes" in traceback
+    with pytest.raises(RecipeError, match=r"train\.bin: its content is not what manifest"):
+        train_run(recipe, [], tmp_path / "run", nproc=1)
+    assert not (tmp_path / "run").exists()
