@@ -95,7 +95,7 @@ def test_every_command_of_the_readme_exists():
     ]
     assert len(commands) >= 5
     for command in commands:
-        names = command[1:3] if command[1] == "data" else command[1:2]
+        names = command[1:3] if command[1] in ("data", "checkpoint") else command[1:2]
         done = subprocess.run(
             [sys.executable, "-m", "tst_megatron", *names, "--help"],
             capture_output=True,
