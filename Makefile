@@ -18,8 +18,8 @@ test-gpu: $(UV)  ## what needs a CUDA device; skipped by `test` without one
 	$(RUN) pytest -m gpu tests/gpu
 
 soak: $(UV)  ## 20 kills at random moments, with and without asynchronous saves; half an hour
-	$(RUN) python tools/soak.py --kills 20
-	$(RUN) python tools/soak.py --kills 20 --async-save
+	$(RUN) python tools/soak.py --kills 20 --folder runs/soak
+	$(RUN) python tools/soak.py --kills 20 --seed 2 --folder runs/soak-async --async-save
 
 lint: $(UV)
 	$(RUN) ruff check .

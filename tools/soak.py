@@ -204,6 +204,8 @@ def main() -> int:
     options = parser.parse_args()
     console = Console()
     folder: Path = options.folder
+    if folder.exists() and any(folder.iterdir()):
+        raise SystemExit(f"--folder: {folder} is not empty. Name another, or delete it")
     folder.mkdir(parents=True, exist_ok=True)
     write_standard_library_corpus(folder / "corpus.jsonl")
     train_sentencepiece(texts([folder / "corpus.jsonl"]), folder / "o.model", vocab_size=512)

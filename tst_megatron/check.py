@@ -170,12 +170,17 @@ def _size_problems(values: argparse.Namespace) -> list[str]:
         ("train-iters", values.train_iters),
         ("global-batch-size", values.global_batch_size),
         ("micro-batch-size", values.micro_batch_size),
+        ("save-interval", values.save_interval),
+        ("save-retain-interval", values.save_retain_interval),
         ("log-interval", values.log_interval),
         ("eval-interval", values.eval_interval),
         ("hidden-size", values.hidden_size),
         ("num-attention-heads", values.num_attention_heads),
     )
-    return [f"{key}: {size} is below 1" for key, size in sizes if size is not None and size < 1]
+    problems = [f"{key}: {size} is below 1" for key, size in sizes if size is not None and size < 1]
+    if values.eval_iters < 0:
+        problems.append(f"eval-iters: {values.eval_iters} is below 0")
+    return problems
 
 
 def _step_problems(values: argparse.Namespace) -> list[str]:

@@ -30,7 +30,17 @@ app.add_typer(data_app, name="data")
 checkpoint_app = typer.Typer(no_args_is_help=True, help="Look after a run's checkpoints.")
 app.add_typer(checkpoint_app, name="checkpoint")
 
+FAILED = 1
 BAD_INPUT = 2
+
+WRONG_PATHS = (
+    FileNotFoundError,
+    FileExistsError,
+    NotADirectoryError,
+    IsADirectoryError,
+    PermissionError,
+)
+"""Errors of the operating system that say that a name was wrong."""
 
 RecipePath = Annotated[Path, typer.Argument(help="Recipe, a YAML file.", show_default=False)]
 Overrides = Annotated[
@@ -54,7 +64,9 @@ def main() -> None:
         raise SystemExit(BAD_INPUT) from None
     except (ValueError, OSError) as error:
         Console(stderr=True).print(f"{error}", style="red", markup=False, soft_wrap=True)
-        raise SystemExit(BAD_INPUT) from None
+        # A full disk, say, is no fault of the input: trying again may help.
+        is_bad_input = not isinstance(error, OSError) or isinstance(error, WRONG_PATHS)
+        raise SystemExit(BAD_INPUT if is_bad_input else FAILED) from None
 
 
 def _show_version(is_wanted: bool) -> None:
@@ -141,9 +153,10 @@ def train_run(
         make_ready(checked.stream, checked.corpora, console)
         run.prepare(checked)
     else:
+        # In the order of the first rank, whose indexes may take it hours.
+        wait_until_ready(checked.stream, checked.corpora)
         run.wait_until_prepared()
         check_run(checked, run, fresh=False)
-        wait_until_ready(checked.stream, checked.corpora)
     if run.is_finished(checked):
         if rank in (None, 0):
             for note in run.repair(checked).notes:

@@ -29,6 +29,12 @@ REFUSED = {
     "documents. Remove it, reset-attention-mask and dataloader-inter-document-masking",
     "dataloader-type": "the token stream is read in order. Remove it",
     "hybrid-layer-pattern": "only GPT models take bags. Remove it",
+    "ckpt-format": "only torch_dist checkpoints can be proven whole and gone on from. Remove it",
+    "non-persistent-save-interval": "a run goes on from its checkpoints/ alone. Use save-interval, "
+    "and tst.keep-last-checkpoints to keep few",
+    "no-load-optim": "a resumed run would not be exact. Remove no-load-optim, no-load-rng, "
+    "no-save-optim and no-save-rng",
+    "use-checkpoint-args": "the recipe says what a run is. Remove it",
     "sft": "this is a pre-training tool. Remove sft, fim-data and perform-rl-step",
     "rerun-mode": "report_stats is refused by the very class it names. Use validate_results or "
     "disabled",
@@ -171,6 +177,12 @@ def combination_problems(recipe: Recipe, values: argparse.Namespace) -> list[str
         "reset-position-ids": is_masked or values.dataloader_inter_document_masking,
         "dataloader-type": values.dataloader_type not in (None, "single"),
         "hybrid-layer-pattern": values.hybrid_layer_pattern,
+        "ckpt-format": values.ckpt_format != "torch_dist",
+        "non-persistent-save-interval": values.non_persistent_save_interval,
+        "no-load-optim": any(
+            (values.no_load_optim, values.no_load_rng, values.no_save_optim, values.no_save_rng)
+        ),
+        "use-checkpoint-args": values.use_checkpoint_args,
         "sft": values.sft or values.fim_data or values.perform_rl_step,
         "rerun-mode": values.rerun_mode == "report_stats",
         "hidden-dropout": recipe.profile == "cpu" and is_dropped_out,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
 import shutil
 import socket
 from pathlib import Path
@@ -24,6 +25,25 @@ def flush_folder(folder: Path) -> None:
             os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def allow_open_files(number: int) -> None:
+    """Raise this process's limit of open files so that ``number`` more can be open.
+
+    Raises:
+        ValueError: the machine does not allow it.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    # As many as are allowed by default stay for everything else.
+    wanted = number + 1024
+    if resource.RLIM_INFINITY in (soft, hard) or wanted <= soft:
+        return
+    if wanted > hard:
+        raise ValueError(
+            f"{number} files of text and indexes are open at once, and this machine allows a "
+            f"process {hard}. Raise the limit (ulimit -Hn {wanted}), or use fewer corpora or epochs"
+        )
+    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def write_beside(path: Path, text: str) -> None:

@@ -14,6 +14,7 @@ into a block (``tst.bag-size=4``). Whether the result makes sense is ``check.py`
 from __future__ import annotations
 
 import dataclasses
+import math
 import types
 import typing
 from collections.abc import Iterable, Mapping, Sequence
@@ -199,9 +200,10 @@ def _data(block: Any, problems: list[str]) -> dict[Path, float]:
         return {}
     data = {}
     for folder, weight in block.items():
-        if isinstance(weight, bool) or not isinstance(weight, int | float) or not weight > 0:
+        is_number = isinstance(weight, int | float) and not isinstance(weight, bool)
+        if not is_number or not 0 < weight < math.inf:
             problems.append(f"data: the weight {weight!r} of {folder} must be a number above 0")
-            continue
+            weight = 1.0  # so that the folder itself is still checked
         if Path(str(folder)) in data:
             problems.append(f"data: {folder} is named twice. Name it once, with one weight")
         data[Path(str(folder))] = float(weight)

@@ -155,6 +155,24 @@ def test_one_problem_is_one_problem(monkeypatch, capsys, tmp_path):
     assert click.unstyle(error).splitlines()[0] == "1 problem:"
 
 
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (FileNotFoundError(2, "no such file", "x"), 2),
+        (PermissionError(13, "not allowed", "x"), 2),
+        (OSError(28, "no space left on device"), 1),
+        (OSError(5, "input/output error"), 1),
+    ],
+)
+def test_wrong_name_is_bad_input_and_a_full_disk_is_a_failure(monkeypatch, capsys, error, status):
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr(cli, "_checked", fail)
+    seen, _, said = run_main(monkeypatch, capsys, "check", "r.yaml")
+    assert seen == status and error.strerror in said
+
+
 # --- train ---------------------------------------------------------------------------------------
 
 
@@ -209,9 +227,9 @@ def test_finished_run_ends_with_0_and_starts_nothing(stand_ins, monkeypatch, cap
 
 
 def test_other_ranks_wait_and_prepare_nothing(stand_ins, monkeypatch, capsys):
-    waited = []
+    waited = stand_ins.ready
     monkeypatch.setattr(
-        stand_ins.folder, "wait_until_prepared", lambda self: waited.append(self.path)
+        stand_ins.folder, "wait_until_prepared", lambda self: waited.append(str(self.path))
     )
     monkeypatch.setenv("SLURM_PROCID", "3")
     monkeypatch.setenv("SLURM_NTASKS", "4")
@@ -221,9 +239,9 @@ def test_other_ranks_wait_and_prepare_nothing(stand_ins, monkeypatch, capsys):
     monkeypatch.setenv("MASTER_PORT", "29500")
     status, out, _ = run_main(monkeypatch, capsys, "train", "tst.yaml", "--run-folder", "shared")
     assert (status, out) == (75, "")
-    assert [str(path) for path in waited] == ["shared"]
+    # For the indexes first, which the first rank may take hours to build.
+    assert waited == ["waited", "shared"]
     assert stand_ins.calls == []
-    assert stand_ins.ready == ["waited"]
 
 
 def test_srun_without_an_address_is_refused_in_words(stand_ins, monkeypatch, capsys):

@@ -1,9 +1,10 @@
 import os
+import resource
 import socket
 
 import pytest
 
-from tst_megatron.files import write_beside
+from tst_megatron.files import allow_open_files, write_beside
 
 
 def test_file_is_made_and_replaced_whole(tmp_path):
@@ -55,3 +56,15 @@ def test_two_processes_do_not_share_the_file_beside(tmp_path, monkeypatch):
     host = socket.gethostname()
     names = {name for name in beside if name != "a.json"}
     assert names == {f".a.json.{host}.11", f".a.json.{host}.12"}
+
+
+def test_limit_of_open_files_is_raised_as_far_as_it_is_needed(monkeypatch):
+    limits = [(1024, 4096)]
+    monkeypatch.setattr(resource, "getrlimit", lambda _: limits[-1])
+    monkeypatch.setattr(resource, "setrlimit", lambda _, new: limits.append(new))
+    allow_open_files(0)
+    assert limits == [(1024, 4096)]
+    allow_open_files(1000)
+    assert limits[-1] == (2024, 4096)
+    with pytest.raises(ValueError, match="4000 files .* allows a process 4096. Raise the limit"):
+        allow_open_files(4000)

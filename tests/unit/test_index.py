@@ -1,9 +1,13 @@
 """An index that stands under its name is whole and of its text; anything else is built again."""
 
+import errno
 import json
 import multiprocessing
 import os
+import re
+import resource
 import shutil
+import signal
 from dataclasses import replace
 
 import numpy as np
@@ -17,7 +21,6 @@ from tst_megatron.data.index import FACTS_NAME, CorpusIndex, ensure_index, probl
 from tst_megatron.data.indexed import IndexedReader, bin_path, idx_path
 from tst_megatron.data.ready import make_ready, wait_until_ready
 from tst_megatron.data.stream import TokenStream, index_facts
-from tst_megatron.recipe import RecipeError
 
 DOCUMENTS = [50, 7, 90, 31, 64, 23, 1] * 30
 
@@ -146,6 +149,11 @@ def test_killed_build_leaves_nothing_under_the_name_and_is_cleaned_up(plan, corp
     left = list(corpora[0].cache.iterdir())
     assert len(left) == 1 and left[0].name.startswith(".index-")
     monkeypatch.undo()
+    # It may be another job's, still at work; a day later it is not.
+    assert build(plan, corpora) == (True, [])
+    assert len(list(corpora[0].cache.iterdir())) == 2
+    os.utime(left[0], (1e9, 1e9))
+    shutil.rmtree(folder_of(plan, corpora))
     assert build(plan, corpora) == (True, [])
     assert [path.name for path in corpora[0].cache.iterdir()] == [folder_of(plan, corpora).name]
 
@@ -200,10 +208,61 @@ def test_text_whose_index_contradicts_itself_is_refused(plan, corpora):
         build(plan, corpora)
 
 
-def test_cache_that_cannot_be_written_is_named_with_the_fix(plan, corpora, monkeypatch):
+def test_cache_that_cannot_be_written_is_named_with_the_fix(plan, corpora):
     corpora[0].cache.write_text("a file")
-    with pytest.raises(RecipeError, match="cannot be written .* Name another folder with data-cac"):
+    with pytest.raises(OSError, match="cannot be written: File exists. Make room, or name another"):
         make_ready(plan, corpora, Console(quiet=True))
+
+
+@pytest.mark.parametrize(
+    ("num_bytes", "reason"), [(700, "requested and .* written"), (2000, "File too large")]
+)
+def test_full_disk_is_said_and_nothing_is_left(plan, corpora, num_bytes, reason):
+    context = multiprocessing.get_context("fork")
+    said = context.SimpleQueue()
+    process = context.Process(target=_build_with_no_room, args=(plan, corpora, num_bytes, said))
+    process.start()
+    process.join()
+    assert process.exitcode == 0
+    error, left = said.get()
+    assert re.search(f"cannot be written: .*{reason}. Make room, or name another folder", error)
+    assert left == []
+    assert build(plan, corpora) == (True, [])
+
+
+def test_room_for_a_mapped_file_is_taken_before_it_is_written(plan, corpora, monkeypatch):
+    """Writing to a mapped page that has no room on the disk would end the process by a signal."""
+
+    def no_room(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", no_room)
+    with pytest.raises(OSError, match="cannot be written: No space left on device. Make room"):
+        build(plan, corpora)
+
+
+def _build_with_no_room(plan, corpora, num_bytes, said):
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, num_bytes))
+    try:
+        build(plan, corpora)
+    except OSError as error:
+        said.put((str(error), [path.name for path in corpora[0].cache.iterdir()]))
+
+
+def test_whole_index_that_another_job_put_there_meanwhile_is_kept(plan, corpora, monkeypatch):
+    """This job has seen a damaged one, and takes a look at what it takes away."""
+    build(plan, corpora)
+    looks = iter(["the content of units.npy is damaged"])
+    look = index_module.problem_of
+    monkeypatch.setattr(
+        index_module, "problem_of", lambda *a, **k: next(looks, None) or look(*a, **k)
+    )
+    before = {path.name: path.stat().st_ino for path in folder_of(plan, corpora).iterdir()}
+    assert build(plan, corpora) == (False, [])
+    after = {path.name: path.stat().st_ino for path in folder_of(plan, corpora).iterdir()}
+    assert after == before
+    assert [path.name for path in corpora[0].cache.iterdir()] == [folder_of(plan, corpora).name]
 
 
 def test_make_ready_builds_every_epoch_and_the_others_wait_for_it(corpora):

@@ -226,7 +226,11 @@ def test_wrong_data_block_is_named(recipe, data, problem):
 
 def test_data_keeps_good_folders_beside_a_bad_weight(recipe):
     loaded = load_recipe(recipe, ["data={a: 0, b: 2, c/d: 0.5}"])
-    assert {str(path): weight for path, weight in loaded.data.items()} == {"b": 2.0, "c/d": 0.5}
+    assert {str(path): weight for path, weight in loaded.data.items()} == {
+        "a": 1.0,
+        "b": 2.0,
+        "c/d": 0.5,
+    }
 
 
 def test_unknown_profile_is_named_with_those_there_are(recipe):

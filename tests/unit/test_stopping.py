@@ -6,6 +6,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from pathlib import Path
 
 import pytest
 
@@ -101,3 +102,34 @@ def test_process_started_while_blocked_gets_the_signal_when_it_listens():
     assert signal.SIGTERM not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
     process.send_signal(signal.SIGTERM)
     assert ended(process, "go\n") == (75, "stop\n")
+
+
+@pytest.mark.parametrize("method", ["spawn", "forkserver"])
+def test_worker_ends_with_the_process_that_it_works_for(method):
+    """Killed, that process cannot end it, and the worker hears no SIGTERM."""
+    process = start(f"""
+        import multiprocessing
+        stopping.listen()
+        work = "from tst_megatron.training import stopping; import time; "
+        work += "stopping.die_with_parent(); print('ready', flush=True); time.sleep(60)"
+        worker = multiprocessing.get_context("{method}").Process(target=exec, args=(work,))
+        worker.start()
+        print(worker.pid, flush=True)
+        time.sleep(60)
+    """)
+    worker = int(process.stdout.readline())
+    ready(process)
+    process.kill()
+    process.wait()
+    deadline = time.monotonic() + 10
+    while is_alive(worker):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def is_alive(process):
+    try:
+        state = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return False
+    return state != "Z"

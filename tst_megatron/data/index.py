@@ -22,6 +22,7 @@ import hashlib
 import json
 import os
 import shutil
+import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -38,6 +39,8 @@ from tst_megatron.files import beside, flush_folder
 FORMAT_VERSION = 1
 FACTS_NAME = "index.json"
 ARRAYS = ("documents", "units", "chunk-places", "chunk-offsets")
+SECONDS_LEFT_BEHIND = 24 * 3600.0
+"""Age at which what a killed build left is removed: no build takes a day."""
 DOCUMENTS_PER_STEP = 2**22
 """Documents whose lengths are summed up at a time: 100 MB of memory at the most."""
 
@@ -127,29 +130,31 @@ def ensure_index(
         Whether it was built.
 
     Raises:
-        ValueError: the token files contradict each other, or the folder cannot be written.
+        ValueError: the token files contradict each other.
+        OSError: the folder cannot be written.
     """
-    path = root / facts.name
+    path, new = root / facts.name, beside(root / facts.name)
     problem = problem_of(path, facts, deep=True)
     if problem is None:
         return False
-    if path.exists():
-        note(f"{path}: {problem}; it is built again")
     reader.check()
     try:
         root.mkdir(parents=True, exist_ok=True)
-        _remove_left_behind(root, facts.name)
-        new = beside(path)
+        _remove_left_behind(root)
+        if path.exists():
+            if not _take_away(path, facts):
+                return False
+            note(f"{path}: {problem}; it is built again")
         shutil.rmtree(new, ignore_errors=True)
         new.mkdir()
-    except OSError as error:
-        raise ValueError(
-            f"{root}: the index of the text is kept here and cannot be written ({error}). Name "
-            "another folder with data-cache-path"
-        ) from error
-    try:
         _build(new, facts, reader, advance)
         _put_in_place(new, path, facts)
+    except OSError as error:
+        # NumPy says itself how much of a file it wrote, without a number of the system's.
+        reason = error.strerror or error
+        text = f"the index of the text is kept in {root} and cannot be written: {reason}. Make "
+        text += "room, or name another folder with data-cache-path"
+        raise OSError(error.errno or errno.EIO, text) from error
     finally:
         shutil.rmtree(new, ignore_errors=True)
     return True
@@ -219,11 +224,8 @@ def _build(
 
 
 def _put_in_place(new: Path, path: Path, facts: IndexFacts) -> None:
-    """Rename a finished index, past a damaged one and beside other builders."""
+    """Rename a finished index, beside other builders."""
     try:
-        if path.exists() and problem_of(path, facts, deep=True) is not None:
-            # What others have mapped stays readable until they close it.
-            shutil.rmtree(path, ignore_errors=True)
         new.rename(path)
         flush_folder(path.parent)
     except OSError as error:
@@ -234,11 +236,21 @@ def _put_in_place(new: Path, path: Path, facts: IndexFacts) -> None:
             raise ValueError(f"{path}: {problem}, and is being written by another job") from error
 
 
-def _remove_left_behind(root: Path, name: str) -> None:
-    """Remove what a killed build of this machine left."""
-    for left in root.glob(f".{name}.*"):
-        host, _, pid = left.name.removeprefix(f".{name}.").rpartition(".")
-        if host == os.uname().nodename and pid.isdigit() and not Path(f"/proc/{pid}").exists():
+def _take_away(path: Path, facts: IndexFacts) -> bool:
+    """Remove a damaged index, unless another job has put a whole one in its place meanwhile."""
+    aside = path.with_name(f"{beside(path).name}.damaged")
+    path.rename(aside)
+    is_damaged = problem_of(aside, facts, deep=True) is not None
+    if not is_damaged and not path.exists():
+        aside.rename(path)
+    shutil.rmtree(aside, ignore_errors=True)
+    return is_damaged
+
+
+def _remove_left_behind(root: Path) -> None:
+    """Remove what killed builds have left, on any machine."""
+    for left in root.glob(".index-*"):
+        if time.time() - left.stat().st_mtime > SECONDS_LEFT_BEHIND:
             shutil.rmtree(left, ignore_errors=True)
 
 
@@ -251,6 +263,9 @@ def _new_array(path: Path, dtype: np.dtype[Any], size: int) -> npt.NDArray[Any]:
         np.save(path, np.empty(0, dtype=dtype))
         return np.empty(0, dtype=dtype)
     array: npt.NDArray[Any] = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=(size,))
+    with path.open("r+b") as file:
+        # A page of a mapped file that the disk has no room for would end the process by a signal.
+        os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
     return array
 
 

@@ -148,7 +148,9 @@ def changed_files(manifest: Manifest) -> list[str]:
                     f"{file}: its content is not what {manifest.path.name} recorded: it was "
                     "written anew or is damaged. Bring the file back, or prepare the text again"
                 )
-    if file_sha256(manifest.tokenizer_model) != manifest.tokenizer_sha256:
+    if not manifest.tokenizer_model.is_file():
+        problems.append(f"{manifest.tokenizer_model}: is missing. Bring it back")
+    elif file_sha256(manifest.tokenizer_model) != manifest.tokenizer_sha256:
         problems.append(
             f"{manifest.tokenizer_model}: is not the tokenizer that made this text. Bring it back"
         )

@@ -103,17 +103,20 @@ class StreamPlan:
         )
         if problems := self._problems(max_epochs):
             raise ValueError("\n".join(problems))
-        self._orders = [
-            allocate(
-                units_per_epoch=units,
-                unit_chunks=unit_chunks,
+        self._orders = [self._order_of(number, max_epochs) for number in range(len(self.corpora))]
+        self._dealt: tuple[int, list[tuple[int, int]]] | None = None
+
+    def _order_of(self, number: int, max_epochs: int) -> list[PhaseOrder]:
+        try:
+            return allocate(
+                units_per_epoch=self.units_per_epoch[number],
+                unit_chunks=self.unit_chunks,
                 phases=[(bag_size, samples[number]) for bag_size, samples in self._shares()],
-                seed=seed,
+                seed=self.seed,
                 num_epochs=max_epochs,
             )
-            for number, units in enumerate(self.units_per_epoch)
-        ]
-        self._dealt: tuple[int, list[tuple[int, int]]] | None = None
+        except ValueError as error:
+            raise ValueError(f"{self.corpora[number].name}: {error}") from error
 
     def _shares(self) -> list[tuple[int, list[int]]]:
         """(bag size, samples of each corpus) of each phase."""

@@ -35,7 +35,8 @@ def make_ready(plan: StreamPlan, corpora: Sequence[Corpus], console: Console) ->
         The number of indexes that were built.
 
     Raises:
-        RecipeError: a file is not what its manifest recorded, or an index cannot be written.
+        RecipeError: a file is not what its manifest recorded.
+        OSError: an index cannot be written.
     """
     if problems := changed_text(corpora):
         raise RecipeError(problems)

@@ -18,6 +18,7 @@ from tst_megatron.data.index import CorpusIndex, IndexFacts, ensure_index
 from tst_megatron.data.indexed import IndexedReader
 from tst_megatron.data.manifest import Split
 from tst_megatron.data.plan import StreamPlan
+from tst_megatron.files import allow_open_files
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -63,8 +64,8 @@ def ensure_indexes(
         The number of indexes that were built.
 
     Raises:
-        ValueError: token files that contradict each other, or a cache folder that cannot be
-            written.
+        ValueError: token files contradict each other.
+        OSError: a cache folder cannot be written.
     """
     num_built = 0
     for number, corpus in enumerate(corpora):
@@ -89,6 +90,9 @@ class TokenStream:
     def __init__(self, plan: StreamPlan, corpora: Sequence[Corpus]) -> None:
         """Open the token files and the indexes that ``ensure_indexes`` left."""
         self.plan = plan
+        # A reader maps two files and an index four.
+        epochs = sum(plan.epochs_of(number) for number in range(len(corpora)))
+        allow_open_files(2 * len(corpora) + 4 * epochs)
         self._readers = [IndexedReader(corpus.manifest.train.prefix) for corpus in corpora]
         for reader, size in zip(self._readers, plan.corpora, strict=True):
             if reader.num_tokens != size.num_tokens:

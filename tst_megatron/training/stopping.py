@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import atexit
 import multiprocessing
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -65,6 +66,22 @@ def blocked() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def die_with_parent() -> None:
+    """End this worker, at once and whatever it is doing, when the process it works for has ended.
+
+    Called in a child that multiprocessing started, of whatever method: a forkserver stands between
+    the two and lives on, so the kernel's own signal at a parent's death would not come.
+    """
+    parent = multiprocessing.parent_process()
+    assert parent is not None, "only a child of multiprocessing works for another process"
+
+    def watch() -> None:
+        parent.join()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    threading.Thread(target=watch, name="parent's end", daemon=True).start()
 
 
 def end_children() -> None:

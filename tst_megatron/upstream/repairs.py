@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from tst_megatron.training.stopping import die_with_parent
 from tst_megatron.upstream import names
 
 
@@ -30,6 +31,9 @@ def allow_no_cuda() -> None:
 def repair_wheel() -> None:
     """Mend what the wheel gets wrong, on any device."""
     caller = names.async_utils.PersistentAsyncCaller
+    if caller.async_loop is _loop_of_worker:
+        # Not where the CPU host has put its own, which calls this one.
+        caller.async_loop = staticmethod(checkpoint_worker)
     wrap(caller, "schedule_async_call", _of_a_snapshot)
     wrap(caller, "_get_process", _with_joins_that_end)
     wrap(caller, "is_current_async_call_done", _unless_the_worker_died)
@@ -131,8 +135,17 @@ def _without_step(set_states: Callable[..., Any]) -> Callable[..., Any]:
     return wrapper
 
 
-checkpoint_worker = names.async_utils.PersistentAsyncCaller.async_loop
-"""Megatron's own loop of the process that writes asynchronous saves."""
+_loop_of_worker = names.async_utils.PersistentAsyncCaller.async_loop
+
+
+def checkpoint_worker(*args: Any) -> None:
+    """Megatron's own loop of the process that writes asynchronous saves, for as long as its rank.
+
+    A rank that is killed would leave it waiting for ever, deaf to SIGTERM, or writing into a folder
+    that a restarted run saves to. Remove when upstream's worker ends with its rank.
+    """
+    die_with_parent()
+    _loop_of_worker(*args)
 
 
 def _of_a_snapshot(schedule_async_call: Callable[..., Any]) -> Callable[..., Any]:
