@@ -4,7 +4,6 @@ import errno
 import json
 import multiprocessing
 import os
-import re
 import resource
 import shutil
 import signal
@@ -214,10 +213,8 @@ def test_cache_that_cannot_be_written_is_named_with_the_fix(plan, corpora):
         make_ready(plan, corpora, Console(quiet=True))
 
 
-@pytest.mark.parametrize(
-    ("num_bytes", "reason"), [(700, "requested and .* written"), (2000, "File too large")]
-)
-def test_full_disk_is_said_and_nothing_is_left(plan, corpora, num_bytes, reason):
+@pytest.mark.parametrize("num_bytes", [100, 700, 2000])
+def test_full_disk_is_said_and_nothing_is_left(plan, corpora, num_bytes):
     context = multiprocessing.get_context("fork")
     said = context.SimpleQueue()
     process = context.Process(target=_build_with_no_room, args=(plan, corpora, num_bytes, said))
@@ -225,7 +222,7 @@ def test_full_disk_is_said_and_nothing_is_left(plan, corpora, num_bytes, reason)
     process.join()
     assert process.exitcode == 0
     error, left = said.get()
-    assert re.search(f"cannot be written: .*{reason}. Make room, or name another folder", error)
+    assert "cannot be written: File too large. Make room, or name another folder" in error
     assert left == []
     assert build(plan, corpora) == (True, [])
 

@@ -150,11 +150,9 @@ def ensure_index(
         _build(new, facts, reader, advance)
         _put_in_place(new, path, facts)
     except OSError as error:
-        # NumPy says itself how much of a file it wrote, without a number of the system's.
-        reason = error.strerror or error
-        text = f"the index of the text is kept in {root} and cannot be written: {reason}. Make "
-        text += "room, or name another folder with data-cache-path"
-        raise OSError(error.errno or errno.EIO, text) from error
+        text = f"the index of the text is kept in {root} and cannot be written: {error.strerror}. "
+        text += "Make room, or name another folder with data-cache-path"
+        raise OSError(error.errno, text) from error
     finally:
         shutil.rmtree(new, ignore_errors=True)
     return True
@@ -195,7 +193,9 @@ def _build(
     num_chunks = facts.num_units * facts.unit_chunks
     for name, number in (("documents", num_documents), ("units", facts.num_units)):
         seed = of_epoch_seed(f"{facts.seed}/{name}", facts.epoch)
-        np.save(folder / f"{name}.npy", permutation(seed, number).astype(_integers_up_to(number)))
+        array = _new_array(folder / f"{name}.npy", _integers_up_to(number), number)
+        array[:] = permutation(seed, number)
+        del array
     order = np.load(folder / "documents.npy", mmap_mode="r")
     places = _new_array(folder / "chunk-places.npy", _integers_up_to(num_documents), num_chunks)
     offsets = _new_array(folder / "chunk-offsets.npy", np.dtype(np.int32), num_chunks)
@@ -262,6 +262,7 @@ def _new_array(path: Path, dtype: np.dtype[Any], size: int) -> npt.NDArray[Any]:
     if not size:
         np.save(path, np.empty(0, dtype=dtype))
         return np.empty(0, dtype=dtype)
+    # Not by np.save, which takes a full disk for success when the array is small.
     array: npt.NDArray[Any] = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=(size,))
     with path.open("r+b") as file:
         # A page of a mapped file that the disk has no room for would end the process by a signal.
