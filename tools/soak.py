@@ -47,6 +47,8 @@ SMALL = (
     "eval-interval=10",
     "eval-iters=1",
 )
+STEPS_PER_KILL = 5
+"""About how far a run comes between two kills, so that they fall into both phases."""
 SECONDS_TO_WAIT = 300.0
 
 
@@ -128,7 +130,7 @@ def newest_whole(run: Path) -> int:
 def kill_at_random(run: Path, job: Job, moments: random.Random, *, inside_save: bool) -> Kill:
     """Wait for a random moment after the job has gone on, and kill it."""
     begun = time.time()
-    wanted = newest_whole(run) + moments.randint(1, 12)
+    wanted = newest_whole(run) + moments.randint(1, STEPS_PER_KILL + 1)
     deadline = time.monotonic() + SECONDS_TO_WAIT
     known = set(unfinished_saves(run))
     while (
@@ -210,7 +212,7 @@ def main() -> int:
     write_standard_library_corpus(folder / "corpus.jsonl")
     train_sentencepiece(texts([folder / "corpus.jsonl"]), folder / "o.model", vocab_size=512)
     prepare([folder / "corpus.jsonl"], folder / "o.model", folder / "text", workers=2)
-    steps = 14 * options.kills + 20
+    steps = STEPS_PER_KILL * options.kills + 20
     recipe = (str(RECIPE), f"data={json.dumps({str(folder / 'text'): 1.0})}", *SMALL)
     recipe += (f"train-iters={steps}", f"lr-wsd-decay-iters={steps // 5}", "save-interval=3")
     saves = ("async-save=true",) if options.async_save else ()

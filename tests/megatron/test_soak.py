@@ -16,7 +16,7 @@ SOAK = importlib.util.module_from_spec(spec)
 sys.modules["soak"] = SOAK
 spec.loader.exec_module(SOAK)
 
-SWITCH, STEPS = 24, 62
+SWITCH, STEPS = 6, 40
 
 
 class ForkedJob:
@@ -64,4 +64,4 @@ def test_killed_run_goes_on_each_time_and_ends_as_if_nothing_had_been(text, tmp_
     damaged = tmp_path / "killed" / "metrics.jsonl"
     damaged.write_text(damaged.read_text().replace('"lm loss": ', '"lm loss": 1', 1))
     (found,) = SOAK.differences(tmp_path / "killed", tmp_path / "reference")
-    assert found.startswith("step: 62 rows against 62, from {'step': 25")
+    assert found.startswith("step: 40 rows against 40, from {'step': 7")
