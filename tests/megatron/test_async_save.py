@@ -70,10 +70,11 @@ def test_resume_from_it_is_bit_identical_to_the_uninterrupted_run(
 
 
 def test_killed_worker_ends_the_run_and_is_named(recipe, tmp_path):
-    start = time.monotonic()
     run = tmp_path / "run"
     tiny.train_with_faults(recipe, run, 1, slow_writes=60.0, kill_worker_at=SAVED + 2)
-    assert time.monotonic() - start < 90
+    # From the last step that was logged, after which the worker was killed.
+    last_step, end = (run / name for name in ("metrics.jsonl", "state.json"))
+    assert end.stat().st_mtime - last_step.stat().st_mtime < 60
     state = tiny.state(run)
     assert state["status"] == "failed"
     assert "checkpoint worker" in state["reason"] and "status -9" in state["reason"]
