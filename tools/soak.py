@@ -46,9 +46,11 @@ SMALL = (
     "global-batch-size=8",
     "eval-interval=10",
     "eval-iters=1",
+    # Half of the kills fall into each phase.
+    "tst.superposition-fraction=0.15",
 )
 STEPS_PER_KILL = 5
-"""About how far a run comes between two kills, so that they fall into both phases."""
+"""More than a run comes forward between two kills, which is two steps on average."""
 SECONDS_TO_WAIT = 300.0
 
 
