@@ -1,14 +1,17 @@
 """Which checkpoints are whole, where a run starts, and what the tracker file then says."""
 
 import hashlib
+import io
 import json
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch.distributed import checkpoint as dcp
 
 from tst_megatron.recipe import RecipeError
+from tst_megatron.training.checkpoint_content import content_problems
 from tst_megatron.training.checkpoints import (
     TRACKER,
     find_start,
@@ -131,6 +134,29 @@ def test_one_changed_byte_of_a_bytes_item_is_found_by_reading_it(folder):
     (checkpoint / SHARD).write_bytes(data)
     (problem,) = problems(checkpoint, deep=True)
     assert problem.startswith(f"{SHARD}: common_state is damaged (")
+
+
+def test_every_changed_byte_of_an_item_is_found_or_harmless(tmp_path):
+    """Also in the archive's headers, which no checksum covers."""
+    weight, file = torch.arange(17.0), io.BytesIO()
+    torch.save(weight, file)
+    data = file.getvalue()
+    item = SimpleNamespace(relative_path=SHARD, offset=0, length=len(data))
+    (tmp_path / SHARD).write_bytes(data)
+    assert content_problems(tmp_path, [("weight", item)], {}) == []
+    num_found = 0
+    for position in range(len(data)):
+        changed = bytearray(data)
+        changed[position] ^= 0xFF
+        (tmp_path / SHARD).write_bytes(changed)
+        if found := content_problems(tmp_path, [("weight", item)], {}):
+            assert found[0].startswith(f"{SHARD}: weight is damaged (")
+            num_found += 1
+        else:
+            loaded = torch.load(io.BytesIO(bytes(changed)), weights_only=True)
+            assert torch.equal(loaded, weight), position
+    # The rest is padding, dates and what else torch does not look at.
+    assert num_found > len(data) // 2
 
 
 def test_manifest_of_hashes_is_compared(folder):
