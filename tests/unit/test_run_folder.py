@@ -1,5 +1,7 @@
 import json
+import os
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -131,6 +133,55 @@ def test_folder_that_is_no_run_is_refused(run, checked):
     (run.path / "letter.txt").write_text("dear")
     (problem,) = run.problems(checked, fresh=False)
     assert problem == f"--run-folder: {run.path} has files and no resolved.yaml, so it is not a run"
+
+
+def test_start_killed_at_any_moment_of_prepare_does_not_bar_the_next(run, checked, monkeypatch):
+    """Before each system call that writes: a new folder, a flush of what is beside, a rename."""
+    other = make_checked(run.path.parent.parent / "other", "seed=7")
+    other.recipe.path.write_text("of an earlier try")
+    for num_calls in range(100):
+        with monkeypatch.context() as patch:
+            left = [num_calls]
+
+            def killed(call, left=left):
+                def counted(*args, **kwargs):
+                    if not left[0]:
+                        raise KeyboardInterrupt
+                    left[0] -= 1
+                    return call(*args, **kwargs)
+
+                return counted
+
+            for place, name in ((Path, "mkdir"), (Path, "replace"), (os, "fsync")):
+                patch.setattr(place, name, killed(getattr(place, name)))
+            try:
+                run.prepare(other)
+                break
+            except KeyboardInterrupt:
+                pass
+        if not (run.path / "resolved.yaml").exists():
+            assert run.problems(checked, fresh=False) == [], num_calls
+            killed_run = run
+            run = RunFolder(run.path.parent / str(num_calls))
+            if killed_run.path.exists():
+                killed_run.prepare(checked)
+                assert killed_run.recipe.read_bytes() == checked.recipe.path.read_bytes()
+        else:
+            assert run.problems(other, fresh=False) == []
+    assert num_calls > 10
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["checkpoints/iter_0000004/common.pt", "logs/rank-0.log", "checkpoints/recipe.yaml", "data/x"],
+)
+def test_folder_with_more_than_prepare_makes_is_no_half_run(run, checked, path):
+    run.prepare(checked)
+    (run.path / "resolved.yaml").unlink()
+    (run.path / path).parent.mkdir(exist_ok=True)
+    (run.path / path).write_text("more")
+    (problem,) = run.problems(checked, fresh=False)
+    assert problem.endswith("has files and no resolved.yaml, so it is not a run")
 
 
 @pytest.mark.parametrize("fresh", [True, False])

@@ -14,7 +14,7 @@ import yaml
 from tst_megatron import __version__
 from tst_megatron.check import CheckedRecipe
 from tst_megatron.data.cursor import cursor, differences, stream_facts
-from tst_megatron.files import copy_beside, write_beside
+from tst_megatron.files import copy_beside, is_beside, write_beside
 from tst_megatron.recipe import RecipeError
 from tst_megatron.training.checkpoints import (
     Start,
@@ -79,6 +79,8 @@ class RunFolder:
         if fresh:
             return [f"--fresh: {self.path} is not empty. Name another folder, or delete it"]
         if not self._resolved.exists():
+            if self._is_half_prepared():
+                return []
             return [f"--run-folder: {self.path} has files and no resolved.yaml, so it is not a run"]
         before = _comparable(yaml.safe_load(self._resolved.read_text(encoding="utf-8")))
         return [
@@ -91,14 +93,30 @@ class RunFolder:
 
     def prepare(self, checked: CheckedRecipe) -> None:
         """Make the folder and write what describes the run; the first rank does this."""
-        for folder in (self.checkpoints, self.tensorboard, self.logs, self.report):
+        for folder in self._folders():
             folder.mkdir(parents=True, exist_ok=True)
-        # Written once: other ranks of a resumed run may be reading it.
-        if not self.tokenizer.exists():
+        # Written once: other ranks of a resumed run may be reading it. What a killed start left
+        # may be of another recipe.
+        is_new = not self._resolved.exists()
+        if is_new or not self.tokenizer.exists():
             copy_beside(checked.corpora[0].manifest.tokenizer_model, self.tokenizer)
-        if not self.recipe.exists():
+        if is_new or not self.recipe.exists():
             copy_beside(checked.recipe.path, self.recipe)
         write_beside(self._resolved, yaml.safe_dump(_identity(checked), sort_keys=False))
+
+    def _folders(self) -> tuple[Path, ...]:
+        return self.checkpoints, self.tensorboard, self.logs, self.report
+
+    def _is_half_prepared(self) -> bool:
+        """Whether all that the folder holds is what a ``prepare`` leaves that was killed."""
+        files = (self.tokenizer, self.recipe, self._resolved)
+
+        def is_ours(path: Path) -> bool:
+            if path.is_dir():
+                return path in self._folders()
+            return path in files or any(is_beside(path, file) for file in files)
+
+        return all(is_ours(path) for path in self.path.rglob("*"))
 
     def wait_until_prepared(self, *, seconds: float = 300.0) -> None:
         """Wait for the first rank's ``prepare``; what it writes last is there when this returns.
