@@ -267,6 +267,16 @@ def test_start_finishes_an_interrupted_delete(run, checked):
     assert list(run.checkpoints.iterdir()) == []
 
 
+def test_chain_of_jobs_that_are_killed_in_their_first_saves_is_never_refused(run, checked):
+    """Each at another step, as a stop signal makes it."""
+    for step in (4, 3, 2, 1):
+        (run.checkpoints / f"iter_{step:07d}").mkdir(parents=True)
+        start = run.repair(checked)
+        assert start.step == 0
+        assert start.notes[0] == f"iter_{step:07d}: metadata.json is missing; skipped"
+        assert list(run.checkpoints.glob("iter_*")) == []
+
+
 def test_state_tells_how_the_run_stands(run):
     run.path.mkdir(parents=True)
     run.write_state("failed", reason="KeyError('x')", step=0, device="cpu")

@@ -20,12 +20,13 @@ from tst_megatron.training.checkpoints import (
     Start,
     checkpoint_of,
     find_start,
+    list_checkpoints,
     problems,
     repair_tracker,
     step_of,
     tracked_step,
 )
-from tst_megatron.training.retention import remove_leftovers
+from tst_megatron.training.retention import delete, remove_leftovers
 
 PACKAGES = (
     "torch",
@@ -186,7 +187,12 @@ class RunFolder:
             RecipeError: something was saved, and none of it is whole.
         """
         remove_leftovers(self.checkpoints)
-        return repair_tracker(self.checkpoints, has_manifest=saves_manifest(checked))
+        start = repair_tracker(self.checkpoints, has_manifest=saves_manifest(checked))
+        if start.step == 0:
+            for unfinished in list_checkpoints(self.checkpoints):
+                if not unfinished.is_symlink():
+                    delete(unfinished)
+        return start
 
     def last_checkpoint(self) -> Path | None:
         """The checkpoint that Megatron's tracker file names, if both exist."""
