@@ -228,13 +228,23 @@ def check_stream(checked: CheckedRecipe, checkpoint: Path) -> None:
     """Refuse to go on from a checkpoint that was trained on another stream than this run reads.
 
     Raises:
-        RecipeError: with what differs, or that the checkpoint does not say.
+        RecipeError: with what differs, or that the checkpoint does not say or cannot be read.
     """
     # Imports Megatron, which the caller's check of the recipe has done before.
+    from tst_megatron.upstream import CheckpointException, reason_of
     from tst_megatron.upstream.checkpoint import read_saved_state
 
-    state = read_saved_state(checkpoint)
-    saved = getattr(state["args"], "tst", {})
+    try:
+        saved = getattr(read_saved_state(checkpoint)["args"], "tst", {})
+    except (Exception, CheckpointException) as error:
+        # Damaged bytes raise whatever they happen to mean.
+        raise RecipeError(
+            [
+                f"{checkpoint}: its saved arguments cannot be read ({reason_of(error)}). See what "
+                f"is damaged with `tst-megatron checkpoint verify {checkpoint}`, then delete that "
+                "folder or move it away: the run goes on from the checkpoint before it"
+            ]
+        ) from error
     if not {"stream", "cursor"} <= set(saved):
         raise RecipeError(
             [
