@@ -10,7 +10,14 @@ import yaml
 from tst_megatron import __version__
 from tst_megatron.recipe import RecipeError, load_recipe
 from tst_megatron.training import run_folder
-from tst_megatron.training.run_folder import RunFolder, check_run, package_version, step_of
+from tst_megatron.training.run_folder import (
+    ALL_STEPS,
+    STARTED,
+    RunFolder,
+    check_run,
+    package_version,
+    step_of,
+)
 
 
 @pytest.fixture
@@ -28,7 +35,7 @@ def make_checked(folder, *overrides):
     )
     recipe = load_recipe(folder / "recipe.yaml", overrides)
     train = SimpleNamespace(bin_sha256="ab12")
-    manifest = SimpleNamespace(tokenizer_model=folder / "tokenizer.model", train=train)
+    manifest = SimpleNamespace(tokenizer_model=folder / "tokenizer.model", train=train, test=None)
     corpora = (SimpleNamespace(manifest=manifest),)
     schedule = recipe.schedule()
     return SimpleNamespace(recipe=recipe, schedule=schedule, corpora=corpora, flags=())
@@ -291,6 +298,62 @@ def test_state_tells_how_the_run_stands(run):
     run.write_state("stopped", reason="asked to stop", step=4, device="cpu")
     assert run.state()["checkpoint"] == "checkpoints/iter_0000004"
     assert json.loads((run.path / "state.json").read_text()) == run.state()
+
+
+def fail(run, reason):
+    run.write_state("failed", reason=reason, step=0, device="cpu")
+
+
+def test_first_failure_of_a_start_stands(run):
+    """Rank 0 fails too, of the closed connection, and rank 1 knew why."""
+    run.path.mkdir(parents=True)
+    fail(run, STARTED)
+    before = run.state()
+    assert not run.has_failed_since(before)
+    fail(run, "rank 1: OSError(28, 'No space left on device')")
+    assert run.has_failed_since(before)
+
+
+def test_failure_of_an_earlier_start_does_not_stand(run):
+    """Rank 1 may begin, and fail, before rank 0 has said that this start began."""
+    run.path.mkdir(parents=True)
+    assert not run.has_failed_since(run.state())
+    fail(run, "rank 1: OSError(28, 'No space left on device')")
+    before = run.state()
+    assert not run.has_failed_since(before)
+    fail(run, STARTED)
+    assert not run.has_failed_since(before)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "has_test", "rows", "is_cut_off"),
+    [
+        (["eval-interval=5"], False, ["step"], True),
+        (["eval-interval=5"], False, ["step", "validation"], False),
+        (["eval-interval=5"], True, ["step", "validation"], True),
+        (["eval-interval=5"], True, ["step", "validation", "test"], False),
+        (["eval-interval=5", "eval-iters=0"], True, ["step"], False),
+        ([], True, ["step"], False),
+    ],
+)
+def test_finished_run_says_that_its_last_evaluation_was_cut_off(
+    run, tmp_path, overrides, has_test, rows, is_cut_off
+):
+    checked = make_checked(tmp_path / "evaluated", *overrides)
+    checked.corpora[0].manifest.test = object() if has_test else None
+    save_checkpoint(run, 10)
+    earlier = [("validation", 5), ("test", 5)]
+    run.metrics.write_text(
+        "".join(
+            json.dumps({"event": event, "step": step}) + "\n"
+            for event, step in [*earlier, *((event, 10) for event in rows)]
+        )
+    )
+    run.write_finished(checked)
+    state = run.state()
+    assert (state["status"], state["step"]) == ("finished", 10)
+    cut_off = "all steps are done; the last evaluation was cut off"
+    assert state["reason"] == (cut_off if is_cut_off else ALL_STEPS)
 
 
 def test_state_and_recipe_are_written_whole(run, checked, monkeypatch):

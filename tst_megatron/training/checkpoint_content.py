@@ -81,7 +81,7 @@ def _item_problem(checkpoint: Path, name: str, item: Any) -> str | None:
     return f"{item.relative_path}: {name} is damaged ({found})" if found else None
 
 
-def _structure_problem(archive: zipfile.ZipFile, part: io.BufferedReader) -> str | None:
+def _structure_problem(archive: zipfile.ZipFile, part: io.BufferedReader[_Part]) -> str | None:
     """Why torch would read something else than what the checksums are of; None if it would not.
 
     Torch's own reader compares no checksum, and takes names and places from headers that have none.
@@ -92,7 +92,7 @@ def _structure_problem(archive: zipfile.ZipFile, part: io.BufferedReader) -> str
 
     # It takes the place where the file stands for the start of the archive.
     part.seek(0)
-    reader = torch._C.PyTorchFileReader(part)
+    reader: Any = torch._C.PyTorchFileReader(part)
     # Torch names its records without the folder that they are all in.
     records = {record.filename.partition("/")[2]: record for record in archive.infolist()}
     if sorted(reader.get_all_records()) != sorted(records):

@@ -26,6 +26,7 @@ from tst_megatron.training.checkpoints import (
     step_of,
     tracked_step,
 )
+from tst_megatron.training.record import events_at
 from tst_megatron.training.retention import delete, remove_leftovers
 
 PACKAGES = (
@@ -41,6 +42,8 @@ PACKAGES = (
 
 
 ALL_STEPS = "all steps are done"
+STARTED = "started, and ended without saying how"
+"""Stands while the run goes on, and after a kill."""
 
 FREE_KEYS = ("rerun-mode", "save-interval", "save-retain-interval")
 """Megatron's keys that may change over the life of a run, since they decide no number of it, as
@@ -145,12 +148,37 @@ class RunFolder:
         }
         write_beside(self.path / "versions.json", json.dumps(versions, indent=2) + "\n")
 
-    def write_finished(self) -> None:
+    def write_finished(self, checked: CheckedRecipe) -> None:
         """Say that the run is finished, also where it ended before it could say so itself."""
         checkpoint, state = self.last_checkpoint(), self.state() or {}
         if checkpoint is not None and state.get("status") != "finished":
             device = str(state.get("device", "unknown"))
-            self.write_state("finished", reason=ALL_STEPS, step=step_of(checkpoint), device=device)
+            reason = self.reason_of_end(checked)
+            self.write_state("finished", reason=reason, step=step_of(checkpoint), device=device)
+
+    def reason_of_end(self, checked: CheckedRecipe) -> str:
+        """What a run with a checkpoint of its last step lacks: a stop may come after that."""
+        keys = checked.recipe.megatron
+        if not keys.get("eval-interval") or keys.get("eval-iters") == 0:
+            return ALL_STEPS
+        wanted = {"validation"} | ({"test"} if checked.corpora[0].manifest.test else set())
+        if wanted <= events_at(self.metrics, checked.schedule.num_steps):
+            return ALL_STEPS
+        return f"{ALL_STEPS}; the last evaluation was cut off"
+
+    def has_failed_since(self, before: dict[str, Any] | None) -> bool:
+        """Whether another rank has written that it failed; what fails after it is a consequence.
+
+        Args:
+            before: ``state()`` as it was when this rank started.
+        """
+        now = self.state()
+        return (
+            now is not None
+            and now != before
+            and now["status"] == "failed"
+            and now["reason"] != STARTED
+        )
 
     def write_state(self, status: str, *, reason: str, step: int, device: str) -> None:
         """Record how the run stands: finished, stopped or failed; schedulers' scripts read this."""
