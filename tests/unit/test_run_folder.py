@@ -252,6 +252,15 @@ def test_run_is_finished_when_the_checkpoint_of_its_last_step_is_whole(run, chec
     assert not run.is_finished(checked)
 
 
+def test_last_checkpoint_that_goes_while_it_is_read_is_no_whole_one(run, checked, monkeypatch):
+    def gone(*_, **__):
+        raise FileNotFoundError("metadata.json")
+
+    save_checkpoint(run, 10)
+    monkeypatch.setattr(run_folder, "problems", gone)
+    assert not run.is_finished(checked)
+
+
 @pytest.mark.parametrize("text", [None, "", "twelve", "13"])
 def test_tracker_that_names_no_checkpoint_is_none(run, text):
     save_checkpoint(run, 12)

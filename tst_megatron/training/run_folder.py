@@ -202,7 +202,11 @@ class RunFolder:
     def is_finished(self, checked: CheckedRecipe) -> bool:
         """Whether the checkpoint of the last step is whole; every rank finds the same."""
         last = checkpoint_of(self.checkpoints, checked.schedule.num_steps)
-        return last.is_dir() and not problems(last, has_manifest=saves_manifest(checked))
+        try:
+            return last.is_dir() and not problems(last, has_manifest=saves_manifest(checked))
+        except FileNotFoundError:
+            # The first rank is taking it away (``repair``), which it does with damaged ones alone.
+            return False
 
     def find_start(self, checked: CheckedRecipe) -> Start:
         """The step that the run goes on from; see ``checkpoints.find_start``."""
