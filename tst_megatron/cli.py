@@ -161,7 +161,7 @@ def train_run(
         if rank in (None, 0):
             for note in run.repair(checked).notes:
                 console.print(note, highlight=False, markup=False, soft_wrap=True)
-            run.write_finished()
+            run.write_finished(checked)
         console.print(f"{folder}: this run is finished.", highlight=False, soft_wrap=True)
         return 0
     if rank in (None, 0) and (step := run.find_start(checked).step):

@@ -16,6 +16,11 @@ def beside(path: Path) -> Path:
     return path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}")
 
 
+def is_beside(path: Path, file: Path) -> bool:
+    """Whether a path has a name that ``beside`` gave some process for a file."""
+    return path.parent == file.parent and path.name.startswith(f".{file.name}.")
+
+
 def flush_folder(folder: Path) -> None:
     """Bring the names in a folder to disk, so that a rename outlives a power cut."""
     descriptor = os.open(folder, os.O_RDONLY)

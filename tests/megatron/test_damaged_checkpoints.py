@@ -8,9 +8,12 @@ import shutil
 import pytest
 import tiny
 from test_resume import numbers
+from torch.distributed.checkpoint import FileSystemReader
 
 from tst_megatron.hf.checkpoint import read_args
+from tst_megatron.recipe import RecipeError
 from tst_megatron.training.checkpoints import TRACKER, list_checkpoints, problems, step_of
+from tst_megatron.training.run_folder import check_stream
 
 STEPS, SAVE = 16, 4
 SWITCH, DECAY = 6, 11
@@ -160,6 +163,24 @@ def test_run_without_a_whole_checkpoint_is_refused_and_left_as_it_is(uninterrupt
     assert (run / "metrics.jsonl").read_text() == before
 
 
+def test_checkpoint_whose_arguments_cannot_be_read_is_named_with_the_fix(uninterrupted, tmp_path):
+    """Its structure is whole, so it is the one that the run goes on from."""
+    checkpoint = tmp_path / NEWEST
+    shutil.copytree(uninterrupted[1] / "checkpoints" / NEWEST, checkpoint)
+    items = FileSystemReader(checkpoint).read_metadata().storage_data
+    (where,) = [item for index, item in items.items() if index.fqn.startswith("common_state")]
+    with (checkpoint / where.relative_path).open("r+b") as shard:
+        shard.seek(where.offset)
+        shard.write(bytes(where.length))
+    assert problems(checkpoint) == []
+    with pytest.raises(RecipeError) as refused:
+        check_stream(None, checkpoint)
+    (problem,) = refused.value.problems
+    assert problem.startswith(f"{checkpoint}: its saved arguments cannot be read (")
+    assert f"`tst-megatron checkpoint verify {checkpoint}`, then delete that folder" in problem
+    assert "the run goes on from the checkpoint before it" in problem and "\n" not in problem
+
+
 @pytest.fixture(scope="module")
 def after_a_full_disk(uninterrupted, tmp_path_factory):
     """A run that could not write a shard; then its folder; then the same run with room again."""
@@ -182,6 +203,10 @@ def after_a_full_disk(uninterrupted, tmp_path_factory):
 def test_full_disk_is_a_failure_that_leaves_the_earlier_checkpoint_whole(after_a_full_disk):
     run, state, left, _ = after_a_full_disk
     assert state["status"] == "failed"
+    # Megatron's writer passes on no more than the class; its log has the words.
+    assert state["reason"].startswith("rank 0: checkpoint write: RuntimeError(")
+    assert "OSError" in state["reason"] and "\n" not in state["reason"]
+    assert "File too large" in (run / "logs" / "rank-0.log").read_text()
     assert (state["step"], state["checkpoint"]) == (12, f"checkpoints/{NEWEST}")
     assert left[NEWEST] == []
     assert left.get("iter_0000016") != []

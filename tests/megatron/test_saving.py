@@ -1,5 +1,6 @@
 """What happens around a save, in which order, and that no step is saved twice."""
 
+import traceback
 from types import SimpleNamespace
 
 import pytest
@@ -147,6 +148,18 @@ def test_another_step_than_was_meant_is_no_silent_restart(monkeypatch, expected,
     ):
         names.training.load_checkpoint("model")
     assert told == []
+
+
+def test_failed_save_is_told_in_one_line_with_the_cause_of_each_rank():
+    """Torch's exception is none of Python's ``Exception``, and writes the tracebacks."""
+    cause = OSError(28, "No space left on device")
+    error = saving.CheckpointException("write", {1: (cause, traceback.StackSummary())})
+    assert not isinstance(error, Exception)
+    assert (
+        saving.reason_of(error)
+        == "checkpoint write: OSError(28, 'No space left on device') on rank 1"
+    )
+    assert saving.reason_of(KeyError("x")) == "KeyError('x')"
 
 
 def test_retention_is_taken_from_megatron():

@@ -1,14 +1,17 @@
 """Which checkpoints are whole, where a run starts, and what the tracker file then says."""
 
 import hashlib
+import io
 import json
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch.distributed import checkpoint as dcp
 
 from tst_megatron.recipe import RecipeError
+from tst_megatron.training.checkpoint_content import content_problems
 from tst_megatron.training.checkpoints import (
     TRACKER,
     find_start,
@@ -133,6 +136,29 @@ def test_one_changed_byte_of_a_bytes_item_is_found_by_reading_it(folder):
     assert problem.startswith(f"{SHARD}: common_state is damaged (")
 
 
+def test_every_changed_byte_of_an_item_is_found_or_harmless(tmp_path):
+    """Also in the archive's headers, which no checksum covers."""
+    weight, file = torch.arange(17.0), io.BytesIO()
+    torch.save(weight, file)
+    data = file.getvalue()
+    item = SimpleNamespace(relative_path=SHARD, offset=0, length=len(data))
+    (tmp_path / SHARD).write_bytes(data)
+    assert content_problems(tmp_path, [("weight", item)], {}) == []
+    num_found = 0
+    for position in range(len(data)):
+        changed = bytearray(data)
+        changed[position] ^= 0xFF
+        (tmp_path / SHARD).write_bytes(changed)
+        if found := content_problems(tmp_path, [("weight", item)], {}):
+            assert found[0].startswith(f"{SHARD}: weight is damaged (")
+            num_found += 1
+        else:
+            loaded = torch.load(io.BytesIO(bytes(changed)), weights_only=True)
+            assert torch.equal(loaded, weight), position
+    # The rest is padding, dates and what else torch does not look at.
+    assert num_found > len(data) // 2
+
+
 def test_manifest_of_hashes_is_compared(folder):
     checkpoint = folder / "iter_0000012"
     files = {
@@ -248,14 +274,48 @@ def test_each_damaged_checkpoint_has_a_line(folder):
     assert (folder / TRACKER).read_text() == "8"
 
 
-def test_run_whose_first_save_never_ended_starts_from_the_beginning(folder):
+@pytest.mark.parametrize("num_unfinished", [1, 2])
+def test_run_whose_first_saves_never_ended_starts_from_the_beginning(folder, num_unfinished):
+    """Two, if saves are asynchronous."""
     (folder / TRACKER).unlink()
-    for checkpoint in list_checkpoints(folder):
+    for number, checkpoint in enumerate(list_checkpoints(folder)):
         (checkpoint / "metadata.json").unlink()
+        if number >= num_unfinished:
+            shutil.rmtree(checkpoint)
     start = repair_tracker(folder)
     assert start.step == 0
     assert start.notes[-1] == "no save was ever completed: starting from step 0"
     assert not (folder / TRACKER).exists()
+
+
+def test_one_damaged_checkpoint_without_a_tracker_starts_over_with_a_word(folder):
+    """A power cut may leave the last file of a save and not the first."""
+    (folder / TRACKER).unlink()
+    for step in (4, 8):
+        shutil.rmtree(folder / f"iter_{step:07d}")
+    truncate(folder / "iter_0000012" / SHARD, 10)
+    start = repair_tracker(folder)
+    assert start.step == 0
+    assert start.notes[0].startswith(f"iter_0000012: {SHARD} has 10 bytes of ")
+    assert start.notes[-1] == "no save was ever completed: starting from step 0"
+
+
+@pytest.mark.parametrize(
+    ("names", "lost"),
+    [((4, 8, 12), "metadata.json"), ((4, 8, 12), SHARD), ((8, 12), SHARD)],
+)
+def test_more_damaged_checkpoints_than_first_saves_leave_are_refused(folder, names, lost):
+    (folder / TRACKER).unlink()
+    for checkpoint in list_checkpoints(folder):
+        (checkpoint / lost).unlink()
+        if step_of(checkpoint) not in names:
+            shutil.rmtree(checkpoint)
+    with pytest.raises(RecipeError) as refused:
+        repair_tracker(folder)
+    text = "\n".join(refused.value.problems)
+    assert f"a checkpoint was saved here ({TRACKER} is missing), and none is whole" in text
+    assert f"iter_0000012: {lost} is missing" in text
+    assert len(list_checkpoints(folder)) == len(names)
 
 
 def test_new_run_starts_without_a_word(tmp_path):

@@ -93,6 +93,27 @@ def test_others_have_time_to_end_by_themselves(ranks, tmp_path, monkeypatch):
     assert (tmp_path / "saved").exists()
 
 
+SLOW_SAVE = '[ "$RANK" = 1 ] && exit 75; sleep 0.8; : > saved; exit 75'
+
+
+def test_others_have_much_longer_to_save_after_one_has_stopped(ranks, tmp_path):
+    assert ranks(SLOW_SAVE) == (75, "")
+    assert (tmp_path / "saved").exists()
+
+
+def test_others_do_not_have_for_ever_after_one_has_stopped(ranks, tmp_path, monkeypatch):
+    monkeypatch.setattr(launcher, "SECONDS_TO_SAVE", 0.3)
+    assert ranks(SLOW_SAVE) == (75, "")
+    assert not (tmp_path / "saved").exists()
+
+
+def test_rank_that_fails_after_another_has_stopped_ends_the_wait(ranks):
+    start = time.monotonic()
+    script = 'case "$RANK" in 0) exit 75;; 1) sleep 0.5; exit 3;; esac; exec sleep 20'
+    ranks(script, num_processes=3)
+    assert time.monotonic() - start < 10
+
+
 def test_last_30_lines_of_the_failed_rank_are_shown_as_they_are(ranks, tmp_path):
     lines = [f"line {number} [bold]x[/]" for number in range(100)]
     (tmp_path / "rank-0.log").write_text("\n".join(lines))

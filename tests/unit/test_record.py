@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from tst_megatron.training.record import drop_lines_after, read_metrics
+from tst_megatron.training.record import drop_lines_after, events_at, read_metrics
 
 
 def step(number, event="step"):
@@ -39,6 +39,15 @@ def test_missing_metrics_are_named_on_reading_and_nothing_on_dropping(tmp_path):
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(FileNotFoundError, match=r"metrics\.jsonl"):
         read_metrics(path)
+
+
+def test_kinds_of_rows_of_a_step_are_told_also_of_a_torn_file(metrics, tmp_path):
+    with metrics.open("a") as file:
+        file.write('{"event": "test", "st')
+    assert events_at(metrics, 3) == {"step"}
+    assert events_at(metrics, 4) == {"step", "validation"}
+    assert events_at(metrics, 5) == set()
+    assert events_at(tmp_path / "none.jsonl", 4) == set()
 
 
 def test_lines_after_a_step_are_moved_and_those_of_the_step_stay(metrics):

@@ -1,5 +1,7 @@
 import json
+import os
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -8,7 +10,14 @@ import yaml
 from tst_megatron import __version__
 from tst_megatron.recipe import RecipeError, load_recipe
 from tst_megatron.training import run_folder
-from tst_megatron.training.run_folder import RunFolder, check_run, package_version, step_of
+from tst_megatron.training.run_folder import (
+    ALL_STEPS,
+    STARTED,
+    RunFolder,
+    check_run,
+    package_version,
+    step_of,
+)
 
 
 @pytest.fixture
@@ -26,7 +35,7 @@ def make_checked(folder, *overrides):
     )
     recipe = load_recipe(folder / "recipe.yaml", overrides)
     train = SimpleNamespace(bin_sha256="ab12")
-    manifest = SimpleNamespace(tokenizer_model=folder / "tokenizer.model", train=train)
+    manifest = SimpleNamespace(tokenizer_model=folder / "tokenizer.model", train=train, test=None)
     corpora = (SimpleNamespace(manifest=manifest),)
     schedule = recipe.schedule()
     return SimpleNamespace(recipe=recipe, schedule=schedule, corpora=corpora, flags=())
@@ -133,6 +142,55 @@ def test_folder_that_is_no_run_is_refused(run, checked):
     assert problem == f"--run-folder: {run.path} has files and no resolved.yaml, so it is not a run"
 
 
+def test_start_killed_at_any_moment_of_prepare_does_not_bar_the_next(run, checked, monkeypatch):
+    """Before each system call that writes: a new folder, a flush of what is beside, a rename."""
+    other = make_checked(run.path.parent.parent / "other", "seed=7")
+    other.recipe.path.write_text("of an earlier try")
+    for num_calls in range(100):
+        with monkeypatch.context() as patch:
+            left = [num_calls]
+
+            def killed(call, left=left):
+                def counted(*args, **kwargs):
+                    if not left[0]:
+                        raise KeyboardInterrupt
+                    left[0] -= 1
+                    return call(*args, **kwargs)
+
+                return counted
+
+            for place, name in ((Path, "mkdir"), (Path, "replace"), (os, "fsync")):
+                patch.setattr(place, name, killed(getattr(place, name)))
+            try:
+                run.prepare(other)
+                break
+            except KeyboardInterrupt:
+                pass
+        if not (run.path / "resolved.yaml").exists():
+            assert run.problems(checked, fresh=False) == [], num_calls
+            killed_run = run
+            run = RunFolder(run.path.parent / str(num_calls))
+            if killed_run.path.exists():
+                killed_run.prepare(checked)
+                assert killed_run.recipe.read_bytes() == checked.recipe.path.read_bytes()
+        else:
+            assert run.problems(other, fresh=False) == []
+    assert num_calls > 10
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["checkpoints/iter_0000004/common.pt", "logs/rank-0.log", "checkpoints/recipe.yaml", "data/x"],
+)
+def test_folder_with_more_than_prepare_makes_is_no_half_run(run, checked, path):
+    run.prepare(checked)
+    (run.path / "resolved.yaml").unlink()
+    (run.path / path).parent.mkdir(exist_ok=True)
+    (run.path / path).write_text("more")
+    (problem,) = run.problems(checked, fresh=False)
+    assert problem.endswith("has files and no resolved.yaml, so it is not a run")
+
+
 @pytest.mark.parametrize("fresh", [True, False])
 def test_file_in_place_of_the_folder_is_refused(run, checked, fresh):
     run.path.parent.mkdir(parents=True)
@@ -194,6 +252,15 @@ def test_run_is_finished_when_the_checkpoint_of_its_last_step_is_whole(run, chec
     assert not run.is_finished(checked)
 
 
+def test_last_checkpoint_that_goes_while_it_is_read_is_no_whole_one(run, checked, monkeypatch):
+    def gone(*_, **__):
+        raise FileNotFoundError("metadata.json")
+
+    save_checkpoint(run, 10)
+    monkeypatch.setattr(run_folder, "problems", gone)
+    assert not run.is_finished(checked)
+
+
 @pytest.mark.parametrize("text", [None, "", "twelve", "13"])
 def test_tracker_that_names_no_checkpoint_is_none(run, text):
     save_checkpoint(run, 12)
@@ -216,6 +283,16 @@ def test_start_finishes_an_interrupted_delete(run, checked):
     assert list(run.checkpoints.iterdir()) == []
 
 
+def test_chain_of_jobs_that_are_killed_in_their_first_saves_is_never_refused(run, checked):
+    """Each at another step, as a stop signal makes it."""
+    for step in (4, 3, 2, 1):
+        (run.checkpoints / f"iter_{step:07d}").mkdir(parents=True)
+        start = run.repair(checked)
+        assert start.step == 0
+        assert start.notes[0] == f"iter_{step:07d}: metadata.json is missing; skipped"
+        assert list(run.checkpoints.glob("iter_*")) == []
+
+
 def test_state_tells_how_the_run_stands(run):
     run.path.mkdir(parents=True)
     run.write_state("failed", reason="KeyError('x')", step=0, device="cpu")
@@ -230,6 +307,62 @@ def test_state_tells_how_the_run_stands(run):
     run.write_state("stopped", reason="asked to stop", step=4, device="cpu")
     assert run.state()["checkpoint"] == "checkpoints/iter_0000004"
     assert json.loads((run.path / "state.json").read_text()) == run.state()
+
+
+def fail(run, reason):
+    run.write_state("failed", reason=reason, step=0, device="cpu")
+
+
+def test_first_failure_of_a_start_stands(run):
+    """Rank 0 fails too, of the closed connection, and rank 1 knew why."""
+    run.path.mkdir(parents=True)
+    fail(run, STARTED)
+    before = run.state()
+    assert not run.has_failed_since(before)
+    fail(run, "rank 1: OSError(28, 'No space left on device')")
+    assert run.has_failed_since(before)
+
+
+def test_failure_of_an_earlier_start_does_not_stand(run):
+    """Rank 1 may begin, and fail, before rank 0 has said that this start began."""
+    run.path.mkdir(parents=True)
+    assert not run.has_failed_since(run.state())
+    fail(run, "rank 1: OSError(28, 'No space left on device')")
+    before = run.state()
+    assert not run.has_failed_since(before)
+    fail(run, STARTED)
+    assert not run.has_failed_since(before)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "has_test", "rows", "is_cut_off"),
+    [
+        (["eval-interval=5"], False, ["step"], True),
+        (["eval-interval=5"], False, ["step", "validation"], False),
+        (["eval-interval=5"], True, ["step", "validation"], True),
+        (["eval-interval=5"], True, ["step", "validation", "test"], False),
+        (["eval-interval=5", "eval-iters=0"], True, ["step"], False),
+        ([], True, ["step"], False),
+    ],
+)
+def test_finished_run_says_that_its_last_evaluation_was_cut_off(
+    run, tmp_path, overrides, has_test, rows, is_cut_off
+):
+    checked = make_checked(tmp_path / "evaluated", *overrides)
+    checked.corpora[0].manifest.test = object() if has_test else None
+    save_checkpoint(run, 10)
+    earlier = [("validation", 5), ("test", 5)]
+    run.metrics.write_text(
+        "".join(
+            json.dumps({"event": event, "step": step}) + "\n"
+            for event, step in [*earlier, *((event, 10) for event in rows)]
+        )
+    )
+    run.write_finished(checked)
+    state = run.state()
+    assert (state["status"], state["step"]) == ("finished", 10)
+    cut_off = "all steps are done; the last evaluation was cut off"
+    assert state["reason"] == (cut_off if is_cut_off else ALL_STEPS)
 
 
 def test_state_and_recipe_are_written_whole(run, checked, monkeypatch):

@@ -186,6 +186,13 @@ def test_sample_that_the_run_does_not_have_is_refused(corpus, sample):
         stream.tokens(sample)
 
 
+@pytest.mark.parametrize("sample", [-1, 5])
+def test_sample_that_the_phase_does_not_have_is_refused(sample):
+    (phase,) = allocate(units_per_epoch=9, unit_chunks=12, phases=[(1, 5)], seed=0)
+    with pytest.raises(IndexError, match=f"sample {sample}: this phase has the samples 0 to 4$"):
+        phase.unit_and_chunk(sample)
+
+
 def test_held_out_positions_are_spread_over_the_text_and_refuse_too_short_a_text(corpus):
     split = corpus.manifest.train
     positions = HeldOutPositions([split], [1.0], num_samples=20, num_latent_positions=LENGTH)

@@ -1,6 +1,6 @@
 """The index of one corpus for one epoch: the order of its documents, and where each chunk starts.
 
-It is what the plan's arithmetic (``plan.py``) needs to find a sample in the token file, about 7
+It is what the plan's arithmetic (``plan.py``) needs to find a sample in the token file, about 6
 bytes per document of a thousand tokens, in NumPy's own files, memory-mapped and so shared by all
 ranks of a node:
 

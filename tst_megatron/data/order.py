@@ -69,7 +69,8 @@ class PhaseOrder:
     def unit_and_chunk(self, sample: int) -> tuple[int, int]:
         """Rank of the unit, counted over all epochs, and the chunk in it, where a sample starts."""
         if not 0 <= sample < self.num_samples:
-            raise IndexError(f"sample {sample}: this phase has the samples 0 to {self.num_samples}")
+            last = self.num_samples - 1
+            raise IndexError(f"sample {sample}: this phase has the samples 0 to {last}")
         sample = self._shuffled(sample)
         piece = self._pieces[bisect_right(self._first_samples, sample) - 1]
         unit, place = divmod(sample - piece.first_sample, piece.samples_per_unit)

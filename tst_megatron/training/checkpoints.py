@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -176,7 +176,13 @@ def write_tracker(folder: Path, step: int) -> None:
 
 
 def find_start(folder: Path, *, has_manifest: bool = False) -> Start:
-    """The newest whole checkpoint to go on from. Changes nothing.
+    """The newest whole checkpoint to go on from, or step 0 if no save was ever completed.
+
+    Whether one was is seen without the tracker too. A job's first save that is cut off leaves one
+    folder; an asynchronous second one may have begun before the first was completed, but a third
+    cannot, and neither of the two has its ``metadata.json``. A start over takes away what it finds
+    (``RunFolder.repair``), so a chain of jobs that are all killed in their first saves never has
+    more. Whatever is beyond that was a save that had completed. Changes nothing.
 
     Args:
         folder: a run's ``checkpoints/``.
@@ -191,8 +197,8 @@ def find_start(folder: Path, *, has_manifest: bool = False) -> Start:
     notes = [f"{name}; skipped" for name in names]
     tracker = folder / TRACKER
     said = f"said {_text_of(tracker)!r}" if tracker.exists() else "was missing"
-    if found is None and tracker.exists():
-        says = said.replace("said", "says")
+    if found is None and (tracker.exists() or _was_completed([path for path, _ in skipped])):
+        says = said.replace("said", "says", 1) if tracker.exists() else "is missing"
         rule = (
             f"{folder}: a checkpoint was saved here ({TRACKER} {says}), and none is whole. Either "
             "put one back into this folder to go on, or use another --run-folder to start over"
@@ -204,6 +210,13 @@ def find_start(folder: Path, *, has_manifest: bool = False) -> Start:
     if tracked_step(folder) != step:
         notes.append(f"{TRACKER} {said}: now {step}, the newest whole checkpoint")
     return Start(step=step, notes=tuple(notes))
+
+
+def _was_completed(damaged: Sequence[Path]) -> bool:
+    """Whether one of these saves must have completed before it was damaged."""
+    if len(damaged) <= 1:
+        return False
+    return len(damaged) > 2 or any((path / "metadata.json").exists() for path in damaged)
 
 
 _NEVER_SAVED = "no save was ever completed: starting from step 0"

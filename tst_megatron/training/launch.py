@@ -16,11 +16,17 @@ from rich.console import Console
 
 from tst_megatron.training import stopping
 
+STOPPED = 75
+"""Status of a rank that has saved and stopped as asked."""
+
 PASSED_ON = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT)
 """Signals to this command that every rank gets."""
 
 SECONDS_TO_STOP = 15.0
 """How long the other ranks have to end after one has failed."""
+
+SECONDS_TO_SAVE = 600.0
+"""How long they have after one has stopped as asked: others may still be writing a checkpoint."""
 
 
 def launch(command: Sequence[str], *, num_processes: int, logs: Path, console: Console) -> int:
@@ -79,15 +85,28 @@ def _wait(processes: Sequence[subprocess.Popen[bytes]], logs: Path, console: Con
         time.sleep(0.1)
     if not failed:
         return 0
-    deadline = time.monotonic() + SECONDS_TO_STOP
-    while time.monotonic() < deadline and any(process.poll() is None for process in processes):
-        time.sleep(0.1)
     rank = failed[0]
     status = processes[rank].returncode
-    if status not in (2, 75):
+    _wait_for_others(processes, has_stopped=status == STOPPED)
+    if status not in (2, STOPPED):
         _show_end_of(logs / f"rank-{rank}.log", rank, status, console)
     # A rank that a signal ended has a negative status, which no shell can pass on.
     return status if status > 0 else 128 - status
+
+
+def _wait_for_others(processes: Sequence[subprocess.Popen[bytes]], *, has_stopped: bool) -> None:
+    """Wait until all have ended or their time is over, which is short once one has failed."""
+    first_failure = None if has_stopped else time.monotonic()
+    deadline = time.monotonic() + SECONDS_TO_SAVE
+    while time.monotonic() < deadline:
+        statuses = [process.poll() for process in processes]
+        if None not in statuses:
+            return
+        if first_failure is None and any(status not in (None, 0, STOPPED) for status in statuses):
+            first_failure = time.monotonic()
+        if first_failure is not None and time.monotonic() - first_failure > SECONDS_TO_STOP:
+            return
+        time.sleep(0.1)
 
 
 def _show_end_of(log: Path, rank: int, status: int, console: Console) -> None:

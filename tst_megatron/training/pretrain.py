@@ -15,7 +15,7 @@ from tst_megatron.data.cursor import cursor, stream_facts
 from tst_megatron.training import stopping
 from tst_megatron.training.checkpoints import Start, step_of, tracked_step
 from tst_megatron.training.retention import Keeper, KeepingRule, always_kept
-from tst_megatron.training.run_folder import ALL_STEPS, RunFolder, saves_manifest
+from tst_megatron.training.run_folder import ALL_STEPS, STARTED, RunFolder, saves_manifest
 
 FINISHED = 0
 FAILED = 1
@@ -83,8 +83,8 @@ def pretrain(
     rank = int(os.environ["RANK"])
     if rank == 0:
         # Stands if the job is killed before it can say how it ended.
-        reason = "started, and ended without saying how"
-        run.write_state("failed", reason=reason, step=_saved_step(run), device=device)
+        run.write_state("failed", reason=STARTED, step=_saved_step(run), device=device)
+    before = run.state()
     try:
         _train(checked, run, start=start, console=console, device=device)
         status, word, reason = FINISHED, "finished", ALL_STEPS
@@ -93,16 +93,20 @@ def pretrain(
         code = exit_.code if isinstance(exit_.code, int) else 1
         status, word, reason = _meaning_of_exit(code)
         if status == STOPPED and run.is_finished(checked):
-            status, word, reason = FINISHED, "finished", ALL_STEPS
-    except Exception as error:
+            status, word, reason = FINISHED, "finished", run.reason_of_end(checked)
+    except (Exception, upstream.CheckpointException) as error:
         # To this rank's log: the caller's own input was checked before, so this is no bad input.
         traceback.print_exc()
-        status, word, reason = FAILED, "failed", f"rank {rank}: {error!r}"
-    upstream.end_checkpoint_worker()
-    stopping.end_children()
-    # A rank that fails may be the only one that knows: the first is then ended from outside.
-    if rank == 0 or status == FAILED:
-        run.write_state(word, reason=reason, step=_saved_step(run), device=device)
+        status, word, reason = FAILED, "failed", f"rank {rank}: {upstream.reason_of(error)}"
+    try:
+        # A rank that fails may be the only one that knows: the first is then ended from outside.
+        # At once: what waits for this rank fails when it ends, and its own reason comes second.
+        if (rank == 0 or status == FAILED) and not run.has_failed_since(before):
+            run.write_state(word, reason=reason, step=_saved_step(run), device=device)
+    finally:
+        # Also on a full disk: Python waits for them without a limit.
+        upstream.end_checkpoint_worker()
+        stopping.end_children()
     return status
 
 

@@ -26,6 +26,18 @@ def read_metrics(path: Path, *, event: str = "step") -> list[dict[str, Any]]:
     return [row for row in rows if row["event"] == event]
 
 
+def events_at(path: Path, step: int) -> set[str]:
+    """Which kinds of rows a ``metrics.jsonl`` has of a step; a torn line is none."""
+    if not path.exists():
+        return set()
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    return {
+        json.loads(line).get("event")
+        for line in lines
+        if _is_up_to(line, step) and not _is_up_to(line, step - 1)
+    }
+
+
 def drop_lines_after(path: Path, step: int) -> None:
     """Move the lines after a step to ``metrics.dropped.jsonl``, so that each step stands once.
 

@@ -81,22 +81,22 @@ def steps_to_delete(steps: Collection[int], whole: Collection[int], rule: Keepin
 
 
 def delete(checkpoint: Path) -> None:
-    """Delete a checkpoint so that a kill in the middle leaves no half of one under its name."""
-    shutil.rmtree(_set_aside(checkpoint))
+    """Delete a checkpoint so that a kill in the middle leaves no half of one under its name.
+
+    It has lost its name when this returns. Its files go in a thread: thousands of them on a
+    parallel file system take minutes, and all ranks would wait.
+    """
+    aside = checkpoint.with_name(_DELETED + checkpoint.name)
+    if aside.exists():
+        shutil.rmtree(aside)
+    checkpoint.rename(aside)
+    threading.Thread(target=shutil.rmtree, args=(aside, True), name=aside.name).start()
 
 
 def remove_leftovers(folder: Path) -> None:
     """Finish what ``delete`` was killed in; call it while no run uses the folder."""
     for path in folder.glob(f"{_DELETED}*"):
         shutil.rmtree(path, ignore_errors=True)
-
-
-def _set_aside(checkpoint: Path) -> Path:
-    aside = checkpoint.with_name(_DELETED + checkpoint.name)
-    if aside.exists():
-        shutil.rmtree(aside)
-    checkpoint.rename(aside)
-    return aside
 
 
 class Keeper:
@@ -116,7 +116,6 @@ class Keeper:
         self._say = say
         self._has_manifest = has_manifest
         self._whole: set[int] = set()
-        self._threads: list[threading.Thread] = []
 
     def clear(self, step: int) -> None:
         """Before a save: take away the part of a checkpoint that a killed save left of this step.
@@ -146,11 +145,6 @@ class Keeper:
         if deleted:
             self._say(f"checkpoints deleted by rule: {', '.join(deleted)}")
 
-    def wait(self) -> None:
-        """Until all deleted files are gone."""
-        for thread in self._threads:
-            thread.join()
-
     def _newest_whole(self, steps: Collection[int]) -> list[int]:
         """As many of the newest whole ones as the rule keeps: the rest need not be read."""
         whole: list[int] = []
@@ -172,8 +166,4 @@ class Keeper:
 
     def _delete(self, checkpoint: Path) -> None:
         self._whole.discard(step_of(checkpoint))
-        aside = _set_aside(checkpoint)
-        # Thousands of files on a parallel file system take minutes, and all ranks would wait.
-        thread = threading.Thread(target=shutil.rmtree, args=(aside, True))
-        thread.start()
-        self._threads = [*(old for old in self._threads if old.is_alive()), thread]
+        delete(checkpoint)

@@ -14,18 +14,20 @@ import yaml
 from tst_megatron import __version__
 from tst_megatron.check import CheckedRecipe
 from tst_megatron.data.cursor import cursor, differences, stream_facts
-from tst_megatron.files import copy_beside, write_beside
+from tst_megatron.files import copy_beside, is_beside, write_beside
 from tst_megatron.recipe import RecipeError
 from tst_megatron.training.checkpoints import (
     Start,
     checkpoint_of,
     find_start,
+    list_checkpoints,
     problems,
     repair_tracker,
     step_of,
     tracked_step,
 )
-from tst_megatron.training.retention import remove_leftovers
+from tst_megatron.training.record import events_at
+from tst_megatron.training.retention import delete, remove_leftovers
 
 PACKAGES = (
     "torch",
@@ -40,6 +42,8 @@ PACKAGES = (
 
 
 ALL_STEPS = "all steps are done"
+STARTED = "started, and ended without saying how"
+"""Stands while the run goes on, and after a kill."""
 
 FREE_KEYS = ("rerun-mode", "save-interval", "save-retain-interval")
 """Megatron's keys that may change over the life of a run, since they decide no number of it, as
@@ -79,6 +83,8 @@ class RunFolder:
         if fresh:
             return [f"--fresh: {self.path} is not empty. Name another folder, or delete it"]
         if not self._resolved.exists():
+            if self._is_half_prepared():
+                return []
             return [f"--run-folder: {self.path} has files and no resolved.yaml, so it is not a run"]
         before = _comparable(yaml.safe_load(self._resolved.read_text(encoding="utf-8")))
         return [
@@ -91,14 +97,30 @@ class RunFolder:
 
     def prepare(self, checked: CheckedRecipe) -> None:
         """Make the folder and write what describes the run; the first rank does this."""
-        for folder in (self.checkpoints, self.tensorboard, self.logs, self.report):
+        for folder in self._folders():
             folder.mkdir(parents=True, exist_ok=True)
-        # Written once: other ranks of a resumed run may be reading it.
-        if not self.tokenizer.exists():
+        # Written once: other ranks of a resumed run may be reading it. What a killed start left
+        # may be of another recipe.
+        is_new = not self._resolved.exists()
+        if is_new or not self.tokenizer.exists():
             copy_beside(checked.corpora[0].manifest.tokenizer_model, self.tokenizer)
-        if not self.recipe.exists():
+        if is_new or not self.recipe.exists():
             copy_beside(checked.recipe.path, self.recipe)
         write_beside(self._resolved, yaml.safe_dump(_identity(checked), sort_keys=False))
+
+    def _folders(self) -> tuple[Path, ...]:
+        return self.checkpoints, self.tensorboard, self.logs, self.report
+
+    def _is_half_prepared(self) -> bool:
+        """Whether all that the folder holds is what a ``prepare`` leaves that was killed."""
+        files = (self.tokenizer, self.recipe, self._resolved)
+
+        def is_ours(path: Path) -> bool:
+            if path.is_dir():
+                return path in self._folders()
+            return path in files or any(is_beside(path, file) for file in files)
+
+        return all(is_ours(path) for path in self.path.rglob("*"))
 
     def wait_until_prepared(self, *, seconds: float = 300.0) -> None:
         """Wait for the first rank's ``prepare``; what it writes last is there when this returns.
@@ -126,12 +148,37 @@ class RunFolder:
         }
         write_beside(self.path / "versions.json", json.dumps(versions, indent=2) + "\n")
 
-    def write_finished(self) -> None:
+    def write_finished(self, checked: CheckedRecipe) -> None:
         """Say that the run is finished, also where it ended before it could say so itself."""
         checkpoint, state = self.last_checkpoint(), self.state() or {}
         if checkpoint is not None and state.get("status") != "finished":
             device = str(state.get("device", "unknown"))
-            self.write_state("finished", reason=ALL_STEPS, step=step_of(checkpoint), device=device)
+            reason = self.reason_of_end(checked)
+            self.write_state("finished", reason=reason, step=step_of(checkpoint), device=device)
+
+    def reason_of_end(self, checked: CheckedRecipe) -> str:
+        """What a run with a checkpoint of its last step lacks: a stop may come after that."""
+        keys = checked.recipe.megatron
+        if not keys.get("eval-interval") or keys.get("eval-iters") == 0:
+            return ALL_STEPS
+        wanted = {"validation"} | ({"test"} if checked.corpora[0].manifest.test else set())
+        if wanted <= events_at(self.metrics, checked.schedule.num_steps):
+            return ALL_STEPS
+        return f"{ALL_STEPS}; the last evaluation was cut off"
+
+    def has_failed_since(self, before: dict[str, Any] | None) -> bool:
+        """Whether another rank has written that it failed; what fails after it is a consequence.
+
+        Args:
+            before: ``state()`` as it was when this rank started.
+        """
+        now = self.state()
+        return (
+            now is not None
+            and now != before
+            and now["status"] == "failed"
+            and now["reason"] != STARTED
+        )
 
     def write_state(self, status: str, *, reason: str, step: int, device: str) -> None:
         """Record how the run stands: finished, stopped or failed; schedulers' scripts read this."""
@@ -155,7 +202,11 @@ class RunFolder:
     def is_finished(self, checked: CheckedRecipe) -> bool:
         """Whether the checkpoint of the last step is whole; every rank finds the same."""
         last = checkpoint_of(self.checkpoints, checked.schedule.num_steps)
-        return last.is_dir() and not problems(last, has_manifest=saves_manifest(checked))
+        try:
+            return last.is_dir() and not problems(last, has_manifest=saves_manifest(checked))
+        except FileNotFoundError:
+            # The first rank is taking it away (``repair``), which it does with damaged ones alone.
+            return False
 
     def find_start(self, checked: CheckedRecipe) -> Start:
         """The step that the run goes on from; see ``checkpoints.find_start``."""
@@ -168,7 +219,12 @@ class RunFolder:
             RecipeError: something was saved, and none of it is whole.
         """
         remove_leftovers(self.checkpoints)
-        return repair_tracker(self.checkpoints, has_manifest=saves_manifest(checked))
+        start = repair_tracker(self.checkpoints, has_manifest=saves_manifest(checked))
+        if start.step == 0:
+            for unfinished in list_checkpoints(self.checkpoints):
+                if not unfinished.is_symlink():
+                    delete(unfinished)
+        return start
 
     def last_checkpoint(self) -> Path | None:
         """The checkpoint that Megatron's tracker file names, if both exist."""
@@ -204,13 +260,23 @@ def check_stream(checked: CheckedRecipe, checkpoint: Path) -> None:
     """Refuse to go on from a checkpoint that was trained on another stream than this run reads.
 
     Raises:
-        RecipeError: with what differs, or that the checkpoint does not say.
+        RecipeError: with what differs, or that the checkpoint does not say or cannot be read.
     """
     # Imports Megatron, which the caller's check of the recipe has done before.
+    from tst_megatron.upstream import CheckpointException, reason_of
     from tst_megatron.upstream.checkpoint import read_saved_state
 
-    state = read_saved_state(checkpoint)
-    saved = getattr(state["args"], "tst", {})
+    try:
+        saved = getattr(read_saved_state(checkpoint)["args"], "tst", {})
+    except (Exception, CheckpointException) as error:
+        # Damaged bytes raise whatever they happen to mean.
+        raise RecipeError(
+            [
+                f"{checkpoint}: its saved arguments cannot be read ({reason_of(error)}). See what "
+                f"is damaged with `tst-megatron checkpoint verify {checkpoint}`, then delete that "
+                "folder or move it away: the run goes on from the checkpoint before it"
+            ]
+        ) from error
     if not {"stream", "cursor"} <= set(saved):
         raise RecipeError(
             [

@@ -9,6 +9,8 @@ each signature that is relied on, so a new Megatron fails there first, with a re
 Importing this room imports Megatron, so on a machine without CUDA the CPU host comes first.
 """
 
+from torch.distributed.checkpoint.api import CheckpointException
+
 from tst_megatron.upstream.names import (
     TESTED_MEGATRON,
     GPTModel,
@@ -30,7 +32,12 @@ from tst_megatron.upstream.repairs import (
     end_checkpoint_worker,
     repair_wheel,
 )
-from tst_megatron.upstream.saving import observe_loading, observe_saving, take_retention
+from tst_megatron.upstream.saving import (
+    observe_loading,
+    observe_saving,
+    reason_of,
+    take_retention,
+)
 from tst_megatron.upstream.training import (
     SPIKE_FACTOR,
     StepObserver,
@@ -55,6 +62,7 @@ from tst_megatron.upstream.training import (
 
 __all__ = [
     "SPIKE_FACTOR",
+    "CheckpointException",
     "TESTED_MEGATRON",
     "GPTModel",
     "GPTModelBuilder",
@@ -81,6 +89,7 @@ __all__ = [
     "observe_saving",
     "observe_training",
     "parse_arguments",
+    "reason_of",
     "reduce_from_tensor_model_parallel_region",
     "reduce_scatter_to_sequence_parallel_region",
     "refused_result",

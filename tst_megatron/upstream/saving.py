@@ -9,6 +9,7 @@ from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
+from torch.distributed.checkpoint.api import CheckpointException
 
 from tst_megatron.upstream import names
 from tst_megatron.upstream.repairs import wrap
@@ -146,6 +147,14 @@ def observe_loading(expected_step: int | None, on_load: Callable[[int], None] | 
         return wrapper
 
     wrap(names.training, "load_checkpoint", checked)
+
+
+def reason_of(error: BaseException) -> str:
+    """An error in one line; of a failed save or load, which writes pages, what failed and where."""
+    if not isinstance(error, CheckpointException) or not error.failures:
+        return repr(error)
+    failures = [f"{cause!r} on rank {rank}" for rank, (cause, _) in error.failures.items()]
+    return f"checkpoint {error.args[0]}: {'; '.join(failures)}"
 
 
 def take_retention(args: argparse.Namespace) -> int | None:

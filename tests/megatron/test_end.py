@@ -1,0 +1,89 @@
+"""How a rank ends, whatever training did: what state.json says, and that no child is left."""
+
+import traceback
+from types import SimpleNamespace
+
+import pytest
+
+from tst_megatron import upstream
+from tst_megatron.training import pretrain as main_job
+from tst_megatron.training import stopping
+from tst_megatron.training.run_folder import RunFolder
+
+NO_SPACE = OSError(28, "No space left on device")
+
+
+class Job:
+    """Ranks that share a run folder; what each does in place of training is given."""
+
+    def __init__(self, folder, monkeypatch):
+        self.run = RunFolder(folder)
+        self.ended = []
+        self._monkeypatch = monkeypatch
+        monkeypatch.setattr(upstream, "device_name", lambda: "a device")
+        monkeypatch.setattr(upstream, "end_checkpoint_worker", lambda: self.ended.append("worker"))
+        monkeypatch.setattr(stopping, "end_children", lambda: self.ended.append("children"))
+
+    def rank(self, number, train):
+        checked = SimpleNamespace(recipe=SimpleNamespace(profile="gpu"))
+        with self._monkeypatch.context() as patch:
+            patch.setenv("RANK", str(number))
+            patch.setattr(main_job, "_train", lambda *_, **__: train())
+            return main_job.pretrain(checked, self.run, start=None, console=None)
+
+    def told(self):
+        state = self.run.state()
+        return state["status"], state["reason"]
+
+
+@pytest.fixture
+def job(tmp_path, monkeypatch):
+    return Job(tmp_path, monkeypatch)
+
+
+def fails(error):
+    def train():
+        raise error
+
+    return train
+
+
+def test_failed_save_ends_as_every_failure_does(job):
+    """Torch's exception for it is none of Python's ``Exception``."""
+    error = upstream.CheckpointException("write", {0: (NO_SPACE, traceback.StackSummary())})
+    assert job.rank(0, fails(error)) == 1
+    cause = "rank 0: checkpoint write: OSError(28, 'No space left on device') on rank 0"
+    assert job.told() == ("failed", cause)
+    assert job.ended == ["worker", "children"]
+
+
+def test_first_failure_of_a_start_is_told_and_not_what_came_of_it(job):
+    def rank_0_while_rank_1_fails():
+        assert job.rank(1, fails(NO_SPACE)) == 1
+        raise RuntimeError("Connection closed by peer")
+
+    assert job.rank(0, rank_0_while_rank_1_fails) == 1
+    assert job.told() == ("failed", "rank 1: OSError(28, 'No space left on device')")
+
+
+def test_failure_of_the_start_before_is_told_no_more(job):
+    job.rank(0, fails(NO_SPACE))
+    assert job.rank(0, fails(KeyError("x"))) == 1
+    assert job.told() == ("failed", "rank 0: KeyError('x')")
+    assert job.rank(0, lambda: None) == 0
+    assert job.told() == ("finished", "all steps are done")
+
+
+def test_children_are_ended_where_the_state_cannot_be_written(job, monkeypatch):
+    monkeypatch.setattr(job.run, "write_state", lambda *_, **__: fails(NO_SPACE)())
+    with pytest.raises(OSError, match="No space left"):
+        job.rank(1, fails(KeyError("x")))
+    assert job.ended == ["worker", "children"]
+
+
+def test_stop_after_the_last_step_says_what_was_cut_off(job, monkeypatch):
+    reason = "all steps are done; the last evaluation was cut off"
+    monkeypatch.setattr(RunFolder, "is_finished", lambda *_: True)
+    monkeypatch.setattr(RunFolder, "reason_of_end", lambda *_: reason)
+    assert job.rank(0, fails(SystemExit(0))) == 0
+    assert job.told() == ("finished", reason)
