@@ -87,3 +87,28 @@ def test_stop_after_the_last_step_says_what_was_cut_off(job, monkeypatch):
     monkeypatch.setattr(RunFolder, "reason_of_end", lambda *_: reason)
     assert job.rank(0, fails(SystemExit(0))) == 0
     assert job.told() == ("finished", reason)
+
+
+def test_numbers_are_on_disk_before_the_checkpoint_that_follows_them(tmp_path, monkeypatch):
+    """After a power cut the file may end before the checkpoint otherwise, with steps missing."""
+    import io
+    import os
+
+    from rich.console import Console
+
+    from tst_megatron.schedule import Schedule, resolve_phases
+    from tst_megatron.training.metrics import Recorder
+
+    schedule = Schedule(
+        phases=resolve_phases([(1, 1.0)], num_steps=4), num_latent_positions=8, global_batch_size=2
+    )
+    path = tmp_path / "metrics.jsonl"
+    recorder = Recorder(path, schedule, console=Console(file=io.StringIO()), device="cpu")
+    flushed = []
+    monkeypatch.setattr(os, "fsync", lambda number: flushed.append(os.fstat(number).st_size))
+    recorder.flush()
+    recorder.on_load(0)
+    recorder.on_evaluation(2, {"lm loss validation": 3.0})
+    recorder.flush()
+    recorder.close()
+    assert flushed == [path.stat().st_size] and flushed[0] > 0

@@ -8,6 +8,7 @@ come from here: the second line of Megatron's printed log after a start is a mea
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -90,6 +91,11 @@ class Recorder:
                 self._last_evaluation = (event, step)
                 self._write({"event": event, "step": step, name: scalars[name]})
                 self._progress.note(f"step {step}: {name} {scalars[name]:.4f}")
+
+    def flush(self) -> None:
+        """Bring what was recorded to disk."""
+        if self._file is not None:
+            os.fsync(self._file.fileno())
 
     def close(self) -> None:
         """Finish the file and the progress display."""

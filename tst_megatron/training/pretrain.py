@@ -146,7 +146,8 @@ def _train(
         observer = Recorder(run.metrics, checked.schedule, console=console, device=device)
     upstream.observe_training(observer, loss_names=LOSS_NAMES)
     upstream.observe_loading(start.step if start else None, observer.on_load if observer else None)
-    _keep_checkpoints(checked, run, args, say=_teller(console, start))
+    say = _teller(console, start)
+    _keep_checkpoints(checked, run, args, say=say, flush=observer.flush if observer else None)
     stopping.pass_on_to(upstream.request_stop)
     try:
         upstream.run_pretraining(
@@ -161,10 +162,21 @@ def _train(
 
 
 def _keep_checkpoints(
-    checked: CheckedRecipe, run: RunFolder, args: argparse.Namespace, *, say: Callable[[str], None]
+    checked: CheckedRecipe,
+    run: RunFolder,
+    args: argparse.Namespace,
+    *,
+    say: Callable[[str], None],
+    flush: Callable[[], None] | None,
 ) -> None:
     """Save where the recipe's phases need it, and delete by rule after each save."""
     from tst_megatron import upstream
+
+    def before(step: int) -> None:
+        args.tst.update(cursor=cursor(checked.stream, step))
+        if flush is not None:
+            # A run that goes on from this checkpoint has the numbers of all steps before it.
+            flush()
 
     rule = KeepingRule(
         keep_last=checked.recipe.tst.keep_last_checkpoints,
@@ -173,7 +185,7 @@ def _keep_checkpoints(
     )
     keeper = Keeper(run.checkpoints, rule, say=say, has_manifest=saves_manifest(checked))
     upstream.observe_saving(
-        before=lambda step: args.tst.update(cursor=cursor(checked.stream, step)),
+        before=before,
         clear=keeper.clear,
         after=keeper.after_save,
         forced=rule.always,
