@@ -15,7 +15,7 @@ from megatron.core.rerun_state_machine import RerunState, RerunStateMachine
 from tst_megatron import upstream
 from tst_megatron.host import cpu
 from tst_megatron.training import checkpoints, pretrain
-from tst_megatron.upstream import names
+from tst_megatron.upstream import names, repairs
 
 CALLER = names.async_utils.PersistentAsyncCaller
 
@@ -79,7 +79,7 @@ def test_version_is_the_tested_one():
         (CALLER.is_current_async_call_done, ["self", "blocking", "no_dist"]),
         (CALLER._get_process, ["rank", "mp_mode"]),
         (CALLER.close, ["self", "abort"]),
-        (upstream.checkpoint_worker, ["rank", "queue", "preload_q", "comp_q"]),
+        (repairs._loop_of_worker, ["rank", "queue", "preload_q", "comp_q"]),
         (
             names.async_utils.AsyncCallsQueue.maybe_finalize_async_calls,
             ["self", "blocking", "no_dist"],
@@ -172,3 +172,11 @@ def test_host_refuses_to_come_after_megatron(monkeypatch):
     monkeypatch.setattr(cpu._installed, "mode", None)
     with pytest.raises(RuntimeError, match="before Megatron is imported"):
         cpu.install()
+
+
+def test_worker_of_asynchronous_saves_ends_with_its_rank():
+    """On every host the loop that is started is ours, by a name that a new process can import."""
+    assert CALLER.async_loop is cpu._checkpoint_worker
+    assert upstream.checkpoint_worker.__module__ == "tst_megatron.upstream.repairs"
+    assert "die_with_parent()" in inspect.getsource(upstream.checkpoint_worker)
+    assert "upstream.checkpoint_worker(*args)" in inspect.getsource(cpu._checkpoint_worker)
