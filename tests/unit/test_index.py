@@ -163,7 +163,11 @@ def _build_once(plan, corpora, start):
     TokenStream(plan, corpora)
 
 
-def test_jobs_that_start_at_once_all_find_a_whole_index(plan, corpora):
+@pytest.mark.parametrize("before", ["nothing", "a damaged one"])
+def test_jobs_that_start_at_once_all_find_a_whole_index(plan, corpora, before):
+    if before != "nothing":
+        build(plan, corpora)
+        truncate(folder_of(plan, corpora) / "documents.npy")
     context = multiprocessing.get_context("fork")
     start = context.Barrier(6)
     jobs = [context.Process(target=_build_once, args=(plan, corpora, start)) for _ in range(6)]

@@ -17,6 +17,7 @@ once, what stands under its name is whole.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import json
@@ -134,6 +135,7 @@ def ensure_index(
         OSError: the folder cannot be written.
     """
     path, new = root / facts.name, beside(root / facts.name)
+    looked_at = _identity(path)
     problem = problem_of(path, facts, deep=True)
     if problem is None:
         return False
@@ -141,7 +143,7 @@ def ensure_index(
     try:
         root.mkdir(parents=True, exist_ok=True)
         _remove_left_behind(root)
-        if path.exists():
+        if looked_at and looked_at == _identity(path):
             if not _take_away(path, facts):
                 return False
             note(f"{path}: {problem}; it is built again")
@@ -239,19 +241,34 @@ def _put_in_place(new: Path, path: Path, facts: IndexFacts) -> None:
 def _take_away(path: Path, facts: IndexFacts) -> bool:
     """Remove a damaged index, unless another job has put a whole one in its place meanwhile."""
     aside = path.with_name(f"{beside(path).name}.damaged")
-    path.rename(aside)
+    try:
+        path.rename(aside)
+    except FileNotFoundError:
+        return True  # another job was first
     is_damaged = problem_of(aside, facts, deep=True) is not None
-    if not is_damaged and not path.exists():
-        aside.rename(path)
+    if not is_damaged:
+        # Unless a third job has put one there by now.
+        with contextlib.suppress(OSError):
+            aside.rename(path)
     shutil.rmtree(aside, ignore_errors=True)
     return is_damaged
+
+
+def _identity(path: Path) -> int | None:
+    """The folder itself, by whatever name; None if there is none."""
+    try:
+        return path.stat().st_ino
+    except (FileNotFoundError, NotADirectoryError):
+        return None
 
 
 def _remove_left_behind(root: Path) -> None:
     """Remove what killed builds have left, on any machine."""
     for left in root.glob(".index-*"):
-        if time.time() - left.stat().st_mtime > SECONDS_LEFT_BEHIND:
-            shutil.rmtree(left, ignore_errors=True)
+        # Of another job at work, it may get its own name at any moment.
+        with contextlib.suppress(FileNotFoundError):
+            if time.time() - left.stat().st_mtime > SECONDS_LEFT_BEHIND:
+                shutil.rmtree(left, ignore_errors=True)
 
 
 def _integers_up_to(number: int) -> np.dtype[Any]:
