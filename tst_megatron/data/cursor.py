@@ -64,12 +64,13 @@ def cursor(plan: StreamPlan, step: int) -> dict[str, Any]:
 def differences(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """What differs between a checkpoint's facts or cursor and this run's, a sentence each."""
     return [
-        f"{key}: the checkpoint was trained with {_show(saved, key)}, and this run has "
-        f"{_show(now, key)}"
+        f"{key}: the checkpoint was trained with {shown(saved, key)}, and this run has "
+        f"{shown(now, key)}"
         for key in dict.fromkeys([*saved, *now])
         if saved.get(key) != now.get(key)
     ]
 
 
-def _show(values: Mapping[str, Any], key: str) -> str:
+def shown(values: Mapping[str, Any], key: str) -> str:
+    """A value as a message shows it, also where there is none."""
     return repr(values[key]) if key in values else "nothing"

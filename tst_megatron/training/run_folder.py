@@ -13,7 +13,7 @@ import yaml
 
 from tst_megatron import __version__
 from tst_megatron.check import CheckedRecipe
-from tst_megatron.data.cursor import cursor, differences, stream_facts
+from tst_megatron.data.cursor import cursor, differences, shown, stream_facts
 from tst_megatron.files import copy_beside, is_beside, write_beside
 from tst_megatron.recipe import RecipeError
 from tst_megatron.training.checkpoints import (
@@ -88,8 +88,8 @@ class RunFolder:
             return [f"--run-folder: {self.path} has files and no resolved.yaml, so it is not a run"]
         before = _comparable(yaml.safe_load(self._resolved.read_text(encoding="utf-8")))
         return [
-            f"{key}: this run was started with {_show(before, key)}, and the recipe now says "
-            f"{_show(now, key)}. Use another --run-folder, or the recipe it was started with"
+            f"{key}: this run was started with {shown(before, key)}, and the recipe now says "
+            f"{shown(now, key)}. Use another --run-folder, or the recipe it was started with"
             for now in [_comparable(_identity(checked))]
             for key in sorted({*before, *now})
             if before.get(key) != now.get(key)
@@ -308,7 +308,3 @@ def _comparable(identity: dict[str, Any]) -> dict[str, Any]:
     if isinstance(kept.get("tst"), dict):
         kept["tst"] = {k: v for k, v in kept["tst"].items() if k != "keep-last-checkpoints"}
     return kept
-
-
-def _show(values: dict[str, Any], key: str) -> str:
-    return repr(values[key]) if key in values else "nothing"
