@@ -12,7 +12,7 @@ from tst_megatron.data.indexed import IndexedReader, IndexedWriter
 from tst_megatron.data.manifest import Split
 from tst_megatron.data.plan import StreamPlan
 from tst_megatron.data.stream import TokenStream, ensure_indexes
-from tst_megatron.schedule import Schedule, resolve_phases
+from tst_megatron.schedule import Schedule, Side, resolve_phases
 
 VOCABULARY = 100_000
 
@@ -61,10 +61,13 @@ def make_plan(
     unit_chunks: int = 12,
     seed: int = 1,
     max_epochs: int = 1,
+    inputs: Side = "bags",
+    targets: Side = "bags",
 ) -> StreamPlan:
     """A plan for a schedule's entries."""
+    phases = resolve_phases(entries, num_steps=num_steps, inputs=inputs, targets=targets)
     schedule = Schedule(
-        phases=resolve_phases(entries, num_steps=num_steps),
+        phases=phases,
         num_latent_positions=length,
         global_batch_size=batch,
     )
@@ -84,7 +87,7 @@ def open_stream(plan: StreamPlan, corpora: list[Corpus]) -> TokenStream:
 
 
 def sources(stream: TokenStream, sample: int) -> np.ndarray:
-    """[K*L + K, 4] corpus, epoch, document and offset of every raw token of a sample."""
+    """[T, 4] corpus, epoch, document and offset of every raw token of a sample."""
     corpus, spans = stream.spans(sample)
     epoch = stream.plan.place(sample).epoch
     return np.concatenate(
@@ -105,8 +108,8 @@ def sources(stream: TokenStream, sample: int) -> np.ndarray:
 
 def inputs_of(stream: TokenStream, sample: int) -> np.ndarray:
     """Where the inputs of a sample stand, its look-ahead left out."""
-    bag_size = stream.plan.place(sample).bag_size
-    return sources(stream, sample)[: bag_size * stream.plan.schedule.num_latent_positions]
+    num_inputs = stream.plan.place(sample).num_inputs
+    return sources(stream, sample)[: num_inputs * stream.plan.schedule.num_latent_positions]
 
 
 def reader_of(corpus: Corpus) -> IndexedReader:

@@ -19,7 +19,7 @@ from tst_megatron.data.corpora import Corpus, corpora_problems, held_out_problem
 from tst_megatron.data.manifest import Manifest
 from tst_megatron.data.plan import StreamPlan
 from tst_megatron.flags import Flags
-from tst_megatron.recipe import RUN_FOLDER_KEYS, Recipe, RecipeError
+from tst_megatron.recipe import RUN_FOLDER_KEYS, Recipe, RecipeError, TSTConfig
 from tst_megatron.schedule import Schedule
 
 DANGEROUS_DEFAULTS = {
@@ -78,16 +78,31 @@ class CheckedRecipe:
         lines = []
         for phase in schedule.phases:
             raw_tokens = phase.num_steps * schedule.raw_tokens_per_step(phase)
+            steps = f"steps {phase.first_step + 1}-{phase.last_step}"
             lines.append(
-                f"{phase.name}: steps {phase.first_step + 1}-{phase.last_step}, bag size "
-                f"{phase.bag_size}, {raw_tokens:,} raw tokens"
+                f"{phase.name}: {steps}, bag size {phase.bag_size}, {raw_tokens:,} raw tokens"
+                + (self._ablation() if phase.is_superposition else "")
             )
         if schedule.switch_step:
-            lines.append(f"the switch comes after step {schedule.switch_step}")
+            lines.append(f"the switch comes after step {schedule.switch_step}{self._resets()}")
         total = schedule.raw_tokens_before(schedule.num_steps)
         positions = schedule.latent_positions_before(schedule.num_steps)
         lines.append(f"{total:,} raw tokens in {positions:,} latent positions over the whole run")
         return [*lines, *self.stream.corpus_lines()]
+
+    def _ablation(self) -> str:
+        tst = self.recipe.tst
+        reads = ", reads tokens" if tst.inputs == "tokens" else ""
+        predicts = ", predicts tokens" if tst.targets == "tokens" else ""
+        weights = "" if tst.slot_weights == "uniform" else f", slot weights {tst.slot_weights}"
+        return reads + predicts + weights
+
+    def _resets(self) -> str:
+        tst = self.recipe.tst
+        embeddings = ["new embeddings and output layer"] if tst.reset_embeddings else []
+        optimizer = ["a new optimizer"] if tst.reset_optimizer else []
+        resets = " and ".join(embeddings + optimizer)
+        return f", with {resets}" if resets else ""
 
 
 def check_recipe(recipe: Recipe, *, world_size: int | None = None) -> CheckedRecipe:
@@ -216,6 +231,7 @@ def _tst_problems(recipe: Recipe) -> list[str]:
             f"tst.bag-size: {tst.bag_size} without superposition-fraction or superposition-steps, "
             "so no step would have it. Give one of them, or bag-size 1"
         )
+    problems += _switch_problems(tst)
     if not 0 <= tst.superposition_fraction <= 1:
         problems.append(
             f"tst.superposition-fraction: {tst.superposition_fraction} is a share of steps, 0-1"
@@ -228,6 +244,35 @@ def _tst_problems(recipe: Recipe) -> list[str]:
         problems.append(
             f"tst.keep-last-checkpoints: {tst.keep_last_checkpoints} is below 1, and a run goes on "
             "from its last. Remove the key to keep all"
+        )
+    return problems
+
+
+def _switch_problems(tst: TSTConfig) -> list[str]:
+    """Ablation switches that no step would feel."""
+    changed = {
+        "inputs": tst.inputs != "bags",
+        "targets": tst.targets != "bags",
+        "slot-weights": tst.slot_weights != "uniform",
+        "reset-embeddings": tst.reset_embeddings,
+        "reset-optimizer": tst.reset_optimizer,
+    }
+    has_superposition = any(bag_size > 1 for bag_size, _ in tst.entries())
+    problems = [
+        f"tst.{key}: without superposition it changes nothing. Remove it, or set bag-size and "
+        "superposition-fraction or superposition-steps"
+        for key, is_changed in changed.items()
+        if is_changed and not has_superposition
+    ]
+    if changed["inputs"] and changed["targets"]:
+        problems.append(
+            "tst.inputs: tokens with targets: tokens is ordinary training. Use bags on one side, "
+            "or bag-size 1"
+        )
+    if changed["slot-weights"] and changed["targets"]:
+        problems.append(
+            f"tst.slot-weights: {tst.slot_weights} with targets: tokens, which has one slot. "
+            "Remove one of the two"
         )
     return problems
 

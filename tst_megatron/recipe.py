@@ -20,12 +20,12 @@ import typing
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 
 from tst_megatron.flags import unknown_key
-from tst_megatron.schedule import Schedule, paper_schedule, resolve_phases
+from tst_megatron.schedule import Schedule, Side, SlotWeights, paper_schedule, resolve_phases
 
 PROFILES = ("cpu",)
 
@@ -66,6 +66,21 @@ class TSTConfig:
     stream_unit_bags: int | None = None
     """Chunks of ``seq-length`` raw tokens per unit of the token stream (U). Every bag size divides
     it; runs that are compared must have the same. Default: the largest bag size."""
+    inputs: Side = "bags"
+    """What a latent position reads in superposition: ``bags``, or ``tokens``, one each, so that
+    only the targets are bags and the run reads exactly the text of ordinary training."""
+    targets: Side = "bags"
+    """What a latent position predicts in superposition: ``bags``, all of the next bag, or
+    ``tokens``, the first token of it alone."""
+    slot_weights: SlotWeights = "uniform"
+    """Weight of slot i of a bag of targets, from 1: ``uniform``, ``1/i`` or ``exp(-i)``. They are
+    divided by their sum."""
+    reset_embeddings: bool = False
+    """Draw the input embeddings and the output layer anew before the first recovery step, with
+    zero optimizer moments for them."""
+    reset_optimizer: bool = False
+    """Start the optimizer anew before the first recovery step: all moments and its count of steps
+    0. The learning rate goes on."""
     max_epochs: int = 1
     """Passes over each corpus that the run may make; a run that needs more is refused."""
     keep_last_checkpoints: int | None = None
@@ -111,7 +126,12 @@ class Recipe:
             ValueError: the schedule is none; the message names every rule that is broken.
         """
         return Schedule(
-            phases=resolve_phases(self.tst.entries(), num_steps=int(self.megatron["train-iters"])),
+            phases=resolve_phases(
+                self.tst.entries(),
+                num_steps=int(self.megatron["train-iters"]),
+                inputs=self.tst.inputs,
+                targets=self.tst.targets,
+            ),
             num_latent_positions=int(self.megatron["seq-length"]),
             global_batch_size=int(self.megatron["global-batch-size"]),
         )
@@ -231,6 +251,8 @@ def _tst_config(block: Any, problems: list[str]) -> TSTConfig:
 def _is_instance(value: Any, hint: Any) -> bool:
     if isinstance(hint, types.UnionType):
         return any(_is_instance(value, option) for option in typing.get_args(hint))
+    if typing.get_origin(hint) is Literal:
+        return value in typing.get_args(hint)
     if typing.get_origin(hint) is list:
         (item,) = typing.get_args(hint)
         return isinstance(value, list) and all(_is_instance(entry, item) for entry in value)
@@ -247,6 +269,13 @@ def _are_pairs(value: Any) -> bool:
 
 
 def _type_name(hint: Any) -> str:
-    names = {int: "a whole number", float: "a number", types.NoneType: "empty"}
+    if typing.get_origin(hint) is Literal:
+        return " or ".join(typing.get_args(hint))
+    names = {
+        int: "a whole number",
+        float: "a number",
+        bool: "true or false",
+        types.NoneType: "empty",
+    }
     options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
     return " or ".join(names.get(option, "a list of [bag size, steps]") for option in options)

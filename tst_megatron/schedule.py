@@ -6,9 +6,16 @@ Megatron calls ``args.curr_iteration``.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import Literal
+
+Side = Literal["bags", "tokens"]
+"""What stands on one side of a latent position in superposition."""
+SlotWeights = Literal["uniform", "1/i", "exp(-i)"]
+"""How the slots of a bag of targets are weighted (paper appendix D)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -20,6 +27,10 @@ class Phase:
     first_step: int
     """Optimizer steps completed before this phase."""
     num_steps: int
+    inputs: Side = "bags"
+    """Whether a latent position reads a bag or one token."""
+    targets: Side = "bags"
+    """Whether a latent position predicts a bag or one token."""
 
     @property
     def last_step(self) -> int:
@@ -30,6 +41,16 @@ class Phase:
     def is_superposition(self) -> bool:
         """Whether bags hold more than one token."""
         return self.bag_size > 1
+
+    @property
+    def num_inputs(self) -> int:
+        """Raw tokens that a latent position reads."""
+        return self.bag_size if self.inputs == "bags" else 1
+
+    @property
+    def num_targets(self) -> int:
+        """Raw tokens that a latent position predicts."""
+        return self.bag_size if self.targets == "bags" else 1
 
     @property
     def name(self) -> str:
@@ -72,10 +93,6 @@ class Schedule:
                 return phase
         raise ValueError(f"step {step}: this run has the steps 0 to {self.num_steps - 1}")
 
-    def bag_size_at(self, step: int) -> int:
-        """Raw tokens per latent position in the step that follows ``step`` completed ones."""
-        return self.phase_at(step).bag_size
-
     def latent_positions_before(self, step: int) -> int:
         """Latent positions computed by the first ``step`` steps, over all ranks."""
         return step * self.global_batch_size * self.num_latent_positions
@@ -89,7 +106,11 @@ class Schedule:
 
     def raw_tokens_per_step(self, phase: Phase) -> int:
         """Raw tokens that one step of a phase reads as input, over all ranks."""
-        return self.global_batch_size * self.num_latent_positions * phase.bag_size
+        return self.global_batch_size * self.num_latent_positions * phase.num_inputs
+
+    def raw_tokens_per_sample(self, phase: Phase) -> int:
+        """Raw tokens that a sequence of a phase needs, look-ahead included."""
+        return self.num_latent_positions * phase.num_inputs + phase.num_targets
 
 
 def paper_schedule(
@@ -109,12 +130,22 @@ def paper_schedule(
 
 
 def resolve_phases(
-    entries: Sequence[tuple[int, float | int | None]], *, num_steps: int
+    entries: Sequence[tuple[int, float | int | None]],
+    *,
+    num_steps: int,
+    inputs: Side = "bags",
+    targets: Side = "bags",
 ) -> tuple[Phase, ...]:
     """Turn (bag size, share of steps or number of steps) entries into phases of whole steps.
 
     A share is a float and floors to whole steps; a number of steps is an int. The last phase has
     all steps that are left: its amount is None, or says the same.
+
+    Args:
+        entries: in order; the last has bag size 1.
+        num_steps: of the whole run.
+        inputs: what a latent position reads in superposition.
+        targets: what it predicts there.
 
     Raises:
         ValueError: the entries are not a schedule; the message names every rule that is broken.
@@ -127,7 +158,15 @@ def resolve_phases(
     for bag_size, amount in entries[:-1]:
         # Decimal shares are meant exactly: 0.29 of 100 steps is 29, not floor(28.999...).
         steps = amount if isinstance(amount, int) else int(Fraction(str(amount)) * num_steps)
-        phases.append(Phase(bag_size=bag_size, first_step=first_step, num_steps=steps))
+        phases.append(
+            Phase(
+                bag_size=bag_size,
+                first_step=first_step,
+                num_steps=steps,
+                inputs=inputs,
+                targets=targets,
+            )
+        )
         first_step += steps
     last = Phase(bag_size=1, first_step=first_step, num_steps=num_steps - first_step)
     empty = [phase.bag_size for phase in [*phases, last] if phase.num_steps < 1]
@@ -166,6 +205,11 @@ def _entry_problems(entries: Sequence[tuple[int, float | int | None]]) -> list[s
         )
     if any(bag_size == 1 for bag_size, _ in entries[:-1]):
         problems.append("bag size 1 stands before the end. Superposition comes first")
+    problems += [
+        f"bag size {before} stands twice in a row. Give it once, with the steps of both"
+        for (before, _), (after, _) in itertools.pairwise(entries)
+        if before == after != 1
+    ]
     return problems
 
 

@@ -197,7 +197,7 @@ def test_long_document_spans_several_chunks(tmp_path):
         corpus, spans = stream.spans(sample)
         place = plan.place(sample)
         assert corpus == 0
-        assert sum(span.num_tokens for span in spans) == place.bag_size * 9
+        assert sum(span.num_tokens for span in spans) == place.num_tokens == place.num_inputs * 9
 
 
 def test_text_whose_index_contradicts_itself_is_refused(plan, corpora):

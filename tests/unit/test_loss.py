@@ -6,6 +6,7 @@ from reference import multi_hot_loss_and_grad
 
 from tst_megatron.model.loss import (
     multi_hot_cross_entropy,
+    slot_weights,
     vocab_parallel_multi_hot_cross_entropy,
 )
 
@@ -92,3 +93,28 @@ def test_input_logits_are_left_alone():
     before = logits.clone()
     vocab_parallel_multi_hot_cross_entropy(logits, targets, num_valid_columns=20)
     assert torch.equal(logits, before)
+
+
+@pytest.mark.parametrize("bag_size", [1, 2, 4, 16])
+def test_slot_weights_are_the_paper_s_and_sum_to_one(bag_size):
+    laws = {"1/i": lambda i: 1 / i, "exp(-i)": lambda i: math.exp(-i)}
+    for kind, law in laws.items():
+        raw = [law(i) for i in range(1, bag_size + 1)]
+        expected = torch.tensor([weight / sum(raw) for weight in raw])
+        torch.testing.assert_close(slot_weights(kind, bag_size), expected)
+    assert slot_weights("uniform", bag_size) is None
+
+
+@pytest.mark.parametrize("kind", ["1/i", "exp(-i)"])
+def test_weighted_gradient_is_softmax_less_the_weights_of_the_targets(kind):
+    logits = torch.randn(3, 23, dtype=torch.float64, requires_grad=True)
+    targets = torch.tensor([[4, 7, 7, 1], [0, 1, 2, 3], [5, -100, -100, 6]])
+    weights = slot_weights(kind, 4).double()
+    vocab_parallel_multi_hot_cross_entropy(logits, targets, slot_weights=weights).sum().backward()
+    expected = logits.detach().softmax(-1)
+    for row, bag in enumerate(targets.tolist()):
+        counted = sum(weights[slot] for slot, token in enumerate(bag) if token >= 0)
+        for slot, token in enumerate(bag):
+            if token >= 0:
+                expected[row, token] -= weights[slot] / counted
+    torch.testing.assert_close(logits.grad, expected)

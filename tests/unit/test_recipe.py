@@ -173,6 +173,9 @@ def test_unknown_key_of_tst_is_named_with_the_nearest(recipe):
             "tst.schedule=[[4, x]]",
             "tst.schedule: [[4, 'x']] is not a list of [bag size, steps] or empty",
         ),
+        ("tst.inputs=bag", "tst.inputs: 'bag' is not bags or tokens"),
+        ("tst.slot-weights=1", "tst.slot-weights: 1 is not uniform or 1/i or exp(-i)"),
+        ("tst.reset-optimizer=1", "tst.reset-optimizer: 1 is not true or false"),
         ("tst=4", "tst: 4 is not a block of `key: value` lines"),
     ],
 )
@@ -254,6 +257,11 @@ def test_resolved_recipe_is_plain_and_survives_yaml(recipe):
             "superposition-steps": None,
             "schedule": None,
             "stream-unit-bags": None,
+            "inputs": "bags",
+            "targets": "bags",
+            "slot-weights": "uniform",
+            "reset-embeddings": False,
+            "reset-optimizer": False,
             "max-epochs": 1,
             "keep-last-checkpoints": None,
         },
@@ -266,3 +274,13 @@ def test_schedule_of_a_recipe_is_in_whole_steps(recipe):
     schedule = load_recipe(recipe, [*sizes, "tst.superposition-fraction=0.39"]).schedule()
     assert [(phase.bag_size, phase.num_steps) for phase in schedule.phases] == [(4, 3), (1, 7)]
     assert schedule.raw_tokens_before(10) == 2 * 32 * (3 * 4 + 7)
+
+
+def test_switches_reach_the_phases(recipe):
+    sizes = ["train-iters=10", "seq-length=32", "global-batch-size=2"]
+    switches = ["tst.superposition-steps=3", "tst.inputs=tokens", "tst.slot-weights=1/i"]
+    loaded = load_recipe(recipe, [*sizes, *switches])
+    first, last = loaded.schedule().phases
+    assert (first.num_inputs, first.num_targets) == (1, 4)
+    assert (last.num_inputs, last.num_targets) == (1, 1)
+    assert loaded.tst.slot_weights == "1/i"

@@ -37,7 +37,7 @@ def test_bag_size_1_is_one_phase_of_ordinary_training():
 
 def test_switch_is_the_first_step_with_bag_size_1():
     plan = schedule((4, 0.4), (1, 0.6), num_steps=10)
-    assert [plan.bag_size_at(step) for step in range(10)] == [4] * 4 + [1] * 6
+    assert [plan.phase_at(step).bag_size for step in range(10)] == [4] * 4 + [1] * 6
     assert plan.switch_step == 4
     assert [phase.name for phase in plan.phases] == ["superposition", "recovery"]
 
@@ -48,8 +48,24 @@ def test_tokens_before_a_step_count_every_step_once():
     for step in range(plan.num_steps):
         assert plan.raw_tokens_before(step) == raw_tokens
         assert plan.latent_positions_before(step) == step * 16 * 128
-        raw_tokens += 16 * 128 * plan.bag_size_at(step)
+        raw_tokens += 16 * 128 * plan.phase_at(step).bag_size
     assert plan.raw_tokens_before(plan.num_steps) == raw_tokens
+
+
+@pytest.mark.parametrize(
+    ("inputs", "targets", "read", "needed"),
+    [
+        ("bags", "bags", 4 * 128, 4 * 128 + 4),
+        ("bags", "tokens", 4 * 128, 4 * 128 + 1),
+        ("tokens", "bags", 128, 128 + 4),
+    ],
+)
+def test_switches_decide_what_a_sequence_reads_and_predicts(inputs, targets, read, needed):
+    phases = resolve_phases([(4, 3), (1, 5)], num_steps=8, inputs=inputs, targets=targets)
+    plan = Schedule(phases=phases, num_latent_positions=128, global_batch_size=16)
+    assert plan.raw_tokens_before(3) == 3 * 16 * read
+    assert plan.raw_tokens_before(8) == 3 * 16 * read + 5 * 16 * 128
+    assert [plan.raw_tokens_per_sample(phase) for phase in phases] == [needed, 128 + 1]
 
 
 def test_step_outside_the_run_is_refused():
@@ -70,6 +86,7 @@ def test_step_outside_the_run_is_refused():
         ([(4, 0.01), (1, 0.99)], "bag size 4 gets no step"),
         ([(4, 1.0), (1, None)], "bag size 1 gets no step: 10 of 10 steps are taken"),
         ([(4, 4), (1, 5)], "bag size 1 is given 5 steps, and 6 of 10 are left for it"),
+        ([(4, 2), (4, 2), (1, None)], "bag size 4 stands twice in a row. Give it once"),
         ([(4, 0.4), (1, 0.5)], "the shares of steps add up to 0.9. Make them 1"),
     ],
 )

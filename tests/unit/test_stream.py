@@ -103,7 +103,7 @@ def test_shuffle_blocks_end_with_the_epoch(corpus):
 def test_targets_are_the_next_raw_tokens_of_the_sample_s_own_text(corpus, entries):
     stream, reader = make_stream(corpus, *entries, num_steps=12), reader_of(corpus)
     for sample in range(stream.plan.num_samples):
-        bag_size = stream.plan.schedule.bag_size_at(sample // 4)
+        bag_size = stream.plan.schedule.phase_at(sample // 4).bag_size
         tokens, places = stream.tokens(sample), sources(stream, sample)[:, 2:]
         assert len(tokens) == len(places) == bag_size * (LENGTH + 1)
         # Each document's tokens count up, so within one document neighbours differ by one.

@@ -1,5 +1,6 @@
 """Exactly once, disjoint, resumable, the same for every layout: over any run that can be made."""
 
+import itertools
 import math
 import tempfile
 from pathlib import Path
@@ -11,6 +12,7 @@ from streams import corpus_of, inputs_of, make_plan, open_stream, write_split
 
 from tst_megatron.data.cursor import cursor
 
+SIDES = [("bags", "bags"), ("bags", "tokens"), ("tokens", "bags")]
 LENGTHS = st.lists(st.integers(1, 60), min_size=1, max_size=60)
 
 
@@ -21,6 +23,8 @@ def runs(draw):
     unit_chunks = draw(st.sampled_from([1, 2, 4, 6, 12]))
     bag_sizes = [k for k in range(2, unit_chunks + 1) if unit_chunks % k == 0]
     phases = draw(st.lists(st.sampled_from(bag_sizes), max_size=3)) if bag_sizes else []
+    phases = [k for k, _ in itertools.groupby(phases)]
+    inputs, targets = draw(st.sampled_from(SIDES))
     batch = draw(st.sampled_from([8, 16]))
     corpora = draw(
         st.lists(st.tuples(st.sampled_from([0.2, 0.5, 1.0, 3.0]), LENGTHS), min_size=1, max_size=3)
@@ -34,6 +38,8 @@ def runs(draw):
         "seed": draw(st.integers(0, 2**31)),
         "last_steps": draw(st.integers(1, 4)),
         "max_epochs": 10**4,
+        "inputs": inputs,
+        "targets": targets,
     }
 
 
@@ -67,7 +73,7 @@ def test_each_raw_token_is_an_input_once_per_epoch_and_phases_are_disjoint(run):
             counts = [int((of_corpus[:, 1] == e).sum()) for e in range(plan.epochs_of(number))]
             # Whole epochs are read to their last token, unless a later phase's bags do not fit
             # into what a partly read unit has left.
-            if len(run["entries"]) == 1:
+            if len(run["entries"]) == 1 or run["inputs"] == "tokens":
                 assert counts[:-1] == [per_epoch] * (len(counts) - 1)
             assert max(counts, default=0) <= per_epoch
 
@@ -95,25 +101,54 @@ def test_cursor_counts_what_was_read_and_each_phase_keeps_the_weights(run):
     with tempfile.TemporaryDirectory() as folder:
         plan, _ = build(run, Path(folder))
         total = sum(corpus.weight for corpus in plan.corpora)
-        first = 0
         for step in range(plan.schedule.num_steps + 1):
             counted = [0] * len(plan.corpora)
             for sample in range(step * run["batch"]):
                 place = plan.place(sample)
-                counted[place.corpus] += place.bag_size
+                counted[place.corpus] += place.num_inputs
             at = cursor(plan, step)
             assert at["chunks of corpora"] == counted
             assert at["raw tokens"] == sum(counted) * run["length"]
-        for phase in plan.schedule.phases:
-            samples = range(first, first + phase.num_steps * run["batch"])
+        for number, phase in enumerate(plan.schedule.phases):
+            samples = range(phase.first_step * run["batch"], phase.last_step * run["batch"])
             places = [plan.place(sample) for sample in samples]
-            assert {place.bag_size for place in places} == {phase.bag_size}
+            assert {place.phase for place in places} == {number}
+            assert {place.num_inputs for place in places} == {phase.num_inputs}
+        # What reads alike is dealt as one.
+        for _, alike in itertools.groupby(plan.schedule.phases, lambda phase: phase.num_inputs):
+            phases = list(alike)
+            first, last = phases[0].first_step, phases[-1].last_step
+            samples = range(first * run["batch"], last * run["batch"])
+            places = [plan.place(sample) for sample in samples]
             for number, corpus in enumerate(plan.corpora):
                 share = corpus.weight / total * len(places)
                 bound = (1 + corpus.weight / total * len(plan.corpora)) / 2
                 dealt = sum(place.corpus == number for place in places)
                 assert abs(dealt - share) <= bound + 1e-9
-            first += len(places)
+
+
+@settings(deadline=None, suppress_health_check=list(HealthCheck), max_examples=40)
+@given(runs(), st.sampled_from([2, 3, 6]))
+def test_bags_of_targets_alone_read_exactly_the_baseline_s_tokens(run, last_bag):
+    """Sample by sample, of every corpus and epoch: only the look-ahead is longer."""
+    sizes = {**run, "unit_chunks": 12, "inputs": "tokens", "targets": "bags"}
+    with tempfile.TemporaryDirectory() as folder:
+        steps = sum(count for _, count in run["entries"][:-1]) + run["last_steps"] + 3
+        arms = [
+            build({**sizes, "entries": entries, "last_steps": last}, Path(folder) / name)
+            for name, entries, last in (
+                ("output", [(last_bag, 2), *[(12, 1)], (1, 1.0)], steps - 3),
+                ("baseline", [(1, 1.0)], steps),
+            )
+        ]
+        output, baseline = (open_stream(plan, corpora) for plan, corpora in arms)
+        assert output.plan.num_samples == baseline.plan.num_samples
+        for sample in range(output.plan.num_samples):
+            read = output.tokens(sample)
+            bag_size = output.plan.schedule.phase_at(sample // run["batch"]).bag_size
+            assert len(read) == run["length"] + bag_size
+            assert (read[: run["length"] + 1] == baseline.tokens(sample)).all()
+            assert (inputs_of(output, sample) == inputs_of(baseline, sample)).all()
 
 
 @settings(deadline=None, suppress_health_check=list(HealthCheck), max_examples=30)
@@ -133,7 +168,7 @@ def test_arms_of_one_unit_size_read_one_permutation(entries, seed):
             {
                 (place.unit, place.chunk + k)
                 for place in map(plan.place, range(plan.num_samples))
-                for k in range(place.bag_size)
+                for k in range(place.num_inputs)
             }
             for plan in (arm, baseline)
         ]

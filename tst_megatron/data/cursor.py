@@ -26,6 +26,8 @@ def stream_facts(plan: StreamPlan, corpora: Sequence[Corpus]) -> dict[str, Any]:
         "tst.stream-unit-bags": plan.unit_chunks,
         "global-batch-size": schedule.global_batch_size,
         "phases": [[phase.bag_size, phase.num_steps] for phase in schedule.phases],
+        "tst.inputs": schedule.phases[0].inputs,
+        "tst.targets": schedule.phases[0].targets,
         "tokenizer": corpora[0].manifest.tokenizer_sha256,
         "number of corpora": len(corpora),
     }
@@ -41,7 +43,6 @@ def stream_facts(plan: StreamPlan, corpora: Sequence[Corpus]) -> dict[str, Any]:
 def cursor(plan: StreamPlan, step: int) -> dict[str, Any]:
     """Where the stream stands after ``step`` steps, as plain values."""
     schedule = plan.schedule
-    before = plan.samples_before(step)
     phase = next(
         (number for number, phase in enumerate(schedule.phases) if step < phase.last_step),
         len(schedule.phases) - 1,
@@ -51,13 +52,7 @@ def cursor(plan: StreamPlan, step: int) -> dict[str, Any]:
         "phase": phase,
         "samples": step * schedule.global_batch_size,
         "raw tokens": schedule.raw_tokens_before(step),
-        "chunks of corpora": [
-            sum(
-                samples[corpus] * phase.bag_size
-                for samples, phase in zip(before, schedule.phases, strict=True)
-            )
-            for corpus in range(len(plan.corpora))
-        ],
+        "chunks of corpora": plan.chunks_before(step),
     }
 
 

@@ -28,7 +28,7 @@ class TrainingSamples(torch.utils.data.Dataset[dict[str, Tensor]]):
         return self._stream.plan.num_samples
 
     def __getitem__(self, sample: int) -> dict[str, Tensor]:
-        """``tokens``: [K*L + K] int64 raw tokens."""
+        """``tokens``: [T] int64 raw tokens, look-ahead included."""
         return {"tokens": torch.from_numpy(self._stream.tokens(sample))}
 
 

@@ -6,11 +6,13 @@ The rule (docs/data-stream.md draws it):
    raw tokens, U being the same in every arm of a comparison. The units are permuted. What is left
    at the end, shorter than one unit and its look-ahead, is the *tail*: dropped and counted. Each
    epoch has permutations of its own.
-2. A unit is U *chunks* of L raw tokens. A sample of a phase with bag size K takes K neighbouring
-   chunks of one unit, and K tokens of look-ahead that are targets only.
+2. A unit is U *chunks* of L raw tokens. A sample of a phase whose latent positions read K tokens
+   takes K neighbouring chunks of one unit, and as many tokens of look-ahead as a position predicts,
+   which are targets only.
 3. A phase starts at the first chunk that the phases before it did not take, also inside a unit.
 4. The samples that a phase takes of an epoch are permuted inside blocks, so that neighbours in the
-   text do not share a batch.
+   text do not share a batch. Phases that read alike, as all do when only the targets are bags
+   (``tst.inputs: tokens``), are one here: such a run reads exactly what ordinary training reads.
 5. Of several corpora, each phase deals its samples by weight (``blend.py``), and the samples of one
    optimizer step are permuted, so that no rank always reads the same corpus.
 
@@ -20,6 +22,7 @@ at any step follows from the number of steps. Nothing here reads a file.
 
 from __future__ import annotations
 
+import itertools
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -46,7 +49,10 @@ class Place:
     """Where a sample starts."""
 
     phase: int
-    bag_size: int
+    num_inputs: int
+    """Raw tokens that a latent position reads, and so the chunks that the sample takes."""
+    num_tokens: int
+    """Raw tokens of the sample, look-ahead included."""
     corpus: int
     epoch: int
     """From 0."""
@@ -56,11 +62,20 @@ class Place:
     """Inside the unit, from 0."""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Reading:
+    """Neighbouring phases whose latent positions read equally many raw tokens."""
+
+    num_inputs: int
+    first_step: int
+    num_steps: int
+
+
 class StreamPlan:
     """What a run reads: the place of every sample, by arithmetic on its number.
 
-    Sample i belongs to optimizer step ``i // global_batch_size``; the schedule says its phase. It
-    is ``K * L`` raw tokens and K of look-ahead.
+    Sample i belongs to optimizer step ``i // global_batch_size``; the schedule says its phase, and
+    with it the raw tokens of the sample.
     """
 
     def __init__(
@@ -92,7 +107,8 @@ class StreamPlan:
         self._batch = schedule.global_batch_size
         self.num_samples = schedule.num_steps * self._batch
         self._blend = Blend([corpus.weight for corpus in corpora])
-        self._first_samples = [phase.first_step * self._batch for phase in schedule.phases]
+        self._readings = _readings(schedule)
+        self._first_samples = [reading.first_step * self._batch for reading in self._readings]
         self.units_per_epoch = tuple(
             count_units(
                 corpus.num_tokens,
@@ -111,7 +127,7 @@ class StreamPlan:
             return allocate(
                 units_per_epoch=self.units_per_epoch[number],
                 unit_chunks=self.unit_chunks,
-                phases=[(bag_size, samples[number]) for bag_size, samples in self._shares()],
+                phases=[(num_inputs, samples[number]) for num_inputs, samples in self._shares()],
                 seed=self.seed,
                 num_epochs=max_epochs,
             )
@@ -119,10 +135,17 @@ class StreamPlan:
             raise ValueError(f"{self.corpora[number].name}: {error}") from error
 
     def _shares(self) -> list[tuple[int, list[int]]]:
-        """(bag size, samples of each corpus) of each phase."""
+        """(raw tokens per latent position, samples of each corpus) of each reading."""
+        return self._shares_before(self.schedule.num_steps)
+
+    def _shares_before(self, step: int) -> list[tuple[int, list[int]]]:
+        taken = (
+            (reading, max(0, min(step - reading.first_step, reading.num_steps)))
+            for reading in self._readings
+        )
         return [
-            (phase.bag_size, self._blend.dealt_before(phase.num_steps * self._batch))
-            for phase in self.schedule.phases
+            (reading.num_inputs, self._blend.dealt_before(num_steps * self._batch))
+            for reading, num_steps in taken
         ]
 
     def _problems(self, max_epochs: int) -> list[str]:
@@ -145,9 +168,14 @@ class StreamPlan:
 
     def raw_tokens_of_corpora(self) -> list[int]:
         """Raw tokens that the whole run reads of each corpus, look-ahead not counted."""
-        length = self.schedule.num_latent_positions
+        chunks = self.chunks_before(self.schedule.num_steps)
+        return [number * self.schedule.num_latent_positions for number in chunks]
+
+    def chunks_before(self, step: int) -> list[int]:
+        """Chunks of L raw tokens read of each corpus by the first ``step`` steps."""
+        shares = self._shares_before(step)
         return [
-            sum(bag_size * samples[number] for bag_size, samples in self._shares()) * length
+            sum(num_inputs * samples[number] for num_inputs, samples in shares)
             for number in range(len(self.corpora))
         ]
 
@@ -181,32 +209,44 @@ class StreamPlan:
             raise IndexError(
                 f"sample {sample}: this run has the samples 0 to {self.num_samples - 1}"
             )
-        phase = bisect_right(self._first_samples, sample) - 1
-        corpus, number = self._corpus_and_number(phase, sample - self._first_samples[phase])
-        order: PhaseOrder = self._orders[corpus][phase]
+        reading = bisect_right(self._first_samples, sample) - 1
+        corpus, number = self._corpus_and_number(reading, sample - self._first_samples[reading])
+        order: PhaseOrder = self._orders[corpus][reading]
         unit, chunk = order.unit_and_chunk(number)
         epoch, unit = divmod(unit, self.units_per_epoch[corpus])
+        phase = self.schedule.phase_at(sample // self._batch)
         return Place(
-            phase=phase, bag_size=order.bag_size, corpus=corpus, epoch=epoch, unit=unit, chunk=chunk
+            phase=self.schedule.phases.index(phase),
+            num_inputs=phase.num_inputs,
+            num_tokens=self.schedule.raw_tokens_per_sample(phase),
+            corpus=corpus,
+            epoch=epoch,
+            unit=unit,
+            chunk=chunk,
         )
 
-    def _corpus_and_number(self, phase: int, sample: int) -> tuple[int, int]:
-        """Corpus of a phase's sample, and the sample's number among those of that corpus."""
+    def _corpus_and_number(self, reading: int, sample: int) -> tuple[int, int]:
+        """Corpus of a reading's sample, and the sample's number among those of that corpus."""
         if len(self.corpora) == 1:
             return 0, sample
         step, place = divmod(sample, self._batch)
-        first = self._first_samples[phase] + step * self._batch
+        first = self._first_samples[reading] + step * self._batch
         if self._dealt is None or self._dealt[0] != first:
             dealt = self._blend.deal(step * self._batch, self._batch)
-            order = permutation(f"{self.seed}/phase-{phase}/step-{step}", self._batch)
+            order = permutation(f"{self.seed}/phase-{reading}/step-{step}", self._batch)
             self._dealt = (first, [dealt[number] for number in order])
         return self._dealt[1][place]
 
-    def samples_before(self, step: int) -> list[list[int]]:
-        """Samples read by the first ``step`` steps: for each phase, those of each corpus."""
-        return [
-            self._blend.dealt_before(
-                max(0, min(step, phase.last_step) - phase.first_step) * self._batch
-            )
-            for phase in self.schedule.phases
-        ]
+
+def _readings(schedule: Schedule) -> list[_Reading]:
+    return [
+        _Reading(
+            num_inputs=num_inputs,
+            first_step=phases[0].first_step,
+            num_steps=sum(phase.num_steps for phase in phases),
+        )
+        for num_inputs, alike in itertools.groupby(
+            schedule.phases, key=lambda phase: phase.num_inputs
+        )
+        for phases in [list(alike)]
+    ]

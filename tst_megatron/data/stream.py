@@ -109,7 +109,7 @@ class TokenStream:
         ]
 
     def tokens(self, sample: int) -> npt.NDArray[np.int64]:
-        """[K*L + K] raw tokens of a sample: its inputs, then its look-ahead."""
+        """[T] raw tokens of a sample: its inputs, then its look-ahead, as ``fold`` takes them."""
         corpus, spans = self.spans(sample)
         reader = self._readers[corpus]
         parts = [reader.tokens(span.document, span.offset, span.num_tokens) for span in spans]
@@ -122,7 +122,7 @@ class TokenStream:
             self._readers[place.corpus].document_lengths,
             unit=place.unit,
             chunk=place.chunk,
-            num_tokens=place.bag_size * (self.plan.schedule.num_latent_positions + 1),
+            num_tokens=place.num_tokens,
         )
         return place.corpus, [
             Span(document=document, offset=offset, num_tokens=length)

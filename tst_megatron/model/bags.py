@@ -11,31 +11,34 @@ IGNORED = -100
 """A target slot that counts for nothing; the field's usual ignore index."""
 
 
-def fold(tokens_BT: Tensor, bag_size: int) -> tuple[Tensor, Tensor]:
-    """Cut raw tokens into bags and give each latent position the bag that follows it.
+def fold(tokens_BT: Tensor, *, num_inputs: int, num_targets: int) -> tuple[Tensor, Tensor]:
+    """Cut raw tokens into bags and give each latent position the tokens that follow its bag.
 
-    Latent position j reads raw tokens [j*K, (j+1)*K) and predicts the K tokens after them.
+    Latent position j reads the I raw tokens [j*I, (j+1)*I) and predicts the J tokens after them.
+    Token superposition has I = J = K, ordinary training I = J = 1. The paper's ablations have a bag
+    on one side only: I = K, J = 1 and I = 1, J = K.
 
     Args:
-        tokens_BT: [B, T] integer raw tokens, T = L*K + K: the last bag is a target only.
-        bag_size: K, raw tokens per bag; 1 gives ordinary next-token pairs.
+        tokens_BT: [B, T] integer raw tokens, T = L*I + J: the last J are targets only.
+        num_inputs: I, raw tokens read per latent position.
+        num_targets: J, raw tokens predicted per latent position.
 
     Returns:
-        inputs_BLK and targets_BLK, both [B, L, K].
+        inputs_BLK [B, L, I] and targets_BLK [B, L, J].
 
     Raises:
-        ValueError: T is not a whole number of bags, or there are fewer than two.
+        ValueError: T is no such length, or has no latent position.
 
-    Source: paper sections 3.1 and 3.2.
+    Source: paper sections 3.1, 3.2 and 5.2.
     """
-    batch, num_raw_tokens = tokens_BT.shape
-    if num_raw_tokens % bag_size or num_raw_tokens < 2 * bag_size:
+    num_raw_tokens = tokens_BT.shape[1]
+    if (num_raw_tokens - num_targets) % num_inputs or num_raw_tokens < num_inputs + num_targets:
         raise ValueError(
-            f"{num_raw_tokens} raw tokens do not make bags of {bag_size}: the length must be a "
-            f"multiple of {bag_size} and hold two bags or more"
+            f"{num_raw_tokens} raw tokens do not make bags of {num_inputs} with {num_targets} of "
+            f"look-ahead: the length must be a multiple of {num_inputs}, not 0, and {num_targets}"
         )
-    inputs_BLK = tokens_BT[:, :-bag_size].reshape(batch, -1, bag_size)
-    targets_BLK = tokens_BT[:, bag_size:].reshape(batch, -1, bag_size)
+    inputs_BLK = tokens_BT[:, :-num_targets].reshape(len(tokens_BT), -1, num_inputs)
+    targets_BLK = tokens_BT[:, num_inputs:].unfold(1, num_targets, num_inputs)
     return inputs_BLK, targets_BLK
 
 
@@ -47,12 +50,13 @@ def ignore_after(tokens_BT: Tensor, targets_BLK: Tensor, token: int) -> Tensor:
 
     Args:
         tokens_BT: [B, T] the raw tokens that ``fold`` was given.
-        targets_BLK: [B, L, K] the targets that it returned.
+        targets_BLK: [B, L, J] the targets that it returned.
         token: usually the end-of-document id.
 
     Returns:
-        [B, L, K] targets with ``IGNORED`` where the token before is ``token``.
+        [B, L, J] targets with ``IGNORED`` where the token before is ``token``.
     """
-    bag_size = targets_BLK.shape[-1]
-    before_BLK = tokens_BT[:, bag_size - 1 : -1].reshape(targets_BLK.shape)
+    _, num_positions, num_targets = targets_BLK.shape
+    num_inputs = (tokens_BT.shape[1] - num_targets) // num_positions
+    before_BLK = tokens_BT[:, num_inputs - 1 : -1].unfold(1, num_targets, num_inputs)
     return targets_BLK.masked_fill(before_BLK == token, IGNORED)

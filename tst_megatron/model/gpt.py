@@ -6,14 +6,22 @@ rank.
 
 from __future__ import annotations
 
+import argparse
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from torch import Tensor
 
 from tst_megatron.model.embedding import BagEmbedding
-from tst_megatron.model.loss import vocab_parallel_multi_hot_cross_entropy
-from tst_megatron.upstream import GPTModel, GPTModelBuilder, GPTModelConfig, LanguageModule
+from tst_megatron.model.loss import slot_weights, vocab_parallel_multi_hot_cross_entropy
+from tst_megatron.schedule import SlotWeights
+from tst_megatron.upstream import (
+    GPTModel,
+    GPTModelBuilder,
+    GPTModelConfig,
+    LanguageModule,
+    gpt_config_from_args,
+)
 
 
 class TokenSuperposition(LanguageModule):
@@ -22,6 +30,9 @@ class TokenSuperposition(LanguageModule):
     A mixin over ``LanguageModule`` and not over ``GPTModel``, which upstream means to replace by
     ``HybridModel``.
     """
+
+    slot_weights: SlotWeights = "uniform"
+    """How the slots of a bag of targets are weighted (``tst.slot-weights``)."""
 
     def compute_language_model_loss(self, labels: Tensor, logits: Tensor) -> Tensor:
         """Loss per position: Megatron's own for labels [B, L], multi-hot for bags [B, L, K].
@@ -36,7 +47,10 @@ class TokenSuperposition(LanguageModule):
         if labels.dim() == 2:
             return super().compute_language_model_loss(labels, logits)
         loss_LB = vocab_parallel_multi_hot_cross_entropy(
-            logits, labels.transpose(0, 1), tp_group=self.tp_group
+            logits,
+            labels.transpose(0, 1),
+            tp_group=self.tp_group,
+            slot_weights=slot_weights(self.slot_weights, labels.shape[-1], device=labels.device),
         )
         return loss_LB.transpose(0, 1).contiguous()
 
@@ -59,7 +73,9 @@ class TSTGPTModelBuilder(GPTModelBuilder):
 
     def build_model(self, *args: Any, **kwargs: Any) -> TSTGPTModel:
         """Build one pipeline stage; arguments as in Megatron's builder."""
-        return TSTGPTModel.take_over(super().build_model(*args, **kwargs))
+        model = TSTGPTModel.take_over(super().build_model(*args, **kwargs))
+        model.slot_weights = self._model_config.slot_weights
+        return model
 
 
 @dataclass(kw_only=True)
@@ -67,3 +83,13 @@ class TSTGPTModelConfig(GPTModelConfig):
     """Megatron's GPT configuration, built by ``TSTGPTModelBuilder``."""
 
     builder: ClassVar[str] = "tst_megatron.model.gpt.TSTGPTModelBuilder"
+    slot_weights: SlotWeights = "uniform"
+
+    @classmethod
+    def from_arguments(
+        cls, args: argparse.Namespace, *, slot_weights: SlotWeights
+    ) -> TSTGPTModelConfig:
+        """The configuration that Megatron's arguments and the recipe's ``tst:`` block mean."""
+        config: TSTGPTModelConfig = gpt_config_from_args(args, model_config_cls=cls)
+        config.slot_weights = slot_weights
+        return config

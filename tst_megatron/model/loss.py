@@ -24,6 +24,7 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from tst_megatron.model.bags import IGNORED
+from tst_megatron.schedule import SlotWeights
 
 
 def multi_hot_cross_entropy(
@@ -96,6 +97,28 @@ def vocab_parallel_multi_hot_cross_entropy(
         logits, targets, weights, tp_group, num_valid_columns
     )
     return loss
+
+
+def slot_weights(
+    kind: SlotWeights, num_slots: int, *, device: torch.device | None = None
+) -> Tensor | None:
+    """Weights of the slots of a bag of targets, which sum to 1; None weighs all alike.
+
+    Args:
+        kind: ``uniform``, ``1/i`` or ``exp(-i)``, i counting slots from 1.
+        num_slots: K.
+        device: where the weights go.
+
+    Returns:
+        [K] fp32, or None.
+
+    Source: paper appendix D, without its "first token only", which is ``tst.targets: tokens``.
+    """
+    if kind == "uniform":
+        return None
+    slots_K = torch.arange(1, num_slots + 1, dtype=torch.float32, device=device)
+    weights_K = slots_K.reciprocal() if kind == "1/i" else (-slots_K).exp()
+    return weights_K / weights_K.sum()
 
 
 def _compute_dtype(logits: Tensor) -> torch.dtype:

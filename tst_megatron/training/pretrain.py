@@ -152,7 +152,9 @@ def _train(
     try:
         upstream.run_pretraining(
             args,
-            model_config_class=TSTGPTModelConfig,
+            model_config=TSTGPTModelConfig.from_arguments(
+                args, slot_weights=checked.recipe.tst.slot_weights
+            ),
             datasets=make_dataset_provider(checked.stream, checked.corpora),
             forward_step=make_forward_step(checked.schedule),
         )

@@ -9,7 +9,8 @@ from typing import Any
 from tst_megatron.files import write_beside
 
 BAG_LOSS = "bag loss"
-"""Mean over latent positions of the multi-hot cross-entropy of the next bag, in nats."""
+"""Mean loss of the superposition phase over latent positions, in nats: the multi-hot cross-entropy
+of the next bag, or with ``tst.targets: tokens`` the cross-entropy of its first token."""
 LM_LOSS = "lm loss"
 """Mean next-token cross-entropy, in nats; Megatron's name."""
 LOSS_NAMES = (BAG_LOSS, LM_LOSS)

@@ -15,8 +15,11 @@ from torch import Tensor
 
 from tst_megatron import upstream
 from tst_megatron.model.bags import IGNORED, fold, ignore_after
-from tst_megatron.schedule import Schedule
+from tst_megatron.schedule import Phase, Schedule
 from tst_megatron.training.record import BAG_LOSS, LM_LOSS
+
+_EVALUATION = Phase(bag_size=1, first_step=0, num_steps=0)
+"""Evaluation is next-token, whatever the phase of training."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,31 +27,33 @@ class Batch:
     """What the model is given for one micro-batch."""
 
     tokens: Tensor
-    """[B, L, K] bags, or [B, L] tokens when K is 1."""
+    """[B, L, K] bags, or [B, L] tokens where a position reads one."""
     targets: Tensor
-    """[B, L, K] next bags, -100 in ignored slots; or [B, L] next tokens when K is 1."""
+    """[B, L, K] next bags, -100 in ignored slots; or [B, L] where a position predicts one token."""
     position_ids: Tensor
     """[B, L] latent positions."""
     loss_mask: Tensor
     """[B, L] fp32: 1 where a latent position has a target."""
 
 
-def make_batch(tokens_BT: Tensor, bag_size: int, *, masked_after: int | None = None) -> Batch:
+def make_batch(tokens_BT: Tensor, phase: Phase, *, masked_after: int | None = None) -> Batch:
     """Cut a micro-batch of raw tokens for a phase; bag size 1 gives Megatron's own shapes.
 
     Args:
-        tokens_BT: [B, L*K + K] raw tokens with their look-ahead.
-        bag_size: K.
+        tokens_BT: [B, T] raw tokens with their look-ahead, as ``fold`` takes them.
+        phase: says what a latent position reads and predicts.
         masked_after: the end-of-document id, if targets that follow it are not to count.
     """
-    tokens, targets = fold(tokens_BT, bag_size)
+    tokens, targets = fold(tokens_BT, num_inputs=phase.num_inputs, num_targets=phase.num_targets)
     counted = targets if masked_after is None else ignore_after(tokens_BT, targets, masked_after)
     loss_mask_BL = (counted != IGNORED).any(dim=-1).float()
     batch, num_latent_positions, _ = tokens.shape
     positions = torch.arange(num_latent_positions, device=tokens_BT.device).expand(batch, -1)
-    if bag_size == 1:
+    if phase.num_inputs == 1:
+        tokens = tokens.squeeze(-1)
+    if phase.num_targets == 1:
         # Megatron's loss takes every label; the mask alone decides what counts.
-        tokens, counted = tokens.squeeze(-1), targets.squeeze(-1)
+        counted = targets.squeeze(-1)
     return Batch(tokens.contiguous(), counted.contiguous(), positions, loss_mask_BL)
 
 
@@ -61,17 +66,17 @@ def make_forward_step(schedule: Schedule) -> Callable[..., Any]:
 
     def forward_step(data_iterator: Iterator[dict[str, Tensor]] | None, model: Any) -> Any:
         args = upstream.get_args()
-        bag_size = schedule.bag_size_at(args.curr_iteration) if model.training else 1
+        phase = schedule.phase_at(args.curr_iteration) if model.training else _EVALUATION
         if not upstream.holds_a_batch(upstream.get_attr_wrapped_model(model, "vp_stage")):
             # A stage in the middle works on the hidden states that it was sent.
             return model(None, None, None), None
         timers = upstream.get_timers()
         timers("batch-generator", log_level=2).start()
         micro_batch = args.micro_batch_size if model.training else args.eval_micro_batch_size
-        num_raw_tokens = (schedule.num_latent_positions + 1) * bag_size
+        num_raw_tokens = schedule.raw_tokens_per_sample(phase)
         tokens_BT = read_raw_tokens(data_iterator, (micro_batch, num_raw_tokens))
         end_of_document = upstream.end_of_document_id() if args.eod_mask_loss else None
-        batch = make_batch(tokens_BT, bag_size, masked_after=end_of_document)
+        batch = make_batch(tokens_BT, phase, masked_after=end_of_document)
         timers("batch-generator").stop()
         output = model(
             batch.tokens,
@@ -80,7 +85,7 @@ def make_forward_step(schedule: Schedule) -> Callable[..., Any]:
             labels=batch.targets,
             loss_mask=batch.loss_mask,
         )
-        name = BAG_LOSS if bag_size > 1 else LM_LOSS
+        name = BAG_LOSS if phase.is_superposition else LM_LOSS
         return output, functools.partial(loss_func, batch.loss_mask, name)
 
     return forward_step

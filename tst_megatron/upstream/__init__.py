@@ -23,6 +23,7 @@ from tst_megatron.upstream.names import (
     get_attr_wrapped_model,
     get_rerun_state_machine,
     get_timers,
+    gpt_config_from_args,
     reduce_from_tensor_model_parallel_region,
     reduce_scatter_to_sequence_parallel_region,
 )
@@ -84,6 +85,7 @@ __all__ = [
     "get_attr_wrapped_model",
     "get_rerun_state_machine",
     "get_timers",
+    "gpt_config_from_args",
     "holds_a_batch",
     "observe_loading",
     "observe_saving",

@@ -141,12 +141,11 @@ class StepObserver(Protocol):
 def run_pretraining(
     args: argparse.Namespace,
     *,
-    model_config_class: type[Any],
+    model_config: Any,
     datasets: Callable[..., Any],
     forward_step: Callable[..., Any],
 ) -> None:
     """Run Megatron's own training loop on a model, data and step of ours."""
-    model_config = names.gpt_config_from_args(args, model_config_cls=model_config_class)
     container = names.pretrain_cfg_container_from_args(args, model_config)
     datasets.is_distributed = True  # type: ignore[attr-defined]
     names.training.pretrain(

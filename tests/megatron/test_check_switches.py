@@ -1,0 +1,63 @@
+"""Ablation switches that no step would feel are refused, with the rule and the way out."""
+
+import pytest
+from checks import check, problems
+
+TST = {"bag-size": 4, "superposition-fraction": 0.4}
+NOTHING = (
+    ": without superposition it changes nothing. Remove it, or set bag-size and "
+    "superposition-fraction or superposition-steps"
+)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("inputs", "tokens"),
+        ("targets", "tokens"),
+        ("slot-weights", "1/i"),
+        ("reset-embeddings", True),
+        ("reset-optimizer", True),
+    ],
+)
+def test_switch_needs_superposition(text, key, value):
+    for tst in ({}, {"bag-size": 1, "superposition-fraction": 0.4}, {"schedule": [[1, 20]]}):
+        assert problems(text, {**tst, key: value}) == [f"tst.{key}{NOTHING}"]
+    check(text, {**TST, key: value})
+
+
+@pytest.mark.parametrize(
+    ("switches", "wanted"),
+    [
+        (
+            {"inputs": "tokens", "targets": "tokens"},
+            "tst.inputs: tokens with targets: tokens is ordinary training. Use bags on one side, "
+            "or bag-size 1",
+        ),
+        (
+            {"targets": "tokens", "slot-weights": "exp(-i)"},
+            "tst.slot-weights: exp(-i) with targets: tokens, which has one slot. Remove one of "
+            "the two",
+        ),
+    ],
+)
+def test_switches_that_contradict_each_other_are_refused(text, switches, wanted):
+    assert problems(text, {**TST, **switches}) == [wanted]
+
+
+def test_plan_says_what_a_run_with_switches_reads(text):
+    def lines(**switches):
+        tst = {**TST, **{key.replace("_", "-"): value for key, value in switches.items()}}
+        return check(text, tst).plan()
+
+    # 8 of 20 steps of 8 sequences of 32 latent positions.
+    assert lines()[0] == "superposition: steps 1-8, bag size 4, 8,192 raw tokens"
+    assert lines(targets="tokens")[0] == (
+        "superposition: steps 1-8, bag size 4, 8,192 raw tokens, predicts tokens"
+    )
+    assert lines(inputs="tokens", slot_weights="1/i")[0] == (
+        "superposition: steps 1-8, bag size 4, 2,048 raw tokens, reads tokens, slot weights 1/i"
+    )
+    assert lines(reset_embeddings=True, reset_optimizer=True)[2] == (
+        "the switch comes after step 8, with new embeddings and output layer and a new optimizer"
+    )
