@@ -7,10 +7,12 @@ rank.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor
+from torch.nn import Parameter
 
 from tst_megatron.model.embedding import BagEmbedding
 from tst_megatron.model.loss import slot_weights, vocab_parallel_multi_hot_cross_entropy
@@ -22,6 +24,17 @@ from tst_megatron.upstream import (
     LanguageModule,
     gpt_config_from_args,
 )
+
+
+class VocabularyTable(NamedTuple):
+    """A table with a row for each token of the vocabulary."""
+
+    name: str
+    """The same for two copies of one table, on the first and on the last pipeline stage."""
+    weight: Parameter
+    """[P, H] this rank's rows."""
+    initialise: Callable[[Tensor], Any]
+    """Fills a table with new values, in place."""
 
 
 class TokenSuperposition(LanguageModule):
@@ -53,6 +66,23 @@ class TokenSuperposition(LanguageModule):
             slot_weights=slot_weights(self.slot_weights, labels.shape[-1], device=labels.device),
         )
         return loss_LB.transpose(0, 1).contiguous()
+
+    def vocabulary_tables(self) -> list[VocabularyTable]:
+        """The input embeddings and the output layer, as far as this pipeline stage holds them."""
+        config, is_tied = self.config, self.share_embeddings_and_output_weights
+        tables = []
+        if self.pre_process:
+            weight = self.embedding.word_embeddings.weight
+            tables.append(VocabularyTable("embeddings", weight, config.embedding_init_method))
+        if self.post_process and is_tied and not self.pre_process:
+            # This stage's copy of the first stage's table.
+            weight = self.output_layer.weight
+            tables.append(VocabularyTable("embeddings", weight, config.embedding_init_method))
+        if self.post_process and not is_tied:
+            # As GPTModel initialises it.
+            initialise = config.embedding_init_method if config.use_mup else config.init_method
+            tables.append(VocabularyTable("output layer", self.output_layer.weight, initialise))
+        return tables
 
 
 class TSTGPTModel(TokenSuperposition, GPTModel):

@@ -132,6 +132,7 @@ def _train(
     from tst_megatron.model.gpt import TSTGPTModelConfig
     from tst_megatron.training.metrics import Recorder
     from tst_megatron.training.record import LOSS_NAMES
+    from tst_megatron.training.resets import Resets
     from tst_megatron.training.step import make_forward_step
 
     upstream.repair_wheel()
@@ -144,9 +145,19 @@ def _train(
     observer = None
     if args.rank == args.world_size - 1:
         observer = Recorder(run.metrics, checked.schedule, console=console, device=device)
-    upstream.observe_training(observer, loss_names=LOSS_NAMES)
-    upstream.observe_loading(start.step if start else None, observer.on_load if observer else None)
     say = _teller(console, start)
+    upstream.observe_training(
+        observer,
+        loss_names=LOSS_NAMES,
+        before_step=Resets(
+            step=checked.schedule.switch_step,
+            embeddings=checked.recipe.tst.reset_embeddings,
+            optimizer=checked.recipe.tst.reset_optimizer,
+            seed=args.seed,
+            say=say if args.rank == 0 else print,
+        ),
+    )
+    upstream.observe_loading(start.step if start else None, observer.on_load if observer else None)
     _keep_checkpoints(checked, run, args, say=say, flush=observer.flush if observer else None)
     stopping.pass_on_to(upstream.request_stop)
     try:

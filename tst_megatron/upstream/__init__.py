@@ -1,10 +1,10 @@
 """The seam with Megatron: the only room, with ``host/cpu.py``, that knows its unstable names.
 
 Every name used elsewhere is imported or wrapped here: ``names.py`` imports them, ``training.py``
-says them in our words, ``saving.py`` follows saves and loads, ``checkpoint.py`` reads what a run
-saved, ``repairs.py`` has every
-workaround with the condition for its removal. ``tests/megatron/test_upstream_contract.py`` pins
-each signature that is relied on, so a new Megatron fails there first, with a readable message.
+says them in our words, ``optimizer.py`` changes parameters in every copy, ``saving.py`` follows
+saves and loads, ``checkpoint.py`` reads what a run saved, ``repairs.py`` has every workaround with
+the condition for its removal. ``tests/megatron/test_upstream_contract.py`` pins each signature that
+is relied on, so a new Megatron fails there first, with a readable message.
 
 Importing this room imports Megatron, so on a machine without CUDA the CPU host comes first.
 """
@@ -27,6 +27,7 @@ from tst_megatron.upstream.names import (
     reduce_from_tensor_model_parallel_region,
     reduce_scatter_to_sequence_parallel_region,
 )
+from tst_megatron.upstream.optimizer import assign, gather_parameters, optimizers_of, start_anew
 from tst_megatron.upstream.repairs import (
     allow_no_cuda,
     checkpoint_worker,
@@ -55,6 +56,7 @@ from tst_megatron.upstream.training import (
     request_stop,
     run_pretraining,
     tensor_parallel_rank,
+    tensor_parallel_size,
     tensorboard_writer,
     teraflops_per_device,
     validate_arguments,
@@ -73,6 +75,10 @@ __all__ = [
     "StepObserver",
     "VocabParallelEmbedding",
     "allow_no_cuda",
+    "assign",
+    "gather_parameters",
+    "optimizers_of",
+    "start_anew",
     "argument_parser",
     "broadcast_from_tensor_parallel_rank_0",
     "checkpoint_worker",
@@ -100,6 +106,7 @@ __all__ = [
     "run_pretraining",
     "take_retention",
     "tensor_parallel_rank",
+    "tensor_parallel_size",
     "tensorboard_writer",
     "teraflops_per_device",
     "validate_arguments",

@@ -96,6 +96,11 @@ def holds_a_batch(vp_stage: int | None) -> bool:
     return bool(names.is_first_or_last_pipeline_stage(vp_stage))
 
 
+def tensor_parallel_size() -> int:
+    """Ranks that share one copy of a pipeline stage."""
+    return int(names.parallel_state.get_tensor_model_parallel_world_size())
+
+
 def tensor_parallel_rank() -> int:
     """Rank in the tensor-parallel group; rank 0 is the one that reads data."""
     return int(names.parallel_state.get_tensor_model_parallel_rank())
@@ -183,7 +188,12 @@ def teraflops_per_device(args: argparse.Namespace, seconds: float) -> float:
     return float(operations / seconds / args.world_size / 1e12)
 
 
-def observe_training(observer: StepObserver | None, *, loss_names: Sequence[str]) -> None:
+def observe_training(
+    observer: StepObserver | None,
+    *,
+    loss_names: Sequence[str],
+    before_step: Callable[[int, Sequence[Any], Any], None] | None = None,
+) -> None:
     """Report every step and every evaluation of this process's run to ``observer``.
 
     Wraps three functions of ``megatron.training.training``: upstream has no callback. Remove when
@@ -193,8 +203,10 @@ def observe_training(observer: StepObserver | None, *, loss_names: Sequence[str]
         observer: of the last rank, where the loss is; None on the others.
         loss_names: loss curves of ours. Megatron's log goes on printing a curve that has ended as
             0.000000E+00, so those without a value in this step are taken out of its totals.
+        before_step: called on every rank before each step, with the number of steps completed, the
+            model's chunks and the optimizer.
     """
-    observation = _Observation(observer, loss_names)
+    observation = _Observation(observer, loss_names, before_step)
     wrap(names.training, "train_step", observation.time_step)
     wrap(names.training, "training_log", observation.report_step)
     wrap(names.training, "evaluate_and_print_results", observation.report_validation)
@@ -204,16 +216,28 @@ def observe_training(observer: StepObserver | None, *, loss_names: Sequence[str]
 class _Observation:
     """What has been seen of the step in progress, and the wrappers that see it."""
 
-    def __init__(self, observer: StepObserver | None, loss_names: Sequence[str]) -> None:
+    def __init__(
+        self,
+        observer: StepObserver | None,
+        loss_names: Sequence[str],
+        before_step: Callable[[int, Sequence[Any], Any], None] | None,
+    ) -> None:
         self._scalars: dict[str, float] = {}
         self._is_test = False
         self._seconds = 0.0
         self._observer = observer
         self._loss_names = loss_names
+        self._before_step = before_step
 
     def time_step(self, train_step: Callable[..., Any]) -> Callable[..., Any]:
+        signature = inspect.signature(train_step)
+
         @functools.wraps(train_step)
         def wrapper(*args: Any, **kwargs: Any) -> Any:
+            if self._before_step is not None:
+                call = signature.bind(*args, **kwargs).arguments
+                step = names.get_args().curr_iteration
+                self._before_step(step, call["model"], call["optimizer"])
             start = time.perf_counter()
             result = train_step(*args, **kwargs)
             self._seconds = time.perf_counter() - start

@@ -1,0 +1,77 @@
+"""What ``tst.reset-embeddings`` and ``tst.reset-optimizer`` do before the first recovery step.
+
+The checkpoint of the last superposition step is saved before the reset, so a run that is resumed
+there resets too. What is drawn depends on the seed alone, and not on the layout or on what was
+drawn before.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tst_megatron import upstream
+from tst_megatron.model.gpt import VocabularyTable
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Resets:
+    """What is made new at the switch, and when; called before every optimizer step."""
+
+    step: int
+    """Steps completed when superposition ends."""
+    embeddings: bool
+    optimizer: bool
+    seed: int
+    say: Callable[[str], None]
+
+    def __call__(self, step: int, model_chunks: Sequence[Any], optimizer: Any) -> None:
+        """Reset if the step that follows ``step`` completed ones is the first of recovery.
+
+        Args:
+            step: optimizer steps completed.
+            model_chunks: this rank's stages of the model, as Megatron wraps them.
+            optimizer: Megatron's, chained or not.
+        """
+        if step != self.step:
+            return
+        if self.embeddings:
+            upstream.gather_parameters(model_chunks, optimizer)
+            for chunk in model_chunks:
+                tables = upstream.get_attr_wrapped_model(chunk, "vocabulary_tables")()
+                reset_tables(tables, optimizer, seed=self.seed)
+            upstream.gather_parameters(model_chunks, optimizer)
+            self.say(f"after step {step}: embeddings and output layer drawn anew")
+        if self.optimizer:
+            upstream.start_anew(optimizer)
+            self.say(f"after step {step}: optimizer started anew")
+
+
+def reset_tables(tables: Iterable[VocabularyTable], optimizer: Any, *, seed: int) -> None:
+    """Draw tables anew, in every copy that the optimizer keeps, with zero moments."""
+    rank, size = upstream.tensor_parallel_rank(), upstream.tensor_parallel_size()
+    for table in tables:
+        num_rows, width = table.weight.shape
+        drawn = draw_table(table, (num_rows * size, width), seed=seed)
+        rows = drawn[rank * num_rows : (rank + 1) * num_rows]
+        upstream.assign(optimizer, table.weight, rows.to(table.weight.device))
+
+
+def draw_table(table: VocabularyTable, shape: tuple[int, int], *, seed: int) -> Tensor:
+    """New values for a whole table, the same on every rank; torch's generators stay as they were.
+
+    Returns:
+        [V, H] fp32 on the CPU.
+    """
+    digest = hashlib.sha256(f"{seed}/reset/{table.name}".encode()).digest()
+    with torch.random.fork_rng(devices=[]):
+        # Not torch.manual_seed, which would seed the generators of GPUs too.
+        torch.default_generator.manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+        drawn = torch.empty(shape, dtype=torch.float32, device="cpu")
+        table.initialise(drawn)
+    return drawn
