@@ -5,6 +5,7 @@ All cases share one process and one process group; each builds its model anew fr
 
 import math
 
+import one_step
 import pytest
 import torch
 from processes import run_ranks
@@ -40,69 +41,35 @@ CASES = {
 
 
 def gradients_of_all_cases(tokenizer):
-    from tst_megatron.host import cpu
-
-    cpu.install()
-    from tst_megatron import upstream
-    from tst_megatron.flags import Flags
-
-    recipe = {
-        **TINY,
-        "seq-length": LENGTH,
-        "max-position-embeddings": LENGTH,
-        "micro-batch-size": SEQUENCES,
-        "global-batch-size": SEQUENCES,
-        # Balanced per sequence, so that the auxiliary loss does not depend on the split either.
-        "moe-router-load-balancing-type": "seq_aux_loss",
-        "moe-aux-loss-coeff": 0.1,
-        "moe-z-loss-coeff": 0.01,
-        "tokenizer-type": "SentencePieceTokenizer",
-        "tokenizer-model": tokenizer,
-        "use-distributed-optimizer": False,
-        "rerun-mode": "disabled",  # it wants the training loop around each step
-        "dataloader-type": "single",
-    }
-    flags, problems = Flags(upstream.argument_parser()).convert({**recipe, **cpu.ARGUMENTS})
-    assert not problems
-    args = upstream.parse_arguments(flags)
-    from megatron.training.initialize import initialize_megatron
-
-    initialize_megatron(allow_no_cuda=True)
+    args = one_step.start(
+        {
+            **TINY,
+            "seq-length": LENGTH,
+            "max-position-embeddings": LENGTH,
+            "micro-batch-size": SEQUENCES,
+            "global-batch-size": SEQUENCES,
+            # Balanced per sequence, so that the auxiliary loss does not depend on the split either.
+            "moe-router-load-balancing-type": "seq_aux_loss",
+            "moe-aux-loss-coeff": 0.1,
+            "moe-z-loss-coeff": 0.01,
+            "tokenizer-type": "SentencePieceTokenizer",
+            "tokenizer-model": tokenizer,
+            "use-distributed-optimizer": False,
+            "rerun-mode": "disabled",  # it wants the training loop around each step
+            "dataloader-type": "single",
+        }
+    )
     return {name: gradients(args, *case) for name, case in CASES.items()}
 
 
 def gradients(args, per_token, micro_batch, mask, masked_rows, changes):
-    from megatron.core import parallel_state
-    from megatron.core.distributed import finalize_model_grads
-    from megatron.core.pipeline_parallel import get_forward_backward_func
-    from megatron.core.process_groups_config import ProcessGroupCollection
-    from megatron.core.tensor_parallel.random import (
-        get_cuda_rng_tracker,
-        model_parallel_cuda_manual_seed,
-    )
-    from megatron.core.utils import get_model_config
-    from megatron.training.training import get_megatron_ddp_config
-
-    from tst_megatron.model.gpt import TSTGPTModelConfig
     from tst_megatron.schedule import Phase, Schedule
-    from tst_megatron.training.step import make_forward_step
-    from tst_megatron.upstream import names
 
     bag_size = changes.get("bag_size", BAG)
     args.calculate_per_token_loss = per_token
     args.micro_batch_size = micro_batch
     args.eod_mask_loss = mask
-    args.curr_iteration = 0
-    torch.manual_seed(1)
-    get_cuda_rng_tracker().reset()
-    model_parallel_cuda_manual_seed(1)
-    config = names.gpt_config_from_args(args, model_config_cls=TSTGPTModelConfig)
-    models = config.get_builder_cls()(config).build_distributed_models(
-        pg_collection=ProcessGroupCollection.use_mpu_process_groups(),
-        ddp_config=get_megatron_ddp_config(args),
-    )
-    model_config = get_model_config(models[0])
-    model_config.finalize_model_grads_func = finalize_model_grads
+    models = one_step.build(args)
     tokens = raw_tokens(masked_rows=masked_rows)[:, : bag_size * (LENGTH + 1)]
     batches = ({"tokens": part} for part in tokens.split(micro_batch))
     schedule = Schedule(
@@ -110,20 +77,8 @@ def gradients(args, per_token, micro_batch, mask, masked_rows, changes):
         num_latent_positions=LENGTH,
         global_batch_size=SEQUENCES,
     )
-    models[0].train()
-    models[0].zero_grad_buffer()
-    reports = get_forward_backward_func()(
-        forward_step_func=make_forward_step(schedule),
-        data_iterator=iter(batches),
-        model=models,
-        num_microbatches=SEQUENCES // micro_batch,
-        seq_length=LENGTH,
-        micro_batch_size=micro_batch,
-        forward_only=False,
-    )
-    grads = {name: p.main_grad.clone() for name, p in models[0].module.named_parameters()}
-    assert parallel_state.get_data_parallel_world_size() == 1
-    return grads, [{key: value.tolist() for key, value in r.items()} for r in reports]
+    reports = one_step.forward_backward(args, models, schedule, [iter(batches)])
+    return {name: p.main_grad.clone() for name, p in models[0].module.named_parameters()}, reports
 
 
 @pytest.fixture(scope="module")
