@@ -19,7 +19,8 @@ from tst_megatron.data.corpora import Corpus, corpora_problems, held_out_problem
 from tst_megatron.data.manifest import Manifest
 from tst_megatron.data.plan import StreamPlan
 from tst_megatron.flags import Flags
-from tst_megatron.recipe import RUN_FOLDER_KEYS, Recipe, RecipeError, TSTConfig
+from tst_megatron.recipe import RUN_FOLDER_KEYS, Recipe, RecipeError
+from tst_megatron.rules import schedule_problems, tst_problems
 from tst_megatron.schedule import Schedule
 
 DANGEROUS_DEFAULTS = {
@@ -135,7 +136,7 @@ def check_recipe(recipe: Recipe, *, world_size: int | None = None) -> CheckedRec
     problems += [f"{key}: is missing" for key in NEEDED if known.destination(key) not in given]
     problems += _size_problems(values)
     problems += _step_problems(values)
-    problems += _tst_problems(recipe)
+    problems += tst_problems(recipe.tst)
     problems += _key_problems(recipe)
     problems += parallel_problems(values, world_size)
     problems += combination_problems(recipe, values)
@@ -144,7 +145,7 @@ def check_recipe(recipe: Recipe, *, world_size: int | None = None) -> CheckedRec
     schedule = _attempt(recipe.schedule, "tst", problems) if not _lacks_sizes(values) else None
     corpora = open_corpora(recipe.data, values.data_cache_path, problems)
     if schedule:
-        problems += _schedule_problems(recipe, values, schedule)
+        problems += schedule_problems(recipe.tst, values, schedule)
     stream = None
     if schedule and corpora:
         problems += _evaluation_problems(values, schedule, corpora)
@@ -213,70 +214,6 @@ def _wsd(values: argparse.Namespace) -> int:
     return (values.lr_wsd_decay_iters or 0) if values.lr_decay_style == "WSD" else 0
 
 
-def _tst_problems(recipe: Recipe) -> list[str]:
-    """Values of the ``tst:`` block that would be passed over without a word."""
-    tst = recipe.tst
-    shares = [tst.superposition_fraction or None, tst.superposition_steps]
-    ways = [way for way in (*shares, tst.schedule) if way is not None]
-    problems = []
-    if len(ways) > 1:
-        problems.append(
-            "tst: superposition-fraction, superposition-steps and schedule say the same thing. "
-            "Give one of them"
-        )
-    if tst.schedule is not None and tst.bag_size != 1:
-        problems.append(f"tst.bag-size: {tst.bag_size} beside schedule, which has its own")
-    if tst.bag_size != 1 and not ways:
-        problems.append(
-            f"tst.bag-size: {tst.bag_size} without superposition-fraction or superposition-steps, "
-            "so no step would have it. Give one of them, or bag-size 1"
-        )
-    problems += _switch_problems(tst)
-    if not 0 <= tst.superposition_fraction <= 1:
-        problems.append(
-            f"tst.superposition-fraction: {tst.superposition_fraction} is a share of steps, 0-1"
-        )
-    if tst.stream_unit_bags is not None and tst.stream_unit_bags < 1:
-        problems.append(f"tst.stream-unit-bags: {tst.stream_unit_bags} is below 1")
-    if tst.max_epochs < 1:
-        problems.append(f"tst.max-epochs: {tst.max_epochs} is below 1")
-    if tst.keep_last_checkpoints is not None and tst.keep_last_checkpoints < 1:
-        problems.append(
-            f"tst.keep-last-checkpoints: {tst.keep_last_checkpoints} is below 1, and a run goes on "
-            "from its last. Remove the key to keep all"
-        )
-    return problems
-
-
-def _switch_problems(tst: TSTConfig) -> list[str]:
-    """Ablation switches that no step would feel."""
-    changed = {
-        "inputs": tst.inputs != "bags",
-        "targets": tst.targets != "bags",
-        "slot-weights": tst.slot_weights != "uniform",
-        "reset-embeddings": tst.reset_embeddings,
-        "reset-optimizer": tst.reset_optimizer,
-    }
-    has_superposition = any(bag_size > 1 for bag_size, _ in tst.entries())
-    problems = [
-        f"tst.{key}: without superposition it changes nothing. Remove it, or set bag-size and "
-        "superposition-fraction or superposition-steps"
-        for key, is_changed in changed.items()
-        if is_changed and not has_superposition
-    ]
-    if changed["inputs"] and changed["targets"]:
-        problems.append(
-            "tst.inputs: tokens with targets: tokens is ordinary training. Use bags on one side, "
-            "or bag-size 1"
-        )
-    if changed["slot-weights"] and changed["targets"]:
-        problems.append(
-            f"tst.slot-weights: {tst.slot_weights} with targets: tokens, which has one slot. "
-            "Remove one of the two"
-        )
-    return problems
-
-
 def _attempt(make: Callable[[], Any], key: str, problems: list[str]) -> Any:
     try:
         return make()
@@ -299,23 +236,6 @@ def _key_problems(recipe: Recipe) -> list[str]:
     for key in ("tokenizer-type", "tokenizer-model"):
         if key in recipe.megatron:
             problems.append(f"{key}: the tokenizer comes with the prepared data. Remove the key")
-    return problems
-
-
-def _schedule_problems(recipe: Recipe, values: argparse.Namespace, schedule: Schedule) -> list[str]:
-    problems = []
-    unit = recipe.tst.unit_chunks()
-    for phase in schedule.phases:
-        if unit % phase.bag_size:
-            problems.append(
-                f"tst.stream-unit-bags: bag size {phase.bag_size} does not divide the stream unit "
-                f"of {unit} bags. Set tst.stream-unit-bags to a multiple of every bag size"
-            )
-        if phase.last_step != schedule.num_steps and phase.last_step % max(1, values.log_interval):
-            problems.append(
-                f"log-interval: {values.log_interval} does not divide step {phase.last_step}, "
-                "where the bag size changes: a line of Megatron's log would mix two losses. Use 1"
-            )
     return problems
 
 
