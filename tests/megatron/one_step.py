@@ -17,6 +17,7 @@ def start(recipe: dict[str, Any]) -> Any:
 
     cpu.install()
     from megatron.core import parallel_state
+    from megatron.core.rerun_state_machine import destroy_rerun_state_machine
     from megatron.core.tensor_parallel.random import get_cuda_rng_tracker
     from megatron.training import global_vars
     from megatron.training.initialize import initialize_megatron
@@ -25,6 +26,7 @@ def start(recipe: dict[str, Any]) -> Any:
     from tst_megatron.flags import Flags
 
     global_vars.unset_global_variables()
+    destroy_rerun_state_machine()
     destroy_groups()
     parallel_state.destroy_model_parallel()
     get_cuda_rng_tracker().reset()

@@ -179,6 +179,48 @@ def _all_to_all_with_list_splits(
     )
 
 
+_all_gather, _reduce_scatter = torch.distributed.all_gather, torch.distributed.reduce_scatter
+
+
+def _all_gather_of_any_sizes(
+    tensor_list: list[torch.Tensor],
+    tensor: torch.Tensor,
+    group: Any = None,
+    async_op: bool = False,
+) -> Any:
+    if len({part.shape for part in tensor_list}) == 1:
+        return _all_gather(tensor_list, tensor, group=group, async_op=async_op)
+    assert not async_op, "the token dispatcher waits for it"
+    longest = max(part.numel() for part in tensor_list)
+    padded = [tensor.new_empty(longest) for _ in tensor_list]
+    _all_gather(padded, _padded(tensor, longest), group=group)
+    for part, filled in zip(tensor_list, padded, strict=True):
+        part.copy_(filled[: part.numel()].view_as(part))
+    return None
+
+
+def _reduce_scatter_of_any_sizes(
+    output: torch.Tensor,
+    input_list: list[torch.Tensor],
+    op: Any = torch.distributed.ReduceOp.SUM,
+    group: Any = None,
+    async_op: bool = False,
+) -> Any:
+    if len({part.shape for part in input_list}) == 1:
+        return _reduce_scatter(output, input_list, op=op, group=group, async_op=async_op)
+    assert not async_op, "the token dispatcher waits for it"
+    longest = max(part.numel() for part in input_list)
+    padded = output.new_empty(longest)
+    _reduce_scatter(padded, [_padded(part, longest) for part in input_list], op=op, group=group)
+    output.copy_(padded[: output.numel()].view_as(output))
+    return None
+
+
+def _padded(tensor: torch.Tensor, length: int) -> torch.Tensor:
+    flat = tensor.detach().reshape(-1)
+    return torch.nn.functional.pad(flat, (0, length - flat.numel()))
+
+
 def _as_list(sizes: Any) -> Any:
     return sizes.tolist() if isinstance(sizes, torch.Tensor) else sizes
 
@@ -267,6 +309,19 @@ FAKES: tuple[Fake, ...] = (
         replacement=_all_to_all_with_list_splits,
         needed_by="the MoE token dispatcher passes its split sizes as tensors",
         hides="gloo's refusal of them",
+    ),
+    Fake(
+        target="torch.distributed:all_gather",
+        replacement=_all_gather_of_any_sizes,
+        needed_by="the MoE token dispatcher gathers over expert-tensor-parallel ranks, of which "
+        "each has tokens of its own number",
+        hides="gloo's refusal of different sizes",
+    ),
+    Fake(
+        target="torch.distributed:reduce_scatter",
+        replacement=_reduce_scatter_of_any_sizes,
+        needed_by="the MoE token dispatcher, on the way back",
+        hides="gloo's refusal of different sizes",
     ),
     Fake(
         target="megatron.core.dist_checkpointing.strategies.async_utils:"
