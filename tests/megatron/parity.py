@@ -9,8 +9,6 @@ is exchanged for its gradient. Whatever is cut or copied over ranks says there w
 
 from __future__ import annotations
 
-import math
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -212,9 +210,7 @@ def part_of(args: Any, case: Case, folder: Path, *, saves: bool) -> Part:
         num_data_ranks=parallel_state.get_data_parallel_world_size(),
     )
     phase = Phase(**PHASES[case.phase], first_step=0, num_steps=1)
-    schedule = Schedule(
-        phases=(phase,), num_latent_positions=LENGTH, global_batch_size=SEQUENCES
-    )
+    schedule = Schedule(phases=(phase,), num_latent_positions=LENGTH, global_batch_size=SEQUENCES)
     hooks = [hook for model in models for hook in record_routing(model, part.routing)]
     readers = [Reader(micro_batches(phase, part)) for _ in models]
     iterators = [reader if part.tensor_rank == 0 else None for reader in readers]
@@ -331,9 +327,7 @@ def gradient_pieces(model: Any) -> list[Piece]:
 
     entries = dict_list_map_inplace(exchange, sharded_weights(model))
     apply_factories(entries)
-    return [
-        piece_of(entry) for entry in nested_values(entries) if isinstance(entry, ShardedTensor)
-    ]
+    return [piece_of(entry) for entry in nested_values(entries) if isinstance(entry, ShardedTensor)]
 
 
 def piece_of(entry: Any) -> Piece:

@@ -228,6 +228,14 @@ def loss_bits(folder: Path, event: str = "step") -> dict[int, list[str]]:
 
 def saved_weights(checkpoint: Path) -> dict:
     """Every weight of a checkpoint, by its name in it; the optimizer's buffers have noisy gaps."""
+    tensors = saved_tensors(checkpoint).items()
+    weights = {key: tensor for key, tensor in tensors if not key.startswith("optimizer.")}
+    assert len(weights) > 10
+    return weights
+
+
+def saved_tensors(checkpoint: Path) -> dict:
+    """Every tensor of a checkpoint, by its name in it."""
     import torch
     from megatron.core import dist_checkpointing
 
@@ -235,13 +243,7 @@ def saved_weights(checkpoint: Path) -> dict:
 
     start_alone()
     loaded = dist_checkpointing.load_plain_tensors(str(checkpoint))
-    weights = {
-        key: value
-        for key, value in loaded.items()
-        if isinstance(value, torch.Tensor) and not key.startswith("optimizer.")
-    }
-    assert len(weights) > 10
-    return weights
+    return {key: value for key, value in loaded.items() if isinstance(value, torch.Tensor)}
 
 
 def metrics(folder: Path, event: str = "step") -> list[dict]:
