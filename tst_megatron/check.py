@@ -20,7 +20,7 @@ from tst_megatron.data.manifest import Manifest
 from tst_megatron.data.plan import StreamPlan
 from tst_megatron.flags import Flags
 from tst_megatron.recipe import RUN_FOLDER_KEYS, Recipe, RecipeError
-from tst_megatron.rules import schedule_problems, tst_problems
+from tst_megatron.rules import reset_problems, schedule_problems, tst_problems
 from tst_megatron.schedule import Schedule
 
 DANGEROUS_DEFAULTS = {
@@ -137,6 +137,7 @@ def check_recipe(recipe: Recipe, *, world_size: int | None = None) -> CheckedRec
     problems += _size_problems(values)
     problems += _step_problems(values)
     problems += tst_problems(recipe.tst)
+    problems += reset_problems(recipe.tst, values)
     problems += _key_problems(recipe)
     problems += parallel_problems(values, world_size)
     problems += combination_problems(recipe, values)
