@@ -80,11 +80,22 @@ def check(
     nproc: Annotated[
         int | None, typer.Option(min=1, help="Ranks of the job; default: the smallest that fits.")
     ] = None,
+    run: Annotated[
+        Path | None,
+        typer.Option("--run-folder", help="Also check that this run can be started or resumed."),
+    ] = None,
 ) -> None:
     """Check a recipe before it waits in a queue: all problems at once, status 2 if any."""
+    from tst_megatron.training.run_folder import RunFolder
+    from tst_megatron.training.start import plan_start
+
     console = Console()
     checked = checked_recipe(recipe, overrides, nproc)
+    start = plan_start(checked, RunFolder(run)) if run else None
     announce(checked, console)
+    if start is not None:
+        for note in (*start.notes, f"{run}: would start after step {start.step}"):
+            console.print(note, highlight=False, markup=False, soft_wrap=True)
     console.print("No problem found.", style="green")
 
 
@@ -129,16 +140,17 @@ def train_run(
         # This process is a rank, and what follows takes half a minute on a busy machine.
         stopping.listen()
     from tst_megatron.data.ready import make_ready, wait_until_ready
-    from tst_megatron.training.checkpoints import checkpoint_of
     from tst_megatron.training.launch import launch
-    from tst_megatron.training.run_folder import RunFolder, check_run, check_stream
+    from tst_megatron.training.run_folder import RunFolder, check_run
+    from tst_megatron.training.start import plan_start
 
     console = Console()
     rank = _rank_of_environment()
     run = RunFolder(folder)
     checked = checked_recipe(recipe, overrides, 1 if nproc is None and rank is None else nproc)
+    start = None
     if rank in (None, 0):
-        check_run(checked, run, fresh=fresh)
+        start = plan_start(checked, run, fresh=fresh)
         make_ready(checked.stream, checked.corpora, console)
         run.prepare(checked)
     else:
@@ -153,8 +165,6 @@ def train_run(
             run.write_finished(checked)
         console.print(f"{folder}: this run is finished.", highlight=False, soft_wrap=True)
         return 0
-    if rank in (None, 0) and (step := run.find_start(checked).step):
-        check_stream(checked, checkpoint_of(run.checkpoints, step))
     if nproc is not None:
         announce(checked, console)
         command = ["train", str(recipe), *overrides, "--run-folder", str(folder)]
@@ -165,7 +175,8 @@ def train_run(
     if rank is None:
         announce(checked, console)
         rank = _be_the_only_rank()
-    start = run.repair(checked) if rank == 0 else None
+    if rank == 0:
+        run.repair(checked)
     try:
         console = redirect_output_to(str(run.log(rank)))
         return pretrain(checked, run, start=start, console=console)
