@@ -151,10 +151,13 @@ class Rank:
         os.kill(self._process.pid, number)
 
 
-def fork_ranks(*arguments: str, num_ranks: int, log: Path) -> list[Rank]:
+def fork_ranks(
+    *arguments: str, num_ranks: int, log: Path, tokens: Path | None = None
+) -> list[Rank]:
     """Start ``tst-megatron`` as ``start_ranks`` does, without importing Megatron again.
 
-    Each rank leads a process group of its own, to which its workers belong.
+    Each rank leads a process group of its own, to which its workers belong. ``tokens`` is where the
+    ranks note what they read (``recording.py``).
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["preloaded"])
@@ -163,7 +166,7 @@ def fork_ranks(*arguments: str, num_ranks: int, log: Path) -> list[Rank]:
     processes = [
         context.Process(
             target=_be_a_rank,
-            args=(arguments, {**job, "RANK": str(rank), "LOCAL_RANK": str(rank)}, str(log)),
+            args=(arguments, {**job, "RANK": str(rank), "LOCAL_RANK": str(rank)}, str(log), tokens),
         )
         for rank in range(num_ranks)
     ]
@@ -172,7 +175,9 @@ def fork_ranks(*arguments: str, num_ranks: int, log: Path) -> list[Rank]:
     return [Rank(process) for process in processes]
 
 
-def _be_a_rank(arguments: tuple[str, ...], job: dict[str, str], log: str) -> None:
+def _be_a_rank(
+    arguments: tuple[str, ...], job: dict[str, str], log: str, tokens: Path | None
+) -> None:
     os.setpgid(0, 0)
     # What a rank that nothing has forked would use, for its loader workers.
     multiprocessing.set_start_method("fork", force=True)
@@ -181,6 +186,10 @@ def _be_a_rank(arguments: tuple[str, ...], job: dict[str, str], log: str) -> Non
     os.dup2(descriptor, 2)
     os.environ.update(job)
     sys.argv = ["tst-megatron", *arguments]
+    if tokens is not None:
+        import recording
+
+        recording.record_tokens(tokens)
     from tst_megatron.cli import main
 
     main()
