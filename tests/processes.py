@@ -12,11 +12,26 @@ import torch
 import torch.multiprocessing
 
 
-def run_ranks(function: Callable[..., Any], world_size: int, *args: Any) -> list[Any]:
-    """Call ``function(*args)`` on every rank of a new gloo group; results by rank."""
+def run_ranks(
+    function: Callable[..., Any], world_size: int, *args: Any, preload: str | None = None
+) -> list[Any]:
+    """Call ``function(*args)`` on every rank of a new gloo group; results by rank.
+
+    Args:
+        function: importable by name.
+        world_size: number of ranks.
+        args: of the function.
+        preload: a module that the ranks are forked with, already imported; else each starts anew.
+    """
+    method = "spawn" if preload is None else "forkserver"
+    if preload is not None:
+        torch.multiprocessing.get_context("forkserver").set_forkserver_preload([preload])
     with tempfile.TemporaryDirectory() as folder:
-        torch.multiprocessing.spawn(
-            _rank, args=(world_size, folder, function, args), nprocs=world_size
+        torch.multiprocessing.start_processes(
+            _rank,
+            args=(world_size, folder, function, args),
+            nprocs=world_size,
+            start_method=method,
         )
         return [
             torch.load(Path(folder) / f"{rank}.pt", weights_only=False)
