@@ -114,3 +114,25 @@ class Case:
 
 
 CASES = tuple(Case(phase, is_tied) for is_tied in (False, True) for phase in PHASES)
+
+_MASKED = tuple(Case(phase, loss="per token, masked") for phase in PHASES)
+_MORE = {
+    "DP2, distributed optimizer, both overlaps": _MASKED,
+    "TP2+SP": tuple(Case(phase) for phase in SWITCHES),
+    "PP2": tuple(Case(phase) for phase in SWITCHES),
+    "EP2": tuple(Case(phase) for phase in SWITCHES),
+    "ETP2 on TP1": _MASKED,
+    "TP2+SP x PP2": _MASKED,
+    "TP2+SP x EP2": _MASKED,
+    "EP2 x PP2": _MASKED,
+    "VPP2 on PP2 x DP2, both overlaps": _MASKED,
+}
+TESTED = {layout: CASES + _MORE.get(layout.name, ()) for layout in LAYOUTS}
+"""What the tests compute; ``tools/measure_layouts.py`` computes all of ``EVERY_CASE``."""
+
+EVERY_CASE = tuple(
+    Case(phase, is_tied, loss)
+    for is_tied in (False, True)
+    for loss in LOSSES
+    for phase in (*PHASES, *SWITCHES)
+)
