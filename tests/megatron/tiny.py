@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 import yaml
+from processes import start_server
 
 VOCABULARY = 512
 
@@ -156,8 +157,8 @@ def fork_ranks(*arguments: str, num_ranks: int, log: Path) -> list[Rank]:
 
     Each rank leads a process group of its own, to which its workers belong.
     """
+    start_server("preloaded")
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["preloaded"])
     job = {"WORLD_SIZE": str(num_ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
     log.write_text("")
     processes = [
