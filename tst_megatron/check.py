@@ -20,7 +20,7 @@ from tst_megatron.data.manifest import Manifest
 from tst_megatron.data.plan import StreamPlan
 from tst_megatron.flags import Flags
 from tst_megatron.recipe import RUN_FOLDER_KEYS, Recipe, RecipeError
-from tst_megatron.rules import schedule_problems, tst_problems
+from tst_megatron.rules import reset_problems, schedule_problems, tst_problems
 from tst_megatron.schedule import Schedule
 
 DANGEROUS_DEFAULTS = {
@@ -71,6 +71,8 @@ class CheckedRecipe:
     stream: StreamPlan
     """What every sample of the run reads."""
     world_size: int
+    arguments: argparse.Namespace
+    """Megatron's arguments, validated for a job of that size."""
     warnings: tuple[str, ...]
 
     def plan(self) -> list[str]:
@@ -137,6 +139,7 @@ def check_recipe(recipe: Recipe, *, world_size: int | None = None) -> CheckedRec
     problems += _size_problems(values)
     problems += _step_problems(values)
     problems += tst_problems(recipe.tst)
+    problems += reset_problems(recipe.tst, values)
     problems += _key_problems(recipe)
     problems += parallel_problems(values, world_size)
     problems += combination_problems(recipe, values)
@@ -153,17 +156,17 @@ def check_recipe(recipe: Recipe, *, world_size: int | None = None) -> CheckedRec
     if problems:
         raise RecipeError(problems)
     assert schedule is not None and stream is not None
-    checked = CheckedRecipe(
+    flags += [*save_flags, *_fixed_flags(values, corpora[0].manifest)]
+    return CheckedRecipe(
         recipe=recipe,
-        flags=tuple([*flags, *save_flags, *_fixed_flags(values, corpora[0].manifest)]),
+        flags=tuple(flags),
         schedule=schedule,
         corpora=tuple(corpora),
         stream=stream,
         world_size=world_size,
+        arguments=_ask_megatron(flags, world_size),
         warnings=tuple(_warnings(known, given, values)),
     )
-    _ask_megatron(checked)
-    return checked
 
 
 def _world_size_of_environment() -> int | None:
@@ -310,12 +313,12 @@ def _warnings(known: Flags, given: set[str | None], values: argparse.Namespace) 
     ]
 
 
-def _ask_megatron(checked: CheckedRecipe) -> None:
+def _ask_megatron(flags: Sequence[str], world_size: int) -> argparse.Namespace:
     """Let Megatron validate what passed our own checks; it stops at its first complaint."""
     from tst_megatron import upstream
 
     try:
-        upstream.validate_arguments(checked.flags, world_size=checked.world_size)
+        return upstream.validate_arguments(flags, world_size=world_size)
     except (AssertionError, ValueError, RuntimeError) as error:
         # Many of Megatron's asserts have no words: their line of source is the best there is.
         reason = str(error) or traceback.extract_tb(error.__traceback__)[-1].line

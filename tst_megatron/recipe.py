@@ -67,20 +67,16 @@ class TSTConfig:
     """Chunks of ``seq-length`` raw tokens per unit of the token stream (U). Every bag size divides
     it; runs that are compared must have the same. Default: the largest bag size."""
     inputs: Side = "bags"
-    """What a latent position reads in superposition: ``bags``, or ``tokens``, one each, so that
-    only the targets are bags and the run reads exactly the text of ordinary training."""
+    """What a latent position reads: ``bags``, or one of the ``tokens``, as in ordinary training."""
     targets: Side = "bags"
-    """What a latent position predicts in superposition: ``bags``, all of the next bag, or
-    ``tokens``, the first token of it alone."""
+    """What it predicts: ``bags``, or ``tokens``, the first of the next bag alone."""
     slot_weights: SlotWeights = "uniform"
-    """Weight of slot i of a bag of targets, from 1: ``uniform``, ``1/i`` or ``exp(-i)``. They are
-    divided by their sum."""
+    """Weight of target slot i, from 1: ``uniform``, ``1/i`` or ``exp(-i)``, divided by their
+    sum."""
     reset_embeddings: bool = False
-    """Draw the input embeddings and the output layer anew before the first recovery step, with
-    zero optimizer moments for them."""
+    """Draw input embeddings and output layer anew at the switch."""
     reset_optimizer: bool = False
-    """Start the optimizer anew before the first recovery step: all moments and its count of steps
-    0. The learning rate goes on."""
+    """Zero the optimizer's moments and count of steps at the switch."""
     max_epochs: int = 1
     """Passes over each corpus that the run may make; a run that needs more is refused."""
     keep_last_checkpoints: int | None = None

@@ -71,6 +71,35 @@ def _switch_problems(tst: TSTConfig) -> list[str]:
     return problems
 
 
+def reset_problems(tst: TSTConfig, values: argparse.Namespace) -> list[str]:
+    """Optimizers whose copies of parameters and moments a reset does not know.
+
+    Args:
+        tst: the recipe's block.
+        values: what the recipe's keys came to.
+    """
+    resets = [
+        f"tst.{name}"
+        for name, is_wanted in (
+            ("reset-embeddings", tst.reset_embeddings),
+            ("reset-optimizer", tst.reset_optimizer),
+        )
+        if is_wanted
+    ]
+    unknown = {
+        f"optimizer: {values.optimizer}": values.optimizer != "adam",
+        "optimizer-cpu-offload": values.optimizer_cpu_offload,
+        "use-megatron-fsdp": values.use_megatron_fsdp,
+        "use-torch-fsdp2": values.use_torch_fsdp2,
+    }
+    return [
+        f"{key}: {' and '.join(resets)} can reset Adam's state on the device alone. Remove one of "
+        "the two"
+        for key, is_set in unknown.items()
+        if is_set and resets
+    ]
+
+
 def schedule_problems(tst: TSTConfig, values: argparse.Namespace, schedule: Schedule) -> list[str]:
     """Phases that do not fit the token stream, or Megatron's log.
 

@@ -61,3 +61,18 @@ def test_plan_says_what_a_run_with_switches_reads(text):
     assert lines(reset_embeddings=True, reset_optimizer=True)[2] == (
         "the switch comes after step 8, with new embeddings and output layer and a new optimizer"
     )
+
+
+@pytest.mark.parametrize(
+    ("changes", "key"),
+    [
+        ({"optimizer": "sgd"}, "optimizer: sgd"),
+        ({"optimizer_cpu_offload": True}, "optimizer-cpu-offload"),
+    ],
+)
+def test_reset_of_an_optimizer_that_it_does_not_know_is_refused(text, changes, key):
+    resets = {"reset-embeddings": True, "reset-optimizer": True}
+    assert (
+        f"{key}: tst.reset-embeddings and tst.reset-optimizer can reset Adam's state on the device "
+        "alone. Remove one of the two"
+    ) in problems(text, {**TST, **resets}, **changes)

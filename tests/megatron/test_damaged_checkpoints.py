@@ -13,7 +13,7 @@ from torch.distributed.checkpoint import FileSystemReader
 from tst_megatron.hf.checkpoint import read_args
 from tst_megatron.recipe import RecipeError
 from tst_megatron.training.checkpoints import TRACKER, list_checkpoints, problems, step_of
-from tst_megatron.training.run_folder import check_stream
+from tst_megatron.training.start import check_checkpoint
 
 STEPS, SAVE = 16, 4
 SWITCH, DECAY = 6, 11
@@ -174,7 +174,7 @@ def test_checkpoint_whose_arguments_cannot_be_read_is_named_with_the_fix(uninter
         shard.write(bytes(where.length))
     assert problems(checkpoint) == []
     with pytest.raises(RecipeError) as refused:
-        check_stream(None, checkpoint)
+        check_checkpoint(None, checkpoint)
     (problem,) = refused.value.problems
     assert problem.startswith(f"{checkpoint}: its saved arguments cannot be read (")
     assert f"`tst-megatron checkpoint verify {checkpoint}`, then delete that folder" in problem

@@ -54,7 +54,7 @@ def reset_in(tokenizer, changes, resets):
     }
     args = one_step.start({**TINY, **sizes, **fixed, "global-batch-size": 4, **changes})
     # After the CPU host is in place.
-    from tst_megatron.training.resets import Resets, draw_table
+    from tst_megatron.training.resets import Resets, draw
 
     models = one_step.build(args)
     optimizer = make_optimizer(args, models)
@@ -74,7 +74,9 @@ def reset_in(tokenizer, changes, resets):
     after = snapshot(models, optimizer)
     train_once(args, models, optimizer, STEPS)
     drawn = {
-        table.name: draw_table(table, (TINY["vocab-size"], TINY["hidden-size"]), seed=SEED)
+        table.name: draw(
+            table.name, (TINY["vocab-size"], TINY["hidden-size"]), table.initialise, seed=SEED
+        )
         for model in models
         for table in unwrapped(model).vocabulary_tables()
     }
@@ -241,7 +243,8 @@ def test_other_parameters_keep_their_bits_and_their_moments(ranks, case):
     for rank in (rank[case] for rank in ranks):
         before, after = rank["before"], rank["after"]
         for name in set(before["parameters"]) - set(NAMES):
-            assert torch.equal(before["parameters"][name], after["parameters"][name])
+            if "overlaps" not in case:  # there, what the last step made is still to be gathered
+                assert torch.equal(before["parameters"][name], after["parameters"][name])
             if before["mains"][name] is not None:
                 assert torch.equal(before["mains"][name][1], after["mains"][name][1])
         if not whole:
@@ -254,6 +257,23 @@ def test_other_parameters_keep_their_bits_and_their_moments(ranks, case):
             assert changed == held
             steps = [state["step"] for part in after["states"] for state in part]
             assert all(step == STEPS for step in steps)
+
+
+@pytest.mark.parametrize("case", WITH_EMBEDDINGS)
+def test_ranks_compute_with_what_the_main_shards_say(ranks, case):
+    replicas = [rank[case]["after"]["parameters"] for rank in ranks]
+    for rank in ranks:
+        after = rank[case]["after"]
+        for name, main in after["mains"].items():
+            if main is not None:
+                start, values = main
+                for parameters in replicas if is_replicated(case, name) else [after["parameters"]]:
+                    own = parameters[name].flatten()[start : start + len(values)]
+                    assert torch.equal(own, values.to(own.dtype)), name
+
+
+def is_replicated(case, name):
+    return case.startswith(("EP2", "DP2")) and "experts.local" not in name
 
 
 @pytest.mark.parametrize("case", WITH_EMBEDDINGS)

@@ -11,11 +11,12 @@ from itertools import batched
 import pytest
 import tiny
 import torch
+from interrupted import interrupted_at
 
 from tst_megatron.cli import train_run
 from tst_megatron.data.cursor import stream_facts
 from tst_megatron.recipe import RecipeError, load_recipe
-from tst_megatron.training.run_folder import check_stream
+from tst_megatron.training.start import check_checkpoint
 from tst_megatron.upstream import repairs
 
 SWITCH, STEPS = 16, 36
@@ -50,22 +51,6 @@ def uninterrupted(text, tmp_path_factory):
 def start(recipe, run, log):
     arguments = ("train", str(recipe), "--run-folder", str(run))
     return tiny.fork_ranks(*arguments, num_ranks=2, log=log)
-
-
-def interrupted_at(step, run, folder, more_steps=2, torn='{"event": "st'):
-    """The run folder as it was when ``step`` had just been saved and more steps had been logged.
-
-    The tracker file is as a kill during its rewrite leaves it: rank 0 has to mend it before any
-    rank reads it.
-    """
-    shutil.copytree(run, folder)
-    for checkpoint in (folder / "checkpoints").glob("iter_*"):
-        if int(checkpoint.name.removeprefix("iter_")) > step:
-            shutil.rmtree(checkpoint)
-    (folder / "checkpoints" / "latest_checkpointed_iteration.txt").write_text("")
-    lines = (folder / "metrics.jsonl").read_text().splitlines(keepends=True)
-    logged = [line for line in lines if json.loads(line)["step"] <= step + more_steps]
-    (folder / "metrics.jsonl").write_text("".join(logged) + torn)
 
 
 def last_step(run):
@@ -221,7 +206,7 @@ def test_checkpoint_holds_where_the_stream_stands_and_what_decides_it(uninterrup
         }
         checked = checked_with(recipe)
         assert tst["stream"] == stream_facts(checked.stream, checked.corpora)
-        check_stream(checked, run / "checkpoints" / f"iter_{step:07d}")
+        check_checkpoint(checked, run / "checkpoints" / f"iter_{step:07d}")
 
 
 @pytest.mark.parametrize(
@@ -241,7 +226,7 @@ def test_checkpoint_holds_where_the_stream_stands_and_what_decides_it(uninterrup
 def test_other_stream_is_refused_with_what_differs(uninterrupted, override, key):
     recipe, run = uninterrupted
     with pytest.raises(RecipeError) as refused:
-        check_stream(checked_with(recipe, override), run / "checkpoints" / "iter_0000012")
+        check_checkpoint(checked_with(recipe, override), run / "checkpoints" / "iter_0000012")
     (problem,) = refused.value.problems
     assert problem.startswith(key)
 
@@ -254,7 +239,7 @@ def test_other_text_and_tokenizer_are_refused_with_what_differs(uninterrupted):
     manifest = replace(corpus.manifest, train=train, tokenizer_sha256="another")
     changed = replace(checked, corpora=(replace(corpus, manifest=manifest, weight=2.0),))
     with pytest.raises(RecipeError) as refused:
-        check_stream(changed, run / "checkpoints" / "iter_0000012")
+        check_checkpoint(changed, run / "checkpoints" / "iter_0000012")
     assert [problem.split(":")[0] for problem in refused.value.problems] == [
         "tokenizer",
         "weight of corpus 1",

@@ -43,7 +43,9 @@ def test_version_is_the_tested_one():
         ),
         (names.training.training_log, ["loss_dict", "total_loss_dict", "iteration"]),
         (names.training.evaluate_and_print_results, ["prefix", "iteration"]),
-        (names.training.train_step, ["forward_step_func", "data_iterator", "model"]),
+        (names.training.train_step, ["data_iterator", "model", "optimizer"]),
+        (names.training.force_param_sync, ["model_chunks", "optimizer"]),
+        (names.training.should_disable_forward_pre_hook, ["args"]),
         (names.training.save_checkpoint, ["iteration", "model", "non_persistent_ckpt"]),
         (names.training.load_checkpoint, ["ddp_model", "optimizer", "opt_param_scheduler"]),
         (names.training.maybe_finalize_async_save, ["blocking", "terminate"]),
@@ -75,6 +77,15 @@ def test_version_is_the_tested_one():
             names.distrib_optimizer.DistributedOptimizer._set_main_param_and_optimizer_states,
             ["self", "model_param", "tensors"],
         ),
+        (
+            names.distrib_optimizer.DistributedOptimizer._get_main_param_and_optimizer_states,
+            ["self", "model_param"],
+        ),
+        (
+            names.distrib_optimizer.DistributedOptimizer._get_model_param_range_map,
+            ["self", "param"],
+        ),
+        (upstream.GPTModelBuilder.__init__, ["self", "model_config"]),
         (CALLER.schedule_async_call, ["self", "async_req"]),
         (CALLER.is_current_async_call_done, ["self", "blocking", "no_dist"]),
         (CALLER._get_process, ["rank", "mp_mode"]),
@@ -97,6 +108,17 @@ def test_embedding_has_what_the_bag_embedding_reads():
     source = inspect.getsource(upstream.VocabParallelEmbedding)
     for name in ("self.weight", "vocab_start_index", "reduce_scatter_embeddings", "self.tp_group"):
         assert name in source
+
+
+def test_tables_are_drawn_anew_as_the_model_initialises_them():
+    source = "".join(inspect.getsource(upstream.GPTModel.__init__).split())
+    assert (
+        "init_method=(config.embedding_init_methodifconfig.use_mup"
+        "andnotself.share_embeddings_and_output_weightselseconfig.init_method)" in source
+    )
+    source = inspect.getsource(names.training.train)
+    # What a step is counted by is set before it.
+    assert source.index("args.curr_iteration = iteration") < source.index("= train_step(")
 
 
 def test_tracker_file_and_folders_are_named_as_we_read_and_write_them():

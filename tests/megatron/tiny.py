@@ -152,10 +152,13 @@ class Rank:
         os.kill(self._process.pid, number)
 
 
-def fork_ranks(*arguments: str, num_ranks: int, log: Path) -> list[Rank]:
+def fork_ranks(
+    *arguments: str, num_ranks: int, log: Path, tokens: Path | None = None
+) -> list[Rank]:
     """Start ``tst-megatron`` as ``start_ranks`` does, without importing Megatron again.
 
-    Each rank leads a process group of its own, to which its workers belong.
+    Each rank leads a process group of its own, to which its workers belong. ``tokens`` is where the
+    ranks note what they read (``recording.py``).
     """
     start_server("preloaded")
     context = multiprocessing.get_context("forkserver")
@@ -164,7 +167,7 @@ def fork_ranks(*arguments: str, num_ranks: int, log: Path) -> list[Rank]:
     processes = [
         context.Process(
             target=_be_a_rank,
-            args=(arguments, {**job, "RANK": str(rank), "LOCAL_RANK": str(rank)}, str(log)),
+            args=(arguments, {**job, "RANK": str(rank), "LOCAL_RANK": str(rank)}, str(log), tokens),
         )
         for rank in range(num_ranks)
     ]
@@ -173,7 +176,9 @@ def fork_ranks(*arguments: str, num_ranks: int, log: Path) -> list[Rank]:
     return [Rank(process) for process in processes]
 
 
-def _be_a_rank(arguments: tuple[str, ...], job: dict[str, str], log: str) -> None:
+def _be_a_rank(
+    arguments: tuple[str, ...], job: dict[str, str], log: str, tokens: Path | None
+) -> None:
     os.setpgid(0, 0)
     # What a rank that nothing has forked would use, for its loader workers.
     multiprocessing.set_start_method("fork", force=True)
@@ -182,6 +187,10 @@ def _be_a_rank(arguments: tuple[str, ...], job: dict[str, str], log: str) -> Non
     os.dup2(descriptor, 2)
     os.environ.update(job)
     sys.argv = ["tst-megatron", *arguments]
+    if tokens is not None:
+        import recording
+
+        recording.record_tokens(tokens)
     from tst_megatron.cli import main
 
     main()
@@ -229,6 +238,14 @@ def loss_bits(folder: Path, event: str = "step") -> dict[int, list[str]]:
 
 def saved_weights(checkpoint: Path) -> dict:
     """Every weight of a checkpoint, by its name in it; the optimizer's buffers have noisy gaps."""
+    tensors = saved_tensors(checkpoint).items()
+    weights = {key: tensor for key, tensor in tensors if not key.startswith("optimizer.")}
+    assert len(weights) > 10
+    return weights
+
+
+def saved_tensors(checkpoint: Path) -> dict:
+    """Every tensor of a checkpoint, by its name in it."""
     import torch
     from megatron.core import dist_checkpointing
 
@@ -236,13 +253,7 @@ def saved_weights(checkpoint: Path) -> dict:
 
     start_alone()
     loaded = dist_checkpointing.load_plain_tensors(str(checkpoint))
-    weights = {
-        key: value
-        for key, value in loaded.items()
-        if isinstance(value, torch.Tensor) and not key.startswith("optimizer.")
-    }
-    assert len(weights) > 10
-    return weights
+    return {key: value for key, value in loaded.items() if isinstance(value, torch.Tensor)}
 
 
 def metrics(folder: Path, event: str = "step") -> list[dict]:

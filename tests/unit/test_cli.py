@@ -142,7 +142,7 @@ def test_problems_are_counted_and_each_has_its_line(monkeypatch, capsys):
     def refuse(*_):
         raise cli.RecipeError(["lr: 'x' is not [a] number", "seed: " + "long " * 40])
 
-    monkeypatch.setattr(cli, "_checked", refuse)
+    monkeypatch.setattr(cli, "checked_recipe", refuse)
     status, _, error = run_main(monkeypatch, capsys, "check", "r.yaml")
     lines = click.unstyle(error).splitlines()
     assert status == 2
@@ -168,7 +168,7 @@ def test_wrong_name_is_bad_input_and_a_full_disk_is_a_failure(monkeypatch, capsy
     def fail(*_):
         raise error
 
-    monkeypatch.setattr(cli, "_checked", fail)
+    monkeypatch.setattr(cli, "checked_recipe", fail)
     seen, _, said = run_main(monkeypatch, capsys, "check", "r.yaml")
     assert seen == status and error.strerror in said
 
@@ -195,7 +195,7 @@ def stand_ins(monkeypatch, outside_a_job, tmp_path):
     monkeypatch.setattr(data_ready, "make_ready", lambda *text: ready.append(text[:2]))
     monkeypatch.setattr(data_ready, "wait_until_ready", lambda *text: ready.append("waited"))
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(cli, "_checked", lambda *arguments: checked)
+    monkeypatch.setattr(cli, "checked_recipe", lambda *arguments: checked)
     monkeypatch.setattr(RunFolder, "problems", lambda self, checked, fresh: [])
     monkeypatch.setattr(RunFolder, "prepare", lambda self, checked: calls.append(self.path))
     monkeypatch.setattr(training, "redirect_output_to", lambda path: path)

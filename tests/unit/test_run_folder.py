@@ -373,13 +373,13 @@ def test_state_and_recipe_are_written_whole(run, checked, monkeypatch):
     )
     run.prepare(checked)
     run.write_state("finished", reason="", step=1, device="cpu")
-    run.write_versions(device="cpu", world_size=1)
+    run.write_versions(device="cpu", world_size=1, layout={"number of ranks": 1}, step=0)
     assert written == [("resolved.yaml", "\n"), ("state.json", "\n"), ("versions.json", "\n")]
 
 
 def test_versions_name_every_package_device_and_size(run):
     run.path.mkdir(parents=True)
-    run.write_versions(device="cpu", world_size=2)
+    run.write_versions(device="cpu", world_size=2, layout={"number of ranks": 2}, step=0)
     versions = json.loads((run.path / "versions.json").read_text())
     assert versions["tst_megatron"] == __version__
     assert versions["numpy"] == package_version("numpy") is not None

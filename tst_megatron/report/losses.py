@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from tst_megatron.training.record import BAG_LOSS, LM_LOSS, VALIDATION_LOSS, read_metrics
 
@@ -10,8 +13,8 @@ from tst_megatron.training.record import BAG_LOSS, LM_LOSS, VALIDATION_LOSS, rea
 def draw_losses(metrics: Path, picture: Path, *, unigram_entropy_nats: float | None = None) -> None:
     """Write a PNG of a run's bag loss, next-token loss and validation loss over its steps.
 
-    The two training losses are two curves: a bag loss is measured against several tokens at once
-    and cannot be compared with a next-token loss.
+    Each bag size has a curve of its own: a bag loss is measured against several tokens at once and
+    cannot be compared with a next-token loss, or with that of another bag size.
 
     Args:
         metrics: a run's ``metrics.jsonl``.
@@ -28,16 +31,10 @@ def draw_losses(metrics: Path, picture: Path, *, unigram_entropy_nats: float | N
 
     steps = read_metrics(metrics)
     figure, axes = pyplot.subplots(figsize=(9, 5), layout="constrained")
-    for name, colour in ((BAG_LOSS, "tab:orange"), (LM_LOSS, "tab:blue")):
-        rows = [row for row in steps if row.get(name) is not None]
-        if rows:
-            axes.plot(
-                [row["step"] for row in rows],
-                [row[name] for row in rows],
-                color=colour,
-                linewidth=1,
-                label=name,
-            )
+    colours = itertools.cycle(("tab:orange", "tab:red", "tab:brown", "tab:purple"))
+    for label, at, losses in curves(steps):
+        colour = "tab:blue" if label == LM_LOSS else next(colours)
+        axes.plot(at, losses, color=colour, linewidth=1, label=label)
     validation = read_metrics(metrics, event="validation")
     axes.plot(
         [row["step"] for row in validation],
@@ -66,3 +63,12 @@ def draw_losses(metrics: Path, picture: Path, *, unigram_entropy_nats: float | N
     axes.legend()
     figure.savefig(picture, dpi=120)
     pyplot.close(figure)
+
+
+def curves(steps: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, list[int], list[float]]]:
+    """Label, steps and training losses of each bag size of a run, in order."""
+    for bag_size, rows_of_size in itertools.groupby(steps, key=lambda row: row["bag size"]):
+        name = BAG_LOSS if bag_size > 1 else LM_LOSS
+        rows = [row for row in rows_of_size if row.get(name) is not None]
+        label = f"{name}, bags of {bag_size}" if bag_size > 1 else name
+        yield label, [row["step"] for row in rows], [row[name] for row in rows]

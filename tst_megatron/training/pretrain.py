@@ -14,6 +14,7 @@ from tst_megatron.check import CheckedRecipe
 from tst_megatron.data.cursor import cursor, stream_facts
 from tst_megatron.training import stopping
 from tst_megatron.training.checkpoints import Start, step_of, tracked_step
+from tst_megatron.training.resharding import layout_of
 from tst_megatron.training.retention import Keeper, KeepingRule, always_kept
 from tst_megatron.training.run_folder import ALL_STEPS, STARTED, RunFolder, saves_manifest
 
@@ -141,7 +142,11 @@ def _train(
     facts = stream_facts(checked.stream, checked.corpora)
     args.tst = {**checked.recipe.resolved()["tst"], "phases": facts["phases"], "stream": facts}
     if args.rank == 0:
-        run.write_versions(device=device, world_size=args.world_size)
+        assert start is not None
+        layout = {key: value for key, value in layout_of(args).items() if value}
+        run.write_versions(
+            device=device, world_size=args.world_size, layout=layout, step=start.step
+        )
     observer = None
     if args.rank == args.world_size - 1:
         observer = Recorder(run.metrics, checked.schedule, console=console, device=device)

@@ -57,21 +57,30 @@ def reset_tables(tables: Iterable[VocabularyTable], optimizer: Any, *, seed: int
     rank, size = upstream.tensor_parallel_rank(), upstream.tensor_parallel_size()
     for table in tables:
         num_rows, width = table.weight.shape
-        drawn = draw_table(table, (num_rows * size, width), seed=seed)
+        shape = (num_rows * size, width)
+        drawn = draw(table.name, shape, table.initialise, seed=seed)
         rows = drawn[rank * num_rows : (rank + 1) * num_rows]
         upstream.assign(optimizer, table.weight, rows.to(table.weight.device))
 
 
-def draw_table(table: VocabularyTable, shape: tuple[int, int], *, seed: int) -> Tensor:
+def draw(
+    name: str, shape: tuple[int, int], initialise: Callable[[Tensor], Any], *, seed: int
+) -> Tensor:
     """New values for a whole table, the same on every rank; torch's generators stay as they were.
+
+    Args:
+        name: of the table; each has draws of its own.
+        shape: (V, H), the vocabulary padded.
+        initialise: fills a tensor in place.
+        seed: of the run.
 
     Returns:
         [V, H] fp32 on the CPU.
     """
-    digest = hashlib.sha256(f"{seed}/reset/{table.name}".encode()).digest()
+    digest = hashlib.sha256(f"{seed}/reset/{name}".encode()).digest()
     with torch.random.fork_rng(devices=[]):
         # Not torch.manual_seed, which would seed the generators of GPUs too.
         torch.default_generator.manual_seed(int.from_bytes(digest[:8], "little") >> 1)
         drawn = torch.empty(shape, dtype=torch.float32, device="cpu")
-        table.initialise(drawn)
+        initialise(drawn)
     return drawn

@@ -6,6 +6,7 @@ import importlib.metadata
 import json
 import platform
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import yaml
 
 from tst_megatron import __version__
 from tst_megatron.check import CheckedRecipe
-from tst_megatron.data.cursor import cursor, differences, shown, stream_facts
+from tst_megatron.data.cursor import shown
 from tst_megatron.files import copy_beside, is_beside, write_beside
 from tst_megatron.recipe import RecipeError
 from tst_megatron.training.checkpoints import (
@@ -27,6 +28,7 @@ from tst_megatron.training.checkpoints import (
     tracked_step,
 )
 from tst_megatron.training.record import events_at
+from tst_megatron.training.resharding import LAYOUT_KEYS
 from tst_megatron.training.retention import delete, remove_leftovers
 
 PACKAGES = (
@@ -45,9 +47,19 @@ ALL_STEPS = "all steps are done"
 STARTED = "started, and ended without saying how"
 """Stands while the run goes on, and after a kill."""
 
-FREE_KEYS = ("rerun-mode", "save-interval", "save-retain-interval")
+FREE_KEYS = (
+    "rerun-mode",
+    "save-interval",
+    "save-retain-interval",
+    # In which form the next checkpoint is written, and how this one is read.
+    "dist-ckpt-optim-fully-reshardable",
+    "distrib-optim-fully-reshardable-mem-efficient",
+    "ckpt-fully-parallel-load",
+    "no-ckpt-fully-parallel-save",
+)
 """Megatron's keys that may change over the life of a run, since they decide no number of it, as
-``tst.keep-last-checkpoints`` may."""
+``tst.keep-last-checkpoints`` may. Those of the layout may too, where the checkpoint can be loaded
+into the new one (``resharding``)."""
 
 
 class RunFolder:
@@ -73,6 +85,10 @@ class RunFolder:
     def tokenizer(self) -> Path:
         """The tokenizer, kept with the checkpoints so that they can be exported alone."""
         return self.checkpoints / "tokenizer.model"
+
+    def is_prepared(self) -> bool:
+        """Whether a first rank has said what run this is."""
+        return self._resolved.exists()
 
     def problems(self, checked: CheckedRecipe, *, fresh: bool) -> list[str]:
         """Why this run cannot use this folder: none, if it is new or holds the same recipe."""
@@ -137,16 +153,32 @@ class RunFolder:
                 )
             time.sleep(0.2)
 
-    def write_versions(self, *, device: str, world_size: int) -> None:
-        """Record what the run's numbers were made with."""
+    def write_versions(
+        self, *, device: str, world_size: int, layout: Mapping[str, Any], step: int
+    ) -> None:
+        """Record what the run's numbers were made with.
+
+        Args:
+            device: the name of the accelerator.
+            world_size: ranks of this start.
+            layout: how this start is cut. Those of earlier starts stay, each with the step after
+                which it came, as far as their steps do.
+            step: the step that this start goes on from.
+        """
+        path = self.path / "versions.json"
+        before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        layouts = [entry for entry in before.get("layouts", []) if entry["after step"] < step]
+        if not layouts or layouts[-1]["layout"] != layout:
+            layouts.append({"after step": step, "layout": dict(layout)})
         versions = {
             "tst_megatron": __version__,
             "python": platform.python_version(),
             **{package: package_version(package) for package in PACKAGES},
             "device": device,
             "world size": world_size,
+            "layouts": layouts,
         }
-        write_beside(self.path / "versions.json", json.dumps(versions, indent=2) + "\n")
+        write_beside(path, json.dumps(versions, indent=2) + "\n")
 
     def write_finished(self, checked: CheckedRecipe) -> None:
         """Say that the run is finished, also where it ended before it could say so itself."""
@@ -256,42 +288,6 @@ def check_run(checked: CheckedRecipe, run: RunFolder, *, fresh: bool) -> None:
         raise RecipeError(problems)
 
 
-def check_stream(checked: CheckedRecipe, checkpoint: Path) -> None:
-    """Refuse to go on from a checkpoint that was trained on another stream than this run reads.
-
-    Raises:
-        RecipeError: with what differs, or that the checkpoint does not say or cannot be read.
-    """
-    # Imports Megatron, which the caller's check of the recipe has done before.
-    from tst_megatron.upstream import CheckpointException, reason_of
-    from tst_megatron.upstream.checkpoint import read_saved_state
-
-    try:
-        saved = getattr(read_saved_state(checkpoint)["args"], "tst", {})
-    except (Exception, CheckpointException) as error:
-        # Damaged bytes raise whatever they happen to mean.
-        raise RecipeError(
-            [
-                f"{checkpoint}: its saved arguments cannot be read ({reason_of(error)}). See what "
-                f"is damaged with `tst-megatron checkpoint verify {checkpoint}`, then delete that "
-                "folder or move it away: the run goes on from the checkpoint before it"
-            ]
-        ) from error
-    if not {"stream", "cursor"} <= set(saved):
-        raise RecipeError(
-            [
-                f"{checkpoint}: holds no cursor of the token stream, so it cannot be shown where "
-                "the run goes on reading. Start again in another --run-folder"
-            ]
-        )
-    found = differences(saved["stream"], stream_facts(checked.stream, checked.corpora))
-    found = found or differences(saved["cursor"], cursor(checked.stream, step_of(checkpoint)))
-    if found:
-        raise RecipeError(
-            [f"{problem}. Bring back the old, or use another --run-folder" for problem in found]
-        )
-
-
 def _identity(checked: CheckedRecipe) -> dict[str, Any]:
     """What must stay the same over the life of a run."""
     steps = [[phase.bag_size, phase.num_steps] for phase in checked.schedule.phases]
@@ -304,7 +300,7 @@ def _identity(checked: CheckedRecipe) -> dict[str, Any]:
 
 def _comparable(identity: dict[str, Any]) -> dict[str, Any]:
     """Without what may change over the life of a run."""
-    kept = {key: value for key, value in identity.items() if key not in FREE_KEYS}
+    kept = {k: v for k, v in identity.items() if k not in (*FREE_KEYS, *LAYOUT_KEYS)}
     if isinstance(kept.get("tst"), dict):
         kept["tst"] = {k: v for k, v in kept["tst"].items() if k != "keep-last-checkpoints"}
     return kept

@@ -84,6 +84,18 @@ def read_saved_state(folder: Path) -> dict[str, Any]:
     return state
 
 
+def pending_rerun(state: Mapping[str, Any]) -> str | None:
+    """What the rerun state machine is to compute again from a checkpoint, in words, or None.
+
+    Args:
+        state: as ``read_saved_state`` read it.
+    """
+    machine = state.get("rerun_state_machine")
+    if not machine or machine["state"].name == "NOT_RUNNING_YET":
+        return None
+    return f"compute step {machine['current_iteration'] + 1} again on another node"
+
+
 def saved_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
     """Name and global shape of every tensor in a checkpoint, the optimizer's included."""
     with quietly():

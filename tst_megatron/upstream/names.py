@@ -23,6 +23,7 @@ try:
         from megatron.core.models.common.language_module.language_module import LanguageModule
         from megatron.core.models.gpt.gpt_model import GPTModel
         from megatron.core.optimizer import distrib_optimizer
+        from megatron.core.optimizer.optimizer import ChainedOptimizer
         from megatron.core.rerun_state_machine import get_rerun_state_machine
         from megatron.core.tensor_parallel.layers import VocabParallelEmbedding
         from megatron.core.tensor_parallel.mappings import (
@@ -44,6 +45,7 @@ except ImportError as error:
     ) from error
 
 __all__ = [
+    "ChainedOptimizer",
     "GPTModel",
     "GPTModelBuilder",
     "GPTModelConfig",

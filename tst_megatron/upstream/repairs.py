@@ -40,6 +40,7 @@ def repair_wheel() -> None:
     wrap(names.async_utils.AsyncCallsQueue, "maybe_finalize_async_calls", _with_a_worker)
     wrap(names.dataset_utils, "compile_helpers", _unless_compiled)
     wrap(names.torch_norm.WrappedTorchNorm, "__new__", _with_sequence_parallel)
+    wrap(names.ChainedOptimizer, "load_state_dict", _of_other_experts)
     if not names.distrib_optimizer.HAVE_APEX_OR_TE:
         optimizer = names.distrib_optimizer.DistributedOptimizer
         wrap(optimizer, "sharded_state_dict", _from_empty_state)
@@ -133,6 +134,49 @@ def _without_step(set_states: Callable[..., Any]) -> Callable[..., Any]:
             return set_states(self, model_param, {**tensors, "step": None})
 
     return wrapper
+
+
+def _of_other_experts(load_state_dict: Callable[..., Any]) -> Callable[..., Any]:
+    """Expert parallelism gives the experts an optimizer of their own: two where there was one.
+
+    The tensors of a fully reshardable checkpoint have the same names under both. What has another
+    shape is the rest: step, learning rate and the like of each group of parameters. Remove when
+    ``load_state_dict`` takes the state of one optimizer as that of two, and of two as that of one.
+    """
+
+    @functools.wraps(load_state_dict)
+    def wrapper(self: Any, state_dict: Any) -> None:
+        load_state_dict(self, as_optimizers(state_dict, len(self.chained_optimizers)))
+
+    return wrapper
+
+
+def as_optimizers(state: dict[Any, Any], num_optimizers: int) -> dict[Any, Any]:
+    """The loaded state of one or two distributed optimizers, as that of as many as there are.
+
+    Args:
+        state: what of it is in the checkpoint has the saved number of optimizers, and the tensors
+            that were asked for have this run's. One has no level of numbers.
+        num_optimizers: of this run.
+    """
+    numbered = {key: value for key, value in state.items() if isinstance(key, int)}
+    rest = {key: value for key, value in state.items() if key not in numbered}
+    if not numbered or not rest:
+        return state
+    if num_optimizers == 1:
+        # All groups of parameters of one optimizer are those of the dense one.
+        return _with_groups_of_both({**numbered[0], **rest})
+    return {number: _with_groups_of_both({**rest, **own}) for number, own in numbered.items()}
+
+
+def _with_groups_of_both(state: dict[str, Any]) -> dict[str, Any]:
+    """Each group of parameters also as one of experts, which is part of what it is looked up by."""
+    groups = [
+        {**group, "is_expert_parallel": is_of_experts}
+        for group in state["optimizer"]["param_groups"]
+        for is_of_experts in (False, True)
+    ]
+    return {**state, "optimizer": {**state["optimizer"], "param_groups": groups}}
 
 
 _loop_of_worker = names.async_utils.PersistentAsyncCaller.async_loop

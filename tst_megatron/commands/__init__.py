@@ -1,0 +1,1 @@
+"""The subcommands of ``tst-megatron`` that have subcommands of their own."""

@@ -1,0 +1,106 @@
+"""``tst-megatron data``: make a tokenizer and prepare training text."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from tst_megatron.commands.shared import Overrides, RecipePath, checked_recipe
+
+data_app = typer.Typer(no_args_is_help=True, help="Make a tokenizer and prepare training text.")
+
+
+@data_app.command("tokenizer")
+def data_tokenizer(
+    inputs: Annotated[list[Path], typer.Argument(help="Texts to learn from, JSONL files.")],
+    output: Annotated[Path, typer.Option(help="Where the SentencePiece model goes.")],
+    vocab_size: Annotated[int, typer.Option(help="Pieces, special ones included.")],
+    text_key: Annotated[str, typer.Option(help="Key of the text in each JSON line.")] = "text",
+) -> None:
+    """Train a SentencePiece tokenizer."""
+    from tst_megatron.data.encode import texts
+    from tst_megatron.data.tokenizer import train_sentencepiece
+
+    train_sentencepiece(texts(inputs, text_key=text_key), output, vocab_size=vocab_size)
+    typer.echo(f"{output}: {vocab_size} pieces")
+
+
+@data_app.command("prepare")
+def data_prepare(
+    inputs: Annotated[list[Path], typer.Argument(help="Texts, JSONL files (also .gz and .zst).")],
+    tokenizer: Annotated[Path, typer.Option(help="SentencePiece model.")],
+    output: Annotated[Path, typer.Option(help="Folder for .bin, .idx and manifest.json.")],
+    text_key: Annotated[str, typer.Option(help="Key of the text in each JSON line.")] = "text",
+    held_out_fraction: Annotated[
+        float, typer.Option(help="Share of documents kept for validation, 0-1.")
+    ] = 0.01,
+    test_fraction: Annotated[
+        float, typer.Option(help="Share of documents kept for one test after the last step, 0-1.")
+    ] = 0.0,
+    workers: Annotated[
+        int | None, typer.Option(help="Processes that tokenise; default: one per core.")
+    ] = None,
+) -> None:
+    """Tokenise text once, into the form that a recipe's data: block names."""
+    from tst_megatron.data.prepare import prepare
+
+    manifest = prepare(
+        inputs,
+        tokenizer,
+        output,
+        text_key=text_key,
+        held_out_fraction=held_out_fraction,
+        test_fraction=test_fraction,
+        workers=workers,
+        console=Console(),
+    )
+    verb = "is up to date" if manifest.reused else "is prepared"
+    typer.echo(
+        f"{output} {verb}: {manifest.train.tokens:,} tokens to train on, "
+        f"{manifest.validation.tokens:,} held out"
+    )
+
+
+@data_app.command("index")
+def data_index(recipe: RecipePath, overrides: Overrides = None) -> None:
+    """Build the indexes of a recipe's corpora, so that no job waits for them."""
+    from tst_megatron.data.ready import make_ready
+
+    console = Console()
+    checked = checked_recipe(recipe, overrides, None)
+    num_built = make_ready(checked.stream, checked.corpora, console)
+    for line in checked.stream.corpus_lines():
+        console.print(line, highlight=False, soft_wrap=True)
+    verb = "built" if num_built else "already there and whole"
+    console.print(f"indexes: {num_built or 'all'} {verb}", highlight=False)
+
+
+@data_app.command("trace")
+def data_trace(
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    step: Annotated[
+        int, typer.Option(min=0, help="Steps completed before the one that is shown.")
+    ] = 0,
+) -> None:
+    """Show what a step reads: where each sample starts, the phase, and raw tokens so far."""
+    from tst_megatron.data.ready import make_ready
+    from tst_megatron.data.stream import TokenStream
+    from tst_megatron.data.trace import trace_lines
+
+    console = Console()
+    checked = checked_recipe(recipe, overrides, None)
+    phase = checked.schedule.phase_at(step)
+    make_ready(checked.stream, checked.corpora, console)
+    console.print(
+        f"after {step} steps: {phase.name}, bag size {phase.bag_size}, "
+        f"{checked.schedule.raw_tokens_before(step):,} raw tokens read before",
+        highlight=False,
+        soft_wrap=True,
+    )
+    stream = TokenStream(checked.stream, checked.corpora)
+    for line in trace_lines(stream, checked.corpora, step):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)

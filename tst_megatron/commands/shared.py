@@ -1,0 +1,56 @@
+"""What several commands take and do first: a recipe, its overrides, its check."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+from tst_megatron.recipe import RecipeError, load_recipe
+
+if TYPE_CHECKING:
+    from tst_megatron.check import CheckedRecipe
+
+BAD_INPUT = 2
+
+RecipePath = Annotated[Path, typer.Argument(help="Recipe, a YAML file.", show_default=False)]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[KEY=VALUE]...", help="Values that win over the recipe's, such as tst.bag-size=4."
+    ),
+]
+
+
+def checked_recipe(recipe: Path, overrides: list[str] | None, nproc: int | None) -> CheckedRecipe:
+    """Read a recipe and check it for a job of ``nproc`` ranks, on the host that it names.
+
+    Raises:
+        RecipeError: with every problem that was found.
+    """
+    loaded = load_recipe(recipe, overrides or [])
+    if loaded.profile == "cpu":
+        # Before Megatron is imported for the checks.
+        from tst_megatron.host import cpu
+
+        if not cpu.is_needed():
+            raise RecipeError(
+                [
+                    "profile: cpu on a machine with a GPU. Use profile=null, or hide the GPU with "
+                    "CUDA_VISIBLE_DEVICES= if the run is meant for the CPU"
+                ]
+            )
+        cpu.install()
+    from tst_megatron.check import check_recipe
+
+    return check_recipe(loaded, world_size=nproc)
+
+
+def announce(checked: CheckedRecipe, console: Console) -> None:
+    """Show what the run will do, and what its owner should know before."""
+    for line in checked.plan():
+        console.print(line, highlight=False, soft_wrap=True)
+    for warning in checked.warnings:
+        console.print(f"warning: {warning}", style="yellow", highlight=False, soft_wrap=True)

@@ -1,0 +1,103 @@
+"""Where a start of a run would begin, and everything that stands against it, before any rank runs.
+
+``tst-megatron check --run-folder``, the launcher and the first rank ask the same function.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from tst_megatron.check import CheckedRecipe
+from tst_megatron.data.cursor import cursor, differences, stream_facts
+from tst_megatron.recipe import RecipeError
+from tst_megatron.training.checkpoints import Start, checkpoint_of, step_of
+from tst_megatron.training.resharding import reshard_notes, reshard_problems
+from tst_megatron.training.run_folder import RunFolder
+
+
+def plan_start(checked: CheckedRecipe, run: RunFolder, *, fresh: bool = False) -> Start:
+    """The step that a start of this recipe in this folder goes on from. Changes nothing.
+
+    Args:
+        checked: the recipe, for the ranks of this start.
+        run: its folder, new or with a run in it.
+        fresh: whether the folder must be empty.
+
+    Raises:
+        RecipeError: with every problem: the folder is of another run, no checkpoint is whole, the
+            newest was trained on another stream, or it does not load into this layout.
+    """
+    problems = run.problems(checked, fresh=fresh)
+    start = Start(step=0)
+    if run.is_prepared() and not fresh:
+        try:
+            start = run.find_start(checked)
+        except RecipeError as error:
+            problems += error.problems
+    if start.step and not run.is_finished(checked):
+        try:
+            notes = check_checkpoint(checked, checkpoint_of(run.checkpoints, start.step))
+            start = replace(start, notes=(*start.notes, *notes))
+        except RecipeError as error:
+            # What the folder says of a key, its checkpoint would say again.
+            said = {problem.partition(":")[0] for problem in problems}
+            problems += [text for text in error.problems if text.partition(":")[0] not in said]
+    if problems:
+        raise RecipeError(problems)
+    return start
+
+
+def check_checkpoint(checked: CheckedRecipe, checkpoint: Path) -> list[str]:
+    """Refuse a checkpoint that this start cannot go on from, and say what its owner should know.
+
+    Raises:
+        RecipeError: it was trained on another stream, does not load into this layout, or does not
+            say.
+    """
+    # Imports Megatron, which the check of the recipe has done before.
+    from tst_megatron.upstream.checkpoint import pending_rerun
+
+    state = _saved_state(checkpoint)
+    saved, step = state["args"], step_of(checkpoint)
+    problems = _stream_problems(checked, checkpoint, getattr(saved, "tst", {}))
+    problems += reshard_problems(
+        saved,
+        checked.arguments,
+        content=state.get("content_metadata") or {},
+        rerun=pending_rerun(state),
+    )
+    if problems:
+        raise RecipeError(problems)
+    return reshard_notes(saved, checked.arguments, step)
+
+
+def _saved_state(checkpoint: Path) -> dict[str, Any]:
+    from tst_megatron.upstream import CheckpointException, reason_of
+    from tst_megatron.upstream.checkpoint import read_saved_state
+
+    try:
+        state = read_saved_state(checkpoint)
+        state["args"].world_size  # noqa: B018 - damaged bytes may be no arguments at all
+    except (Exception, CheckpointException) as error:
+        # Damaged bytes raise whatever they happen to mean.
+        raise RecipeError(
+            [
+                f"{checkpoint}: its saved arguments cannot be read ({reason_of(error)}). See what "
+                f"is damaged with `tst-megatron checkpoint verify {checkpoint}`, then delete that "
+                "folder or move it away: the run goes on from the checkpoint before it"
+            ]
+        ) from error
+    return state
+
+
+def _stream_problems(checked: CheckedRecipe, checkpoint: Path, saved: dict[str, Any]) -> list[str]:
+    if not {"stream", "cursor"} <= set(saved):
+        return [
+            f"{checkpoint}: holds no cursor of the token stream, so it cannot be shown where "
+            "the run goes on reading. Start again in another --run-folder"
+        ]
+    found = differences(saved["stream"], stream_facts(checked.stream, checked.corpora))
+    found = found or differences(saved["cursor"], cursor(checked.stream, step_of(checkpoint)))
+    return [f"{problem}. Bring back the old, or use another --run-folder" for problem in found]
