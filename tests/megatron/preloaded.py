@@ -11,6 +11,12 @@ from tst_megatron.host import cpu
 
 cpu.install()
 
+# What Megatron and torch import when a model is built, saved or stepped.
+import megatron.core.optimizer
+import megatron.core.tokenizers.text  # noqa: F401
+import torch._dynamo
+import torch.distributed.tensor  # noqa: F401
+
 import tst_megatron.check
 import tst_megatron.cli
 import tst_megatron.training.pretrain

@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 import yaml
+from processes import start_server
 
 VOCABULARY = 512
 
@@ -159,8 +160,8 @@ def fork_ranks(
     Each rank leads a process group of its own, to which its workers belong. ``tokens`` is where the
     ranks note what they read (``recording.py``).
     """
+    start_server("preloaded")
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["preloaded"])
     job = {"WORLD_SIZE": str(num_ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
     log.write_text("")
     processes = [
