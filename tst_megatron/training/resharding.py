@@ -5,7 +5,8 @@ Weights load into any layout. The optimizer's state does where it was saved in a
 =================================  ==============================  ===========================
 saved with                         loads into other                and not into other
 =================================  ==============================  ===========================
-no ``use-distributed-optimizer``   sizes of every kind
+no ``use-distributed-optimizer``   sizes of every kind             expert-parallel size 1 from
+                                                                   above 1, and back
 ``use-distributed-optimizer``      data-parallel sizes             tensor-, pipeline-, expert-
                                                                    parallel sizes, stages and
                                                                    gradient buckets
@@ -202,6 +203,13 @@ def _format_problems(
     saved: argparse.Namespace, now: argparse.Namespace, content: Mapping[str, Any]
 ) -> list[str]:
     kind = content.get("distrib_optim_sharding_type")
+    if kind is None and _has_two_optimizers(saved) != _has_two_optimizers(now):
+        return [
+            f"expert-model-parallel-size: {saved.expert_model_parallel_size} -> "
+            f"{now.expert_model_parallel_size}: experts have an optimizer of their own above 1, "
+            "and without use-distributed-optimizer the state of one does not load into two. Use "
+            + ("a size above 1" if _has_two_optimizers(saved) else "1")
+        ]
     if kind in (None, FULLY_RESHARDABLE):
         return []
     before, after = _buckets(saved), _buckets(now)
@@ -215,6 +223,10 @@ def _format_problems(
         "loads into another number of data-parallel ranks alone. Go on in the old layout with "
         f"{KEY}: true until the run has saved a checkpoint, and change the layout then"
     ]
+
+
+def _has_two_optimizers(args: argparse.Namespace) -> bool:
+    return bool(args.num_experts) and args.expert_model_parallel_size > 1
 
 
 def _buckets(args: argparse.Namespace) -> dict[str, Any]:
