@@ -85,11 +85,16 @@ LAYOUT_KEYS = (
 """Megatron's keys that may change over the life of a run where its newest checkpoint can be loaded.
 ``micro-batch-size`` is none of them: an auxiliary loss is taken over a micro-batch."""
 
-_SPELLINGS = {"no-overlap-p2p-communication": "overlap_p2p_comm"}
-_SPELLINGS["microbatch-group-size-per-virtual-pipeline-stage"] = (
-    "microbatch_group_size_per_vp_stage"
-)
-_SPELLINGS["overlap-p2p-communication-warmup-flush"] = "overlap_p2p_comm_warmup_flush"
+_DESTINATIONS = {
+    "no-overlap-p2p-communication": "overlap_p2p_comm",
+    "overlap-p2p-communication-warmup-flush": "overlap_p2p_comm_warmup_flush",
+    "microbatch-group-size-per-virtual-pipeline-stage": "microbatch_group_size_per_vp_stage",
+}
+
+
+def destination(key: str) -> str:
+    """Megatron's attribute for a key of the layout."""
+    return _DESTINATIONS.get(key, key.replace("-", "_"))
 
 
 def layout_of(args: argparse.Namespace) -> dict[str, Any]:
@@ -100,7 +105,7 @@ def layout_of(args: argparse.Namespace) -> dict[str, Any]:
     """
     layout: dict[str, Any] = {"number of ranks": args.world_size}
     for key in (*SIZE_KEYS, *TRANSPORT_KEYS):
-        value = getattr(args, _SPELLINGS.get(key, key.replace("-", "_")), None)
+        value = getattr(args, destination(key), None)
         # A layout of stages is an object by now.
         is_plain = value is None or isinstance(value, bool | int | float | str | list | tuple)
         layout[key] = value if is_plain else str(value)
