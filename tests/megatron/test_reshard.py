@@ -305,12 +305,13 @@ def test_layout_keys_are_megatrons_and_read_by_the_right_name():
         assert hasattr(values, options[key].dest)
 
 
-def test_bucket_and_vocabulary_sizes_are_megatrons():
+def test_bucket_and_vocabulary_sizes_are_megatrons(monkeypatch):
     from types import SimpleNamespace
 
-    from megatron.training.training import resolve_ddp_bucket_size
+    from megatron.training import training
     from megatron.training.vocab_utils import calculate_padded_vocab_size
 
+    monkeypatch.setattr(training, "get_pg_size", lambda group: group.size())
     for overlap, size, replicas in (
         (False, None, 1),
         (True, None, 1),
@@ -326,7 +327,7 @@ def test_bucket_and_vocabulary_sizes_are_megatrons():
         )
         config = SimpleNamespace(num_buckets=None, bucket_size=size)
         group = SimpleNamespace(size=lambda replicas=replicas: replicas)
-        wanted = resolve_ddp_bucket_size(config, group, overlap, 10**9)
+        wanted = training.resolve_ddp_bucket_size(config, group, overlap, 10**9)
         said = resharding._bucket_size(args)
         assert said == ("all parameters" if wanted is None else f"{wanted:,} parameters")
     args = SimpleNamespace(
