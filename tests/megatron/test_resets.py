@@ -176,7 +176,7 @@ def assert_states_equal(one, two):
 
 @pytest.fixture(scope="module")
 def ranks(text):
-    return run_ranks(reset_in_all_cases, 2, str(text / "tokenizer.model"))
+    return run_ranks(reset_in_all_cases, 2, str(text / "tokenizer.model"), preload="preloaded")
 
 
 def of_rank(rank, name):

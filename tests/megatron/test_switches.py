@@ -86,7 +86,7 @@ def loss_and_gradients(model, batch, targets):
 
 @pytest.fixture(scope="module")
 def switches(text):
-    (result,) = run_ranks(run_all_switches, 1, str(text / "tokenizer.model"))
+    (result,) = run_ranks(run_all_switches, 1, str(text / "tokenizer.model"), preload="preloaded")
     return result
 
 

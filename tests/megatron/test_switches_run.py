@@ -5,9 +5,9 @@ import tiny
 import torch
 from interrupted import interrupted_at
 
-SWITCH, STEPS, LEARNING_RATE = 8, 16, 1e-3
-SCHEDULE = [[4, 4], [2, 4], [1, 8]]
-RESUMED = {"at a change of the bag size": 4, "at the switch": SWITCH, "after a reset": SWITCH + 1}
+SWITCH, STEPS, LEARNING_RATE = 6, 12, 1e-3
+SCHEDULE = [[4, 3], [2, 3], [1, 6]]
+RESUMED = {"at a change of the bag size": 3, "at the switch": SWITCH}
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +21,7 @@ def recipe(text, tmp_path_factory):
         dist_ckpt_optim_fully_reshardable=True,
         train_iters=STEPS,
         save_interval=1,
-        eval_interval=8,
+        eval_interval=6,
         lr=LEARNING_RATE,
         lr_wsd_decay_iters=2,
     )
@@ -52,12 +52,12 @@ def resumed(recipe, uninterrupted, tmp_path_factory):
 
 def test_metrics_name_every_bag_size_and_count_its_tokens(uninterrupted):
     rows = tiny.metrics(uninterrupted)
-    assert [row["bag size"] for row in rows] == [4] * 4 + [2] * 4 + [1] * 8
+    assert [row["bag size"] for row in rows] == [4] * 3 + [2] * 3 + [1] * 6
     assert [("bag loss" in row, "lm loss" in row) for row in rows] == (
-        [(True, False)] * SWITCH + [(False, True)] * 8
+        [(True, False)] * SWITCH + [(False, True)] * 6
     )
     per_step = 8 * 32
-    assert rows[-1]["raw tokens"] == per_step * (4 * 4 + 4 * 2 + 8)
+    assert rows[-1]["raw tokens"] == per_step * (3 * 4 + 3 * 2 + 6)
 
 
 @pytest.mark.parametrize("where", RESUMED)

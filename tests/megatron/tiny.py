@@ -180,6 +180,7 @@ def _be_a_rank(
     arguments: tuple[str, ...], job: dict[str, str], log: str, tokens: Path | None
 ) -> None:
     os.setpgid(0, 0)
+    assert "preloaded" in sys.modules
     # What a rank that nothing has forked would use, for its loader workers.
     multiprocessing.set_start_method("fork", force=True)
     descriptor = os.open(log, os.O_WRONLY | os.O_APPEND)

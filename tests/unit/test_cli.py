@@ -11,7 +11,7 @@ from tst_megatron.cli import app, main
 from tst_megatron.data import ready as data_ready
 
 COMMANDS = {
-    "check": {"recipe", "overrides", "--nproc"},
+    "check": {"recipe", "overrides", "--nproc", "--run-folder"},
     "train": {"recipe", "overrides", "--run-folder", "--nproc", "--fresh"},
     "data tokenizer": {"inputs", "--output", "--vocab-size", "--text-key"},
     "data prepare": {

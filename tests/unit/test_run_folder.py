@@ -277,6 +277,28 @@ def test_how_often_to_save_and_what_to_keep_may_change(run, checked, tmp_path):
     assert problem.startswith("lr:")
 
 
+@pytest.mark.parametrize(
+    "change",
+    ["tensor-model-parallel-size=2", "overlap-grad-reduce=true", "recompute-granularity=full"],
+)
+def test_layout_may_change_and_the_folder_says_what_the_last_start_had(
+    run, checked, tmp_path, change
+):
+    run.prepare(checked)
+    other = make_checked(tmp_path / "other", change)
+    assert run.problems(other, fresh=False) == []
+    run.prepare(other)
+    key, _, value = change.partition("=")
+    assert str(yaml.safe_load((run.path / "resolved.yaml").read_text())[key]).lower() == value
+    assert run.recipe.read_bytes() == checked.recipe.path.read_bytes()
+
+
+def test_micro_batch_size_is_no_layout(run, checked, tmp_path):
+    run.prepare(checked)
+    (problem,) = run.problems(make_checked(tmp_path / "other", "micro-batch-size=2"), fresh=False)
+    assert problem.startswith("micro-batch-size: this run was started with nothing")
+
+
 def test_start_finishes_an_interrupted_delete(run, checked):
     (run.checkpoints / ".deleted-iter_0000004").mkdir(parents=True)
     assert run.repair(checked).step == 0
@@ -386,3 +408,26 @@ def test_versions_name_every_package_device_and_size(run):
     assert set(run_folder.PACKAGES) < set(versions)
     assert (versions["device"], versions["world size"]) == ("cpu", 2)
     assert package_version("a-package-that-is-not") is None
+
+
+def test_versions_name_the_layout_of_every_step(run):
+    """A start that saved nothing leaves no step behind; one in the same layout adds nothing."""
+    run.path.mkdir(parents=True)
+    seen = []
+    for ranks, step in ((1, 0), (2, 0), (2, 8), (4, 12), (1, 12), (1, 20), (2, 10)):
+        run.write_versions(
+            device="cpu", world_size=ranks, layout={"number of ranks": ranks}, step=step
+        )
+        layouts = json.loads((run.path / "versions.json").read_text())["layouts"]
+        seen.append(
+            [(entry["after step"], entry["layout"]["number of ranks"]) for entry in layouts]
+        )
+    assert seen == [
+        [(0, 1)],
+        [(0, 2)],
+        [(0, 2)],
+        [(0, 2), (12, 4)],
+        [(0, 2), (12, 1)],
+        [(0, 2), (12, 1)],
+        [(0, 2)],
+    ]

@@ -5,7 +5,8 @@ Weights load into any layout. The optimizer's state does where it was saved in a
 =================================  ==============================  ===========================
 saved with                         loads into other                and not into other
 =================================  ==============================  ===========================
-no ``use-distributed-optimizer``   sizes of every kind
+no ``use-distributed-optimizer``   sizes of every kind             expert-parallel size 1 from
+                                                                   above 1, and back
 ``use-distributed-optimizer``      data-parallel sizes             tensor-, pipeline-, expert-
                                                                    parallel sizes, stages and
                                                                    gradient buckets
@@ -84,11 +85,16 @@ LAYOUT_KEYS = (
 """Megatron's keys that may change over the life of a run where its newest checkpoint can be loaded.
 ``micro-batch-size`` is none of them: an auxiliary loss is taken over a micro-batch."""
 
-_SPELLINGS = {"no-overlap-p2p-communication": "overlap_p2p_comm"}
-_SPELLINGS["microbatch-group-size-per-virtual-pipeline-stage"] = (
-    "microbatch_group_size_per_vp_stage"
-)
-_SPELLINGS["overlap-p2p-communication-warmup-flush"] = "overlap_p2p_comm_warmup_flush"
+_DESTINATIONS = {
+    "no-overlap-p2p-communication": "overlap_p2p_comm",
+    "overlap-p2p-communication-warmup-flush": "overlap_p2p_comm_warmup_flush",
+    "microbatch-group-size-per-virtual-pipeline-stage": "microbatch_group_size_per_vp_stage",
+}
+
+
+def destination(key: str) -> str:
+    """Megatron's attribute for a key of the layout."""
+    return _DESTINATIONS.get(key, key.replace("-", "_"))
 
 
 def layout_of(args: argparse.Namespace) -> dict[str, Any]:
@@ -99,7 +105,7 @@ def layout_of(args: argparse.Namespace) -> dict[str, Any]:
     """
     layout: dict[str, Any] = {"number of ranks": args.world_size}
     for key in (*SIZE_KEYS, *TRANSPORT_KEYS):
-        value = getattr(args, _SPELLINGS.get(key, key.replace("-", "_")), None)
+        value = getattr(args, destination(key), None)
         # A layout of stages is an object by now.
         is_plain = value is None or isinstance(value, bool | int | float | str | list | tuple)
         layout[key] = value if is_plain else str(value)
@@ -202,6 +208,13 @@ def _format_problems(
     saved: argparse.Namespace, now: argparse.Namespace, content: Mapping[str, Any]
 ) -> list[str]:
     kind = content.get("distrib_optim_sharding_type")
+    if kind is None and _has_two_optimizers(saved) != _has_two_optimizers(now):
+        return [
+            f"expert-model-parallel-size: {saved.expert_model_parallel_size} -> "
+            f"{now.expert_model_parallel_size}: experts have an optimizer of their own above 1, "
+            "and without use-distributed-optimizer the state of one does not load into two. Use "
+            + ("a size above 1" if _has_two_optimizers(saved) else "1")
+        ]
     if kind in (None, FULLY_RESHARDABLE):
         return []
     before, after = _buckets(saved), _buckets(now)
@@ -215,6 +228,10 @@ def _format_problems(
         "loads into another number of data-parallel ranks alone. Go on in the old layout with "
         f"{KEY}: true until the run has saved a checkpoint, and change the layout then"
     ]
+
+
+def _has_two_optimizers(args: argparse.Namespace) -> bool:
+    return bool(args.num_experts) and args.expert_model_parallel_size > 1
 
 
 def _buckets(args: argparse.Namespace) -> dict[str, Any]:

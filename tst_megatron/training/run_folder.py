@@ -51,6 +51,7 @@ FREE_KEYS = (
     "rerun-mode",
     "save-interval",
     "save-retain-interval",
+    "async-save",
     # In which form the next checkpoint is written, and how this one is read.
     "dist-ckpt-optim-fully-reshardable",
     "distrib-optim-fully-reshardable-mem-efficient",
