@@ -2,7 +2,7 @@
 UV := $(shell uv --version >/dev/null 2>&1 && command -v uv || echo .uv/bin/uv)
 RUN := $(UV) run --frozen
 
-.PHONY: quickstart test test-fast test-gpu soak lint
+.PHONY: quickstart test test-fast test-gpu soak layouts lint
 .DEFAULT_GOAL := quickstart
 
 quickstart: $(UV)  ## the whole chain on this machine, with or without a GPU
@@ -20,6 +20,9 @@ test-gpu: $(UV)  ## what needs a CUDA device; skipped by `test` without one
 soak: $(UV)  ## 20 kills at random moments, with and without asynchronous saves; half an hour
 	$(RUN) python tools/soak.py --kills 20 --folder runs/soak
 	$(RUN) python tools/soak.py --kills 20 --seed 2 --folder runs/soak-async --async-save
+
+layouts: $(UV)  ## gradients of every parallel layout against one process; writes docs/layouts.md
+	$(RUN) python tools/measure_layouts.py
 
 lint: $(UV)
 	$(RUN) ruff check .

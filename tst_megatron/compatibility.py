@@ -126,7 +126,26 @@ def parallel_problems(values: argparse.Namespace, world_size: int) -> list[str]:
             f"global-batch-size: {batch} is not a multiple of micro-batch-size {micro} x "
             f"{replicas} data-parallel ranks = {micro * replicas}"
         )
+    elif micro and batch and replicas:
+        problems += _interleaving_problems(values, batch // (micro * replicas))
     return problems
+
+
+def _interleaving_problems(values: argparse.Namespace, num_micro_batches: int) -> list[str]:
+    """What Megatron's interleaved schedule refuses at its first step."""
+    pipeline = values.pipeline_model_parallel_size
+    if not (
+        values.num_layers_per_virtual_pipeline_stage or values.num_virtual_stages_per_pipeline_rank
+    ):
+        return []
+    group = values.microbatch_group_size_per_vp_stage or pipeline
+    if pipeline <= group <= num_micro_batches and not 0 < num_micro_batches % group < pipeline:
+        return []
+    return [
+        f"global-batch-size: {num_micro_batches} micro-batches for each data-parallel rank cannot "
+        f"be interleaved over {pipeline} pipeline stages in groups of {group}. Use a multiple of "
+        f"{pipeline} micro-batches, and leave microbatch-group-size-per-virtual-pipeline-stage out"
+    ]
 
 
 def _divisions(values: argparse.Namespace, tensor: int, pipeline: int, expert: int) -> list[str]:
@@ -139,7 +158,14 @@ def _divisions(values: argparse.Namespace, tensor: int, pipeline: int, expert: i
         or values.decoder_last_pipeline_num_layers
     )
     layers = values.num_layers if is_even else None
+    positions = values.seq_length if values.sequence_parallel else None
+    hidden, by_experts = values.moe_ffn_hidden_size or values.ffn_hidden_size, tensor
+    by_key = "tensor-model-parallel-size"
+    if values.expert_tensor_parallel_size:
+        by_key, by_experts = "expert-tensor-parallel-size", values.expert_tensor_parallel_size
     wanted = (
+        ("seq-length", positions, "tensor-model-parallel-size", tensor),
+        ("moe-ffn-hidden-size", hidden if values.num_experts else None, by_key, by_experts),
         ("num-attention-heads", values.num_attention_heads, "tensor-model-parallel-size", tensor),
         ("num-query-groups", groups, "tensor-model-parallel-size", tensor),
         ("num-layers", layers, "pipeline-model-parallel-size", pipeline),
@@ -153,6 +179,11 @@ def _divisions(values: argparse.Namespace, tensor: int, pipeline: int, expert: i
     if values.num_experts and values.moe_router_topk > values.num_experts:
         problems.append(
             f"moe-router-topk: {values.moe_router_topk} of num-experts {values.num_experts} experts"
+        )
+    if values.num_experts and tensor > 1 and not values.sequence_parallel:
+        problems.append(
+            "sequence-parallel: Megatron trains experts beside tensor-model-parallel-size "
+            f"{tensor} with it alone. Set it to true"
         )
     if expert > 1 and not values.num_experts:
         problems.append(f"expert-model-parallel-size: {expert} without num-experts")

@@ -60,7 +60,7 @@ def test_five_mistakes_are_all_named_in_one_run_with_status_2(five_mistakes, tmp
     for line in said:
         assert f"  - {line}" in printed
     # The fifth breaks two rules: 3 divides neither the heads nor the query groups.
-    assert printed.splitlines()[0] == "6 problems:"
+    assert printed.splitlines()[0] == "8 problems:"
     assert "Traceback" not in printed
     assert not (tmp_path / "run").exists()
 

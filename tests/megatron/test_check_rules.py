@@ -131,12 +131,43 @@ def test_parallel_size_below_1_is_refused(text, size, number):
     ("changes", "wanted"),
     [
         (
-            {"tensor_model_parallel_size": 4},
+            {"tensor_model_parallel_size": 4, "sequence_parallel": True},
             ["tensor-model-parallel-size: 4 does not divide num-query-groups 2"],
         ),
         (
-            {"tensor_model_parallel_size": 3, "group_query_attention": False},
-            ["tensor-model-parallel-size: 3 does not divide num-attention-heads 4"],
+            {
+                "tensor_model_parallel_size": 3,
+                "sequence_parallel": True,
+                "group_query_attention": False,
+            },
+            [
+                f"tensor-model-parallel-size: 3 does not divide {key}"
+                for key in ("seq-length 32", "moe-ffn-hidden-size 64", "num-attention-heads 4")
+            ],
+        ),
+        (
+            {"tensor_model_parallel_size": 2},
+            [
+                "sequence-parallel: Megatron trains experts beside tensor-model-parallel-size 2 "
+                "with it alone. Set it to true"
+            ],
+        ),
+        (
+            {"expert_tensor_parallel_size": 2, "moe_ffn_hidden_size": 63, "world_size": 2},
+            ["expert-tensor-parallel-size: 2 does not divide moe-ffn-hidden-size 63"],
+        ),
+        (
+            {
+                "num_layers": 4,
+                "pipeline_model_parallel_size": 2,
+                "num_layers_per_virtual_pipeline_stage": 1,
+                "global_batch_size": 6,
+            },
+            [
+                "global-batch-size: 3 micro-batches for each data-parallel rank cannot be "
+                "interleaved over 2 pipeline stages in groups of 2. Use a multiple of 2 "
+                "micro-batches, and leave microbatch-group-size-per-virtual-pipeline-stage out"
+            ],
         ),
         (
             {"pipeline_model_parallel_size": 4},
@@ -173,6 +204,7 @@ def test_parallel_size_that_does_not_divide_is_refused(text, changes, wanted):
 
 def test_ranks_that_do_not_divide_into_the_model_are_refused(text):
     sizes = {"tensor_model_parallel_size": 2, "pipeline_model_parallel_size": 2}
+    sizes |= {"sequence_parallel": True}
     model, experts = problems(text, world_size=5, **sizes)
     assert "5 ranks do not divide into tensor 2 x pipeline 2 x context 1 = 4" in model
     assert "Use a multiple of 4 ranks" in model

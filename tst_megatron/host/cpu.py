@@ -21,6 +21,8 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode
 
+from tst_megatron.host import gloo
+
 DEVICE = torch.device("cpu")
 
 # What a run on this host must set, in Megatron's own flags. `recipe.py` overlays them with
@@ -158,73 +160,6 @@ def _set_rng_state(state: torch.Tensor, *_: Any, **__: Any) -> None:
     torch.set_rng_state(state)
 
 
-_all_to_all_single = torch.distributed.all_to_all_single
-
-
-def _all_to_all_with_list_splits(
-    output: torch.Tensor,
-    input: torch.Tensor,  # noqa: A002 - upstream's keyword
-    output_split_sizes: Any = None,
-    input_split_sizes: Any = None,
-    group: Any = None,
-    async_op: bool = False,
-) -> Any:
-    return _all_to_all_single(
-        output,
-        input,
-        output_split_sizes=_as_list(output_split_sizes),
-        input_split_sizes=_as_list(input_split_sizes),
-        group=group,
-        async_op=async_op,
-    )
-
-
-_all_gather, _reduce_scatter = torch.distributed.all_gather, torch.distributed.reduce_scatter
-
-
-def _all_gather_of_any_sizes(
-    tensor_list: list[torch.Tensor],
-    tensor: torch.Tensor,
-    group: Any = None,
-    async_op: bool = False,
-) -> Any:
-    if len({part.shape for part in tensor_list}) == 1:
-        return _all_gather(tensor_list, tensor, group=group, async_op=async_op)
-    assert not async_op, "the token dispatcher waits for it"
-    longest = max(part.numel() for part in tensor_list)
-    padded = [tensor.new_empty(longest) for _ in tensor_list]
-    _all_gather(padded, _padded(tensor, longest), group=group)
-    for part, filled in zip(tensor_list, padded, strict=True):
-        part.copy_(filled[: part.numel()].view_as(part))
-    return None
-
-
-def _reduce_scatter_of_any_sizes(
-    output: torch.Tensor,
-    input_list: list[torch.Tensor],
-    op: Any = torch.distributed.ReduceOp.SUM,
-    group: Any = None,
-    async_op: bool = False,
-) -> Any:
-    if len({part.shape for part in input_list}) == 1:
-        return _reduce_scatter(output, input_list, op=op, group=group, async_op=async_op)
-    assert not async_op, "the token dispatcher waits for it"
-    longest = max(part.numel() for part in input_list)
-    padded = output.new_empty(longest)
-    _reduce_scatter(padded, [_padded(part, longest) for part in input_list], op=op, group=group)
-    output.copy_(padded[: output.numel()].view_as(output))
-    return None
-
-
-def _padded(tensor: torch.Tensor, length: int) -> torch.Tensor:
-    flat = tensor.detach().reshape(-1)
-    return torch.nn.functional.pad(flat, (0, length - flat.numel()))
-
-
-def _as_list(sizes: Any) -> Any:
-    return sizes.tolist() if isinstance(sizes, torch.Tensor) else sizes
-
-
 def _cuda(
     name: str, replacement: Any, needed_by: str, hides: str = "nothing: there is one device"
 ) -> Fake:
@@ -306,20 +241,20 @@ FAKES: tuple[Fake, ...] = (
     ),
     Fake(
         target="torch.distributed:all_to_all_single",
-        replacement=_all_to_all_with_list_splits,
+        replacement=gloo.all_to_all_with_list_splits,
         needed_by="the MoE token dispatcher passes its split sizes as tensors",
         hides="gloo's refusal of them",
     ),
     Fake(
         target="torch.distributed:all_gather",
-        replacement=_all_gather_of_any_sizes,
+        replacement=gloo.all_gather_of_any_sizes,
         needed_by="the MoE token dispatcher gathers over expert-tensor-parallel ranks, of which "
         "each has tokens of its own number",
         hides="gloo's refusal of different sizes",
     ),
     Fake(
         target="torch.distributed:reduce_scatter",
-        replacement=_reduce_scatter_of_any_sizes,
+        replacement=gloo.reduce_scatter_of_any_sizes,
         needed_by="the MoE token dispatcher, on the way back",
         hides="gloo's refusal of different sizes",
     ),
