@@ -92,8 +92,30 @@ def _command_line(flags: Sequence[str]) -> Iterator[None]:
 
 
 def holds_a_batch(vp_stage: int | None) -> bool:
-    """Whether this pipeline stage reads tokens: the first embeds them, the last predicts them."""
-    return bool(names.is_first_or_last_pipeline_stage(vp_stage))
+    """Whether this pipeline stage reads tokens: the first embeds them, the last predicts them.
+
+    One with heads for multi-token prediction, which a layout may put in the middle, embeds them
+    again.
+    """
+    return bool(names.is_first_or_last_pipeline_stage(vp_stage)) or _has_heads(vp_stage)
+
+
+def _has_heads(vp_stage: int | None) -> bool:
+    args = names.get_args()
+    layout = args.pipeline_model_parallel_layout
+    if isinstance(layout, str):
+        # The model's configuration has it parsed, the arguments have not.
+        layout = names.PipelineParallelLayerLayout.from_str(
+            layout=layout, pipeline_model_parallel_size=args.pipeline_model_parallel_size
+        )
+    return bool(
+        names.mtp_on_this_rank(
+            layout=layout,
+            mtp_num_layers=args.mtp_num_layers,
+            ignore_virtual=False,
+            vp_stage=vp_stage,
+        )
+    )
 
 
 def tensor_parallel_size() -> int:
