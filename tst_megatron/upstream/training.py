@@ -137,6 +137,30 @@ def broadcast_from_tensor_parallel_rank_0(tensor: torch.Tensor) -> torch.Tensor:
     return tensor
 
 
+def slices_of_this_context_parallel_rank(
+    tensors: Mapping[str, torch.Tensor],
+) -> dict[str, torch.Tensor]:
+    """What this context-parallel rank has of tensors [B, L, ...]: two chunks of its positions.
+
+    Causal attention costs more the later a position is, so of 2C chunks rank r takes chunk r and
+    chunk 2C-1-r (Megatron's order, which its rotary embedding and the attention kernels share).
+
+    Args:
+        tensors: of one shape up to L, which 2C divides. No attention mask: its positions are not
+            those of dimension 1.
+
+    Returns:
+        [B, L / C, ...] tensors under the same names; with one rank, the tensors as they are.
+    """
+    assert "attention_mask" not in tensors
+    sliced: dict[str, torch.Tensor] = names.get_batch_on_this_cp_rank(
+        dict(tensors),
+        is_hybrid_cp=False,
+        cp_group=names.parallel_state.get_context_parallel_group(),
+    )
+    return sliced
+
+
 def current_device() -> Any:
     """The device of this rank's model, as ``Tensor.to`` takes it."""
     return torch.cuda.current_device()
