@@ -10,19 +10,21 @@ from tst_megatron.recipe import Recipe
 
 REFUSED = {
     "mtp-num-layers": "multi-token prediction shifts labels by one token, which means nothing for "
-    "a bag. Remove it, or train without superposition",
+    "a bag. Remove it, or train without superposition (tst.bag-size 1)",
+    "pipeline-model-parallel-layout": "with multi-token prediction on a stage of its own Megatron "
+    "sends shapes between stages, on which the CPU host hangs. Put m into the last stage",
     "rampup-batch-size": "the position in the token stream is counted in batches of one size. Use "
     "a constant global-batch-size (rampup-batch-size and step-batch-size-schedule unset)",
     "cuda-graph-impl": "a full_iteration graph cannot hold the step of both phases. Use local or "
     "transformer_engine",
-    "context-parallel-size": "it needs Transformer Engine's attention and a split of latent "
-    "positions that this version does not have. Use 1",
+    "hybrid-context-parallel": "its batches are packed sequences, which a bag has no place in. "
+    "Remove it",
     "iterations-to-skip": "skipped steps would break the count of raw tokens read. Remove it",
     "phase-transition-iterations": "it ends the job at a phase change, and the switch is made "
     "inside the run. Remove it",
     "train-samples": "phases are counted in steps. Use train-iters",
-    "overlap-moe-expert-parallel-comm": "its schedule plan does not carry bags in this version. "
-    "Remove it",
+    "overlap-moe-expert-parallel-comm": "it overlaps CUDA streams, and the CPU host has none. "
+    "Remove it, or use a GPU profile",
     "full-validation": "evaluation reads the same eval-iters batches every time. Remove it and "
     "multiple-validation-sets",
     "reset-position-ids": "positions and masks are those of latent positions, which may hold two "
@@ -83,6 +85,62 @@ def async_save(
 def has_nvidia_resiliency_ext() -> bool:
     """Whether Megatron's default strategy of asynchronous saves is installed."""
     return importlib.util.find_spec("nvidia_resiliency_ext") is not None
+
+
+def has_transformer_engine() -> bool:
+    """Whether Transformer Engine is installed, without importing it (that needs CUDA)."""
+    return importlib.util.find_spec("transformer_engine") is not None
+
+
+def context_parallel_problems(recipe: Recipe, values: argparse.Namespace) -> list[str]:
+    """What context parallelism needs: Transformer Engine's attention, and positions that divide."""
+    size, key = values.context_parallel_size, "context-parallel-size"
+    if size <= 1:
+        return []
+    problems = []
+    if recipe.profile == "cpu" or values.transformer_impl == "local":
+        problems.append(
+            f"{key}: {size} needs Transformer Engine's attention, which the CPU host and "
+            "transformer-impl=local do not have. Use 1"
+        )
+    elif not has_transformer_engine():
+        problems.append(
+            f"{key}: {size} needs Transformer Engine's attention, which is not installed. Install "
+            "it (pip install --no-build-isolation 'transformer-engine[pytorch]'), or use 1"
+        )
+    length, chunks = values.seq_length, 2 * size
+    if length and length % chunks:
+        problems.append(
+            f"seq-length: {length} latent positions do not divide into 2 x {key} {size} = {chunks} "
+            f"chunks, of which each rank takes an early and a late one. Use a multiple of {chunks}"
+        )
+    return problems
+
+
+def schedule_plan_problems(values: argparse.Namespace) -> list[str]:
+    """What Megatron asks of a schedule plan when it builds the model, said before the queue."""
+    if not values.overlap_moe_expert_parallel_comm:
+        return []
+    stages = (
+        values.num_layers_per_virtual_pipeline_stage,
+        values.num_virtual_stages_per_pipeline_rank,
+        values.pipeline_model_parallel_layout,
+    )
+    is_broken = {
+        "needs bf16 or fp16": not (values.bf16 or values.fp16),
+        "needs expert-model-parallel-size above 1": values.expert_model_parallel_size < 2,
+        "needs virtual stages (num-virtual-stages-per-pipeline-rank) beside "
+        "pipeline-model-parallel-size": values.pipeline_model_parallel_size > 1 and not any(stages),
+        "needs moe-token-dispatcher-type alltoall or flex": values.moe_token_dispatcher_type
+        not in ("alltoall", "flex"),
+        "cannot go with recompute-granularity full": values.recompute_granularity == "full",
+        "cannot go with moe-shared-expert-overlap": values.moe_shared_expert_overlap,
+    }
+    return [
+        f"overlap-moe-expert-parallel-comm: {rule}. Change that, or remove it"
+        for rule, broken in is_broken.items()
+        if broken
+    ]
 
 
 def smallest_world_size(values: argparse.Namespace) -> int:
@@ -192,18 +250,20 @@ def _divisions(values: argparse.Namespace, tensor: int, pipeline: int, expert: i
 
 def combination_problems(recipe: Recipe, values: argparse.Namespace) -> list[str]:
     """What cannot be combined with token superposition, or with this version, and why."""
+    is_on_cpu = recipe.profile == "cpu"
     bags = any(bag_size > 1 for bag_size, _ in _entries(recipe))
     is_dropped_out = max(values.hidden_dropout, values.attention_dropout) > 0
     is_masked = values.reset_position_ids or values.reset_attention_mask
     is_refused = {
         "mtp-num-layers": bags and values.mtp_num_layers,
+        "pipeline-model-parallel-layout": is_on_cpu and _has_early_heads(values),
         "rampup-batch-size": values.rampup_batch_size or values.step_batch_size_schedule,
         "cuda-graph-impl": values.cuda_graph_impl == "full_iteration",
-        "context-parallel-size": values.context_parallel_size > 1,
+        "hybrid-context-parallel": values.hybrid_context_parallel,
         "iterations-to-skip": values.iterations_to_skip,
         "phase-transition-iterations": values.phase_transition_iterations,
         "train-samples": values.train_samples,
-        "overlap-moe-expert-parallel-comm": values.overlap_moe_expert_parallel_comm,
+        "overlap-moe-expert-parallel-comm": is_on_cpu and values.overlap_moe_expert_parallel_comm,
         "full-validation": values.full_validation or values.multiple_validation_sets,
         "reset-position-ids": is_masked or values.dataloader_inter_document_masking,
         "dataloader-type": values.dataloader_type not in (None, "single"),
@@ -216,9 +276,18 @@ def combination_problems(recipe: Recipe, values: argparse.Namespace) -> list[str
         "use-checkpoint-args": values.use_checkpoint_args,
         "sft": values.sft or values.fim_data or values.perform_rl_step,
         "rerun-mode": values.rerun_mode == "report_stats",
-        "hidden-dropout": recipe.profile == "cpu" and is_dropped_out,
+        "hidden-dropout": is_on_cpu and is_dropped_out,
     }
-    return [f"{key}: {REFUSED[key]}" for key, refused in is_refused.items() if refused]
+    problems = [f"{key}: {REFUSED[key]}" for key, refused in is_refused.items() if refused]
+    if not is_on_cpu:
+        problems += schedule_plan_problems(values)
+    return [*problems, *context_parallel_problems(recipe, values)]
+
+
+def _has_early_heads(values: argparse.Namespace) -> bool:
+    """Whether a layout of stages puts multi-token prediction before the last of them."""
+    layout = str(values.pipeline_model_parallel_layout or "")
+    return bool(values.mtp_num_layers) and "m" in layout.rpartition("|")[0]
 
 
 def _entries(recipe: Recipe) -> list[tuple[int, float | int | None]]:

@@ -2,8 +2,6 @@
 bit."""
 
 import struct
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -42,48 +40,47 @@ def bits(values: list[float]) -> list[str]:
     return [struct.pack("<f", value).hex() for value in values]
 
 
-@pytest.mark.parametrize("expert_parallel", [1, 2])
-def test_losses_and_gradient_norms_are_those_of_stock_megatron(
-    text, tmp_path, checked_flags, expert_parallel
-):
+# name: (ranks, changes to the recipe, scalars beside the loss and the norm of the gradient)
+CASES = {
+    "one rank": (1, {}, ()),
+    "expert parallel": (2, {"expert_model_parallel_size": 2}, ()),
+    # The last stage has the heads, and with them an embedding of its own.
+    "multi-token prediction, pipeline": (
+        2,
+        {"pipeline_model_parallel_size": 2, "mtp_num_layers": 2, "train_iters": 8},
+        ("mtp_1 loss", "mtp_2 loss"),
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_losses_and_gradient_norms_are_those_of_stock_megatron(text, tmp_path, checked_flags, case):
+    num_ranks, changes, more = CASES[case]
     recipe = tiny.write_recipe(
         tmp_path / "baseline.yaml",
         text,
         {"bag-size": 1, "stream-unit-bags": 4},
-        expert_model_parallel_size=expert_parallel,
         eval_iters=0,
+        **changes,
     )
-    flags, tokens = checked_flags(recipe, expert_parallel)
+    flags, tokens = checked_flags(recipe, num_ranks)
     np.save(tmp_path / "tokens.npy", tokens)
-    ours = tiny.start_ranks(
+    ours = tiny.fork_ranks(
         *("train", str(recipe), "--run-folder", str(tmp_path / "run")),
-        num_ranks=expert_parallel,
+        num_ranks=num_ranks,
         log=tmp_path / "ours.log",
     )
-    script = Path(__file__).parent / "stock_arm.py"
-    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": tiny.free_port()}
-    log = (tmp_path / "stock.log").open("w")
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, str(script), str(tmp_path / "tokens.npy"), *flags]
-            + ["--tensorboard-dir", str(tmp_path / "stock")],
-            env=tiny.environment(
-                RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(expert_parallel), **shared
-            ),
-            stdout=log,
-            stderr=subprocess.STDOUT,
-        )
-        for rank in range(expert_parallel)
-    ]
-    for process in [*ranks, *ours]:
-        assert process.wait(timeout=300) == 0, (tmp_path / "stock.log").read_text()[-4000:] + (
-            tmp_path / "ours.log"
-        ).read_text()
-    rows = tiny.metrics(tmp_path / "run")
-    assert len(rows) == 20
-    stock_losses = scalars(tmp_path / "stock", "lm loss")
-    assert len(set(stock_losses)) == 20  # it trains
-    assert bits([row["lm loss"] for row in rows]) == bits(stock_losses)
-    assert bits([row["grad-norm"] for row in rows]) == bits(
-        scalars(tmp_path / "stock", "grad-norm")
+    stock = tiny.fork_stock_ranks(
+        *(str(tmp_path / "tokens.npy"), *flags, "--tensorboard-dir", str(tmp_path / "stock")),
+        num_ranks=num_ranks,
+        log=tmp_path / "stock.log",
     )
+    tiny.wait(stock, tmp_path / "stock.log")
+    tiny.wait(ours, tmp_path / "ours.log")
+    rows = tiny.metrics(tmp_path / "run")
+    stock_losses = scalars(tmp_path / "stock", "lm loss")
+    assert len(rows) == len(set(stock_losses)) == changes.get("train_iters", 20)  # it trains
+    for name in ("lm loss", "grad-norm", *more):
+        theirs = bits(scalars(tmp_path / "stock", name))
+        assert bits([row[name] for row in rows]) == theirs, name
+        assert bits(scalars(tmp_path / "run" / "tensorboard", name)) == theirs, name

@@ -6,15 +6,19 @@ A Megatron upgrade fails here first; ``tst_megatron/upstream/`` is where to mend
 import importlib.metadata
 import inspect
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from megatron.core.dist_checkpointing import validation
 from megatron.core.dist_checkpointing.strategies.filesystem_async import FileSystemWriterAsync
+from megatron.core.models.common import utils as plan_nodes
+from megatron.core.pipeline_parallel import schedules
 from megatron.core.rerun_state_machine import RerunState, RerunStateMachine
 
 from tst_megatron import upstream
 from tst_megatron.host import cpu
-from tst_megatron.training import checkpoints, pretrain
+from tst_megatron.schedule import Phase
+from tst_megatron.training import checkpoints, pretrain, step
 from tst_megatron.upstream import names, repairs
 
 CALLER = names.async_utils.PersistentAsyncCaller
@@ -64,6 +68,16 @@ def test_version_is_the_tested_one():
         (
             upstream.GPTModel.forward,
             ["self", "input_ids", "position_ids", "attention_mask", "labels", "loss_mask"],
+        ),
+        (
+            upstream.GPTModel.build_schedule_plan,
+            ["self", "input_ids", "position_ids", "attention_mask", "labels", "loss_mask"],
+        ),
+        (names.get_batch_on_this_cp_rank, ["batch", "is_hybrid_cp", "cp_group"]),
+        (names.mtp_on_this_rank, ["layout", "mtp_num_layers", "ignore_virtual", "vp_stage"]),
+        (
+            names.PipelineParallelLayerLayout.from_str,
+            ["layout", "pipeline_model_parallel_size"],
         ),
         (upstream.VocabParallelEmbedding.forward, ["self", "input_"]),
         (upstream.reduce_from_tensor_model_parallel_region, ["input_", "group"]),
@@ -167,6 +181,58 @@ def test_refused_results_end_in_states_that_have_a_meaning():
     assert machine.failed_validation_call is None
     assert machine.rerun_requested is False
     assert machine.first_iteration_complete is False
+
+
+def test_a_schedule_plan_embeds_and_computes_the_loss_through_the_model():
+    """The exchanged embedding and loss are reached by the plan because its nodes ask the model."""
+    assert "self.model._preprocess(" in inspect.getsource(plan_nodes.PreProcessNode.forward_impl)
+    assert "self.model._postprocess(" in inspect.getsource(plan_nodes.PostProcessNode.forward_impl)
+    source = inspect.getsource(upstream.GPTModel._postprocess)
+    assert "self.compute_language_model_loss(labels, logits)" in source
+
+
+def test_a_loss_with_its_count_is_not_multiplied_by_the_context_parallel_size():
+    """By reading: only the branch of a loss function that returns no count knows that size."""
+    source = inspect.getsource(schedules.forward_step_calc_loss)
+    counted, plain = source.split("if len(outputs) == 3:")[1].split("assert len(outputs) == 2")
+    assert "output_tensor /= torch.clamp(num_tokens, min=1)" in counted
+    assert "cp_group_size" not in counted
+    assert "output_tensor *= cp_group_size" in plain
+    source = inspect.getsource(
+        getattr(names.training.train_step, "tst_megatron_original", None)
+        or names.training.train_step
+    )
+    assert "torch.distributed.all_reduce(val, group=dp_cp_group)" in source
+
+
+def test_a_stage_with_heads_holds_a_batch_wherever_a_layout_puts_it(monkeypatch):
+    state = names.parallel_state
+    args = SimpleNamespace(
+        pipeline_model_parallel_layout="Et|t|m|L", pipeline_model_parallel_size=2, mtp_num_layers=1
+    )
+    monkeypatch.setattr(names, "get_args", lambda: args)
+    monkeypatch.setattr(state, "_VIRTUAL_PIPELINE_MODEL_PARALLEL_WORLD_SIZE", 2)
+    monkeypatch.setattr(state, "get_pipeline_model_parallel_world_size", lambda: 2)
+
+    def holders():
+        found = []
+        for rank in range(2):
+            monkeypatch.setattr(state, "get_pipeline_model_parallel_rank", lambda rank=rank: rank)
+            found += [upstream.holds_a_batch(vp_stage) for vp_stage in range(2)]
+        return found
+
+    # By rank, then by virtual stage: Et and m on the first, t and L on the second.
+    assert holders() == [True, True, False, True]
+    args.mtp_num_layers, args.pipeline_model_parallel_layout = None, None
+    assert holders() == [True, False, False, True]
+
+
+def test_heads_are_not_on_while_bags_are_read():
+    bags = Phase(bag_size=4, first_step=0, num_steps=1)
+    with pytest.raises(AssertionError, match="multi-token prediction of bags"):
+        step._require_no_heads(bags, 1)
+    step._require_no_heads(bags, None)
+    step._require_no_heads(Phase(bag_size=1, first_step=0, num_steps=1), 1)
 
 
 def test_workarounds_are_put_in_place_once():

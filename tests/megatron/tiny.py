@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import multiprocessing
 import os
@@ -10,6 +11,7 @@ import socket
 import struct
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import yaml
@@ -160,6 +162,17 @@ def fork_ranks(
     Each rank leads a process group of its own, to which its workers belong. ``tokens`` is where the
     ranks note what they read (``recording.py``).
     """
+    return _fork(functools.partial(_tst_megatron, tokens), arguments, num_ranks, log)
+
+
+def fork_stock_ranks(*arguments: str, num_ranks: int, log: Path) -> list[Rank]:
+    """Start ``stock_arm.py`` likewise: our modules are imported there, and none of them is used."""
+    return _fork(_stock_arm, arguments, num_ranks, log)
+
+
+def _fork(
+    main: Callable[[], None], arguments: tuple[str, ...], num_ranks: int, log: Path
+) -> list[Rank]:
     start_server("preloaded")
     context = multiprocessing.get_context("forkserver")
     job = {"WORLD_SIZE": str(num_ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
@@ -167,7 +180,7 @@ def fork_ranks(
     processes = [
         context.Process(
             target=_be_a_rank,
-            args=(arguments, {**job, "RANK": str(rank), "LOCAL_RANK": str(rank)}, str(log), tokens),
+            args=(main, arguments, {**job, "RANK": str(rank), "LOCAL_RANK": str(rank)}, str(log)),
         )
         for rank in range(num_ranks)
     ]
@@ -177,7 +190,7 @@ def fork_ranks(
 
 
 def _be_a_rank(
-    arguments: tuple[str, ...], job: dict[str, str], log: str, tokens: Path | None
+    main: Callable[[], None], arguments: tuple[str, ...], job: dict[str, str], log: str
 ) -> None:
     os.setpgid(0, 0)
     assert "preloaded" in sys.modules
@@ -188,6 +201,10 @@ def _be_a_rank(
     os.dup2(descriptor, 2)
     os.environ.update(job)
     sys.argv = ["tst-megatron", *arguments]
+    main()
+
+
+def _tst_megatron(tokens: Path | None) -> None:
     if tokens is not None:
         import recording
 
@@ -195,6 +212,12 @@ def _be_a_rank(
     from tst_megatron.cli import main
 
     main()
+
+
+def _stock_arm() -> None:
+    import stock_arm
+
+    stock_arm.main()
 
 
 def wait(processes: list[subprocess.Popen] | list[Rank], log: Path, status: int = 0) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -37,6 +38,9 @@ FROM_MEGATRON = (
     "skipped-train-samples",
 )
 """Scalars that Megatron writes under these names and that each line repeats."""
+
+OF_A_HEAD = re.compile(r"mtp_\d+ loss")
+"""Likewise the loss of each multi-token prediction head, in nats: as many names as heads."""
 
 SECONDS_BETWEEN_LINES = 20.0
 """How often progress is printed where there is no terminal to draw on."""
@@ -77,6 +81,7 @@ class Recorder:
             "step seconds": seconds,
         }
         theirs = {name: scalars[name] for name in FROM_MEGATRON if name in scalars}
+        theirs |= {name: loss for name, loss in scalars.items() if OF_A_HEAD.fullmatch(name)}
         loss = scalars.get(loss_name)
         row = {"step": step, "phase": phase.name, loss_name: loss, **theirs, **ours}
         self._write({"event": "step", **row, "device": self._device})

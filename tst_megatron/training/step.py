@@ -5,6 +5,7 @@ Shapes: B micro-batch, T raw tokens per sequence, L latent positions, K tokens p
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -57,19 +58,38 @@ def make_batch(tokens_BT: Tensor, phase: Phase, *, masked_after: int | None = No
     return Batch(tokens.contiguous(), counted.contiguous(), positions, loss_mask_BL)
 
 
+def on_this_context_parallel_rank(batch: Batch) -> Batch:
+    """The part of a batch that this rank works on, cut after folding: latent positions, not tokens.
+
+    A target stays with its position, also where the next bag itself is on another rank, and
+    position ids count from the start of the whole sequence.
+    """
+    fields = [field.name for field in dataclasses.fields(batch)]
+    whole = {name: getattr(batch, name) for name in fields}
+    return Batch(**upstream.slices_of_this_context_parallel_rank(whole))
+
+
 def make_forward_step(schedule: Schedule) -> Callable[..., Any]:
     """The forward step of a run: the phase decides the bag size, and nothing else changes.
 
     The phase follows from Megatron's own count of completed steps. Evaluation is next-token in both
-    phases.
+    phases. With ``overlap-moe-expert-parallel-comm`` Megatron asks for a schedule plan, whose nodes
+    embed and compute the loss through the same model.
     """
 
-    def forward_step(data_iterator: Iterator[dict[str, Tensor]] | None, model: Any) -> Any:
+    def forward_step(
+        data_iterator: Iterator[dict[str, Tensor]] | None,
+        model: Any,
+        return_schedule_plan: bool = False,
+    ) -> Any:
+        # The plan of the same computation, which Megatron then runs piece by piece.
+        compute = model.build_schedule_plan if return_schedule_plan else model
         args = upstream.get_args()
         phase = schedule.phase_at(args.curr_iteration) if model.training else _EVALUATION
+        _require_no_heads(phase, args.mtp_num_layers)
         if not upstream.holds_a_batch(upstream.get_attr_wrapped_model(model, "vp_stage")):
             # A stage in the middle works on the hidden states that it was sent.
-            return model(None, None, None), None
+            return compute(None, None, None), None
         timers = upstream.get_timers()
         timers("batch-generator", log_level=2).start()
         micro_batch = args.micro_batch_size if model.training else args.eval_micro_batch_size
@@ -77,8 +97,9 @@ def make_forward_step(schedule: Schedule) -> Callable[..., Any]:
         tokens_BT = read_raw_tokens(data_iterator, (micro_batch, num_raw_tokens))
         end_of_document = upstream.end_of_document_id() if args.eod_mask_loss else None
         batch = make_batch(tokens_BT, phase, masked_after=end_of_document)
+        batch = on_this_context_parallel_rank(batch)
         timers("batch-generator").stop()
-        output = model(
+        output = compute(
             batch.tokens,
             batch.position_ids,
             None,
@@ -89,6 +110,11 @@ def make_forward_step(schedule: Schedule) -> Callable[..., Any]:
         return output, functools.partial(loss_func, batch.loss_mask, name)
 
     return forward_step
+
+
+def _require_no_heads(phase: Phase, num_heads: int | None) -> None:
+    # Refused before the run; a head would roll the slots of a bag and never say so.
+    assert not (phase.is_superposition and num_heads), "multi-token prediction of bags"
 
 
 def read_raw_tokens(
@@ -117,6 +143,11 @@ def loss_func(
 
     Latent positions are what is counted in both phases, as the router counts them when it scales
     its own losses: counting each target would weaken balancing K times.
+
+    Under context parallelism both numbers are those of this rank's positions. Megatron divides them
+    as it does those of data-parallel ranks: without the per-token flag each rank's mean, averaged
+    over DP x CP (only a loss function that returns no count is multiplied by the CP size); with it,
+    one sum over the one count of all ranks. Reports are summed over DP x CP.
 
     Args:
         loss_mask_BL: [B, L] 1 where a latent position has a target.

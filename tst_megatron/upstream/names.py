@@ -31,7 +31,11 @@ try:
             reduce_scatter_to_sequence_parallel_region,
         )
         from megatron.core.transformer import torch_norm
-        from megatron.core.utils import get_attr_wrapped_model
+        from megatron.core.transformer.multi_token_prediction import mtp_on_this_rank
+        from megatron.core.transformer.pipeline_parallel_layer_layout import (
+            PipelineParallelLayerLayout,
+        )
+        from megatron.core.utils import get_attr_wrapped_model, get_batch_on_this_cp_rank
         from megatron.training import arguments, get_args, get_timers, global_vars, training
         from megatron.training.argument_utils import (
             gpt_config_from_args,
@@ -51,6 +55,7 @@ __all__ = [
     "GPTModelConfig",
     "LanguageModule",
     "ModelType",
+    "PipelineParallelLayerLayout",
     "Split",
     "VocabParallelEmbedding",
     "arguments",
@@ -59,11 +64,13 @@ __all__ = [
     "distrib_optimizer",
     "get_args",
     "get_attr_wrapped_model",
+    "get_batch_on_this_cp_rank",
     "get_rerun_state_machine",
     "get_timers",
     "global_vars",
     "gpt_config_from_args",
     "is_first_or_last_pipeline_stage",
+    "mtp_on_this_rank",
     "parallel_state",
     "pretrain_cfg_container_from_args",
     "reduce_from_tensor_model_parallel_region",

@@ -92,8 +92,30 @@ def _command_line(flags: Sequence[str]) -> Iterator[None]:
 
 
 def holds_a_batch(vp_stage: int | None) -> bool:
-    """Whether this pipeline stage reads tokens: the first embeds them, the last predicts them."""
-    return bool(names.is_first_or_last_pipeline_stage(vp_stage))
+    """Whether this pipeline stage reads tokens: the first embeds them, the last predicts them.
+
+    One with heads for multi-token prediction, which a layout may put in the middle, embeds them
+    again.
+    """
+    return bool(names.is_first_or_last_pipeline_stage(vp_stage)) or _has_heads(vp_stage)
+
+
+def _has_heads(vp_stage: int | None) -> bool:
+    args = names.get_args()
+    layout = args.pipeline_model_parallel_layout
+    if isinstance(layout, str):
+        # The model's configuration has it parsed, the arguments have not.
+        layout = names.PipelineParallelLayerLayout.from_str(
+            layout=layout, pipeline_model_parallel_size=args.pipeline_model_parallel_size
+        )
+    return bool(
+        names.mtp_on_this_rank(
+            layout=layout,
+            mtp_num_layers=args.mtp_num_layers,
+            ignore_virtual=False,
+            vp_stage=vp_stage,
+        )
+    )
 
 
 def tensor_parallel_size() -> int:
@@ -113,6 +135,30 @@ def broadcast_from_tensor_parallel_rank_0(tensor: torch.Tensor) -> torch.Tensor:
         source = names.parallel_state.get_tensor_model_parallel_src_rank()
         torch.distributed.broadcast(tensor, source, group=group)
     return tensor
+
+
+def slices_of_this_context_parallel_rank(
+    tensors: Mapping[str, torch.Tensor],
+) -> dict[str, torch.Tensor]:
+    """What this context-parallel rank has of tensors [B, L, ...]: two chunks of its positions.
+
+    Causal attention costs more the later a position is, so of 2C chunks rank r takes chunk r and
+    chunk 2C-1-r (Megatron's order, which its rotary embedding and the attention kernels share).
+
+    Args:
+        tensors: of one shape up to L, which 2C divides. No attention mask: its positions are not
+            those of dimension 1.
+
+    Returns:
+        [B, L / C, ...] tensors under the same names; with one rank, the tensors as they are.
+    """
+    assert "attention_mask" not in tensors
+    sliced: dict[str, torch.Tensor] = names.get_batch_on_this_cp_rank(
+        dict(tensors),
+        is_hybrid_cp=False,
+        cp_group=names.parallel_state.get_context_parallel_group(),
+    )
+    return sliced
 
 
 def current_device() -> Any:
