@@ -19,8 +19,8 @@ from tst_megatron.training.checkpoints import problems
 from tst_megatron.upstream import repairs
 from tst_megatron.upstream.checkpoint import pending_rerun, read_saved_state
 
-SWITCH, STEPS = 14, 26
-SUPERPOSITION, RECOVERY = 4, 16
+SWITCH, STEPS = 12, 26
+SUPERPOSITION, RECOVERY = 8, 16
 """Steps completed when a run is resumed; ten steps or more come after each, and after the first
 also the switch."""
 
@@ -104,7 +104,7 @@ def runs(text, tmp_path_factory):
     changes = {
         "num_layers": 4,
         "train_iters": STEPS,
-        "save_interval": 4,
+        "save_interval": 8,
         "eval_interval": 13,
         "lr": 2e-3,
         "dist_ckpt_optim_fully_reshardable": True,
@@ -166,7 +166,7 @@ def test_adam_counts_on_from_the_step_that_was_saved(runs, name):
 def test_start_says_what_changes_on_the_console_and_in_the_log_and_keeps_it(runs):
     name = "TP1 to TP2 in superposition"
     said = (
-        "the layout changes after step 4: number of ranks 1 -> 2, tensor-model-parallel-size 1 -> "
+        "the layout changes after step 8: number of ranks 1 -> 2, tensor-model-parallel-size 1 -> "
         "2, sequence-parallel False -> True, expert-tensor-parallel-size 1 -> 2. The text that is "
         "read is the same; losses agree with those of the old layout to rounding, and not bit for "
         "bit"
@@ -175,7 +175,7 @@ def test_start_says_what_changes_on_the_console_and_in_the_log_and_keeps_it(runs
     for text in (runs.log(name).read_text(), log.read_text()):
         assert text.count(said) == 1
     layouts = json.loads((runs.run(name) / "versions.json").read_text())["layouts"]
-    assert [entry["after step"] for entry in layouts] == [0, 4]
+    assert [entry["after step"] for entry in layouts] == [0, SUPERPOSITION]
     assert layouts[1]["layout"]["tensor-model-parallel-size"] == 2
 
 
@@ -185,7 +185,7 @@ def test_third_start_compares_with_the_newest_checkpoint(runs):
     runs.run(name)
     assert "tensor-model-parallel-size 2 -> 1" in runs.log(name).read_text()
     layouts = json.loads((runs.run(name) / "versions.json").read_text())["layouts"]
-    assert [entry["after step"] for entry in layouts] == [0, 4, SWITCH]
+    assert [entry["after step"] for entry in layouts] == [0, SUPERPOSITION, SWITCH]
 
 
 def test_checkpoints_of_both_layouts_are_whole_and_kept_by_the_rule(runs):
