@@ -93,8 +93,14 @@ def check(
     checked = checked_recipe(recipe, overrides, nproc)
     start = plan_start(checked, RunFolder(run)) if run else None
     announce(checked, console)
-    if start is not None:
-        for note in (*start.notes, f"{run}: would start after step {start.step}"):
+    if run is not None and start is not None:
+        is_finished = RunFolder(run).is_finished(checked)
+        would = (
+            "is finished: a start would do nothing"
+            if is_finished
+            else (f"would start after step {start.step}")
+        )
+        for note in (*start.notes, f"{run}: {would}"):
             console.print(note, highlight=False, markup=False, soft_wrap=True)
     console.print("No problem found.", style="green")
 

@@ -89,12 +89,14 @@ def reset_problems(tst: TSTConfig, values: argparse.Namespace) -> list[str]:
     unknown = {
         f"optimizer: {values.optimizer}": values.optimizer != "adam",
         "optimizer-cpu-offload": values.optimizer_cpu_offload,
+        # Its fp32 copies of bf16 parameters are remainders, and its moments may have scales.
+        "use-precision-aware-optimizer": values.use_precision_aware_optimizer,
         "use-megatron-fsdp": values.use_megatron_fsdp,
         "use-torch-fsdp2": values.use_torch_fsdp2,
     }
     return [
-        f"{key}: {' and '.join(resets)} can reset Adam's state on the device alone. Remove one of "
-        "the two"
+        f"{key}: {' and '.join(resets)} can only reset Adam's fp32 state on the device. Remove one "
+        "of the two"
         for key, is_set in unknown.items()
         if is_set and resets
     ]

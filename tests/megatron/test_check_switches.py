@@ -68,11 +68,12 @@ def test_plan_says_what_a_run_with_switches_reads(text):
     [
         ({"optimizer": "sgd"}, "optimizer: sgd"),
         ({"optimizer_cpu_offload": True}, "optimizer-cpu-offload"),
+        ({"use_precision_aware_optimizer": True}, "use-precision-aware-optimizer"),
     ],
 )
 def test_reset_of_an_optimizer_that_it_does_not_know_is_refused(text, changes, key):
     resets = {"reset-embeddings": True, "reset-optimizer": True}
     assert (
-        f"{key}: tst.reset-embeddings and tst.reset-optimizer can reset Adam's state on the device "
-        "alone. Remove one of the two"
+        f"{key}: tst.reset-embeddings and tst.reset-optimizer can only reset Adam's fp32 state on "
+        "the device. Remove one of the two"
     ) in problems(text, {**TST, **resets}, **changes)

@@ -13,7 +13,7 @@ import tiny
 import torch
 from interrupted import interrupted_at
 
-from tst_megatron.cli import train_run
+from tst_megatron.cli import check, train_run
 from tst_megatron.data.cursor import stream_facts
 from tst_megatron.recipe import RecipeError, load_recipe
 from tst_megatron.training.start import check_checkpoint
@@ -169,6 +169,8 @@ def test_finished_run_is_left_alone(uninterrupted, capsys):
     before = (run / "metrics.jsonl").read_text()
     assert train_run(recipe, [], run, nproc=2) == 0
     assert "this run is finished" in capsys.readouterr().out
+    check(recipe, nproc=2, run=run)
+    assert "is finished: a start would do nothing" in capsys.readouterr().out.replace("\n", " ")
     assert (run / "metrics.jsonl").read_text() == before
 
 

@@ -55,7 +55,8 @@ def run_all_switches(tokenizer):
     inner = model.module
     while hasattr(inner, "module"):
         inner = inner.module
-    results = {}
+    results, hidden = {}, []
+    inner.output_layer.register_forward_pre_hook(lambda _, inputs: hidden.append(inputs[0]))
     for name, sides in SIDES.items():
         switched = phase(*sides)
         sizes = Schedule(
@@ -63,7 +64,11 @@ def run_all_switches(tokenizer):
         )
         tokens = raw_tokens()[:, : sizes.raw_tokens_per_sample(switched)]
         batch = make_batch(tokens, switched)
-        results[name] = {"batch": batch, "run": loss_and_gradients(model, batch, batch.targets)}
+        hidden.clear()
+        run = loss_and_gradients(model, batch, batch.targets)
+        (seen,) = hidden
+        weight = inner.output_layer.weight.detach().clone()
+        results[name] = {"batch": batch, "run": run, "hidden": seen.detach(), "weight": weight}
     batch = results["bags"]["batch"]
     for kind in WEIGHTS:
         inner.slot_weights = kind
@@ -116,10 +121,18 @@ def test_embedding_gradient_reaches_the_tokens_that_are_read_and_no_other(switch
 
 @pytest.mark.parametrize("name", SIDES)
 def test_output_layer_is_pulled_to_the_targets_and_pushed_from_the_rest(switches, name):
-    """The hidden states of one model, so the rows of targets alone have a term of their own."""
-    batch, (losses, _) = switches[name]["batch"], switches[name]["run"]
-    assert losses.shape == (SEQUENCES, LENGTH)
-    # One token in a vocabulary of 512, untrained: near ln(512) whatever the switch.
+    """Its gradient is (softmax less what is wanted) x hidden state, summed over positions."""
+    batch, (losses, gradients) = switches[name]["batch"], switches[name]["run"]
+    hidden_LBH, weight_VH = switches[name]["hidden"], switches[name]["weight"]
+    targets_BLJ = batch.targets.view(SEQUENCES, LENGTH, -1)
+    wanted = torch.zeros(SEQUENCES, LENGTH, len(weight_VH))
+    wanted.scatter_(2, targets_BLJ, 1.0 / targets_BLJ.shape[-1])
+    hidden = hidden_LBH.transpose(0, 1)
+    log_softmax = (hidden @ weight_VH.T).log_softmax(-1)
+    expected = torch.einsum("blv,blh->vh", log_softmax.exp() - wanted, hidden)
+    assert_close({"weight": gradients["output_layer.weight"]}, {"weight": expected})
+    torch.testing.assert_close(losses, -(log_softmax * wanted).sum(-1))
+    # Untrained, in a vocabulary of 512: near ln(512) whatever the switch.
     assert losses.mean() == pytest.approx(6.238, rel=0.02)
     assert batch.loss_mask.eq(1).all()
 
@@ -156,7 +169,7 @@ def test_weights_differ_in_their_gradients(switches):
 
 
 def assert_close(one, two):
-    assert one.keys() == two.keys() and len(one) > 10
+    assert one and one.keys() == two.keys()
     for name in one:
         scale = max(float(two[name].norm()), 1e-8)
         assert float((one[name] - two[name]).norm()) <= 1e-5 * scale, name

@@ -37,6 +37,7 @@ def arguments(**more):
         "ddp_bucket_size": None,
         "vocab_size": 500,
         "make_vocab_size_divisible_by": 128,
+        "padded_vocab_size": None,
         "rerun_mode": "validate_results",
         "hidden_dropout": 0.0,
         "attention_dropout": 0.0,
@@ -150,7 +151,13 @@ def test_padded_vocabulary_is_a_multiple_of_both():
         assert padded_vocabulary(args) == rows
 
 
-@pytest.mark.parametrize(("saved", "now", "fix"), [(1, 2, "Use 1"), (4, 1, "Use a size above 1")])
+@pytest.mark.parametrize(
+    ("saved", "now", "fix"),
+    [
+        (1, 2, "Use expert-parallel size 1, and no other expert-tensor- than tensor-parallel size"),
+        (4, 1, "Use an expert-parallel size above 1"),
+    ],
+)
 def test_experts_own_optimizer_needs_the_distributed_one_to_come_or_go(saved, now, fix):
     sizes = {"expert_model_parallel_size": saved}, {"expert_model_parallel_size": now}
     (problem,) = problems(NONE, *sizes)
@@ -159,6 +166,23 @@ def test_experts_own_optimizer_needs_the_distributed_one_to_come_or_go(saved, no
     assert problems(MODEL, *sizes) == []
     dense = [{**size, "num_experts": None} for size in sizes]
     assert problems(NONE, *dense) == []
+
+
+def test_expert_tensor_size_of_their_own_gives_experts_an_optimizer_of_their_own():
+    usual, own = {}, {"expert_tensor_parallel_size": 2}
+    for saved, now in ((usual, own), (own, usual)):
+        (problem,) = problems(NONE, saved, now)
+        assert "1 with expert-tensor-parallel-size 2" in problem
+        assert problems(MODEL, saved, now) == []
+    both = {"expert_model_parallel_size": 2, **own}
+    assert problems(NONE, both, own) == []
+
+
+def test_vocabulary_that_the_recipe_pads_itself_stays():
+    wider = {"tensor_model_parallel_size": 2, "make_vocab_size_divisible_by": 512}
+    assert problems(MODEL, {}, wider)
+    stated = {"padded_vocab_size": 512}
+    assert problems(MODEL, stated, {**wider, **stated}) == []
 
 
 def test_without_the_distributed_optimizer_sizes_above_1_may_change():

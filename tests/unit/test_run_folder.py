@@ -95,7 +95,13 @@ def test_each_difference_is_named_with_both_values(run, checked, tmp_path):
     other = make_checked(tmp_path / "other", "lr=0.5", "tst.superposition-fraction=0.5", "seed=7")
     other.corpora[0].manifest.train.bin_sha256 = "cd34"
     problems = {problem.split(":")[0]: problem for problem in run.problems(other, fresh=False)}
-    assert sorted(problems) == ["lr", "phases", "seed", "training text", "tst"]
+    assert sorted(problems) == [
+        "lr",
+        "phases",
+        "seed",
+        "training text",
+        "tst.superposition-fraction",
+    ]
     assert problems["lr"] == (
         "lr: this run was started with 1e-06, and the recipe now says 0.5. Use another "
         "--run-folder, or the recipe it was started with"

@@ -13,8 +13,9 @@ The rule (docs/data-stream.md draws it):
 4. The samples that a phase takes of an epoch are permuted inside blocks, so that neighbours in the
    text do not share a batch. Phases that read alike, as all do when only the targets are bags
    (``tst.inputs: tokens``), are one here: such a run reads exactly what ordinary training reads.
-5. Of several corpora, each phase deals its samples by weight (``blend.py``), and the samples of one
-   optimizer step are permuted, so that no rank always reads the same corpus.
+5. Of several corpora, each phase deals its samples by weight (``blend.py``), phases that read alike
+   as one, and the samples of one optimizer step are permuted, so that no rank always reads the same
+   corpus.
 
 So each raw token is an input once per epoch at the most, whatever the phases are, and the position
 at any step follows from the number of steps. Nothing here reads a file.

@@ -41,6 +41,7 @@ class Resets:
         if step != self.step:
             return
         if self.embeddings:
+            # A gather that is still under way would bring the old tables back.
             upstream.gather_parameters(model_chunks, optimizer)
             for chunk in model_chunks:
                 tables = upstream.get_attr_wrapped_model(chunk, "vocabulary_tables")()

@@ -188,6 +188,9 @@ def _as_list(value: Any) -> list[Any]:
 
 def _vocabulary_problems(saved: argparse.Namespace, now: argparse.Namespace) -> list[str]:
     """Megatron would load it and fill what is new with noise: the softmax is over all of it."""
+    if now.padded_vocab_size is not None:
+        # The recipe says it, today as when the run was started.
+        return []
     before, after = padded_vocabulary(saved), padded_vocabulary(now)
     if before == after:
         return []
@@ -210,10 +213,14 @@ def _format_problems(
     kind = content.get("distrib_optim_sharding_type")
     if kind is None and _has_two_optimizers(saved) != _has_two_optimizers(now):
         return [
-            f"expert-model-parallel-size: {saved.expert_model_parallel_size} -> "
-            f"{now.expert_model_parallel_size}: experts have an optimizer of their own above 1, "
-            "and without use-distributed-optimizer the state of one does not load into two. Use "
-            + ("a size above 1" if _has_two_optimizers(saved) else "1")
+            f"expert-model-parallel-size: {_experts(saved)} -> {_experts(now)}: experts have an "
+            "optimizer of their own where they are cut otherwise than the rest, and without "
+            "use-distributed-optimizer the state of one does not load into two. Use "
+            + (
+                "an expert-parallel size above 1"
+                if _has_two_optimizers(saved)
+                else "expert-parallel size 1, and no other expert-tensor- than tensor-parallel size"
+            )
         ]
     if kind in (None, FULLY_RESHARDABLE):
         return []
@@ -231,7 +238,19 @@ def _format_problems(
 
 
 def _has_two_optimizers(args: argparse.Namespace) -> bool:
-    return bool(args.num_experts) and args.expert_model_parallel_size > 1
+    """Whether experts have an optimizer of their own: Megatron's ``use_expert_pgs``."""
+    is_cut_otherwise = _expert_tensor_size(args) != args.tensor_model_parallel_size
+    return bool(args.num_experts) and (args.expert_model_parallel_size > 1 or is_cut_otherwise)
+
+
+def _expert_tensor_size(args: argparse.Namespace) -> int:
+    return int(args.expert_tensor_parallel_size or args.tensor_model_parallel_size)
+
+
+def _experts(args: argparse.Namespace) -> str:
+    size, tensor = args.expert_model_parallel_size, _expert_tensor_size(args)
+    is_usual = tensor == args.tensor_model_parallel_size
+    return f"{size}" if is_usual else f"{size} with expert-tensor-parallel-size {tensor}"
 
 
 def _buckets(args: argparse.Namespace) -> dict[str, Any]:

@@ -302,6 +302,6 @@ def _identity(checked: CheckedRecipe) -> dict[str, Any]:
 def _comparable(identity: dict[str, Any]) -> dict[str, Any]:
     """Without what may change over the life of a run."""
     kept = {k: v for k, v in identity.items() if k not in (*FREE_KEYS, *LAYOUT_KEYS)}
-    if isinstance(kept.get("tst"), dict):
-        kept["tst"] = {k: v for k, v in kept["tst"].items() if k != "keep-last-checkpoints"}
-    return kept
+    tst = kept.pop("tst", None) or {}
+    # Each key of the block by itself, for messages.
+    return kept | {f"tst.{k}": v for k, v in tst.items() if k != "keep-last-checkpoints"}

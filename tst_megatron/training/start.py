@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tst_megatron.check import CheckedRecipe
+from tst_megatron.data.corpora import changed_text
 from tst_megatron.data.cursor import cursor, differences, stream_facts
 from tst_megatron.recipe import RecipeError
 from tst_megatron.training.checkpoints import Start, checkpoint_of, step_of
@@ -26,10 +27,11 @@ def plan_start(checked: CheckedRecipe, run: RunFolder, *, fresh: bool = False) -
         fresh: whether the folder must be empty.
 
     Raises:
-        RecipeError: with every problem: the folder is of another run, no checkpoint is whole, the
-            newest was trained on another stream, or it does not load into this layout.
+        RecipeError: with every problem: the folder is of another run, the text is not what its
+            manifest recorded, no checkpoint is whole, the newest was trained on another stream, or
+            it does not load into this layout.
     """
-    problems = run.problems(checked, fresh=fresh)
+    problems = run.problems(checked, fresh=fresh) + changed_text(checked.corpora)
     start = Start(step=0)
     if run.is_prepared() and not fresh:
         try:

@@ -161,7 +161,8 @@ def as_optimizers(state: dict[Any, Any], num_optimizers: int) -> dict[Any, Any]:
     """
     numbered = {key: value for key, value in state.items() if isinstance(key, int)}
     rest = {key: value for key, value in state.items() if key not in numbered}
-    if not numbered or not rest:
+    if not numbered or not rest or "optimizer" not in {**numbered[0], **rest}:
+        # As many as there were, or state of no distributed optimizer, which upstream refuses.
         return state
     if num_optimizers == 1:
         # All groups of parameters of one optimizer are those of the dense one.
