@@ -11,8 +11,6 @@ from pathlib import Path
 
 from machine import VISIBLE_DEVICES
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "megatron"))
-
 
 def on_gpu() -> dict[str, str]:
     """The environment with the GPUs that the tests hide."""

@@ -1,10 +1,10 @@
 """The CPU host gives what a GPU gives: the same recipe, 20 steps on each, in fp32."""
 
 import pytest
-import tiny  # noqa: E402
+import tiny
 from devices import num_devices, train
 
-from tst_megatron.quickstart import GPU_WITHOUT_TRANSFORMER_ENGINE  # noqa: E402
+from tst_megatron.quickstart import GPU_WITHOUT_TRANSFORMER_ENGINE
 
 pytestmark = pytest.mark.gpu
 

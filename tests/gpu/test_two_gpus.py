@@ -5,13 +5,12 @@ frees what it has sent to other ranks, which of one rank alone is what it has re
 """
 
 import pytest
+import tiny
 from devices import num_devices, train
 
 from tst_megatron.compatibility import has_transformer_engine
 
 pytestmark = pytest.mark.gpu
-
-import tiny  # noqa: E402
 
 BF16 = ("profile=null", "bf16=true")
 
