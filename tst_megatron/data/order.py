@@ -2,7 +2,7 @@
 
 A corpus is cut into *units* of U *chunks*, a chunk being L raw tokens. One epoch reads all units in
 a permuted order; units are named here by their rank in that order, counted on over the epochs. A
-sample of a phase with bag size K takes K neighbouring chunks of one unit.
+sample of a phase whose positions read K raw tokens takes K neighbouring chunks of one unit.
 """
 
 from __future__ import annotations
@@ -54,10 +54,10 @@ class PhaseOrder:
     """The samples that one phase reads of one corpus, in the order in which training reads them."""
 
     def __init__(
-        self, *, bag_size: int, pieces: Sequence[Piece], units_per_epoch: int, seed: str
+        self, *, num_inputs: int, pieces: Sequence[Piece], units_per_epoch: int, seed: str
     ) -> None:
         """Use ``allocate`` to make one."""
-        self.bag_size = bag_size
+        self.num_inputs = num_inputs
         self.num_samples = sum(piece.num_samples for piece in pieces)
         self.last_unit = max((_last_unit(piece) for piece in pieces), default=0)
         self._pieces = tuple(pieces)
@@ -74,7 +74,7 @@ class PhaseOrder:
         sample = self._shuffled(sample)
         piece = self._pieces[bisect_right(self._first_samples, sample) - 1]
         unit, place = divmod(sample - piece.first_sample, piece.samples_per_unit)
-        return piece.first_unit + unit, piece.first_chunk + place * self.bag_size
+        return piece.first_unit + unit, piece.first_chunk + place * self.num_inputs
 
     def _shuffled(self, sample: int) -> int:
         segment = self._segments[bisect_right(self._first_of_segments, sample) - 1]
@@ -119,7 +119,7 @@ def allocate(
     Args:
         units_per_epoch: units in the corpus.
         unit_chunks: chunks per unit (U); every bag size divides it.
-        phases: (bag size, number of samples) of each phase.
+        phases: (raw tokens read per latent position, number of samples) of each phase.
         seed: of the order inside blocks.
         num_epochs: passes over the corpus that may be made.
 
@@ -130,19 +130,21 @@ def allocate(
         Run(epoch * units_per_epoch, units_per_epoch, 0, unit_chunks) for epoch in range(num_epochs)
     ]
     orders = []
-    for index, (bag_size, num_samples) in enumerate(phases):
-        if unit_chunks % bag_size:
-            raise ValueError(f"bag size {bag_size} does not divide the unit of {unit_chunks} bags")
-        pieces, free, missing = _take(free, bag_size, num_samples)
+    for index, (num_inputs, num_samples) in enumerate(phases):
+        if unit_chunks % num_inputs:
+            raise ValueError(
+                f"bag size {num_inputs} does not divide the unit of {unit_chunks} bags"
+            )
+        pieces, free, missing = _take(free, num_inputs, num_samples)
         if missing:
             raise ValueError(
                 f"the corpus ends {missing} samples before the end of phase {index} (bag size "
-                f"{bag_size}): it holds {units_per_epoch} units of {unit_chunks} chunks, read "
+                f"{num_inputs}): it holds {units_per_epoch} units of {unit_chunks} chunks, read "
                 f"{num_epochs} times at most"
             )
         orders.append(
             PhaseOrder(
-                bag_size=bag_size,
+                num_inputs=num_inputs,
                 pieces=pieces,
                 units_per_epoch=units_per_epoch,
                 seed=f"{seed}/phase-{index}",
@@ -152,32 +154,32 @@ def allocate(
 
 
 def _take(
-    free: Sequence[Run], bag_size: int, num_samples: int
+    free: Sequence[Run], num_inputs: int, num_samples: int
 ) -> tuple[list[Piece], list[Run], int]:
     """Take samples from the front of the free runs: (pieces, what stays free, samples missing)."""
     pieces: list[Piece] = []
     rest: list[Run] = []
     taken = 0
     for run in free:
-        per_unit = run.num_chunks // bag_size
+        per_unit = run.num_chunks // num_inputs
         wanted = min(num_samples - taken, per_unit * run.num_units)
         if not wanted:
             rest.append(run)
             continue
         pieces.append(Piece(taken, wanted, run.first_unit, per_unit, run.first_chunk))
         taken += wanted
-        rest += _left_of(run, bag_size, *divmod(wanted, per_unit), per_unit)
+        rest += _left_of(run, num_inputs, *divmod(wanted, per_unit), per_unit)
     return pieces, rest, num_samples - taken
 
 
-def _left_of(run: Run, bag_size: int, whole_units: int, partial: int, per_unit: int) -> list[Run]:
+def _left_of(run: Run, num_inputs: int, whole_units: int, partial: int, per_unit: int) -> list[Run]:
     """What stays free of a run of which some units and some samples of the next were taken."""
     left = []
     used = ((run.first_unit, whole_units, per_unit), (run.first_unit + whole_units, 1, partial))
     for first_unit, units, samples in used if partial else used[:1]:
-        chunks = run.num_chunks - samples * bag_size
+        chunks = run.num_chunks - samples * num_inputs
         if units and chunks:
-            left.append(Run(first_unit, units, run.first_chunk + samples * bag_size, chunks))
+            left.append(Run(first_unit, units, run.first_chunk + samples * num_inputs, chunks))
     units_used = whole_units + bool(partial)
     if units_used < run.num_units:
         first_unit = run.first_unit + units_used
