@@ -110,11 +110,11 @@ def runs(text, tmp_path_factory):
         "dist_ckpt_optim_fully_reshardable": True,
     }
     tst = {"bag-size": 4, "superposition-steps": SWITCH}
-    experts = {"expert_model_parallel_size": 2, "async_save": True}
+    experts = {"expert_model_parallel_size": 2, "async_save": True, "num_layers": 2}
     recipes = {
         "one rank": tiny.write_recipe(folder / "one.yaml", text, tst, **changes),
         "two experts' ranks": tiny.write_recipe(
-            folder / "experts.yaml", text, tst, **changes, **experts
+            folder / "experts.yaml", text, tst, **{**changes, **experts}
         ),
     }
     return Runs(folder, recipes)
