@@ -186,7 +186,7 @@ def stand_ins(monkeypatch, outside_a_job, tmp_path):
     checked = SimpleNamespace(
         schedule=schedule,
         stream="the stream",
-        corpora="the corpora",
+        corpora=(),
         plan=lambda: ["the plan"],
         warnings=["a risk"],
         flags=(),
@@ -217,7 +217,7 @@ def test_run_folder_is_named_after_the_recipe_unless_given(stand_ins, monkeypatc
     run_main(monkeypatch, capsys, "train", "moe/tst.yaml")
     run_main(monkeypatch, capsys, "train", "moe/tst.yaml", "--run-folder", "here")
     assert [str(path) for path in stand_ins.calls] == ["runs/moe-tst", "here"]
-    assert stand_ins.ready == [("the stream", "the corpora")] * 2
+    assert stand_ins.ready == [("the stream", ())] * 2
 
 
 def test_finished_run_ends_with_0_and_starts_nothing(stand_ins, monkeypatch, capsys):
