@@ -7,7 +7,6 @@ import json
 import multiprocessing
 import os
 import signal
-import socket
 import struct
 import subprocess
 import sys
@@ -16,6 +15,8 @@ from pathlib import Path
 
 import yaml
 from processes import start_server
+
+from tst_megatron.training import launch
 
 VOCABULARY = 512
 
@@ -240,9 +241,7 @@ def environment(**more: str) -> dict[str, str]:
 
 
 def free_port() -> str:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return str(listener.getsockname()[1])
+    return str(launch.free_port())
 
 
 def state(folder: Path) -> dict:

@@ -15,7 +15,7 @@ from tst_megatron.training import launch as launcher
 from tst_megatron.training.launch import free_port, launch
 
 WAIT_FOR_TERM = "trap 'exit 75' TERM USR2 INT; : > ready-$RANK; "
-WAIT_FOR_TERM += "n=0; while [ $n -lt 100 ]; do sleep 0.05; n=$((n+1)); done; exit 9"
+WAIT_FOR_TERM += "n=0; while [ $n -lt 1200 ]; do sleep 0.05; n=$((n+1)); done; exit 9"
 
 
 @pytest.fixture
@@ -78,7 +78,7 @@ def test_cores_are_shared_out_when_no_thread_count_is_given(
 
 def test_status_of_the_failed_rank_is_returned_and_the_others_are_ended(ranks, tmp_path):
     ticks = tmp_path / "ticks"
-    loop = "n=0; while [ $n -lt 100 ]; do echo . >> ticks; sleep 0.05; n=$((n+1)); done"
+    loop = "n=0; while [ $n -lt 1200 ]; do echo . >> ticks; sleep 0.05; n=$((n+1)); done"
     status, shown = ranks(f'[ "$RANK" = 1 ] && exit 3; {loop}')
     assert status == 3
     assert f"rank 1 ended with status 3. The end of {tmp_path / 'rank-1.log'}:" in shown
@@ -176,3 +176,18 @@ def test_signals_are_the_callers_again_afterwards(ranks):
 def test_free_port_is_one_that_can_be_listened_on():
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", free_port()))
+
+
+def test_port_is_none_that_the_kernel_hands_out():
+    ports = {free_port() for _ in range(20)}
+    assert len(ports) > 10
+    assert all(launcher.LOWEST_PORT <= port < launcher._first_handed_out() for port in ports)
+
+
+def test_port_in_use_is_passed_over(monkeypatch):
+    free = free_port()
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        drawn = iter([taken.getsockname()[1], free])
+        monkeypatch.setattr(launcher.random.SystemRandom, "randrange", lambda *_: next(drawn))
+        assert free_port() == free

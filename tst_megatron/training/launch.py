@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -27,6 +28,11 @@ SECONDS_TO_STOP = 15.0
 
 SECONDS_TO_SAVE = 600.0
 """How long they have after one has stopped as asked: others may still be writing a checkpoint."""
+
+LOWEST_PORT = 15_000
+"""Above the ports that services are usually given."""
+LINUX_FIRST_PORT = 32_768
+"""From where on Linux hands out ports by itself, unless told otherwise."""
 
 
 def launch(command: Sequence[str], *, num_processes: int, logs: Path, console: Console) -> int:
@@ -117,8 +123,27 @@ def _show_end_of(log: Path, rank: int, status: int, console: Console) -> None:
 
 
 def free_port() -> int:
-    """A TCP port of this machine that nothing listens on."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port: int = listener.getsockname()[1]
-        return port
+    """A TCP port of this machine that nothing uses now, nor takes by itself until it is wanted.
+
+    The first rank binds it seconds later. A port that the kernel hands out would be given to any
+    outgoing connection meanwhile, so it is drawn from below those.
+    """
+    draw = random.SystemRandom()
+    while True:
+        port = draw.randrange(LOWEST_PORT, _first_handed_out())
+        with socket.socket() as listener:
+            try:
+                listener.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
+
+
+def _first_handed_out() -> int:
+    """The lowest port that the kernel gives to connections by itself."""
+    try:
+        first = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    except (OSError, ValueError):
+        first = LINUX_FIRST_PORT
+    # Where nearly all ports are handed out, none is safe, and any will do.
+    return first if first > LOWEST_PORT + 1000 else LINUX_FIRST_PORT
