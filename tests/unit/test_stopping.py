@@ -117,8 +117,10 @@ def test_worker_ends_with_the_process_that_it_works_for(method):
         print(worker.pid, flush=True)
         time.sleep(60)
     """)
-    worker = int(process.stdout.readline())
-    ready(process)
+    # The two write to one pipe, in either order.
+    first, second = sorted(process.stdout.readline().strip() for _ in range(2))
+    worker = int(first)
+    assert second == "ready"
     process.kill()
     process.wait()
     deadline = time.monotonic() + 10
