@@ -98,7 +98,7 @@ def check(
         would = (
             "is finished: a start would do nothing"
             if is_finished
-            else (f"would start after step {start.step}")
+            else f"would start after step {start.step}"
         )
         for note in (*start.notes, f"{run}: {would}"):
             console.print(note, highlight=False, markup=False, soft_wrap=True)
@@ -145,7 +145,7 @@ def train_run(
     if nproc is None:
         # This process is a rank, and what follows takes half a minute on a busy machine.
         stopping.listen()
-    from tst_megatron.data.ready import make_ready, wait_until_ready
+    from tst_megatron.data.ready import build_indexes, wait_until_ready
     from tst_megatron.training.launch import launch
     from tst_megatron.training.run_folder import RunFolder, check_run
     from tst_megatron.training.start import plan_start
@@ -157,7 +157,7 @@ def train_run(
     start = None
     if rank in (None, 0):
         start = plan_start(checked, run, fresh=fresh)
-        make_ready(checked.stream, checked.corpora, console)
+        build_indexes(checked.stream, checked.corpora, console)
         run.prepare(checked)
     else:
         # In the order of the first rank, whose indexes may take it hours.

@@ -192,7 +192,7 @@ def stand_ins(monkeypatch, outside_a_job, tmp_path):
         flags=(),
     )
     calls, ready = [], []
-    monkeypatch.setattr(data_ready, "make_ready", lambda *text: ready.append(text[:2]))
+    monkeypatch.setattr(data_ready, "build_indexes", lambda *text: ready.append(text[:2]))
     monkeypatch.setattr(data_ready, "wait_until_ready", lambda *text: ready.append("waited"))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(cli, "checked_recipe", lambda *arguments: checked)

@@ -40,6 +40,11 @@ def make_ready(plan: StreamPlan, corpora: Sequence[Corpus], console: Console) ->
     """
     if problems := changed_text(corpora):
         raise RecipeError(problems)
+    return build_indexes(plan, corpora, console)
+
+
+def build_indexes(plan: StreamPlan, corpora: Sequence[Corpus], console: Console) -> int:
+    """``make_ready`` of text that has been compared with its manifests already."""
     num_documents = sum(
         corpus.manifest.train.documents * plan.epochs_of(number)
         for number, corpus in enumerate(corpora)
@@ -58,7 +63,7 @@ def make_ready(plan: StreamPlan, corpora: Sequence[Corpus], console: Console) ->
 def wait_until_ready(
     plan: StreamPlan, corpora: Sequence[Corpus], *, seconds: float = SECONDS_TO_BUILD
 ) -> None:
-    """Wait for the first rank's ``make_ready``: until every index stands under its name.
+    """Wait for the first rank's ``build_indexes``: until every index stands under its name.
 
     Raises:
         RuntimeError: it did not happen in time.
