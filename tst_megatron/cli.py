@@ -16,6 +16,7 @@ from rich.console import Console
 from tst_megatron import __version__
 from tst_megatron.commands.checkpoint import checkpoint_app
 from tst_megatron.commands.data import data_app
+from tst_megatron.commands.hugging_face import export, generate, import_
 from tst_megatron.commands.shared import BAD_INPUT, Overrides, RecipePath, announce, checked_recipe
 from tst_megatron.recipe import RecipeError
 
@@ -27,6 +28,9 @@ app = typer.Typer(
 )
 app.add_typer(data_app, name="data")
 app.add_typer(checkpoint_app, name="checkpoint")
+app.command()(export)
+app.command("import")(import_)
+app.command()(generate)
 
 FAILED = 1
 
@@ -189,50 +193,6 @@ def train_run(
     except (ValueError, OSError) as error:
         # The input was checked above; this is a fault, and `main` takes these for bad input.
         raise RuntimeError("training failed") from error
-
-
-@app.command()
-def export(
-    checkpoint: Annotated[Path, typer.Argument(help="A run's checkpoints/ or one iter_ folder.")],
-    output: Annotated[Path, typer.Argument(help="New folder in Hugging Face format.")],
-    iteration: Annotated[
-        int | None, typer.Option(help="Which checkpoint; default: the newest.")
-    ] = None,
-    dtype: Annotated[str, typer.Option(help="fp32 or bf16.")] = "bf16",
-    verify: Annotated[
-        bool, typer.Option(help="Reload it and compare weights and logits with Megatron's.")
-    ] = True,
-) -> None:
-    """Write a checkpoint in Hugging Face format, tokenizer included, and prove it."""
-    import torch
-
-    from tst_megatron.hf.export import export as export_checkpoint
-
-    types = {"fp32": torch.float32, "bf16": torch.bfloat16}
-    if dtype not in types:
-        raise ValueError(f"--dtype {dtype} is none of {', '.join(types)}")
-    console = Console()
-    report = export_checkpoint(
-        checkpoint,
-        output,
-        iteration=iteration,
-        dtype=types[dtype],
-        verify=verify,
-        on_progress=lambda text: console.print(text, highlight=False, markup=False),
-    )
-    console.print(
-        f"step {report.iteration}: {report.num_parameters:,} parameters in {report.num_files} "
-        f"files; tokenizer: {report.tokenizer}",
-        highlight=False,
-        markup=False,
-        soft_wrap=True,
-    )
-    if report.verification is not None:
-        console.print(
-            f"logits within {report.verification.max_logit_difference:.1e} of Megatron's, "
-            f"{report.verification.num_tensors} tensors bit for bit",
-            highlight=False,
-        )
 
 
 @app.command()

@@ -160,14 +160,15 @@ def _export(run: RunFolder, output: Path, console: Console) -> Path:
         return output
     from tst_megatron.hf.export import export
 
-    report = export(checkpoint, output, dtype=torch.float32)
+    report = export(checkpoint, output, dtype=torch.float32, compute=True)
     proof = report.verification
-    assert proof is not None
+    assert proof is not None and proof.computed is not None
+    computed = proof.computed
     console.print(
         f"{output}: {report.num_parameters:,} parameters. Reloaded strictly in transformers: "
-        f"{proof.num_tensors} tensors bit for bit, logits up to {proof.max_logit:.1f} within "
-        f"{proof.max_logit_difference:.1e} of Megatron's, {proof.num_greedy_tokens} greedy tokens "
-        "the same",
+        f"{proof.num_tensors} tensors bit for bit, logits up to {computed.max_logit:.1f} within "
+        f"{computed.max_logit_difference:.1e} of Megatron's, {computed.num_greedy_tokens} "
+        "greedy tokens the same",
         highlight=False,
         soft_wrap=True,
     )
@@ -175,7 +176,7 @@ def _export(run: RunFolder, output: Path, console: Console) -> Path:
 
 
 def _generate(exported: Path, console: Console) -> None:
-    from tst_megatron.hf.verify import generate_text
+    from tst_megatron.hf.generate import generate_text
 
     console.print(PROMPT, style="bold", end="", highlight=False, markup=False)
     console.print(generate_text(exported, PROMPT, 32), highlight=False, markup=False)

@@ -1,4 +1,4 @@
-"""The checkpoints that the tests of tstseam().hf share: saved once for all of them."""
+"""The checkpoints that the tests of tst_megatron.hf share: saved once for all of them."""
 
 import functools
 import json
@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tst_megatron.data.tokenizer import train_sentencepiece
-from tst_megatron.hf.checkpoint import seam
+from tst_megatron.hf.seam import seam
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = Path(__file__).with_name("save_checkpoints.py")

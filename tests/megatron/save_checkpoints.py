@@ -1,4 +1,4 @@
-"""Save small Qwen3-MoE checkpoints from two ranks, one per layout; run by hf_checkpoints.py.
+"""Save small checkpoints of every family from two ranks; run by hf_checkpoints.py.
 
 Usage: save_checkpoints.py FOLDER, with RANK in the environment. FOLDER/tokenizer.model must exist.
 """
@@ -13,10 +13,13 @@ from torch import distributed
 
 from tst_megatron.host import cpu
 
+EXPERTS = """
+--qk-layernorm --moe-ffn-hidden-size 40 --moe-router-topk 2 --moe-router-dtype fp32
+--moe-aux-loss-coeff 0.01 --moe-token-dispatcher-type alltoall
+"""
 COMMON = """
---num-layers 2 --hidden-size 64 --group-query-attention --qk-layernorm --ffn-hidden-size 96
---moe-ffn-hidden-size 40 --moe-router-topk 2 --moe-router-dtype fp32 --moe-aux-loss-coeff 0.01
---moe-token-dispatcher-type alltoall --normalization RMSNorm --norm-epsilon 1e-6 --swiglu
+--hidden-size 64 --group-query-attention --ffn-hidden-size 96
+--normalization RMSNorm --norm-epsilon 1e-6 --swiglu
 --disable-bias-linear --position-embedding-type rope --rotary-base 500000 --seq-length 64
 --max-position-embeddings 64 --micro-batch-size 1 --global-batch-size 2 --train-iters 4 --lr 1e-3
 --ckpt-format torch_dist --transformer-impl local --use-cpu-initialization
@@ -24,17 +27,38 @@ COMMON = """
 --no-bias-dropout-fusion --no-rope-fusion --no-bias-swiglu-fusion --no-gradient-accumulation-fusion
 --no-persist-layer-norm
 """
+NO_TOKENIZER = "--tokenizer-type NullTokenizer"
 LAYOUTS = {
     # Head size is not hidden / heads, and 1000 tokens are padded to 1024.
-    "ep2": "--expert-model-parallel-size 2 --num-experts 6 --num-attention-heads 6 "
+    "ep2": f"{EXPERTS} --num-layers 2 --expert-model-parallel-size 2 "
+    "--num-experts 6 --num-attention-heads 6 "
     "--num-query-groups 3 --kv-channels 24 --untie-embeddings-and-output-weights "
     "--tokenizer-type SentencePieceTokenizer --tokenizer-model {tokenizer}",
-    "tp2_tied_mixed": "--tensor-model-parallel-size 2 --sequence-parallel --num-experts 3 "
+    "tp2_tied_mixed": f"{EXPERTS} --num-layers 2 --tensor-model-parallel-size 2 "
+    "--sequence-parallel --num-experts 3 "
     "--num-attention-heads 4 --num-query-groups 2 --kv-channels 16 --moe-router-pre-softmax "
-    "--moe-layer-freq [0,1] --tokenizer-type NullTokenizer --vocab-size 999",
-    "pp2_bf16": "--pipeline-model-parallel-size 2 --num-experts 4 --num-attention-heads 4 "
+    f"--moe-layer-freq [0,1] {NO_TOKENIZER} --vocab-size 999",
+    "pp2_bf16": f"{EXPERTS} --num-layers 2 --pipeline-model-parallel-size 2 "
+    "--num-experts 4 --num-attention-heads 4 "
     "--num-query-groups 2 --kv-channels 16 --untie-embeddings-and-output-weights --bf16 "
-    "--tokenizer-type NullTokenizer --vocab-size 1000",
+    f"{NO_TOKENIZER} --vocab-size 1000",
+    # Two chunks of one layer on each stage.
+    "vpp2": f"{EXPERTS} --num-layers 4 --pipeline-model-parallel-size 2 "
+    "--num-virtual-stages-per-pipeline-rank 2 --num-experts 6 --num-attention-heads 3 "
+    "--num-query-groups 1 --kv-channels 16 --untie-embeddings-and-output-weights "
+    f"{NO_TOKENIZER} --vocab-size 1000",
+    "tp2_qwen3": "--qk-layernorm --num-layers 2 --tensor-model-parallel-size 2 "
+    "--num-attention-heads 6 --num-query-groups 2 --kv-channels 24 "
+    f"--untie-embeddings-and-output-weights {NO_TOKENIZER} --vocab-size 1000",
+    "dp2_qwen3_tied": "--qk-layernorm --num-layers 2 --num-attention-heads 5 "
+    f"--num-query-groups 5 --kv-channels 8 {NO_TOKENIZER} --vocab-size 1000",
+    "pp2_llama_tied": "--hidden-size 72 --num-layers 2 --pipeline-model-parallel-size 2 "
+    "--num-attention-heads 9 "
+    "--num-query-groups 3 --kv-channels 16 --use-rope-scaling --rope-scaling-factor 4 "
+    f"{NO_TOKENIZER} --vocab-size 1000",
+    "tp2_llama": "--num-layers 2 --tensor-model-parallel-size 2 --num-attention-heads 4 "
+    "--num-query-groups 4 --kv-channels 16 --untie-embeddings-and-output-weights "
+    f"{NO_TOKENIZER} --vocab-size 1000",
 }
 
 
@@ -63,24 +87,31 @@ def save(folder: Path, flags: list[str], *, iteration: int, seed: int) -> None:
     parallel_state.initialize_model_parallel(
         tensor_model_parallel_size=args.tensor_model_parallel_size,
         pipeline_model_parallel_size=args.pipeline_model_parallel_size,
+        virtual_pipeline_model_parallel_size=args.virtual_pipeline_model_parallel_size,
         expert_model_parallel_size=args.expert_model_parallel_size,
     )
     tensor_parallel.model_parallel_cuda_manual_seed(seed)
     groups = ProcessGroupCollection.use_mpu_process_groups()
-    model: Any = GPTModelBuilder(gpt_config_from_args(args)).build_model(groups)
-    model = model.to(args.params_dtype)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            # Norms away from 1 and weights of some size, so that no mistake stays small.
-            low, high = (0.5, 1.5) if "norm" in name else (-0.25, 0.25)
-            parameter.uniform_(low, high)
     metadata = {"singleton_local_shards": False, "chained_optim_avoid_prefix": True}
     data_parallel = parallel_state.get_data_parallel_group(with_context_parallel=True)
-    weights = model.sharded_state_dict(metadata={**metadata, "dp_cp_group": data_parallel})
+    chunks = {}
+    num_chunks = args.virtual_pipeline_model_parallel_size
+    for chunk in range(num_chunks or 1):
+        stage = chunk if num_chunks else None
+        builder = GPTModelBuilder(gpt_config_from_args(args))
+        model: Any = builder.build_model(groups, vp_stage=stage).to(args.params_dtype)
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                # Norms away from 1 and weights of some size, so that no mistake stays small.
+                low, high = (0.5, 1.5) if "norm" in name else (-0.25, 0.25)
+                parameter.uniform_(low, high)
+        weights = model.sharded_state_dict(metadata={**metadata, "dp_cp_group": data_parallel})
+        # As Megatron names the chunks of a stage.
+        chunks[f"model{chunk}" if num_chunks else "model"] = weights
     target = folder / f"iter_{iteration:07d}"
     target.mkdir(parents=True, exist_ok=True)
     distributed.barrier()
-    state = {"args": args, "checkpoint_version": 3.0, "iteration": iteration, "model": weights}
+    state = {"args": args, "checkpoint_version": 3.0, "iteration": iteration, **chunks}
     dist_checkpointing.save(state, str(target), content_metadata=metadata)
     (folder / "latest_checkpointed_iteration.txt").write_text(str(iteration))
     parallel_state.destroy_model_parallel()

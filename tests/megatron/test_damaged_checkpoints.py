@@ -10,7 +10,7 @@ import tiny
 from test_resume import numbers
 from torch.distributed.checkpoint import FileSystemReader
 
-from tst_megatron.hf.checkpoint import read_args
+from tst_megatron.hf.checkpoint import open_checkpoint
 from tst_megatron.recipe import RecipeError
 from tst_megatron.training.checkpoints import TRACKER, list_checkpoints, problems, step_of
 from tst_megatron.training.start import check_checkpoint
@@ -143,7 +143,7 @@ def test_switch_and_start_of_the_decay_are_saved_whatever_the_interval(uninterru
     _, run = uninterrupted
     assert saved_steps(run) == [4, SWITCH, 8, DECAY, 12, 16]
     for step in (SWITCH, 8):
-        assert read_args(run / "checkpoints", iteration=step).save_interval == SAVE
+        assert open_checkpoint(run / "checkpoints", iteration=step).args.save_interval == SAVE
     log = (run / "logs" / "rank-0.log").read_text()
     saved = re.findall(r"successfully saved checkpoint from iteration +(\d+)", log)
     assert [int(step) for step in saved] == saved_steps(run)

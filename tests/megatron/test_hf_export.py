@@ -2,8 +2,10 @@
 
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,9 +13,10 @@ import torch
 from hf_checkpoints import save_once, with_arguments
 from safetensors import safe_open
 
-from tst_megatron.hf import export, qwen3_moe, verify
-from tst_megatron.hf.checkpoint import load_model
-from tst_megatron.hf.qwen3_moe import Form, Rule
+from tst_megatron.hf import export, folder, verify, weights
+from tst_megatron.hf.checkpoint import load_model, open_checkpoint
+from tst_megatron.hf.generate import generate_text
+from tst_megatron.hf.weights import Form, Rule
 
 
 @pytest.fixture(scope="session")
@@ -31,10 +34,12 @@ def test_export_of_expert_parallel_checkpoint_is_proven(saved: Path, tmp_path: P
     assert proof is not None
     assert proof.num_tensors == 2 + 1 + 2 * (8 + 1 + 6 * 3)
     assert proof.num_parameters == report.num_parameters
-    assert proof.max_logit > 1
-    assert proof.max_logit_difference <= 1e-5
-    assert proof.num_greedy_tokens >= 30
-    assert proof.num_greedy_ties <= 2
+    computed = proof.computed
+    assert computed is not None
+    assert computed.max_logit > 1
+    assert computed.max_logit_difference <= 1e-5
+    assert computed.num_greedy_tokens >= 30
+    assert computed.num_greedy_ties <= 2
     assert said[-1] == f"wrote {tmp_path / 'hf'}"
     assert os.listdir(tmp_path) == ["hf"]
     config = json.loads((tmp_path / "hf" / "config.json").read_text())
@@ -51,9 +56,9 @@ def test_generate_text_with_exported_tokenizer_continues_prompt(
     report = export.export(saved / "ep2", tmp_path / "hf", verify=False)
 
     assert report.tokenizer == f"SentencePiece, from {saved / 'tokenizer.model'}"
-    first = verify.generate_text(tmp_path / "hf", "def f(x):\n", 8)
+    first = generate_text(tmp_path / "hf", "def f(x):\n", 8)
     assert first
-    assert first == verify.generate_text(tmp_path / "hf", "def f(x):\n", 8)
+    assert first == generate_text(tmp_path / "hf", "def f(x):\n", 8)
 
 
 def test_export_copies_a_hugging_face_tokenizer_folder(
@@ -76,45 +81,70 @@ def test_export_copies_a_hugging_face_tokenizer_folder(
     assert configs[0] == configs[1]
 
 
-def test_export_without_its_tokenizer_says_so_and_keeps_the_padding(
+def test_export_without_its_tokenizer_is_refused_and_can_be_asked_for(
     saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with_arguments(monkeypatch, tokenizer_model="elsewhere/tokenizer.model")
+    alone = tmp_path / "run"
+    shutil.copytree(saved / "ep2", alone / "checkpoints")
 
-    report = export.export(saved / "ep2", tmp_path / "hf", verify=False)
+    with pytest.raises(
+        ValueError, match=r"elsewhere/tokenizer.model is not on this machine.*--tok"
+    ):
+        export.export(alone / "checkpoints", tmp_path / "hf")
+    assert sorted(os.listdir(tmp_path)) == ["run"]
 
-    assert report.tokenizer == (
-        "none written: SentencePieceTokenizer elsewhere/tokenizer.model is not on this machine"
+    report = export.export(
+        alone / "checkpoints", tmp_path / "hf", verify=False, with_tokenizer=False
     )
+    assert report.tokenizer == "none written, as asked"
     assert (report.vocab_size, report.num_padding_rows) == (1024, 0)
+
+    report = export.export(
+        alone / "checkpoints",
+        tmp_path / "hf2",
+        tokenizer=saved / "tokenizer.model",
+        compute=True,
+        text="def f(x):\n    return x\n" * 3,
+    )
+    assert (report.vocab_size, report.num_padding_rows) == (1000, 24)
+    proof = report.verification
+    assert proof is not None and proof.computed is not None
+    # One text, and not two sequences of 64 random tokens.
+    assert proof.computed.num_logits % 1000 == 0
+    assert proof.computed.num_logits != 2 * 64 * 1000
+
+    with pytest.raises(ValueError, match="neither a SentencePiece model nor a folder"):
+        export.export(alone / "checkpoints", tmp_path / "hf3", tokenizer=tmp_path / "nothing")
 
 
 def test_export_of_tensor_parallel_tied_mixed_checkpoint_is_proven(
     saved: Path, tmp_path: Path
 ) -> None:
-    report = export.export(saved / "tp2_tied_mixed", tmp_path / "hf")
+    report = export.export(saved / "tp2_tied_mixed", tmp_path / "hf", with_tokenizer=False)
 
     config = json.loads((tmp_path / "hf" / "config.json").read_text())
     assert config["tie_word_embeddings"] is True
     assert config["mlp_only_layers"] == [0]
     assert config["norm_topk_prob"] is False
     assert report.num_padding_rows == 25
-    assert report.tokenizer == "none written: NullTokenizer has no files"
     assert not (tmp_path / "hf" / "tokenizer_config.json").exists()
     with safe_open(tmp_path / "hf" / "model.safetensors", framework="pt") as file:
         assert "lm_head.weight" not in file.keys()  # noqa: SIM118 - not a dict
     assert report.verification is not None
-    assert report.verification.max_logit_difference <= report.verification.logit_bound
+    computed = report.verification.computed
+    assert computed is not None
+    assert computed.max_logit_difference <= computed.logit_bound
 
 
 def test_export_of_pipeline_parallel_bf16_checkpoint_keeps_its_type(
     saved: Path, tmp_path: Path
 ) -> None:
-    report = export.export(saved / "pp2_bf16", tmp_path / "hf")
+    report = export.export(saved / "pp2_bf16", tmp_path / "hf", with_tokenizer=False)
 
     assert report.dtype is torch.bfloat16
     assert report.num_bytes == 2 * report.num_parameters
-    loaded = load_model(saved / "pp2_bf16")
+    loaded = load_model(open_checkpoint(saved / "pp2_bf16"))
     with safe_open(tmp_path / "hf" / "model.safetensors", framework="pt") as file:
         router = file.get_tensor("model.layers.1.mlp.gate.weight")
     trained = loaded.model.get_parameter("decoder.layers.1.mlp.router.weight")
@@ -125,7 +155,7 @@ def test_export_of_pipeline_parallel_bf16_checkpoint_keeps_its_type(
 def test_export_of_large_model_is_cut_into_files(
     saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(export, "SHARD_BYTES", 300_000)
+    monkeypatch.setattr(folder, "SHARD_BYTES", 300_000)
     report = export.export(saved / "ep2", tmp_path / "hf")
 
     index = json.loads((tmp_path / "hf" / "model.safetensors.index.json").read_text())
@@ -134,9 +164,16 @@ def test_export_of_large_model_is_cut_into_files(
     assert report.verification is not None
 
 
+def _patch(monkeypatch: pytest.MonkeyPatch, name: str, replacement: Any) -> None:
+    """Exchange a function of weights.py wherever it is used."""
+    for module in (weights, export, verify, folder):
+        if hasattr(module, name):
+            monkeypatch.setattr(module, name, replacement)
+
+
 def _renamed(old: str, new: str) -> Any:
     """The rules with two Hugging Face names exchanged, in both directions."""
-    original = qwen3_moe.rules
+    original = weights.rules
 
     def exchange(name: str) -> str:
         return name.replace(old, "\0").replace(new, old).replace("\0", new)
@@ -155,7 +192,7 @@ def _renamed(old: str, new: str) -> Any:
 def test_export_with_exchanged_weights_leaves_nothing(
     saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, old: str, new: str
 ) -> None:
-    monkeypatch.setattr(qwen3_moe, "rules", _renamed(old, new))
+    _patch(monkeypatch, "rules", _renamed(old, new))
 
     with pytest.raises(RuntimeError, match=r"logits of transformers and Megatron differ by"):
         export.export(saved / "ep2", tmp_path / "hf")
@@ -172,8 +209,8 @@ def test_export_with_wrong_order_of_heads_leaves_nothing(
         rows = size * config["num_attention_heads"], size * groups, size * groups
         return tuple(torch.split(weight, list(rows)))
 
-    original = qwen3_moe.split
-    monkeypatch.setattr(qwen3_moe, "split", split)
+    original = weights.split
+    _patch(monkeypatch, "split", split)
 
     with pytest.raises(RuntimeError, match=r"linear_qkv.weight: .* is not bit for bit"):
         export.export(saved / "ep2", tmp_path / "hf")
@@ -183,26 +220,51 @@ def test_export_with_wrong_order_of_heads_leaves_nothing(
 def test_export_without_a_tensor_is_not_strict(
     saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = qwen3_moe.rules
-    monkeypatch.setattr(
-        qwen3_moe,
+    original = weights.rules
+    _patch(
+        monkeypatch,
         "rules",
         lambda config: (rule for rule in original(config) if "router" not in rule.megatron),
     )
 
-    with pytest.raises(RuntimeError, match=r"without a place in Qwen3-MoE: .*mlp.router.weight"):
+    with pytest.raises(RuntimeError, match=r"without a place in Qwen3MoeForCausalLM: .*mlp.router"):
         export.export(saved / "ep2", tmp_path / "hf")
 
 
-def test_verify_with_unknown_tensor_in_export_is_not_strict(saved: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('"num_hidden_layers": 2', '"num_hidden_layers": 1', "layers.1.* no such weight"),
+        ('"num_hidden_layers": 2', '"num_hidden_layers": 3', "no tensor for model.layers.2"),
+        ('"hidden_size": 64', '"hidden_size": 48', r"and transformers has"),
+    ],
+)
+def test_verify_of_weights_that_are_not_those_of_config_is_not_strict(
+    saved: Path, tmp_path: Path, old: str, new: str, message: str
+) -> None:
     export.export(saved / "ep2", tmp_path / "hf", verify=False)
     config = tmp_path / "hf" / "config.json"
-    config.write_text(
-        config.read_text().replace('"num_hidden_layers": 2', '"num_hidden_layers": 1')
-    )
+    config.write_text(config.read_text().replace(old, new))
 
-    with pytest.raises(RuntimeError, match="does not load it strictly: .*unexpected_keys"):
-        verify.verify(load_model(saved / "ep2", dtype=torch.float32), tmp_path / "hf")
+    with pytest.raises(RuntimeError, match=message):
+        verify.verify(open_checkpoint(saved / "ep2"), tmp_path / "hf")
+
+
+def test_verify_without_memory_for_two_models_compares_the_weights_and_says_so(
+    saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memory = SimpleNamespace(available=10_000)
+    monkeypatch.setattr(verify.psutil, "virtual_memory", lambda: memory)
+
+    proof = export.export(saved / "ep2", tmp_path / "hf").verification
+
+    assert proof is not None and proof.computed is None
+    assert proof.num_tensors == 2 + 1 + 2 * (8 + 1 + 6 * 3)
+    assert "two models in float32 take 0.0 GB" in proof.reason
+    assert proof.reason in (tmp_path / "hf" / "README.md").read_text()
+    with pytest.raises(ValueError, match="two models in float32 .*Use a larger machine"):
+        export.export(saved / "ep2", tmp_path / "hf2", compute=True)
+    assert sorted(os.listdir(tmp_path)) == ["hf"]
 
 
 def test_export_into_used_folder_is_refused(saved: Path, tmp_path: Path) -> None:

@@ -7,9 +7,11 @@ from typing import Any
 import pytest
 import torch
 
-from tst_megatron.hf import export
+from tst_megatron.hf import folder
 from tst_megatron.hf.checkpoint import find_checkpoint, separate_gates
-from tst_megatron.hf.qwen3_moe import Form, check, config_from_args, merge, rules, split
+from tst_megatron.hf.folder import plan_files
+from tst_megatron.hf.qwen3_moe import QWEN3_MOE
+from tst_megatron.hf.weights import Form, merge, rules, split
 
 QKV = {"num_attention_heads": 6, "num_key_value_heads": 3, "head_dim": 5}
 
@@ -51,7 +53,7 @@ def arguments(**changes: Any) -> Namespace:
 
 
 def test_config_of_custom_shapes_takes_each_value_from_the_arguments() -> None:
-    config = config_from_args(arguments(), bos_token_id=1, eos_token_id=2)
+    config = QWEN3_MOE.config_from_args(arguments(), bos_token_id=1, eos_token_id=2)
 
     expected = {
         "architectures": ["Qwen3MoeForCausalLM"],
@@ -100,7 +102,7 @@ def test_config_of_custom_shapes_takes_each_value_from_the_arguments() -> None:
     ],
 )
 def test_config_follows_argument(changes: dict[str, Any], expected: dict[str, Any]) -> None:
-    config = config_from_args(arguments(**changes))
+    config = QWEN3_MOE.config_from_args(arguments(**changes))
 
     assert {name: config[name] for name in expected} == expected
 
@@ -140,12 +142,14 @@ def test_config_follows_argument(changes: dict[str, Any], expected: dict[str, An
 )
 def test_check_refuses_what_the_family_cannot_express(changes: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=f"no Qwen3-MoE form: .*{next(iter(changes))}"):
-        check(arguments(**changes))
+        QWEN3_MOE.check(arguments(**changes))
 
 
 def test_check_names_every_unsupported_setting_at_once() -> None:
     with pytest.raises(ValueError) as caught:
-        check(arguments(add_bias_linear=True, qk_layernorm=False, moe_router_group_topk=2))
+        QWEN3_MOE.check(
+            arguments(add_bias_linear=True, qk_layernorm=False, moe_router_group_topk=2)
+        )
 
     message = str(caught.value)
     assert "qk_layernorm=False (must be True)" in message
@@ -155,7 +159,7 @@ def test_check_names_every_unsupported_setting_at_once() -> None:
 
 def test_config_with_larger_vocabulary_than_the_embedding_is_refused() -> None:
     with pytest.raises(ValueError, match="vocab_size 2000: the model has only 1024 rows"):
-        config_from_args(arguments(), vocab_size=2000)
+        QWEN3_MOE.config_from_args(arguments(), vocab_size=2000)
 
 
 def test_split_of_fused_attention_equals_a_loop_over_groups() -> None:
@@ -196,7 +200,7 @@ def test_split_of_gate_and_up_keeps_their_order() -> None:
 
 
 def test_rules_name_every_weight_once() -> None:
-    config = config_from_args(arguments(moe_layer_freq=[0, 1, 1, 1]))
+    config = QWEN3_MOE.config_from_args(arguments(moe_layer_freq=[0, 1, 1, 1]))
     hf = [name for rule in rules(config) for name in rule.hf]
     megatron = [rule.megatron for rule in rules(config)]
 
@@ -207,7 +211,7 @@ def test_rules_name_every_weight_once() -> None:
 
 
 def test_rules_of_tied_embeddings_have_no_output_layer() -> None:
-    config = config_from_args(arguments(untie_embeddings_and_output_weights=False))
+    config = QWEN3_MOE.config_from_args(arguments(untie_embeddings_and_output_weights=False))
 
     assert not any("lm_head.weight" in rule.hf for rule in rules(config))
 
@@ -221,14 +225,14 @@ def test_separate_gates_equals_a_loop_over_blocks() -> None:
 
 
 def test_plan_files_keeps_the_order_and_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(export, "SHARD_BYTES", 10)
+    monkeypatch.setattr(folder, "SHARD_BYTES", 10)
 
-    assert export._plan_files({"a": 4, "b": 6, "c": 11, "d": 1}) == {
+    assert plan_files({"a": 4, "b": 6, "c": 11, "d": 1}) == {
         "model-00001-of-00003.safetensors": ["a", "b"],
         "model-00002-of-00003.safetensors": ["c"],
         "model-00003-of-00003.safetensors": ["d"],
     }
-    assert export._plan_files({"a": 4}) == {"model.safetensors": ["a"]}
+    assert plan_files({"a": 4}) == {"model.safetensors": ["a"]}
 
 
 def _checkpoints(folder: Path, *iterations: int, tracker: str | None = None) -> Path:
@@ -237,6 +241,14 @@ def _checkpoints(folder: Path, *iterations: int, tracker: str | None = None) -> 
     if tracker is not None:
         (folder / "latest_checkpointed_iteration.txt").write_text(tracker)
     return folder
+
+
+def test_find_checkpoint_of_an_import_is_its_release(tmp_path: Path) -> None:
+    folder = _checkpoints(tmp_path, tracker="release")
+    (folder / "release").mkdir()
+
+    assert find_checkpoint(folder) == find_checkpoint(folder, 0) == folder / "release"
+    assert find_checkpoint(folder / "release") == folder / "release"
 
 
 def test_find_checkpoint_follows_the_tracker(tmp_path: Path) -> None:

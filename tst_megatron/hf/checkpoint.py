@@ -2,47 +2,28 @@
 
 Shapes come from the arguments saved in the checkpoint. The model is built as Megatron builds it
 from those arguments, except that what only says how and where to run (parallel sizes, precision
-recipes, fused kernels, overlaps) is set back: any checkpoint then loads into one CPU process.
+recipes, fused kernels, overlaps) is set back: any checkpoint then loads into one CPU process, whole
+(``load_model``) or a weight at a time (``TrainedWeights``).
 """
 
 from __future__ import annotations
 
 import argparse
-import copy
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from tst_megatron.host import cpu
-from tst_megatron.training.checkpoints import TRACKER
+from tst_megatron.hf.one_process import for_one_process
+from tst_megatron.hf.seam import seam
+from tst_megatron.training.checkpoints import TRACKER, problems
 
-# Arguments that say how to run and not what the model computes go back to Megatron's defaults. An
-# unknown one stays as saved, so that a new architecture setting is never dropped in silence.
-_EXECUTION = re.compile(
-    r"tensor_model_parallel_size|context_parallel_size|sequence_parallel|expert_tensor_parallel_size"
-    r"|(virtual_)?pipeline_model_parallel_.*|decoder_(first|last)_pipeline_num_layers"
-    r"|expert_model_parallel_size|account_for_.*_in_pipeline_split|microbatch_group_size_.*"
-    r"|hierarchical_context_parallel_sizes|hybrid_context_parallel|cp_comm_type"
-    r"|(expert_)?gtp_.*|(expert_)?tensor_parallel_num_weight_shards"
-    r"|(delay|overlap|defer|tp_comm|recompute|cuda_graph|cpu_offloading|offload|inference)_.*"
-    r"|(fine_grained_.*|activation_)offload.*|distribute_saved_activations|wgrad_deferral_limit"
-    r"|fp[48](_.*)?|bf16|fp16|first_last_layers_bf16|num_layers_at_(start|end)_in_bf16"
-    r"|te_precision_config_file|te_rng_tracker|use_te_activation_func|use_transformer_engine_op_fuser"
-    r"|kitchen_.*|use_kitchen.*|fused_residual_rmsnorm|batch_invariant_mode|symmetric_ar_type"
-    r"|moe_(enable_deepep|permute_fusion.*|router_fusion|router_padding_for_.*|paged_stash.*)"
-    r"|moe_(grouped_gemm|token_dispatcher_type|flex_.*|deepep_.*|hybridep_.*|ncclep_.*)"
-    r"|moe_(pad_experts_for_.*|shared_expert_overlap|enable_routing_replay|single_grouped_.*)"
-    r"|moe_(per_layer_logging|layer_recompute|routing_trace_.*|mlp_glu_interleave_size)"
-    r"|(enable|external)_cuda_graph|use_grouped_gemm_for_.*|high_priority_.*|mlp_chunks_for_.*"
-    r"|nccl_.*|use_ring_exchange_p2p|variable_seq_lengths|flash_.*|deterministic_mode"
-    r"|qk_clip(_.*)?|log_max_attention_logit|moe_input_jitter_eps|cross_entropy_.*"
-    r"|ep_overlap_.*|config_logger_dir|restore_modelopt_state|init_model_with_meta_device"
-)
+RELEASE = "release"
+"""Megatron's name, for folder and tracker, of a checkpoint that is of no step: an imported one."""
+
 _SIZES = ("num_layers", "hidden_size", "num_attention_heads", "kv_channels", "padded_vocab_size")
 _OTHER_MODELS = (
     "hybrid_layer_pattern",
@@ -53,6 +34,20 @@ _OTHER_MODELS = (
     "spec",
     "yaml_cfg",
 )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Checkpoint:
+    """One checkpoint, opened: what it says of itself, none of its weights."""
+
+    folder: Path
+    """The ``iter_`` folder, or ``release``."""
+    args: argparse.Namespace
+    """Megatron's arguments as the checkpoint saved them, the run's parallel sizes included."""
+    iteration: int
+    """Optimizer steps behind the weights."""
+    content_metadata: dict[str, Any] | None
+    """What the checkpoint says about its own layout."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -67,76 +62,130 @@ class LoadedModel:
     """Optimizer steps behind the weights."""
 
 
-def seam() -> ModuleType:
-    """``upstream.checkpoint``, in a process made ready for it.
-
-    Imported on first use: importing Megatron already needs the CPU host.
-
-    Raises:
-        RuntimeError: this process already uses a GPU, or is one rank of a larger job.
-    """
-    if not cpu.is_installed():
-        if cpu.is_in_use_elsewhere():
-            raise RuntimeError(
-                "A checkpoint is read on the CPU, but this process already uses a GPU. "
-                "Read it in a process of its own."
-            )
-        # Reading is CPU work also on a machine that has a GPU.
-        cpu.install(even_with_gpu=True)
-    from tst_megatron.upstream import checkpoint
-
-    checkpoint.start_alone()
-    return checkpoint
-
-
-def load_model(
-    checkpoint: Path, *, iteration: int | None = None, dtype: torch.dtype | None = None
-) -> LoadedModel:
-    """Build the model that a checkpoint was saved from and load its weights; no optimizer state.
+def open_checkpoint(checkpoint: Path, *, iteration: int | None = None) -> Checkpoint:
+    """Find a checkpoint and read what it says of itself.
 
     Args:
         checkpoint: a folder of checkpoints with Megatron's tracker file, or one ``iter_`` folder.
         iteration: which checkpoint of the folder, in optimizer steps; the tracker's when not given.
-        dtype: type of the weights in memory; the type they were trained in when not given.
 
     Raises:
         ValueError: there is no such checkpoint, it is incomplete, or its model is not a GPT.
+    """
+    folder = find_checkpoint(checkpoint, iteration)
+    if found := problems(folder):
+        raise ValueError(
+            f"{folder}: not a whole torch_dist checkpoint ({'; '.join(found)}). Give one saved "
+            "with --ckpt-format torch_dist, and another iteration if its save was cut off."
+        )
+    state = seam().read_saved_state(folder)
+    if "args" not in state or "iteration" not in state:
+        raise ValueError(
+            f"{folder}: holds no arguments, so the model's shapes are unknown. "
+            "Give a checkpoint saved by Megatron's training loop."
+        )
+    _check_is_gpt(folder, state["args"])
+    return Checkpoint(
+        folder=folder,
+        args=state["args"],
+        iteration=int(state["iteration"]),
+        content_metadata=state.get("content_metadata"),
+    )
+
+
+class TrainedWeights:
+    """The weights of a checkpoint, one at a time: no more than one is in memory."""
+
+    def __init__(self, opened: Checkpoint) -> None:
+        """Compare what is stored with what the model needs; nothing is loaded.
+
+        Raises:
+            ValueError: a weight is missing, has another shape, or is not all there.
+        """
+        self._interleave = getattr(opened.args, "moe_mlp_glu_interleave_size", None)
+        weights, aliases = skeleton(opened.args, opened.content_metadata)
+        if opened.args.transformer_impl != "local":
+            for entry in weights.values():
+                entry.key = aliases.get(entry.key, entry.key)
+        self._saved = seam().SavedWeights(opened.folder, weights)
+        if found := self._saved.problems():
+            raise ValueError(
+                f"{opened.folder}: its weights are not those of its arguments: "
+                f"{'; '.join(found)}. Was it saved by another model class, or only in part?"
+            )
+
+    def names(self) -> list[str]:
+        """Every weight, by its name in Megatron."""
+        names: list[str] = self._saved.names()
+        return names
+
+    def read(self, name: str) -> Tensor:
+        """One weight in the type that it was saved in, its gates in the order of other models.
+
+        Args:
+            name: one of ``names()``.
+
+        Raises:
+            ValueError: its bytes cannot be read.
+        """
+        weight: Tensor = self._saved.read(name)
+        if self._interleave and ".experts." in name and name.endswith("linear_fc1.weight"):
+            return separate_gates(weight, self._interleave)
+        return weight
+
+
+def load_model(opened: Checkpoint, *, dtype: torch.dtype | None = None) -> LoadedModel:
+    """Build the model that a checkpoint was saved from and load its weights; no optimizer state.
+
+    Args:
+        opened: by ``open_checkpoint``.
+        dtype: type of the weights in memory; the type they were trained in when not given.
+
+    Raises:
+        ValueError: its weights are not those of its arguments.
         RuntimeError: this process cannot be a Megatron job of its own.
     """
     megatron = seam()
-    folder, state = _open(checkpoint, iteration)
-    args = state["args"]
-    _check_is_gpt(folder, args)
+    weights = TrainedWeights(opened)
     with megatron.quietly():
-        model = megatron.build_gpt(_single_process(args, dtype or args.params_dtype))
-        if args.transformer_impl != "local":
-            megatron.name_norms_as_transformer_engine(model)
-        weights = megatron.sharded_weights(model, state.get("content_metadata"))
-        _check_is_complete(folder, weights)
-        megatron.load_weights(model, folder, weights)
-    _separate_gates(model, args)
+        model = megatron.build_gpt(for_one_process(opened.args, dtype or opened.args.params_dtype))
     # Norms are built in float32 here whatever the type of the rest.
-    model = model.to(dtype or args.params_dtype).eval()
-    return LoadedModel(args=args, model=model, iteration=int(state["iteration"]))
+    model = model.to(dtype or opened.args.params_dtype)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(weights.read(name))
+    return LoadedModel(args=opened.args, model=model.eval(), iteration=opened.iteration)
 
 
-def read_args(checkpoint: Path, *, iteration: int | None = None) -> argparse.Namespace:
-    """The arguments saved in a checkpoint, without its weights.
+def skeleton(
+    args: argparse.Namespace, content_metadata: dict[str, Any] | None
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """How a checkpoint names and cuts the weights of a model, from its arguments alone.
 
     Args:
-        checkpoint: as for ``load_model``.
-        iteration: as for ``load_model``.
+        args: Megatron's arguments as saved in a checkpoint.
+        content_metadata: what the checkpoint says about its own layout.
 
-    Raises:
-        ValueError: there is no such checkpoint.
+    Returns:
+        Each weight as the local layers save it, and, where Transformer Engine's layers save it
+        under another name, the first name -> the second.
     """
-    _, state = _open(checkpoint, iteration)
-    args: argparse.Namespace = state["args"]
-    return args
+    megatron = seam()
+    with megatron.quietly(), torch.device("meta"):
+        model = megatron.build_gpt(for_one_process(args, args.params_dtype))
+        local: dict[str, Any] = megatron.sharded_weights(model, content_metadata)
+        megatron.name_norms_as_transformer_engine(model)
+        with_te = megatron.sharded_weights(model, content_metadata)
+    aliases = {
+        entry.key: with_te[name].key
+        for name, entry in local.items()
+        if entry.key != with_te[name].key
+    }
+    return local, aliases
 
 
 def find_checkpoint(checkpoint: Path, iteration: int | None = None) -> Path:
-    """The ``iter_`` folder that a path and an iteration stand for.
+    """The folder that a path and an iteration stand for.
 
     Args:
         checkpoint: a folder of checkpoints with Megatron's tracker file, or one ``iter_`` folder.
@@ -169,12 +218,16 @@ def find_checkpoint(checkpoint: Path, iteration: int | None = None) -> Path:
             f"{checkpoint}: no checkpoint of iteration {wanted}. "
             f"Iterations there: {_listed(existing)}."
         )
-    return checkpoint / f"iter_{wanted:07d}"
+    # An imported checkpoint is of no step, and of step 0 where a number is asked for.
+    step = checkpoint / f"iter_{wanted:07d}"
+    return step if step.is_dir() else checkpoint / RELEASE
 
 
 def _tracked(checkpoint: Path, existing: list[int]) -> int:
     tracker = checkpoint / TRACKER
     text = tracker.read_text().strip() if tracker.is_file() else ""
+    if text == RELEASE and (checkpoint / RELEASE).is_dir():
+        return 0
     if not text.isdigit():
         raise ValueError(
             f"{tracker}: must hold the newest iteration as a number, but "
@@ -185,38 +238,24 @@ def _tracked(checkpoint: Path, existing: list[int]) -> int:
 
 
 def _iteration_of(folder: Path) -> int | None:
+    if not folder.is_dir():
+        return None
     match = re.fullmatch(r"iter_(\d{7,})", folder.resolve().name)
-    return int(match[1]) if match and folder.is_dir() else None
+    return int(match[1]) if match else 0 if folder.resolve().name == RELEASE else None
 
 
 def _listed(iterations: list[int]) -> str:
     return ", ".join(str(iteration) for iteration in iterations)
 
 
-def _open(checkpoint: Path, iteration: int | None) -> tuple[Path, dict[str, Any]]:
-    folder = find_checkpoint(checkpoint, iteration)
-    if not seam().is_distributed_checkpoint(folder):
-        raise ValueError(
-            f"{folder}: not a whole torch_dist checkpoint (no usable metadata.json). Give one "
-            "saved with --ckpt-format torch_dist, and another iteration if its save was cut off."
-        )
-    state = seam().read_saved_state(folder)
-    if "args" not in state or "iteration" not in state:
-        raise ValueError(
-            f"{folder}: holds no arguments, so the model's shapes are unknown. "
-            "Give a checkpoint saved by Megatron's training loop."
-        )
-    return folder, state
-
-
 def _check_is_gpt(folder: Path, args: argparse.Namespace) -> None:
     others = [name for name in _OTHER_MODELS if getattr(args, name, None)]
     missing = [name for name in _SIZES if getattr(args, name, None) is None]
     if others or missing:
-        problems = [f"{name}={getattr(args, name)!r}" for name in others]
-        problems += [f"{name} is missing" for name in missing]
+        found = [f"{name}={getattr(args, name)!r}" for name in others]
+        found += [f"{name} is missing" for name in missing]
         raise ValueError(
-            f"{folder}: not a GPT model of uniform layers: {'; '.join(problems)}. "
+            f"{folder}: not a GPT model of uniform layers: {'; '.join(found)}. "
             "Only checkpoints of Megatron's GPTModel are supported."
         )
     if getattr(args, "moe_mlp_glu_interleave_size", None) and args.expert_tensor_parallel_size > 1:
@@ -225,54 +264,6 @@ def _check_is_gpt(folder: Path, args: argparse.Namespace) -> None:
             f"expert_tensor_parallel_size={args.expert_tensor_parallel_size}: the saved order of "
             "gate rows depends on the rank. Save it again with expert-tensor-parallel size 1."
         )
-
-
-def _single_process(args: argparse.Namespace, dtype: torch.dtype) -> argparse.Namespace:
-    """The same model's arguments for one CPU process."""
-    ours = copy.copy(args)
-    for name, default in vars(seam().default_arguments()).items():
-        if not hasattr(ours, name) or _EXECUTION.fullmatch(name):
-            setattr(ours, name, default)
-    # Set by Megatron's validation, not by its parser.
-    ours.virtual_pipeline_model_parallel_size = None
-    ours.expert_tensor_parallel_size = 1
-    ours.params_dtype = dtype
-    ours.transformer_impl = "local"
-    ours.attention_backend = seam().unfused_attention()
-    ours.moe_token_dispatcher_type = "alltoall"
-    ours.use_cpu_initialization = True
-    ours.perform_initialization = False
-    ours.no_persist_layer_norm = True
-    for fusion in ("masked_softmax", "bias_dropout", "bias_swiglu", "bias_gelu"):
-        setattr(ours, f"{fusion}_fusion", False)
-    ours.gradient_accumulation_fusion = ours.apply_rope_fusion = False
-    ours.attention_dropout = ours.hidden_dropout = 0.0
-    return ours
-
-
-def _check_is_complete(folder: Path, weights: dict[str, Any]) -> None:
-    needed, saved = seam().shapes_of(weights), seam().saved_shapes(folder)
-    problems = [f"{name} is missing" for name in sorted(needed.keys() - saved.keys())]
-    problems += [
-        f"{name} is {saved[name]} and should be {needed[name]}"
-        for name in sorted(needed.keys() & saved.keys())
-        if saved[name] != needed[name]
-    ]
-    if problems:
-        raise ValueError(
-            f"{folder}: its weights are not those of its arguments: {'; '.join(problems)}. "
-            "Was it saved by another model class, or only in part?"
-        )
-
-
-def _separate_gates(model: nn.Module, args: argparse.Namespace) -> None:
-    size = getattr(args, "moe_mlp_glu_interleave_size", None)
-    if not size:
-        return
-    with torch.no_grad():
-        for name, weight in model.named_parameters():
-            if ".experts." in name and name.endswith("linear_fc1.weight"):
-                weight.copy_(separate_gates(weight, size))
 
 
 def separate_gates(weight: Tensor, interleave_size: int) -> Tensor:

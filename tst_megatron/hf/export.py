@@ -2,39 +2,23 @@
 
 from __future__ import annotations
 
-import argparse
-import json
-import os
-import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
-from tst_megatron.hf import checkpoint as checkpoints
-from tst_megatron.hf import qwen3_moe
-from tst_megatron.hf.verify import INDEX, VerificationReport
+from tst_megatron.hf.checkpoint import TrainedWeights, find_checkpoint, open_checkpoint
+from tst_megatron.hf.families import family_of_args
+from tst_megatron.hf.folder import appearing_whole, check_is_free, write_json, write_weights
+from tst_megatron.hf.model_card import model_card
+from tst_megatron.hf.tokenizer_files import NO_TOKENIZER, find_tokenizer, write_tokenizer
+from tst_megatron.hf.verify import VerificationReport
 from tst_megatron.hf.verify import verify as verify_export
-
-SHARD_BYTES = 5_000_000_000
-"""Largest size of one safetensors file, unless a single tensor is larger."""
-_TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer.model",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "chat_template.jinja",
-)
+from tst_megatron.hf.weights import rules, shapes, split
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,19 +38,10 @@ class ExportReport:
     num_padding_rows: int
     """Rows of the embedding left out: Megatron's padding of the vocabulary."""
     tokenizer: str
-    """Where the tokenizer files come from, or why there are none."""
+    """Where the tokenizer files come from."""
     verification: VerificationReport | None
     """None when it was not asked for."""
     seconds: float
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Tokenizer:
-    source: Path | None
-    description: str
-    vocab_size: int | None = None
-    bos_token_id: int | None = None
-    eos_token_id: int | None = None
 
 
 def export(
@@ -76,209 +51,125 @@ def export(
     iteration: int | None = None,
     dtype: torch.dtype | None = None,
     verify: bool = True,
+    compute: bool | None = None,
+    text: str | None = None,
+    tokenizer: Path | None = None,
+    with_tokenizer: bool = True,
     on_progress: Callable[[str], None] | None = None,
+    on_weight: Callable[[int, int], None] | None = None,
 ) -> ExportReport:
     """Write a trained model as transformers, vLLM and lm-eval read it.
 
     Everything is written beside the output and renamed to it at the end, so a folder of that name
-    is a whole and, unless told otherwise, a proven export.
+    is a whole and, unless told otherwise, a proven export. One weight and one file of the output
+    are in memory at a time, except where logits are compared.
 
     Args:
         checkpoint: a folder of Megatron checkpoints, or one ``iter_`` folder.
         output: folder that does not exist or is empty.
         iteration: which checkpoint, in optimizer steps; the newest when not given.
         dtype: type of the exported weights; the type they were trained in when not given.
-        verify: compare the export with the checkpoint; takes memory for two models in float32.
+        verify: compare the export with the checkpoint.
+        compute: as for ``verify.verify``.
+        text: as for ``verify.verify``.
+        tokenizer: its file or folder, where the checkpoint's own is not to be used.
+        with_tokenizer: write the tokenizer's files too.
         on_progress: told each step in a short sentence.
+        on_weight: told the bytes written so far and the bytes to write.
 
     Raises:
-        ValueError: no such checkpoint, no Qwen3-MoE form, or an output that is not empty.
+        ValueError: no such checkpoint or tokenizer, no form in a known family, or an output that
+            is not empty.
         RuntimeError: the export is not the trained model; nothing is left behind.
     """
     start = time.perf_counter()
     say = on_progress or (lambda _: None)
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise ValueError(f"{output}: exists and is not empty. Name another folder, or remove it.")
-    # Once: a run that goes on may move its tracker while this reads.
-    folder = checkpoints.find_checkpoint(checkpoint, iteration)
+    check_is_free(output)
     say("reading the saved arguments")
-    args = checkpoints.read_args(folder)
-    qwen3_moe.check(args)
+    # Found once: a run that goes on may move its tracker while this reads.
+    opened = open_checkpoint(find_checkpoint(checkpoint, iteration))
+    args = opened.args
+    family = family_of_args(args)
+    family.check(args)
     dtype = dtype or args.params_dtype
-    tokenizer = _tokenizer(args, folder.parent)
-    config = _config(args, tokenizer, dtype)
-    say("loading the weights")
-    loaded = checkpoints.load_model(folder, dtype=torch.float32 if verify else args.params_dtype)
-    with _appearing_whole(output) as beside:
+    found = (
+        find_tokenizer(args, opened.folder.parent, tokenizer) if with_tokenizer else NO_TOKENIZER
+    )
+    config = family.config_from_args(
+        args,
+        vocab_size=getattr(args, "vocab_size", None) or found.vocab_size,
+        dtype=dtype,
+        bos_token_id=found.bos_token_id,
+        eos_token_id=found.eos_token_id,
+    )
+    weights = TrainedWeights(opened)
+    sizes = _sizes(config, dtype)
+    with appearing_whole(output) as beside:
         say(f"writing {dtype} weights")
-        sizes = _write_weights(beside, dict(loaded.model.named_parameters()), config, dtype)
-        _write_json(beside / "config.json", config)
-        _write_json(beside / "generation_config.json", _generation_config(config))
-        _write_tokenizer(tokenizer, beside)
+        tensors = _counted(_exported(weights, config, dtype), sum(sizes.values()), on_weight)
+        num_files = write_weights(beside, tensors, sizes)
+        write_json(beside / "config.json", config)
+        write_json(beside / "generation_config.json", _generation_config(config))
+        write_tokenizer(found, beside)
         say("comparing transformers with Megatron" if verify else "not verified, as asked")
-        verification = verify_export(loaded, beside) if verify else None
+        proof = verify_export(opened, beside, compute=compute, text=text) if verify else None
+        num_parameters = sum(sizes.values()) // dtype.itemsize
+        card = model_card(opened, config, num_parameters=num_parameters, verification=proof)
+        (beside / "README.md").write_text(card, encoding="utf-8")
     say(f"wrote {output}")
     return ExportReport(
         output=output,
-        iteration=loaded.iteration,
+        iteration=opened.iteration,
         dtype=dtype,
-        num_parameters=sum(sizes.values()) // dtype.itemsize,
+        num_parameters=num_parameters,
         num_bytes=sum(sizes.values()),
-        num_files=len(list(output.glob("*.safetensors"))),
+        num_files=num_files,
         vocab_size=config["vocab_size"],
         num_padding_rows=args.padded_vocab_size - config["vocab_size"],
-        tokenizer=tokenizer.description,
-        verification=verification,
+        tokenizer=found.description,
+        verification=proof,
         seconds=time.perf_counter() - start,
     )
 
 
-@contextmanager
-def _appearing_whole(output: Path) -> Iterator[Path]:
-    """A folder that becomes ``output`` when the block ends, or disappears when it fails."""
-    beside = output.with_name(f".{output.name}.{os.getpid()}")
-    beside.mkdir(parents=True)
-    try:
-        yield beside
-        for path in beside.iterdir():
-            # safetensors gives its files to the owner alone, whatever the umask.
-            shutil.copymode(beside / "config.json", path)
-            _sync(path)
-        _sync(beside)
-        beside.replace(output)
-    except BaseException:
-        shutil.rmtree(beside, ignore_errors=True)
-        raise
-    _sync(output.parent)
-
-
-def _config(args: argparse.Namespace, tokenizer: _Tokenizer, dtype: torch.dtype) -> dict[str, Any]:
-    return qwen3_moe.config_from_args(
-        args,
-        vocab_size=getattr(args, "vocab_size", None) or tokenizer.vocab_size,
-        dtype=dtype,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-    )
-
-
-def _write_weights(
-    folder: Path, weights: Mapping[str, Tensor], config: Mapping[str, Any], dtype: torch.dtype
-) -> dict[str, int]:
-    """Write every tensor, in files of at most ``SHARD_BYTES``; bytes by tensor name."""
-    left_over = weights.keys() - {rule.megatron for rule in qwen3_moe.rules(config)}
-    if left_over:
-        raise RuntimeError(
-            f"Weights without a place in Qwen3-MoE: {', '.join(sorted(left_over))}. "
-            "The model has a part that its saved arguments do not tell of."
-        )
-    sizes = {name: tensor.numel() * dtype.itemsize for name, tensor in _exported(weights, config)}
-    files = _plan_files(sizes)
-    tensors = _exported(weights, config)
-    for file, names in files.items():
-        # Copies: safetensors refuses tensors that share memory, as two parts of one tensor do.
-        shard = {
-            name: tensor.detach().to(dtype, copy=True).contiguous()
-            for name, tensor in islice(tensors, len(names))
-        }
-        save_file(shard, folder / file, metadata={"format": "pt"})
-    if len(files) > 1:
-        index = {
-            "metadata": {"total_size": sum(sizes.values())},
-            "weight_map": {name: file for file, names in files.items() for name in names},
-        }
-        _write_json(folder / INDEX, index)
-    return sizes
-
-
-def _exported(
-    weights: Mapping[str, Tensor], config: Mapping[str, Any]
-) -> Iterator[tuple[str, Tensor]]:
-    for rule in qwen3_moe.rules(config):
-        parts = qwen3_moe.split(rule.form, weights[rule.megatron], config)
-        yield from zip(rule.hf, parts, strict=True)
-
-
-def _plan_files(sizes: Mapping[str, int]) -> dict[str, list[str]]:
-    """Tensor names by file name, in their order."""
-    groups: list[list[str]] = []
-    filled = SHARD_BYTES
-    for name, num_bytes in sizes.items():
-        if filled + num_bytes > SHARD_BYTES:
-            groups.append([])
-            filled = 0
-        groups[-1].append(name)
-        filled += num_bytes
-    if len(groups) == 1:
-        return {"model.safetensors": groups[0]}
+def _sizes(config: Mapping[str, Any], dtype: torch.dtype) -> dict[str, int]:
+    """Bytes of every tensor of the export."""
     return {
-        f"model-{number:05d}-of-{len(groups):05d}.safetensors": names
-        for number, names in enumerate(groups, start=1)
+        name: torch.Size(shape).numel() * dtype.itemsize
+        for rule in rules(config)
+        for name, shape in zip(rule.hf, shapes(rule, config), strict=True)
     }
 
 
-def _tokenizer(args: argparse.Namespace, checkpoints_folder: Path) -> _Tokenizer:
-    """The tokenizer a model was trained with, as far as its files are on this machine."""
-    kind, name = args.tokenizer_type, args.tokenizer_model
-    # A run keeps its tokenizer with its checkpoints, and both may have moved since.
-    beside = checkpoints_folder / "tokenizer.model"
-    source = beside if beside.is_file() else Path(name) if name else None
-    if kind == "SentencePieceTokenizer" and source and source.is_file():
-        from tst_megatron.data.tokenizer import load_sentencepiece
-
-        processor = load_sentencepiece(source)
-        return _Tokenizer(
-            source=source,
-            description=f"SentencePiece, from {source}",
-            vocab_size=processor.vocab_size(),
-            bos_token_id=_id_or_none(processor.bos_id()),
-            eos_token_id=_id_or_none(processor.eos_id()),
+def _exported(
+    weights: TrainedWeights, config: Mapping[str, Any], dtype: torch.dtype
+) -> Iterator[tuple[str, Tensor]]:
+    left_over = set(weights.names()) - {rule.megatron for rule in rules(config)}
+    if left_over:
+        raise RuntimeError(
+            f"Weights without a place in {config['architectures'][0]}: "
+            f"{', '.join(sorted(left_over))}. "
+            "The model has a part that its saved arguments do not tell of."
         )
-    if kind == "HuggingFaceTokenizer" and source and source.is_dir():
-        from transformers import AutoTokenizer
-
-        tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=True)
-        return _Tokenizer(
-            source=source,
-            description=f"Hugging Face, from {source}",
-            vocab_size=len(tokenizer),
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-        )
-    reason = f"{kind} has no files" if source is None else f"{kind} {name} is not on this machine"
-    return _Tokenizer(source=None, description=f"none written: {reason}")
+    for rule in rules(config):
+        parts = split(rule.form, weights.read(rule.megatron), config)
+        # Copies: safetensors refuses tensors that share memory, as two parts of one tensor do.
+        copies = [part.to(dtype, copy=True).contiguous() for part in parts]
+        yield from zip(rule.hf, copies, strict=True)
 
 
-def _id_or_none(token_id: int) -> int | None:
-    return token_id if token_id >= 0 else None
-
-
-def _write_tokenizer(tokenizer: _Tokenizer, folder: Path) -> None:
-    if tokenizer.source is None:
-        return
-    if tokenizer.source.is_file():
-        from tst_megatron.hf.tokenizer import export_tokenizer
-
-        export_tokenizer(tokenizer.source, folder)
-        return
-    for name in _TOKENIZER_FILES:
-        if (tokenizer.source / name).is_file():
-            shutil.copyfile(tokenizer.source / name, folder / name)
+def _counted(
+    tensors: Iterator[tuple[str, Tensor]], total: int, on_weight: Callable[[int, int], None] | None
+) -> Iterator[tuple[str, Tensor]]:
+    done = 0
+    for name, tensor in tensors:
+        yield name, tensor
+        done += tensor.nbytes
+        if on_weight is not None:
+            on_weight(done, total)
 
 
 def _generation_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """Ids only: a base model has no sampling settings of its own."""
     ids = {name: config[name] for name in ("bos_token_id", "eos_token_id")}
     return {"_from_model_config": True, **ids}
-
-
-def _write_json(file: Path, content: Mapping[str, Any]) -> None:
-    file.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -1,43 +1,41 @@
-"""Prove that an exported model is the trained one, before anybody relies on it.
+"""Prove that a folder in Hugging Face format and a Megatron checkpoint hold one model.
 
-Both models compute in float32, with the weights as exported, so that what is measured is the export
-and not the rounding of a narrower type.
+Weights are compared bit for bit, one at a time, whatever the size of the model. Where both models
+fit into memory they also compute: in float32, with the weights as the folder has them, so that what
+is measured is the conversion and not the rounding of a narrower type.
 
 Shapes: B sequences, T raw tokens, V vocabulary without padding.
 """
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
-from safetensors import safe_open
 from torch import Tensor, nn
 
-from tst_megatron.hf import qwen3_moe
-from tst_megatron.hf.checkpoint import LoadedModel, seam
+from tst_megatron.hf.checkpoint import Checkpoint, TrainedWeights, load_model
+from tst_megatron.hf.folder import HuggingFaceWeights, read_config
+from tst_megatron.hf.generate import load_in_transformers
+from tst_megatron.hf.seam import seam
+from tst_megatron.hf.weights import Form, merge, rules
 
 LOGIT_BOUND = 1e-5
 """Largest allowed difference of two logits, per unit of the largest logit (at least 1)."""
 TIE_GAP = 1e-4
 """Two best logits closer than this are a tie: float32 sums decide which one wins."""
-INDEX = "model.safetensors.index.json"
 _NUM_SEQUENCES, _NUM_TOKENS, _NUM_PROMPT_TOKENS = 2, 64, 16
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class VerificationReport:
-    """What was compared and what was measured; every bound held."""
+class Computed:
+    """What both models computed, and that it was the same."""
 
-    num_tensors: int
-    """Tensors that transformers holds bit for bit as the files and Megatron do."""
-    num_parameters: int
     num_logits: int
     max_logit: float
     """Largest absolute logit, the scale of the next two."""
@@ -50,39 +48,170 @@ class VerificationReport:
     """Greedy steps not compared because the two best logits were closer than ``TIE_GAP``."""
 
 
-def verify(loaded: LoadedModel, hf_dir: Path, *, num_greedy_tokens: int = 32) -> VerificationReport:
-    """Compare an export with the model it was made from.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class VerificationReport:
+    """What was compared and what was measured; every bound held."""
 
-    Needs memory for both models in float32.
+    num_tensors: int
+    """Tensors that the files hold bit for bit as Megatron does, each with a place in
+    transformers."""
+    num_parameters: int
+    computed: Computed | None
+    """None where the two models do not fit into memory."""
+    reason: str
+    """Why nothing was computed; empty where it was."""
+
+
+def verify(
+    opened: Checkpoint,
+    hf_dir: Path,
+    *,
+    compute: bool | None = None,
+    text: str | None = None,
+    num_greedy_tokens: int = 32,
+) -> VerificationReport:
+    """Compare a folder with the checkpoint it was made from, or that was made from it.
 
     Args:
-        loaded: the trained model, loaded in float32. Its weights are rounded as the export's are.
-        hf_dir: the export.
+        opened: the checkpoint.
+        hf_dir: the folder in Hugging Face format.
+        compute: also compare logits and a greedy continuation; where both models fit into memory
+            when not given.
+        text: what the logits are computed on, with the folder's tokenizer; random tokens when not
+            given.
         num_greedy_tokens: length of the greedy continuation.
 
     Raises:
+        ValueError: ``compute`` was asked for and does not fit.
         RuntimeError: transformers misses a tensor or does not know one, a weight differs by a
             single bit, a logit by more than the bound, or a greedy continuation by a token.
     """
-    config = json.loads((hf_dir / "config.json").read_text())
+    config = read_config(hf_dir)
+    files = HuggingFaceWeights(hf_dir)
+    num_parameters = _compare_places(hf_dir, files, config)
+    num_tensors = _compare_weights(TrainedWeights(opened), files, config)
+    needed, available = 2 * 4 * num_parameters * 1.2, psutil.virtual_memory().available
+    reason = ""
+    if needed > available or compute is False:
+        reason = (
+            f"logits not compared: two models in float32 take {needed / 1e9:.1f} GB and "
+            f"{available / 1e9:.1f} GB are free"
+            if compute is not False
+            else "logits not compared, as asked"
+        )
+    if reason and compute:
+        raise ValueError(f"{hf_dir}: {reason}. Use a larger machine, or leave --verify out")
+    return VerificationReport(
+        num_tensors=num_tensors,
+        num_parameters=num_parameters,
+        computed=None if reason else _compute(opened, hf_dir, config, text, num_greedy_tokens),
+        reason=reason,
+    )
+
+
+# --- weights -------------------------------------------------------------------------------------
+
+
+def _compare_places(hf_dir: Path, files: HuggingFaceWeights, config: Mapping[str, Any]) -> int:
+    """Whether transformers' model has a place for each tensor and a tensor for each place."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(
+            AutoConfig.from_pretrained(hf_dir, local_files_only=True)
+        )
+    if config["tie_word_embeddings"]:
+        model.tie_weights()
+    state = model.state_dict()
+    numbers = dict.fromkeys(state, 0)
+    for name in files.names():
+        place, part = _place_of(name, state)
+        shape = files.shape(name)
+        if tuple(part.shape) != shape:
+            raise RuntimeError(
+                f"{hf_dir}: {name} is {shape}, and transformers has {tuple(part.shape)}."
+            )
+        numbers[place] += part.numel()
+    if config["tie_word_embeddings"]:
+        numbers.pop("lm_head.weight", None)
+    missing = [name for name, number in numbers.items() if number != state[name].numel()]
+    if missing:
+        raise RuntimeError(
+            f"{hf_dir}: transformers does not load it strictly: no tensor for {', '.join(missing)}."
+        )
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def _compare_weights(
+    trained: TrainedWeights, files: HuggingFaceWeights, config: Mapping[str, Any]
+) -> int:
+    """The number of tensors compared; all are equal where it returns."""
+    left_over = set(trained.names())
+    num_tensors = 0
+    for rule in rules(config):
+        parts = [files.read(name) for name in rule.hf]
+        weight, there = trained.read(rule.megatron), merge(rule.form, parts, config)
+        rows = slice(config["vocab_size"]) if rule.form is Form.VOCABULARY else slice(None)
+        if not torch.equal(weight[rows].to(there.dtype), there):
+            raise RuntimeError(
+                f"{rule.megatron}: the weight in {files.folder} is not bit for bit Megatron's."
+            )
+        left_over.discard(rule.megatron)
+        num_tensors += len(parts)
+    if left_over:
+        raise RuntimeError(f"Weights without a place: {', '.join(sorted(left_over))}.")
+    return num_tensors
+
+
+def _place_of(name: str, state: Mapping[str, Tensor]) -> tuple[str, Tensor]:
+    """Where transformers keeps a tensor of the files; transformers 5 stacks those of experts."""
+    if name in state:
+        return name, state[name]
+    match = re.fullmatch(r"(.*\.experts)\.(\d+)\.(gate|up|down)_proj\.weight", name)
+    place = f"{match[1]}.{'down_proj' if match[3] == 'down' else 'gate_up_proj'}" if match else ""
+    if match is None or place not in state or int(match[2]) >= len(state[place]):
+        raise RuntimeError(f"{name}: transformers has no such weight.")
+    part = state[place][int(match[2])]
+    if match[3] == "down":
+        return place, part
+    gate, up = part.chunk(2)
+    return place, gate if match[3] == "gate" else up
+
+
+# --- what they compute ---------------------------------------------------------------------------
+
+
+def _compute(
+    opened: Checkpoint,
+    hf_dir: Path,
+    config: Mapping[str, Any],
+    text: str | None,
+    num_greedy_tokens: int,
+) -> Computed:
     model, info = load_in_transformers(hf_dir, torch.float32)
-    problems = {name: found for name, found in info.items() if found}
-    if problems:
+    if problems := {name: found for name, found in info.items() if found}:
         raise RuntimeError(f"{hf_dir}: transformers does not load it strictly: {problems}.")
-    num_tensors = _compare_weights(loaded.model, hf_dir, config, model.state_dict())
+    megatron = load_model(opened, dtype=torch.float32).model
+    files = HuggingFaceWeights(hf_dir)
     with torch.no_grad():
-        num_logits, largest, difference = _compare_logits(loaded.model, model, config)
+        for rule in rules(config):
+            # As the files have it: a narrower type there is no difference of the two models.
+            weight = megatron.get_parameter(rule.megatron)
+            weight.copy_(weight.to(files.read(rule.hf[0]).dtype))
+        tokens_BT = _tokens(hf_dir, config, text)
+        expected_BTV = seam().logits(megatron, tokens_BT)[..., : config["vocab_size"]]
+        actual_BTV = model(tokens_BT, use_cache=False).logits
+        difference = float((expected_BTV - actual_BTV).abs().max())
+        largest = float(expected_BTV.abs().max())
         bound = LOGIT_BOUND * max(1.0, largest)
         if not difference <= bound:
             raise RuntimeError(
                 f"{hf_dir}: logits of transformers and Megatron differ by {difference:.3g}, more "
                 f"than {bound:.3g} (largest logit {largest:.3g}). They are not the same model."
             )
-        num_ties = _compare_greedy(loaded.model, model, config, num_greedy_tokens)
-    return VerificationReport(
-        num_tensors=num_tensors,
-        num_parameters=sum(parameter.numel() for parameter in model.parameters()),
-        num_logits=num_logits,
+        num_ties = _compare_greedy(megatron, model, config, num_greedy_tokens)
+    return Computed(
+        num_logits=actual_BTV.numel(),
         max_logit=largest,
         max_logit_difference=difference,
         logit_bound=bound,
@@ -91,124 +220,18 @@ def verify(loaded: LoadedModel, hf_dir: Path, *, num_greedy_tokens: int = 32) ->
     )
 
 
-def load_in_transformers(hf_dir: Path, dtype: torch.dtype) -> tuple[Any, dict[str, Any]]:
-    """Load an export the plainest way transformers has, without the network.
+def _tokens(hf_dir: Path, config: Mapping[str, Any], text: str | None) -> Tensor:
+    if text is not None:
+        from transformers import AutoTokenizer
 
-    Args:
-        hf_dir: the export.
-        dtype: type of the weights in memory.
-
-    Returns:
-        The model in evaluation mode, and what transformers reports about names and shapes.
-    """
-    from transformers import AutoModelForCausalLM
-    from transformers.utils import logging
-
-    # Its bar for loading weights draws over this project's own progress.
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    loaded: Any = AutoModelForCausalLM.from_pretrained(
-        hf_dir,
-        dtype=dtype,
-        attn_implementation="eager",
-        experts_implementation="eager",
-        local_files_only=True,
-        output_loading_info=True,
-    )
-    model, info = loaded
-    return model.eval(), info
-
-
-def generate_text(hf_dir: Path, prompt: str, num_tokens: int) -> str:
-    """Continue a text greedily with an exported model and its tokenizer.
-
-    Args:
-        hf_dir: an export that has a tokenizer.
-        prompt: the text before.
-        num_tokens: tokens to add at most; fewer if the model ends the text.
-
-    Returns:
-        The continuation, without the prompt.
-    """
-    from transformers import AutoTokenizer
-
-    tokenizer: Any = AutoTokenizer.from_pretrained(hf_dir, local_files_only=True)
-    model, _ = load_in_transformers(hf_dir, torch.float32)
-    tokens_BT = torch.tensor([tokenizer.encode(prompt, add_special_tokens=False)])
-    with torch.no_grad():
-        result_BT = model.generate(
-            tokens_BT,
-            attention_mask=torch.ones_like(tokens_BT),
-            max_new_tokens=num_tokens,
-            do_sample=False,
-        )
-    text: str = tokenizer.decode(
-        result_BT[0, tokens_BT.shape[1] :].tolist(), skip_special_tokens=True
-    )
-    return text
-
-
-def _compare_weights(
-    model: nn.Module, hf_dir: Path, config: Mapping[str, Any], in_transformers: Mapping[str, Tensor]
-) -> int:
-    """Megatron against the files against transformers; rounds Megatron's weights to the files'."""
-    index = hf_dir / INDEX
-    files = json.loads(index.read_text())["weight_map"] if index.exists() else {}
-    weights = dict(model.named_parameters())
-    num_tensors = 0
-    with ExitStack() as stack, torch.no_grad():
-        opened: dict[str, Any] = {}
-
-        def read(name: str) -> Tensor:
-            file = files.get(name, "model.safetensors")
-            if file not in opened:
-                opened[file] = stack.enter_context(safe_open(hf_dir / file, framework="pt"))
-            tensor: Tensor = opened[file].get_tensor(name)
-            return tensor
-
-        for rule in qwen3_moe.rules(config):
-            parts = [read(name) for name in rule.hf]
-            exported = qwen3_moe.merge(rule.form, parts, config)
-            weight = weights[rule.megatron]
-            weight.copy_(weight.to(exported.dtype))
-            rows = slice(config["vocab_size"]) if rule.form is rule.form.VOCABULARY else slice(None)
-            _require_equal(weight[rows].to(exported.dtype), exported, rule.megatron)
-            for name, part in zip(rule.hf, parts, strict=True):
-                _require_equal(part.float(), _tensor_in(in_transformers, name), name)
-            num_tensors += len(parts)
-    return num_tensors
-
-
-def _require_equal(expected: Tensor, actual: Tensor, name: str) -> None:
-    if not torch.equal(expected, actual):
-        raise RuntimeError(f"{name}: the exported weight is not bit for bit the trained one.")
-
-
-def _tensor_in(state: Mapping[str, Tensor], name: str) -> Tensor:
-    """One tensor by its name in the files; transformers 5 stacks those of the experts."""
-    if name in state:
-        return state[name]
-    match = re.fullmatch(r"(.*\.experts)\.(\d+)\.(gate|up|down)_proj\.weight", name)
-    if match is None:
-        raise RuntimeError(f"{name}: transformers has no such weight.")
-    experts, expert, projection = match[1], int(match[2]), match[3]
-    if projection == "down":
-        return state[f"{experts}.down_proj"][expert]
-    gate, up = state[f"{experts}.gate_up_proj"][expert].chunk(2)
-    return gate if projection == "gate" else up
-
-
-def _compare_logits(
-    megatron: nn.Module, transformers: Any, config: Mapping[str, Any]
-) -> tuple[int, float, float]:
-    generator = torch.Generator().manual_seed(0)
+        tokenizer: Any = AutoTokenizer.from_pretrained(hf_dir, local_files_only=True)
+        ids = tokenizer.encode(text, add_special_tokens=False)
+        if not ids:
+            raise ValueError("the text to verify on has no tokens. Give one that is not empty")
+        return torch.tensor([ids[: config["max_position_embeddings"]]])
     num_tokens = min(_NUM_TOKENS, config["max_position_embeddings"])
-    tokens_BT = torch.randint(
-        config["vocab_size"], (_NUM_SEQUENCES, num_tokens), generator=generator
-    )
-    expected_BTV = seam().logits(megatron, tokens_BT)[..., : config["vocab_size"]]
-    actual_BTV = transformers(tokens_BT, use_cache=False).logits
-    difference = (expected_BTV - actual_BTV).abs().max()
-    return actual_BTV.numel(), float(expected_BTV.abs().max()), float(difference)
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(config["vocab_size"], (_NUM_SEQUENCES, num_tokens), generator=generator)
 
 
 def _compare_greedy(

@@ -23,7 +23,6 @@ from tst_megatron.upstream.names import (
     get_attr_wrapped_model,
     get_rerun_state_machine,
     get_timers,
-    gpt_config_from_args,
     reduce_from_tensor_model_parallel_region,
     reduce_scatter_to_sequence_parallel_region,
 )
@@ -32,6 +31,7 @@ from tst_megatron.upstream.repairs import (
     allow_no_cuda,
     checkpoint_worker,
     end_checkpoint_worker,
+    gpt_config_from_args,
     repair_wheel,
 )
 from tst_megatron.upstream.saving import (

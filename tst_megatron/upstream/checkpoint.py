@@ -13,16 +13,31 @@ from typing import Any
 
 import torch
 from megatron.core import dist_checkpointing
-from megatron.core.dist_checkpointing import ShardedTensor
-from megatron.core.dist_checkpointing.dict_utils import nested_values
-from megatron.core.dist_checkpointing.mapping import apply_factories
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.tensor_parallel import get_cuda_rng_tracker, model_parallel_cuda_manual_seed
 from megatron.core.transformer.enums import AttnBackend
 from torch import distributed, nn
 
 from tst_megatron.upstream import names
-from tst_megatron.upstream.training import argument_parser
+from tst_megatron.upstream.repairs import gpt_config_from_args
+from tst_megatron.upstream.training import argument_parser, validate_arguments
+from tst_megatron.upstream.weights import SavedWeights, write_checkpoint
+
+__all__ = [
+    "SavedWeights",
+    "build_gpt",
+    "default_arguments",
+    "logits",
+    "name_norms_as_transformer_engine",
+    "pending_rerun",
+    "quietly",
+    "read_saved_state",
+    "sharded_weights",
+    "start_alone",
+    "unfused_attention",
+    "validate_arguments",
+    "write_checkpoint",
+]
 
 
 def start_alone() -> None:
@@ -72,11 +87,6 @@ def unfused_attention() -> Any:
     return AttnBackend.unfused
 
 
-def is_distributed_checkpoint(folder: Path) -> bool:
-    """Whether a folder is one ``torch_dist`` checkpoint."""
-    return bool(dist_checkpointing.check_is_distributed_checkpoint(str(folder)))
-
-
 def read_saved_state(folder: Path) -> dict[str, Any]:
     """What a checkpoint holds beside its tensors: arguments, iteration, content metadata."""
     with quietly():
@@ -96,16 +106,9 @@ def pending_rerun(state: Mapping[str, Any]) -> str | None:
     return f"compute step {machine['current_iteration'] + 1} again on another node"
 
 
-def saved_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
-    """Name and global shape of every tensor in a checkpoint, the optimizer's included."""
-    with quietly():
-        metadata = dist_checkpointing.load_tensors_metadata(str(folder))
-    return {name: tuple(tensor.global_shape) for name, tensor in metadata.items()}
-
-
 def build_gpt(args: argparse.Namespace) -> nn.Module:
     """Build ``GPTModel`` from arguments, its weights not initialised."""
-    config = names.gpt_config_from_args(args)
+    config = gpt_config_from_args(args)
     config.finalize()
     groups = ProcessGroupCollection.use_mpu_process_groups()
     model: nn.Module = names.GPTModelBuilder(config).build_model(groups)
@@ -141,23 +144,6 @@ def sharded_weights(model: Any, content_metadata: Mapping[str, Any] | None) -> d
     metadata = {**(content_metadata or {}), "dp_cp_group": groups}
     weights: dict[str, Any] = model.sharded_state_dict(metadata=metadata)
     return weights
-
-
-def shapes_of(weights: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-    """Name and global shape of what loading ``sharded_weights`` will ask a checkpoint for."""
-    expanded = dict(weights)
-    apply_factories(expanded)
-    return {
-        entry.key: tuple(entry.global_shape)
-        for entry in nested_values(expanded)
-        if isinstance(entry, ShardedTensor)
-    }
-
-
-def load_weights(model: nn.Module, folder: Path, weights: dict[str, Any]) -> None:
-    """Fill a model from a checkpoint, whatever parallel sizes wrote it; nothing else is read."""
-    loaded = dist_checkpointing.load({"model": weights}, str(folder))
-    model.load_state_dict(loaded["model"], strict=True)
 
 
 def logits(model: nn.Module, tokens_BT: torch.Tensor) -> torch.Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import functools
 import importlib
 import inspect
@@ -46,6 +47,16 @@ def repair_wheel() -> None:
         wrap(optimizer, "sharded_state_dict", _from_empty_state)
         wrap(optimizer, "load_state_dict", _with_a_step_of_its_own)
         wrap(optimizer, "_set_main_param_and_optimizer_states", _without_step)
+
+
+def gpt_config_from_args(args: argparse.Namespace, **kwargs: Any) -> Any:
+    """Megatron's configuration of a GPT, with the ``rope-scaling-factor`` that was asked for.
+
+    Upstream leaves it out, so that every model is scaled by 8. Remove when it does not.
+    """
+    config = names.gpt_config_from_args(args, **kwargs)
+    config.rope_scaling_factor = args.rope_scaling_factor
+    return config
 
 
 def _unless_compiled(compile_helpers: Callable[[], None]) -> Callable[[], None]:

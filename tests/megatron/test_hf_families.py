@@ -1,0 +1,234 @@
+"""Every family goes to Hugging Face format and back, from every layout, without a changed bit."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from hf_checkpoints import save_once, with_arguments
+from safetensors.torch import load_file, save_file
+from transformers import (
+    AutoModelForCausalLM,
+    LlamaConfig,
+    PretrainedConfig,
+    Qwen3Config,
+    Qwen3MoeConfig,
+)
+
+from tst_megatron.hf.checkpoint import TrainedWeights, open_checkpoint
+from tst_megatron.hf.export import export
+from tst_megatron.hf.importing import import_model
+
+LAYOUTS = {
+    "ep2": "Qwen3MoeForCausalLM",
+    "tp2_tied_mixed": "Qwen3MoeForCausalLM",
+    "pp2_bf16": "Qwen3MoeForCausalLM",
+    "vpp2": "Qwen3MoeForCausalLM",
+    "tp2_qwen3": "Qwen3ForCausalLM",
+    "dp2_qwen3_tied": "Qwen3ForCausalLM",
+    "pp2_llama_tied": "LlamaForCausalLM",
+    "tp2_llama": "LlamaForCausalLM",
+}
+
+
+@pytest.fixture(scope="session")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_once(tmp_path_factory.getbasetemp())
+
+
+def tensors(folder: Path) -> dict[str, torch.Tensor]:
+    """Every tensor of a folder in Hugging Face format."""
+    return {
+        name: tensor
+        for file in sorted(folder.glob("*.safetensors"))
+        for name, tensor in load_file(file).items()
+    }
+
+
+def assert_equal(first: Path, second: Path) -> None:
+    before, after = tensors(first), tensors(second)
+    assert before.keys() == after.keys()
+    for name, tensor in before.items():
+        assert tensor.dtype == after[name].dtype
+        assert torch.equal(tensor, after[name]), name
+
+
+@pytest.mark.parametrize(("layout", "architecture"), LAYOUTS.items())
+def test_checkpoint_of_any_layout_computes_the_same_and_comes_back_bitwise(
+    saved: Path, tmp_path: Path, layout: str, architecture: str
+) -> None:
+    first = export(saved / layout, tmp_path / "hf", with_tokenizer=False, compute=True)
+
+    config = json.loads((tmp_path / "hf" / "config.json").read_text())
+    assert config["architectures"] == [architecture]
+    computed = first.verification.computed if first.verification else None
+    assert computed is not None
+    assert computed.max_logit > 1
+    assert computed.max_logit_difference <= max(1e-5, 1e-5 * computed.max_logit)
+
+    imported = import_model(tmp_path / "hf", tmp_path / "imported", compute=True)
+    assert imported.num_parameters == first.num_parameters
+    proof = imported.verification
+    assert proof is not None and proof.computed is not None
+    assert proof.computed.max_logit_difference == computed.max_logit_difference
+
+    export(tmp_path / "imported", tmp_path / "again", with_tokenizer=False, verify=False)
+    assert_equal(tmp_path / "hf", tmp_path / "again")
+    again = json.loads((tmp_path / "again" / "config.json").read_text())
+    # Ids come from the tokenizer, which was left out.
+    ids = {"bos_token_id", "eos_token_id"}
+    assert {key: value for key, value in again.items() if key not in ids} == {
+        key: value for key, value in config.items() if key not in ids
+    }
+
+
+SMALL = {
+    "hidden_size": 40,
+    "intermediate_size": 56,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 5,
+    "num_key_value_heads": 1,
+    "head_dim": 8,
+    "vocab_size": 1000,
+    "max_position_embeddings": 32,
+}
+CONFIGS: dict[str, PretrainedConfig] = {
+    "qwen3_moe": Qwen3MoeConfig(
+        **SMALL, num_experts=6, num_experts_per_tok=2, moe_intermediate_size=24
+    ),
+    "qwen3_moe_tied_sparse": Qwen3MoeConfig(
+        **SMALL,
+        num_experts=6,
+        num_experts_per_tok=3,
+        moe_intermediate_size=24,
+        norm_topk_prob=True,
+        decoder_sparse_step=2,
+        tie_word_embeddings=True,
+    ),
+    "qwen3": Qwen3Config(**SMALL),
+    "qwen3_tied": Qwen3Config(**SMALL, tie_word_embeddings=True),
+    "llama": LlamaConfig(**SMALL, rope_parameters={"rope_theta": 5e5, "rope_type": "default"}),
+    "llama_tied": LlamaConfig(
+        **SMALL,
+        tie_word_embeddings=True,
+        rope_parameters={
+            "rope_theta": 5e5,
+            "rope_type": "llama3",
+            "factor": 32.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 8192,
+        },
+    ),
+}
+
+
+def write_model(config: PretrainedConfig, folder: Path, dtype: torch.dtype) -> Path:
+    """A model as transformers makes and saves it, norms away from 1."""
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config).to(dtype)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            low, high = (0.5, 1.5) if "norm" in name else (-0.25, 0.25)
+            parameter.uniform_(low, high)
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("name", CONFIGS)
+def test_model_of_transformers_comes_back_bitwise(
+    tmp_path: Path, name: str, dtype: torch.dtype
+) -> None:
+    source = write_model(CONFIGS[name], tmp_path / "hf", dtype)
+
+    report = import_model(source, tmp_path / "imported", compute=True)
+    export(tmp_path / "imported", tmp_path / "again", with_tokenizer=False, verify=False)
+
+    assert report.dtype is dtype
+    proof = report.verification
+    assert proof is not None and proof.computed is not None
+    assert proof.computed.max_logit > 1
+    assert_equal(source, tmp_path / "again")
+    recipe = yaml.safe_load((tmp_path / "imported" / "model.yaml").read_text())
+    assert recipe["pretrained-checkpoint"] == str(tmp_path / "imported")
+    assert recipe["num-query-groups"] == 1
+
+
+def test_imported_checkpoint_has_the_norms_under_the_names_of_both_implementations(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = write_model(CONFIGS["qwen3_moe_tied_sparse"], tmp_path / "hf", torch.float32)
+    import_model(source, tmp_path / "imported")
+    name = "decoder.layers.1.pre_mlp_layernorm.weight"
+    expected = tensors(source)["model.layers.1.post_attention_layernorm.weight"]
+
+    for implementation in ("local", "transformer_engine"):
+        with_arguments(monkeypatch, transformer_impl=implementation)
+        weights = TrainedWeights(open_checkpoint(tmp_path / "imported"))
+        assert torch.equal(weights.read(name), expected)
+
+
+def broken(folder: Path, change: Any) -> Path:
+    weights = load_file(folder / "model.safetensors")
+    change(weights)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+def with_config(folder: Path, **changes: Any) -> Path:
+    file = folder / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda hf: broken(hf, lambda w: w.pop("model.layers.1.mlp.up_proj.weight")),
+            r"\(1 differences\): model.layers.1.mlp.up_proj.weight is missing",
+        ),
+        (
+            lambda hf: broken(hf, lambda w: w.update(extra=torch.zeros(1))),
+            "extra is unknown",
+        ),
+        (
+            lambda hf: broken(hf, lambda w: w.update({"model.norm.weight": torch.zeros(7)})),
+            r"model.norm.weight is \(7,\) and should be \(40,\)",
+        ),
+        (
+            lambda hf: with_config(hf, architectures=["MixtralForCausalLM"]),
+            "another architecture than Qwen3MoeForCausalLM, Qwen3ForCausalLM, LlamaForCausalLM",
+        ),
+        (
+            lambda hf: with_config(hf, attention_bias=True, hidden_act="gelu", rope_theta=1.5),
+            r"hidden_act='gelu'.*attention_bias=True",
+        ),
+        (
+            lambda hf: with_config(hf, use_sliding_window=True, sliding_window=8),
+            "use_sliding_window=True",
+        ),
+        (lambda hf: (hf / "config.json").unlink(), "has no config.json"),
+        (lambda hf: (hf / "config.json").write_text("{"), "is not JSON"),
+        (lambda hf: (hf / "model.safetensors").unlink(), "has neither model.safetensors nor"),
+        (lambda hf: (hf / "model.safetensors").write_bytes(b"x" * 90), "cannot be read"),
+        (lambda hf: (hf.parent / "out" / "precious").write_text("x"), "exists and is not empty"),
+    ],
+    ids=lambda value: None if isinstance(value, str) else "",
+)
+def test_import_of_what_it_cannot_take_leaves_nothing(
+    tmp_path: Path, change: Any, message: str
+) -> None:
+    source = write_model(CONFIGS["qwen3"], tmp_path / "hf", torch.float32)
+    (tmp_path / "out").mkdir()
+    change(source)
+    before = sorted(os.listdir(tmp_path / "out"))
+
+    with pytest.raises(ValueError, match=message):
+        import_model(source, tmp_path / "out")
+    assert sorted(os.listdir(tmp_path)) == ["hf", "out"]
+    assert sorted(os.listdir(tmp_path / "out")) == before

@@ -1,0 +1,87 @@
+"""Continue a text with a model in Hugging Face format."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+def load_in_transformers(
+    hf_dir: Path, dtype: torch.dtype | None = None
+) -> tuple[Any, dict[str, Any]]:
+    """Load a model the plainest way transformers has, without the network.
+
+    Args:
+        hf_dir: a folder in Hugging Face format.
+        dtype: type of the weights in memory; the type of the files when not given.
+
+    Returns:
+        The model in evaluation mode, and what transformers reports about names and shapes.
+    """
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
+
+    # Its bar for loading weights draws over this project's own progress.
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    loaded: Any = AutoModelForCausalLM.from_pretrained(
+        hf_dir,
+        dtype=dtype or "auto",
+        attn_implementation="eager",
+        experts_implementation="eager",
+        local_files_only=True,
+        output_loading_info=True,
+    )
+    model, info = loaded
+    return model.eval(), info
+
+
+def generate_text(
+    hf_dir: Path, prompt: str, num_tokens: int, *, dtype: torch.dtype | None = None
+) -> str:
+    """Continue a text greedily with a model and its tokenizer.
+
+    Args:
+        hf_dir: a folder in Hugging Face format that has a tokenizer.
+        prompt: the text before.
+        num_tokens: tokens to add at most; fewer if the model ends the text.
+        dtype: type of the weights in memory; the type of the files when not given.
+
+    Returns:
+        The continuation, without the prompt.
+
+    Raises:
+        ValueError: the folder has no model or no tokenizer, or the prompt has no tokens.
+    """
+    _check(hf_dir)
+    from transformers import AutoTokenizer
+
+    tokenizer: Any = AutoTokenizer.from_pretrained(hf_dir, local_files_only=True)
+    ids = tokenizer.encode(prompt, add_special_tokens=False)
+    if not ids:
+        raise ValueError("--prompt: has no tokens. Give a text to go on from.")
+    model, _ = load_in_transformers(hf_dir, dtype)
+    tokens_BT = torch.tensor([ids])
+    with torch.no_grad():
+        result_BT = model.generate(
+            tokens_BT,
+            attention_mask=torch.ones_like(tokens_BT),
+            max_new_tokens=num_tokens,
+            do_sample=False,
+        )
+    text: str = tokenizer.decode(
+        result_BT[0, tokens_BT.shape[1] :].tolist(), skip_special_tokens=True
+    )
+    return text
+
+
+def _check(hf_dir: Path) -> None:
+    missing = [
+        name for name in ("config.json", "tokenizer_config.json") if not (hf_dir / name).is_file()
+    ]
+    if missing:
+        raise ValueError(
+            f"{hf_dir}: has no {' and no '.join(missing)}. Give a folder that `tst-megatron "
+            "export` wrote with its tokenizer."
+        )

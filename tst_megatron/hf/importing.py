@@ -1,0 +1,197 @@
+"""Import a model in Hugging Face format into a checkpoint that training goes on from.
+
+The checkpoint is what Megatron calls a release: weights alone, of no step, read by a run's first
+start (``pretrained-checkpoint``) in any parallel layout.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import Tensor
+
+from tst_megatron.flags import Flags
+from tst_megatron.hf import tokenizer_files
+from tst_megatron.hf.checkpoint import RELEASE, open_checkpoint, skeleton
+from tst_megatron.hf.families import family_of_config
+from tst_megatron.hf.folder import (
+    HuggingFaceWeights,
+    appearing_whole,
+    check_is_free,
+    read_config,
+)
+from tst_megatron.hf.seam import seam
+from tst_megatron.hf.verify import VerificationReport, verify
+from tst_megatron.hf.weights import Form, Rule, merge, rules
+from tst_megatron.training.checkpoints import TRACKER
+
+MODEL = "model.yaml"
+"""Megatron's keys of the model: a recipe to build on."""
+
+# What validation wants of any run; a recipe says its own.
+_ANY_RUN = {"micro-batch-size": 1, "global-batch-size": 1, "train-iters": 1, "lr": 1e-3}
+_CONTENT = {"singleton_local_shards": False, "chained_optim_avoid_prefix": True}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ImportReport:
+    """What an import wrote."""
+
+    output: Path
+    num_parameters: int
+    dtype: torch.dtype
+    family: str
+    tokenizer: str
+    """The tokenizer's files that were copied, or that there are none."""
+    verification: VerificationReport | None
+    seconds: float
+
+
+def import_model(
+    hf_dir: Path,
+    output: Path,
+    *,
+    verify_weights: bool = True,
+    compute: bool | None = None,
+    on_progress: Callable[[str], None] | None = None,
+    on_weight: Callable[[int, int], None] | None = None,
+) -> ImportReport:
+    """Write a model's weights as a Megatron checkpoint, and a recipe of its shape beside them.
+
+    Written beside and renamed at the end; one weight is in memory at a time.
+
+    Args:
+        hf_dir: Qwen3-MoE, Qwen3 or Llama in Hugging Face format, of any shape.
+        output: folder that does not exist or is empty. It gets the checkpoint, ``model.yaml`` and
+            the tokenizer's files.
+        verify_weights: read the checkpoint back and compare it with the folder.
+        compute: as for ``verify.verify``.
+        on_progress: told each step in a short sentence.
+        on_weight: told the weights written so far and the weights to write.
+
+    Raises:
+        ValueError: the folder is not whole, is of another family, or has a part that Megatron's
+            model does not have; or the output is not empty.
+    """
+    start = time.perf_counter()
+    say = on_progress or (lambda _: None)
+    check_is_free(output)
+    config = read_config(hf_dir)
+    family = family_of_config(config)
+    files = HuggingFaceWeights(hf_dir)
+    files.check(config)
+    keys = family.flags_from_config(config)
+    dtype = files.read(next(rules(config)).hf[0]).dtype
+    args = _arguments(keys, dtype)
+    with appearing_whole(output) as beside:
+        say(f"writing {dtype} weights")
+        (beside / RELEASE).mkdir()
+        _write(beside / RELEASE, files, config, args, on_weight)
+        (beside / TRACKER).write_text(RELEASE)
+        (beside / MODEL).write_text(_recipe(keys, output))
+        copied = _copy_tokenizer(hf_dir, beside)
+        proof = None
+        if verify_weights:
+            say("comparing Megatron with transformers")
+            proof = verify(open_checkpoint(beside), hf_dir, compute=compute)
+    say(f"wrote {output}")
+    return ImportReport(
+        output=output,
+        num_parameters=sum(
+            math.prod(files.shape(name)) for rule in rules(config) for name in rule.hf
+        ),
+        dtype=dtype,
+        family=family.name,
+        tokenizer=", ".join(copied) or "none: the folder has no tokenizer",
+        verification=proof,
+        seconds=time.perf_counter() - start,
+    )
+
+
+def _arguments(keys: Mapping[str, Any], dtype: torch.dtype) -> argparse.Namespace:
+    """Megatron's arguments of the model, validated, as a checkpoint holds them."""
+    megatron = seam()
+    from tst_megatron.host import cpu
+    from tst_megatron.upstream import argument_parser
+
+    types = {torch.bfloat16: {"bf16": True}, torch.float16: {"fp16": True}, torch.float32: {}}
+    if dtype not in types:
+        raise ValueError(
+            f"The weights are {dtype}, and a model is trained in float32, bfloat16 or float16. "
+            "Convert them first."
+        )
+    run = {**_ANY_RUN, "seq-length": keys["max-position-embeddings"], "ckpt-format": "torch_dist"}
+    flags, problems = Flags(argument_parser()).convert(
+        {**keys, **types[dtype], **run, **cpu.ARGUMENTS, "tokenizer-type": "NullTokenizer"}
+    )
+    assert not problems, problems
+    args: argparse.Namespace = megatron.validate_arguments(flags, world_size=1)
+    unit = args.make_vocab_size_divisible_by
+    args.padded_vocab_size = math.ceil(args.vocab_size / unit) * unit
+    # Its files are beside the checkpoint, in a form of their own.
+    args.tokenizer_type, args.tokenizer_model = "HuggingFaceTokenizer", None
+    return args
+
+
+def _write(
+    folder: Path,
+    files: HuggingFaceWeights,
+    config: Mapping[str, Any],
+    args: argparse.Namespace,
+    on_weight: Callable[[int, int], None] | None,
+) -> None:
+    megatron = seam()
+    by_name: dict[str, Rule] = {rule.megatron: rule for rule in rules(config)}
+    done = iter(range(1, len(by_name) + 1))
+
+    def read(name: str) -> Tensor:
+        rule = by_name[name]
+        weight = merge(rule.form, [files.read(part) for part in rule.hf], config)
+        if rule.form is Form.VOCABULARY:
+            padded = weight.new_zeros(args.padded_vocab_size, weight.shape[1])
+            padded[: len(weight)] = weight
+            weight = padded
+        if on_weight is not None:
+            on_weight(next(done), len(by_name))
+        return weight
+
+    weights, aliases = skeleton(args, _CONTENT)
+    megatron.write_checkpoint(
+        folder,
+        weights,
+        read,
+        dtype=lambda name: files.read(by_name[name].hf[0]).dtype,
+        common={
+            "args": args,
+            "checkpoint_version": 3.0,
+            "iteration": 0,
+            "content_metadata": _CONTENT,
+        },
+        aliases=aliases,
+    )
+
+
+def _recipe(keys: Mapping[str, Any], output: Path) -> str:
+    header = (
+        "# The shape of an imported model, in Megatron's keys, and where its weights are. Name it\n"
+        "# as `base:` of a recipe that says how to train.\n"
+    )
+    where = {"pretrained-checkpoint": str(output.absolute())}
+    return header + yaml.safe_dump({**keys, **where}, sort_keys=False)
+
+
+def _copy_tokenizer(hf_dir: Path, beside: Path) -> list[str]:
+    folder = beside / tokenizer_files.FOLDER
+    folder.mkdir()
+    copied = tokenizer_files.copy_files(hf_dir, folder)
+    if not copied:
+        folder.rmdir()
+    return copied
