@@ -34,7 +34,6 @@ RUN_FOLDER_KEYS = (
     "load",
     "tensorboard-dir",
     "ckpt-step",
-    "pretrained-checkpoint",
     "finetune",
     "skip-train",
 )

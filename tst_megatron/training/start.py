@@ -14,6 +14,7 @@ from tst_megatron.data.corpora import changed_text
 from tst_megatron.data.cursor import cursor, differences, stream_facts
 from tst_megatron.recipe import RecipeError
 from tst_megatron.training.checkpoints import Start, checkpoint_of, step_of
+from tst_megatron.training.pretrained import pretrained_problems
 from tst_megatron.training.resharding import reshard_notes, reshard_problems
 from tst_megatron.training.run_folder import RunFolder
 
@@ -46,6 +47,10 @@ def plan_start(checked: CheckedRecipe, run: RunFolder, *, fresh: bool = False) -
             # What the folder says of a key, its checkpoint would say again.
             said = {problem.partition(":")[0] for problem in problems}
             problems += [text for text in error.problems if text.partition(":")[0] not in said]
+    if not start.step and checked.arguments.pretrained_checkpoint:
+        problems += pretrained_problems(checked.arguments)
+        note = f"weights come from {checked.arguments.pretrained_checkpoint}"
+        start = replace(start, notes=(*start.notes, note))
     if problems:
         raise RecipeError(problems)
     return start
