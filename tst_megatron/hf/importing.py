@@ -150,7 +150,6 @@ def _write(
 ) -> None:
     megatron = seam()
     by_name: dict[str, Rule] = {rule.megatron: rule for rule in rules(config)}
-    done = iter(range(1, len(by_name) + 1))
 
     def read(name: str) -> Tensor:
         rule = by_name[name]
@@ -159,8 +158,6 @@ def _write(
             padded = weight.new_zeros(args.padded_vocab_size, weight.shape[1])
             padded[: len(weight)] = weight
             weight = padded
-        if on_weight is not None:
-            on_weight(next(done), len(by_name))
         return weight
 
     weights, aliases = skeleton(args, _CONTENT)
@@ -176,6 +173,7 @@ def _write(
             "content_metadata": _CONTENT,
         },
         aliases=aliases,
+        on_weight=on_weight,
     )
 
 

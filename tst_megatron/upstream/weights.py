@@ -237,16 +237,19 @@ def write_checkpoint(
     dtype: Callable[[str], torch.dtype],
     common: Mapping[str, Any],
     aliases: Mapping[str, str],
+    on_weight: Callable[[int, int], None] | None = None,
 ) -> None:
     """Write one ``torch_dist`` checkpoint as Megatron would save this model on one rank.
 
     Args:
         folder: exists and is empty.
         weights: ``sharded_weights`` of the model on the meta device.
-        read: the values of a weight, by its name in Megatron; asked once for each, in order.
+        read: the values of a weight, by its name in Megatron; asked once for each name it is stored
+            under.
         dtype: the type of what ``read`` gives.
         common: what a checkpoint holds beside its tensors: ``args``, ``iteration`` and so on.
         aliases: stored name -> another name that the same tensor is stored under too.
+        on_weight: told the shards written so far and the shards to write.
     """
     sources: dict[tuple[str, torch.Size], tuple[str, int]] = {}
     grouped: dict[str, list[tuple[Any, torch.dtype]]] = {}
@@ -264,9 +267,13 @@ def write_checkpoint(
     everything = ShardedObject("common_state", dict(common), (1,), (0,))
     state[everything.unique_key] = _bytes_of([everything.data])
     latest: tuple[str, list[torch.Tensor]] = "", []
+    done = 0
 
     def make(index: MetadataIndex) -> torch.Tensor:
-        nonlocal latest
+        nonlocal latest, done
+        done += 1
+        if on_weight is not None:
+            on_weight(done, len(sources))
         assert index.offset is not None
         name, part = sources[index.fqn, index.offset]
         if latest[0] != name:

@@ -1,0 +1,154 @@
+"""Export a full-size checkpoint on a small machine, and say what it took.
+
+    python tools/measure_export.py FOLDER                      the 10B-A1B model, 42 GB of disk
+    python tools/measure_export.py FOLDER --num-layers 2 --with-modelopt
+
+The checkpoint has random weights and is written one tensor at a time, as an import writes it. Each
+exporter runs in a process of its own, whose largest resident memory the kernel reports. The second
+form compares with nvidia-modelopt's exporter, which holds the whole model.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import Progress
+
+ROOT = Path(__file__).resolve().parents[1]
+RECIPE = ROOT / "examples" / "qwen3-10b-a1b" / "baseline.yaml"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("folder", type=Path, help="scratch; deleted at the end")
+    parser.add_argument("--recipe", type=Path, default=RECIPE)
+    parser.add_argument("--num-layers", type=int, help="fewer layers than the recipe has")
+    parser.add_argument("--with-modelopt", action="store_true")
+    parser.add_argument("--run-modelopt", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.run_modelopt:
+        export_with_modelopt(options.folder)
+        return
+    console = Console()
+    if options.folder.exists():
+        raise SystemExit(f"{options.folder} exists. Name a folder that does not.")
+    checkpoint, ours = options.folder / "checkpoint", options.folder / "hf"
+    start = time.perf_counter()
+    write_random_checkpoint(options.recipe, checkpoint, num_layers=options.num_layers)
+    size = sum(path.stat().st_size for path in checkpoint.rglob("*") if path.is_file())
+    console.print(f"checkpoint: {size / 1e9:.1f} GB in {time.perf_counter() - start:.0f} s")
+    command = [sys.executable, "-m", "tst_megatron", "export", str(checkpoint), str(ours)]
+    report("tst-megatron export, verified", [*command, "--no-tokenizer"], console)
+    if options.with_modelopt:
+        shutil.rmtree(ours)
+        report("the same, not verified", [*command, "--no-tokenizer", "--no-verify"], console)
+        itself = [sys.executable, __file__, str(options.folder), "--run-modelopt"]
+        report("modelopt's exporter", itself, console)
+    shutil.rmtree(options.folder)
+
+
+def report(name: str, command: list[str], console: Console) -> None:
+    """Run a command and print its time and its largest resident memory."""
+    start = time.perf_counter()
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT)
+    assert process.stdout is not None
+    printed = process.stdout.read()
+    _, status, usage = os.wait4(process.pid, 0)
+    if status:
+        raise SystemExit(f"{' '.join(command)} failed:\n{printed}")
+    peak = usage.ru_maxrss * 1024 / 1e9
+    console.print(printed.strip(), highlight=False)
+    console.print(
+        f"{name}: {time.perf_counter() - start:.0f} s, peak resident memory {peak:.2f} GB"
+    )
+
+
+def write_random_checkpoint(recipe: Path, folder: Path, *, num_layers: int | None) -> None:
+    """The model of a recipe in bf16 with random weights, as a release checkpoint."""
+    from tst_megatron.hf.checkpoint import RELEASE, skeleton
+    from tst_megatron.hf.seam import seam
+    from tst_megatron.training.checkpoints import TRACKER
+
+    megatron = seam()
+    import torch
+
+    args = arguments(recipe, num_layers)
+    weights, aliases = skeleton(args, {"singleton_local_shards": False})
+    shapes = {name: shape_of(entry) for name, entry in weights.items() if hasattr(entry, "data")}
+    generator = torch.Generator().manual_seed(1)
+
+    def read(name: str) -> torch.Tensor:
+        values = torch.empty(shapes[name], dtype=torch.bfloat16)
+        return values.uniform_(-0.05, 0.05, generator=generator)
+
+    (folder / RELEASE).mkdir(parents=True)
+    with Progress() as progress:
+        task = progress.add_task("writing", total=None)
+        megatron.write_checkpoint(
+            folder / RELEASE,
+            weights,
+            read,
+            dtype=lambda _: torch.bfloat16,
+            common={
+                "args": args,
+                "checkpoint_version": 3.0,
+                "iteration": 0,
+                "content_metadata": {"singleton_local_shards": False},
+            },
+            aliases=aliases,
+            on_weight=lambda done, total: progress.update(task, completed=done, total=total),
+        )
+    (folder / TRACKER).write_text(RELEASE)
+
+
+def shape_of(entry: object) -> tuple[int, ...]:
+    """The shape of a weight of a model on the meta device."""
+    return tuple(getattr(getattr(entry, "data", None), "shape", ()))
+
+
+def arguments(recipe: Path, num_layers: int | None) -> argparse.Namespace:
+    """Megatron's arguments of a recipe's model in one CPU process."""
+    from tst_megatron import upstream
+    from tst_megatron.flags import Flags
+    from tst_megatron.host import cpu
+    from tst_megatron.recipe import load_recipe
+
+    changes = {"num-layers": num_layers} if num_layers else {}
+    alone = {"expert-model-parallel-size": 1, "tokenizer-type": "NullTokenizer", "bf16": True}
+    known = Flags(upstream.argument_parser())
+    keys = {**load_recipe(recipe).megatron, **changes}
+    keys["max-position-embeddings"] = keys["seq-length"]
+    keys["moe-token-dispatcher-type"] = "alltoall"
+    flags, problems = known.convert(known.overlay(keys, {**cpu.ARGUMENTS, **alone}))
+    assert not problems, problems
+    args = upstream.validate_arguments(flags, world_size=1)
+    args.padded_vocab_size = args.vocab_size
+    return args
+
+
+def export_with_modelopt(folder: Path) -> None:
+    """The checkpoint of a folder through nvidia-modelopt, as far as it goes in one process."""
+    from tst_megatron.hf.checkpoint import load_model, open_checkpoint
+
+    loaded = load_model(open_checkpoint(folder / "checkpoint"))
+    import torch
+    from modelopt.torch.export import export_mcore_gpt_to_hf
+
+    export_mcore_gpt_to_hf(
+        loaded.model,
+        # It takes the configuration of an existing model; ours has written it.
+        pretrained_model_name_or_path=str(folder / "hf"),
+        export_dir=str(folder / "modelopt"),
+        dtype=torch.bfloat16,
+    )
+
+
+if __name__ == "__main__":
+    main()
