@@ -78,7 +78,7 @@ def open_checkpoint(checkpoint: Path, *, iteration: int | None = None) -> Checkp
             f"{folder}: not a whole torch_dist checkpoint ({'; '.join(found)}). Give one saved "
             "with --ckpt-format torch_dist, and another iteration if its save was cut off."
         )
-    state = seam().read_saved_state(folder)
+    state = _saved_state(folder)
     if "args" not in state or "iteration" not in state:
         raise ValueError(
             f"{folder}: holds no arguments, so the model's shapes are unknown. "
@@ -91,6 +91,22 @@ def open_checkpoint(checkpoint: Path, *, iteration: int | None = None) -> Checkp
         iteration=int(state["iteration"]),
         content_metadata=state.get("content_metadata"),
     )
+
+
+def _saved_state(folder: Path) -> dict[str, Any]:
+    megatron = seam()
+    from tst_megatron.upstream import CheckpointException, reason_of
+
+    try:
+        state: dict[str, Any] = megatron.read_saved_state(folder)
+    except (Exception, CheckpointException) as error:
+        # Damaged bytes raise whatever they happen to mean.
+        raise ValueError(
+            f"{folder}: its saved arguments cannot be read ({reason_of(error)}). See what is "
+            f"damaged with `tst-megatron checkpoint verify {folder.parent}`, and export another "
+            "iteration."
+        ) from error
+    return state
 
 
 class TrainedWeights:

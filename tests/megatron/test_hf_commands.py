@@ -1,0 +1,169 @@
+"""``export``, ``import`` and ``generate`` as typed: what they print, and what they refuse."""
+
+import json
+import pickle
+import shutil
+from pathlib import Path
+
+import pytest
+from hf_checkpoints import save_once, with_arguments
+from typer.testing import CliRunner
+
+from tst_megatron.cli import app
+from tst_megatron.hf.export import export
+
+
+@pytest.fixture(scope="session")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_once(tmp_path_factory.getbasetemp())
+
+
+def run(*arguments: str | Path) -> str:
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    assert result.exit_code == 0, (result.output, result.exception)
+    return result.output
+
+
+def refused(*arguments: str | Path) -> str:
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    assert isinstance(result.exception, ValueError), result.output
+    return str(result.exception)
+
+
+def test_export_generate_and_import_say_what_they_did(saved: Path, tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("import json\n\n\ndef f(x):\n    return json.dumps(x)\n")
+    said = run("export", saved / "ep2", tmp_path / "hf", "--dtype", "fp32", "--text", text)
+    assert "step 3: " in said
+    assert f"tokenizer: SentencePiece, from {saved / 'tokenizer.model'}" in said.replace("\n", " ")
+    assert "tensors bit for bit, logits within" in said
+
+    said = run("generate", tmp_path / "hf", "--prompt", "def f(x):\n", "--num-tokens", "4")
+    assert said.startswith("def f(x):\n")
+    assert len(said) > len("def f(x):\n\n")
+
+    said = run("import", tmp_path / "hf", tmp_path / "imported")
+    assert "Qwen3-MoE: " in said
+    assert "tokenizer.json" in said
+    assert "model.yaml" in said
+    # The tokenizer goes all the way.
+    run("export", tmp_path / "imported", tmp_path / "again", "--dtype", "fp32")
+    for name in ("tokenizer.json", "tokenizer_config.json", "model.safetensors"):
+        assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "hf" / name).read_bytes()
+    configs = [
+        json.loads((tmp_path / each / "config.json").read_text()) for each in ("hf", "again")
+    ]
+    assert configs[0] == configs[1]
+
+
+def test_export_without_verification_says_nothing_of_it(saved: Path, tmp_path: Path) -> None:
+    said = run("export", saved / "ep2", tmp_path / "hf", "--no-verify")
+    assert "not verified, as asked" in said
+    assert "bit for bit" not in said
+    assert "nothing: the export was not verified" in (tmp_path / "hf" / "README.md").read_text()
+
+
+def test_model_card_has_the_facts_of_training(
+    saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    phases = [[16, 12_483], [1, 37_500]]
+    tst = {"phases": phases, "cursor": {"raw tokens": 123_456_789}, "slot-weights": "1/i"}
+    run_of = {"seq_length": 8192, "global_batch_size": 1024}
+    with_arguments(monkeypatch, tst=tst, **run_of)
+    run("export", saved / "ep2", tmp_path / "hf")
+
+    card = (tmp_path / "hf" / "README.md").read_text()
+    assert card.startswith("---\nlibrary_name: transformers\n")
+    for fact in (
+        "| Optimizer steps | 3 |",
+        "superposition, K = 16: 12,483 steps, 1,675,439,898,624 raw tokens; next token, K = 1: "
+        "37,500 steps, 314,572,800,000 raw tokens (r = 0.2497 of 49,983 steps)",
+        "| Raw tokens read | 123,456,789 |",
+        "| Ablation | tst.slot-weights 1/i |",
+        "tensors bit for bit those of the checkpoint; logits within ",
+        "megatron-core 0.19.2",
+    ):
+        assert fact in card
+
+
+def without(checkpoint: Path, key: str) -> None:
+    """Take a tensor out of a checkpoint's description."""
+    file = checkpoint / "iter_0000003" / ".metadata"
+    metadata = pickle.loads(file.read_bytes())
+    del metadata.state_dict_metadata[key]
+    for index in [index for index in metadata.storage_data if index.fqn == key]:
+        del metadata.storage_data[index]
+    file.write_bytes(pickle.dumps(metadata))
+
+
+def overwrite(checkpoint: Path, key: str) -> None:
+    """Zero the bytes of whatever is stored under names that begin so."""
+    places = pickle.loads((checkpoint / ".metadata").read_bytes()).storage_data
+    for place in [place for index, place in places.items() if index.fqn.startswith(key)]:
+        with (checkpoint / place.relative_path).open("r+b") as shard:
+            shard.seek(place.offset)
+            shard.write(b"\0" * place.length)
+
+
+def test_export_of_a_damaged_checkpoint_is_one_error_and_leaves_nothing(
+    saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def copy(name: str) -> Path:
+        shutil.copytree(saved / "ep2", tmp_path / name)
+        shutil.copyfile(saved / "tokenizer.model", tmp_path / name / "tokenizer.model")
+        return tmp_path / name
+
+    lacking = copy("lacking")
+    without(lacking, "decoder.final_layernorm.weight")
+    assert "decoder.final_layernorm.weight is missing" in refused(
+        "export", lacking, tmp_path / "hf"
+    )
+
+    half = copy("half")
+    shard = next((half / "iter_0000003").glob("*.distcp"))
+    shard.write_bytes(shard.read_bytes()[:1000])
+    message = refused("export", half, tmp_path / "hf")
+    assert f"{shard.name} has 1,000 bytes of" in message
+
+    for name, key in (
+        ("rotten weight", "decoder.final_layernorm.weight"),
+        ("rotten arguments", "common_state"),
+    ):
+        rotten = copy(name.replace(" ", "-"))
+        overwrite(rotten / "iter_0000003", key)
+        message = refused("export", rotten, tmp_path / "hf")
+        assert "cannot be read" in message
+        assert f"tst-megatron checkpoint verify {rotten}" in message
+
+    with_arguments(monkeypatch, kv_channels=16)
+    message = refused("export", saved / "ep2", tmp_path / "hf")
+    assert "decoder.layers.self_attention.linear_qkv.weight is" in message
+    assert "and should be" in message
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith((".hf", "hf"))]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_experts": None, "qk_layernorm": False, "add_qkv_bias": True}, "no Llama form"),
+        ({"num_experts": None, "use_rope_scaling": True}, "no Qwen3 form: use_rope_scaling=True"),
+        ({"mtp_num_layers": 1}, "no Qwen3-MoE form: mtp_num_layers=1"),
+        ({"heterogeneous_layers_config_path": "x"}, "not a GPT model of uniform layers"),
+    ],
+)
+def test_export_of_another_architecture_is_one_error(
+    saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict, message: str
+) -> None:
+    with_arguments(monkeypatch, **changes)
+    assert message in refused("export", saved / "ep2", tmp_path / "hf")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_generate_refuses_what_is_no_export(saved: Path, tmp_path: Path) -> None:
+    message = refused("generate", tmp_path, "--prompt", "x")
+    assert "has no config.json and no tokenizer_config.json" in message
+    export(saved / "ep2", tmp_path / "hf", verify=False)
+    assert "--prompt: has no tokens" in refused("generate", tmp_path / "hf", "--prompt", "")
+    assert "--dtype fp64 is none of" in refused(
+        "generate", tmp_path / "hf", "--prompt", "x", "--dtype", "fp64"
+    )
