@@ -19,6 +19,7 @@ from tst_megatron.data.corpora import Corpus, corpora_problems, held_out_problem
 from tst_megatron.data.manifest import Manifest
 from tst_megatron.data.plan import StreamPlan
 from tst_megatron.flags import Flags
+from tst_megatron.profiles import PROFILES, given_by
 from tst_megatron.recipe import RUN_FOLDER_KEYS, Recipe, RecipeError
 from tst_megatron.rules import reset_problems, schedule_problems, tst_problems
 from tst_megatron.schedule import Schedule
@@ -124,11 +125,7 @@ def check_recipe(recipe: Recipe, *, world_size: int | None = None) -> CheckedRec
 
     parser = upstream.argument_parser()
     known = Flags(parser)
-    megatron = recipe.megatron
-    if recipe.profile == "cpu":
-        from tst_megatron.host import cpu
-
-        megatron = known.overlay(megatron, cpu.ARGUMENTS)
+    megatron = with_profile(recipe, known)
     flags, problems = known.convert(megatron)
     problems = [*recipe.problems, *problems]
     # As parsed: validation, which rewrites them, comes last.
@@ -167,6 +164,22 @@ def check_recipe(recipe: Recipe, *, world_size: int | None = None) -> CheckedRec
         arguments=_ask_megatron(flags, world_size),
         warnings=tuple(_warnings(known, given, values)),
     )
+
+
+def with_profile(recipe: Recipe, known: Flags) -> dict[str, Any]:
+    """Megatron's keys and values of a run: the profile's, the recipe's over them, the host's last.
+
+    Args:
+        recipe: as ``load_recipe`` read it.
+        known: Megatron's parser.
+    """
+    profile = recipe.profile if recipe.profile in PROFILES else None
+    megatron = {**given_by(profile, recipe.megatron, known), **recipe.megatron}
+    if profile != "cpu":
+        return megatron
+    from tst_megatron.host import cpu
+
+    return known.overlay(megatron, cpu.ARGUMENTS)
 
 
 def _world_size_of_environment() -> int | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import copy
 import functools
 import inspect
 import io
@@ -18,6 +19,7 @@ import torch
 
 from tst_megatron.upstream import names
 from tst_megatron.upstream.repairs import wrap
+from tst_megatron.upstream.transformer_engine import transformer_engine_of_the_job
 
 SPIKE_FACTOR = 10
 """A loss above this multiple of the largest seen is a spike; the factor of Megatron's GPT
@@ -53,11 +55,15 @@ def validate_arguments(flags: Sequence[str], *, world_size: int) -> argparse.Nam
         redirect_stdout(io.StringIO()),
         warnings.catch_warnings(),
         _architecture_of_the_job(),
+        transformer_engine_of_the_job(),
     ):
         warnings.simplefilter("ignore")
         args: argparse.Namespace = names.arguments.parse_args()
         args.rank, args.world_size = 0, world_size
         names.arguments.validate_args(args)
+        # What a job would make of them first: these have checks of their own.
+        names.gpt_config_from_args(copy.copy(args)).finalize()
+        names.training.get_megatron_ddp_config(args)
     return args
 
 
