@@ -143,7 +143,7 @@ def schedule_plan_problems(values: argparse.Namespace) -> list[str]:
 
 def fp8_problems(values: argparse.Namespace) -> list[str]:
     """Ways to train in 8 bits that are known to diverge."""
-    problems = []
+    problems: list[str] = []
     if values.fp8 is None or values.fp8_recipe != "mxfp8":
         return problems
     if values.fp8 != "e4m3":

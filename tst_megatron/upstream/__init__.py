@@ -23,7 +23,6 @@ from tst_megatron.upstream.names import (
     get_attr_wrapped_model,
     get_rerun_state_machine,
     get_timers,
-    gpt_config_from_args,
     reduce_from_tensor_model_parallel_region,
     reduce_scatter_to_sequence_parallel_region,
 )
@@ -49,6 +48,7 @@ from tst_megatron.upstream.training import (
     current_device,
     device_name,
     end_of_document_id,
+    gpt_config_from_args,
     holds_a_batch,
     observe_training,
     parse_arguments,

@@ -22,7 +22,7 @@ from megatron.core.transformer.enums import AttnBackend
 from torch import distributed, nn
 
 from tst_megatron.upstream import names
-from tst_megatron.upstream.training import argument_parser
+from tst_megatron.upstream.training import argument_parser, gpt_config_from_args
 
 
 def start_alone() -> None:
@@ -105,7 +105,7 @@ def saved_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
 
 def build_gpt(args: argparse.Namespace) -> nn.Module:
     """Build ``GPTModel`` from arguments, its weights not initialised."""
-    config = names.gpt_config_from_args(args)
+    config = gpt_config_from_args(args)
     config.finalize()
     groups = ProcessGroupCollection.use_mpu_process_groups()
     model: nn.Module = names.GPTModelBuilder(config).build_model(groups)

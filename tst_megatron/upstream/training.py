@@ -50,37 +50,48 @@ def validate_arguments(flags: Sequence[str], *, world_size: int) -> argparse.Nam
         AssertionError, ValueError, RuntimeError: what Megatron raises on a combination it refuses.
     """
     # Validation prints every argument.
-    with (
-        _command_line(flags),
-        redirect_stdout(io.StringIO()),
-        warnings.catch_warnings(),
-        _architecture_of_the_job(),
-        transformer_engine_of_the_job(),
-    ):
+    with _command_line(flags), redirect_stdout(io.StringIO()), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         args: argparse.Namespace = names.arguments.parse_args()
         args.rank, args.world_size = 0, world_size
-        names.arguments.validate_args(args)
-        # What a job would make of them first: these have checks of their own.
-        names.gpt_config_from_args(copy.copy(args)).finalize()
-        names.training.get_megatron_ddp_config(args)
+        with _architecture_of_the_job(args), transformer_engine_of_the_job():
+            names.arguments.validate_args(args)
+            # What a job makes of them first: these have checks of their own.
+            gpt_config_from_args(copy.copy(args)).finalize()
+            names.training.get_megatron_ddp_config(args)
     return args
 
 
+def gpt_config_from_args(args: argparse.Namespace, *, model_config_cls: Any = None) -> Any:
+    """The configuration of a GPT that validated arguments mean.
+
+    Megatron's function leaves ``te-rng-tracker`` behind, and the configuration then refuses every
+    CUDA graph. Remove the second line when it takes it along.
+    """
+    config = names.gpt_config_from_args(
+        args, model_config_cls=model_config_cls or names.GPTModelConfig
+    )
+    config.transformer.use_te_rng_tracker = args.te_rng_tracker
+    return config
+
+
 @contextmanager
-def _architecture_of_the_job() -> Iterator[None]:
-    """Answer validation's question for the GPU on a machine that has none, as login nodes do.
+def _architecture_of_the_job(args: argparse.Namespace) -> Iterator[None]:
+    """Answer validation's questions for the GPU on a machine that has none, as login nodes do.
 
     The newest architecture is answered: what depends on an older one is asked again when the job
     starts. Remove when validation does not touch the device.
     """
-    ask = names.arguments.get_device_arch_version
+    before = names.arguments.get_device_arch_version, torch.cuda.get_device_capability
     if not torch.cuda.is_available():
         names.arguments.get_device_arch_version = lambda: 10
+        if args.transformer_impl == "transformer_engine":
+            # Not for the CPU host, whose job would be asked the same and have no answer.
+            torch.cuda.get_device_capability = lambda device=None: (10, 0)
     try:
         yield
     finally:
-        names.arguments.get_device_arch_version = ask
+        names.arguments.get_device_arch_version, torch.cuda.get_device_capability = before
 
 
 @contextmanager
