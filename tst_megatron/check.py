@@ -161,7 +161,7 @@ def check_recipe(recipe: Recipe, *, world_size: int | None = None) -> CheckedRec
         corpora=tuple(corpora),
         stream=stream,
         world_size=world_size,
-        arguments=_ask_megatron(flags, world_size),
+        arguments=ask_megatron(flags, world_size),
         warnings=tuple(_warnings(known, given, values)),
     )
 
@@ -326,7 +326,7 @@ def _warnings(known: Flags, given: set[str | None], values: argparse.Namespace) 
     ]
 
 
-def _ask_megatron(flags: Sequence[str], world_size: int) -> argparse.Namespace:
+def ask_megatron(flags: Sequence[str], world_size: int) -> argparse.Namespace:
     """Let Megatron validate what passed our own checks; it stops at its first complaint."""
     from tst_megatron import upstream
 

@@ -16,6 +16,7 @@ from rich.console import Console
 from tst_megatron import __version__
 from tst_megatron.commands.checkpoint import checkpoint_app
 from tst_megatron.commands.data import data_app
+from tst_megatron.commands.params import params
 from tst_megatron.commands.shared import BAD_INPUT, Overrides, RecipePath, announce, checked_recipe
 from tst_megatron.recipe import RecipeError
 
@@ -27,6 +28,7 @@ app = typer.Typer(
 )
 app.add_typer(data_app, name="data")
 app.add_typer(checkpoint_app, name="checkpoint")
+app.command()(params)
 
 FAILED = 1
 
