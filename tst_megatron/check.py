@@ -74,6 +74,8 @@ class CheckedRecipe:
     world_size: int
     arguments: argparse.Namespace
     """Megatron's arguments, validated for a job of that size."""
+    profile_values: dict[str, Any]
+    """What the profile gave, beside the recipe's own keys."""
     warnings: tuple[str, ...]
 
     def plan(self) -> list[str]:
@@ -162,6 +164,7 @@ def check_recipe(recipe: Recipe, *, world_size: int | None = None) -> CheckedRec
         stream=stream,
         world_size=world_size,
         arguments=ask_megatron(flags, world_size),
+        profile_values={k: v for k, v in megatron.items() if recipe.megatron.get(k) != v},
         warnings=tuple(_warnings(known, given, values)),
     )
 

@@ -294,7 +294,7 @@ FP8_SETTINGS = (
     Setting(
         key="fp8-format",
         value="e4m3",
-        why="with a scale for each block, gradients fit E4M3, which has a bit more than E5M2",
+        why="with a scale for each block gradients fit E4M3, which is finer by a bit than E5M2",
     ),
     Setting(
         key="fp8-recipe",

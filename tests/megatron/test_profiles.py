@@ -151,7 +151,8 @@ BENCHMARK_ONLY = (
 @pytest.mark.parametrize(("profile", "kind"), itertools.product(GPU_PROFILES, KINDS))
 def test_no_profile_has_what_is_for_benchmarks_alone(text, profile, kind):
     args = checked(text, profile, kind).arguments
-    assert not any(getattr(args, name) for name in BENCHMARK_ONLY)
+    model, _, _ = configurations(args)
+    assert not any(getattr(model, name) for name in BENCHMARK_ONLY)
     assert args.check_for_nan_in_loss_and_grad is True
     assert args.cuda_graph_impl != "full_iteration"
 
