@@ -177,7 +177,10 @@ def with_profile(recipe: Recipe, known: Flags) -> dict[str, Any]:
         known: Megatron's parser.
     """
     profile = recipe.profile if recipe.profile in PROFILES else None
-    megatron = {**given_by(profile, recipe.megatron, known), **recipe.megatron}
+    given = given_by(profile, recipe.megatron, known)
+    # An empty key is one that the recipe leaves to others.
+    own = {k: v for k, v in recipe.megatron.items() if v is not None or k not in given}
+    megatron = {**given, **own}
     if profile != "cpu":
         return megatron
     from tst_megatron.host import cpu

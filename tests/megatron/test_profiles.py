@@ -248,6 +248,12 @@ def test_both_spellings_say_that_there_is_no_apex(text, spelled):
     assert CudaGraphModule.attn not in args.cuda_graph_modules
 
 
+def test_key_that_is_emptied_is_left_to_the_profile(text):
+    emptied = {"moe_token_dispatcher_type": None, "overlap_grad_reduce": None}
+    args = checked(text, "tuned", **emptied).arguments
+    assert (args.moe_token_dispatcher_type, args.overlap_grad_reduce) == ("flex", True)
+
+
 def test_a_profile_does_not_ask_what_is_installed(text, monkeypatch):
     given = given_by("tuned", tiny.TINY, FLAGS)
     monkeypatch.setattr("importlib.util.find_spec", lambda *_: pytest.fail("it was asked"))
