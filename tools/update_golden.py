@@ -6,12 +6,23 @@ import json
 from pathlib import Path
 from typing import Any
 
-from tst_megatron.recipe import load_recipe
+from tst_megatron.host import cpu
+
+# Megatron's parser knows which spellings mean one flag.
+cpu.install(even_with_gpu=True)
+
+from tst_megatron import upstream  # noqa: E402
+from tst_megatron.check import with_profile  # noqa: E402
+from tst_megatron.flags import Flags  # noqa: E402
+from tst_megatron.recipe import load_recipe  # noqa: E402
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 GOLDEN = REPOSITORY / "tests" / "golden"
-RECIPES = ("quickstart/baseline", "quickstart/tst")
-"""Recipes of ``examples`` whose resolved values are held."""
+RECIPES = tuple(
+    f"{path.parent.name}/{path.stem}" for path in sorted((REPOSITORY / "examples").glob("*/*.yaml"))
+)
+"""Recipes of ``examples`` whose resolved values are held: all."""
+FLAGS = Flags(upstream.argument_parser())
 
 
 def golden_path(recipe: str) -> Path:
@@ -19,10 +30,12 @@ def golden_path(recipe: str) -> Path:
 
 
 def resolved(recipe: str) -> dict[str, Any]:
-    """What decides a run: every value after bases, and the phases in whole steps."""
+    """What decides a run: every value after bases, the profile's, and the phases in whole steps."""
     loaded = load_recipe(REPOSITORY / "examples" / f"{recipe}.yaml")
     phases = [[phase.bag_size, phase.num_steps] for phase in loaded.schedule().phases]
-    return {**loaded.resolved(), "phases": phases}
+    values = with_profile(loaded, FLAGS)
+    given = {key: values[key] for key in sorted(values) if loaded.megatron.get(key) != values[key]}
+    return {**loaded.resolved(), "given by the profile": given, "phases": phases}
 
 
 def main() -> None:

@@ -19,6 +19,7 @@ from tst_megatron.data.corpora import Corpus, corpora_problems, held_out_problem
 from tst_megatron.data.manifest import Manifest
 from tst_megatron.data.plan import StreamPlan
 from tst_megatron.flags import Flags
+from tst_megatron.profiles import PROFILES, given_by
 from tst_megatron.recipe import RUN_FOLDER_KEYS, Recipe, RecipeError
 from tst_megatron.rules import reset_problems, schedule_problems, tst_problems
 from tst_megatron.schedule import Schedule
@@ -73,6 +74,8 @@ class CheckedRecipe:
     world_size: int
     arguments: argparse.Namespace
     """Megatron's arguments, validated for a job of that size."""
+    profile_values: dict[str, Any]
+    """What the profile gave, beside the recipe's own keys."""
     warnings: tuple[str, ...]
 
     def plan(self) -> list[str]:
@@ -124,11 +127,7 @@ def check_recipe(recipe: Recipe, *, world_size: int | None = None) -> CheckedRec
 
     parser = upstream.argument_parser()
     known = Flags(parser)
-    megatron = recipe.megatron
-    if recipe.profile == "cpu":
-        from tst_megatron.host import cpu
-
-        megatron = known.overlay(megatron, cpu.ARGUMENTS)
+    megatron = with_profile(recipe, known)
     flags, problems = known.convert(megatron)
     problems = [*recipe.problems, *problems]
     # As parsed: validation, which rewrites them, comes last.
@@ -164,9 +163,29 @@ def check_recipe(recipe: Recipe, *, world_size: int | None = None) -> CheckedRec
         corpora=tuple(corpora),
         stream=stream,
         world_size=world_size,
-        arguments=_ask_megatron(flags, world_size),
+        arguments=ask_megatron(flags, world_size),
+        profile_values={k: v for k, v in megatron.items() if recipe.megatron.get(k) != v},
         warnings=tuple(_warnings(known, given, values)),
     )
+
+
+def with_profile(recipe: Recipe, known: Flags) -> dict[str, Any]:
+    """Megatron's keys and values of a run: the profile's, the recipe's over them, the host's last.
+
+    Args:
+        recipe: as ``load_recipe`` read it.
+        known: Megatron's parser.
+    """
+    profile = recipe.profile if recipe.profile in PROFILES else None
+    given = given_by(profile, recipe.megatron, known)
+    # An empty key is one that the recipe leaves to others.
+    own = {k: v for k, v in recipe.megatron.items() if v is not None or k not in given}
+    megatron = {**given, **own}
+    if profile != "cpu":
+        return megatron
+    from tst_megatron.host import cpu
+
+    return known.overlay(megatron, cpu.ARGUMENTS)
 
 
 def _world_size_of_environment() -> int | None:
@@ -317,7 +336,7 @@ def _warnings(known: Flags, given: set[str | None], values: argparse.Namespace) 
     ]
 
 
-def _ask_megatron(flags: Sequence[str], world_size: int) -> argparse.Namespace:
+def ask_megatron(flags: Sequence[str], world_size: int) -> argparse.Namespace:
     """Let Megatron validate what passed our own checks; it stops at its first complaint."""
     from tst_megatron import upstream
 

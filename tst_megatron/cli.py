@@ -17,6 +17,7 @@ from tst_megatron import __version__
 from tst_megatron.commands.checkpoint import checkpoint_app
 from tst_megatron.commands.data import data_app
 from tst_megatron.commands.hugging_face import export, generate, import_
+from tst_megatron.commands.params import params
 from tst_megatron.commands.shared import BAD_INPUT, Overrides, RecipePath, announce, checked_recipe
 from tst_megatron.recipe import RecipeError
 
@@ -31,6 +32,7 @@ app.add_typer(checkpoint_app, name="checkpoint")
 app.command()(export)
 app.command("import")(import_)
 app.command()(generate)
+app.command()(params)
 
 FAILED = 1
 

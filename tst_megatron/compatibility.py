@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import math
 
+from tst_megatron.host import cpu
+from tst_megatron.installed import has_nvidia_resiliency_ext, has_transformer_engine
+from tst_megatron.profiles import GPU_PROFILES
 from tst_megatron.recipe import Recipe
 
 REFUSED = {
@@ -40,6 +42,12 @@ REFUSED = {
     "sft": "this is a pre-training tool. Remove sft, fim-data and perform-rl-step",
     "rerun-mode": "report_stats is refused by the very class it names. Use validate_results or "
     "disabled",
+    "moe-router-force-load-balancing": "it routes at random, for benchmarks: the experts would "
+    "learn nothing of their own. Remove it",
+    "no-check-for-nan-in-loss-and-grad": "a NaN would go into the weights and into checkpoints "
+    "unseen. Remove it",
+    "moe-expert-rank-capacity-factor": "HybridEP drops the positions beyond it, which changes what "
+    "is trained. Remove it, and moe-paged-stash with it",
     "hidden-dropout": "with dropout a resumed run on the CPU would not be exact. Set "
     "hidden-dropout and attention-dropout to 0",
 }
@@ -82,16 +90,6 @@ def async_save(
     return flags, problems
 
 
-def has_nvidia_resiliency_ext() -> bool:
-    """Whether Megatron's default strategy of asynchronous saves is installed."""
-    return importlib.util.find_spec("nvidia_resiliency_ext") is not None
-
-
-def has_transformer_engine() -> bool:
-    """Whether Transformer Engine is installed, without importing it (that needs CUDA)."""
-    return importlib.util.find_spec("transformer_engine") is not None
-
-
 def context_parallel_problems(recipe: Recipe, values: argparse.Namespace) -> list[str]:
     """What context parallelism needs: Transformer Engine's attention, and positions that divide."""
     size, key = values.context_parallel_size, "context-parallel-size"
@@ -103,7 +101,7 @@ def context_parallel_problems(recipe: Recipe, values: argparse.Namespace) -> lis
             f"{key}: {size} needs Transformer Engine's attention, which the CPU host and "
             "transformer-impl=local do not have. Use 1"
         )
-    elif not has_transformer_engine():
+    elif recipe.profile not in GPU_PROFILES and not has_transformer_engine():
         problems.append(
             f"{key}: {size} needs Transformer Engine's attention, which is not installed. Install "
             "it (pip install --no-build-isolation 'transformer-engine[pytorch]'), or use 1"
@@ -140,6 +138,53 @@ def schedule_plan_problems(values: argparse.Namespace) -> list[str]:
         f"overlap-moe-expert-parallel-comm: {rule}. Change that, or remove it"
         for rule, broken in is_broken.items()
         if broken
+    ]
+
+
+def fp8_problems(values: argparse.Namespace) -> list[str]:
+    """Ways to train in 8 bits that are known to diverge."""
+    problems: list[str] = []
+    if values.fp8 is None or values.fp8_recipe != "mxfp8":
+        return problems
+    if values.fp8 != "e4m3":
+        problems.append(
+            f"fp8-format: {values.fp8} with fp8-recipe mxfp8 takes E5M2 for gradients, which "
+            "diverges (Megatron-Bridge#638). Use e4m3"
+        )
+    if values.fp8_param_gather and not (values.overlap_grad_reduce and values.overlap_param_gather):
+        problems.append(
+            "fp8-param-gather: with fp8-recipe mxfp8 and without both overlap-grad-reduce and "
+            "overlap-param-gather the second step is NaN (Megatron-LM#2272). Set both to true, or "
+            "fp8-param-gather to false"
+        )
+    return problems
+
+
+def delayed_gradient_problems(values: argparse.Namespace) -> list[str]:
+    """What delayed weight gradients need beside graphs of attention, as Megatron asserts."""
+    modules = [str(getattr(each, "name", each)) for each in values.cuda_graph_modules or ()]
+    has_attention = values.cuda_graph_impl == "transformer_engine" and "attn" in modules
+    is_delayed = values.delay_wgrad_compute and values.overlap_grad_reduce
+    if not (has_attention and is_delayed) or values.gradient_accumulation_fusion:
+        return []
+    return [
+        "cuda-graph-modules: attn beside delay-wgrad-compute and overlap-grad-reduce needs "
+        "gradient-accumulation-fusion (Apex), or gradients have no fixed address. Remove attn or "
+        "delay-wgrad-compute, or set gradient-accumulation-fusion to true"
+    ]
+
+
+def profile_problems(recipe: Recipe, values: argparse.Namespace) -> list[str]:
+    """A GPU profile on the machine of the job, where Transformer Engine must be.
+
+    A machine without a GPU, such as a login node, is not the job's.
+    """
+    needs_it = recipe.profile in GPU_PROFILES and values.transformer_impl == "transformer_engine"
+    if not needs_it or cpu.is_needed() or has_transformer_engine():
+        return []
+    return [
+        f"profile: {recipe.profile} needs Transformer Engine, which is not installed. Install it "
+        "(pip install --no-build-isolation 'transformer-engine[pytorch]'), or use its container"
     ]
 
 
@@ -276,11 +321,18 @@ def combination_problems(recipe: Recipe, values: argparse.Namespace) -> list[str
         "use-checkpoint-args": values.use_checkpoint_args,
         "sft": values.sft or values.fim_data or values.perform_rl_step,
         "rerun-mode": values.rerun_mode == "report_stats",
+        "moe-router-force-load-balancing": values.moe_router_force_load_balancing,
+        "no-check-for-nan-in-loss-and-grad": not values.check_for_nan_in_loss_and_grad,
+        "moe-expert-rank-capacity-factor": values.moe_expert_rank_capacity_factor
+        or values.moe_paged_stash,
         "hidden-dropout": is_on_cpu and is_dropped_out,
     }
     problems = [f"{key}: {REFUSED[key]}" for key, refused in is_refused.items() if refused]
     if not is_on_cpu:
         problems += schedule_plan_problems(values)
+    problems += fp8_problems(values)
+    problems += delayed_gradient_problems(values)
+    problems += profile_problems(recipe, values)
     return [*problems, *context_parallel_problems(recipe, values)]
 
 

@@ -51,6 +51,24 @@ class Flags:
         """Megatron's attribute for a key, or None if there is no such key."""
         return self._actions[key][0].dest if key in self._actions else None
 
+    def value(self, values: Mapping[str, Any], key: str) -> Any:
+        """What Megatron will take a key to be: as ``values`` spell it, or else its default.
+
+        ``no-rope-fusion: true`` and ``rope-fusion: false`` both make ``rope-fusion`` false.
+        """
+        action, _ = self._actions[key]
+        for name, value in values.items():
+            if self.destination(name) == action.dest and value is not None:
+                is_negated = isinstance(value, bool) and self._is_negation(name)
+                return not value if is_negated else value
+        return action.default
+
+    def _is_negation(self, key: str) -> bool:
+        action, option = self._actions[key]
+        if isinstance(action, argparse.BooleanOptionalAction):
+            return option == action.option_strings[-1]
+        return isinstance(action, argparse._StoreFalseAction) and f"--{key}" == option
+
     def convert(self, values: Mapping[str, Any]) -> tuple[list[str], list[str]]:
         """Turn keys and values into command-line flags, and name every key or value that is wrong.
 

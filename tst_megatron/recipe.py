@@ -3,7 +3,7 @@
 A recipe's keys are Megatron's own flags without the dashes (``num-layers: 32``), and four of ours:
 
     base:     another recipe to build on, as a path beside this one
-    profile:  the host to run on; ``cpu`` needs no GPU
+    profile:  what is left to the machine (``profiles.py``); ``cpu`` needs no GPU
     data:     folders made by ``tst-megatron data prepare``, each with its weight
     tst:      token superposition, see ``TSTConfig``
 
@@ -25,9 +25,8 @@ from typing import Any, Literal
 import yaml
 
 from tst_megatron.flags import unknown_key
+from tst_megatron.profiles import PROFILES
 from tst_megatron.schedule import Schedule, Side, SlotWeights, paper_schedule, resolve_phases
-
-PROFILES = ("cpu",)
 
 RUN_FOLDER_KEYS = (
     "save",

@@ -227,9 +227,9 @@ def wait(processes: list[subprocess.Popen] | list[Rank], log: Path, status: int 
         assert process.wait(timeout=300) == status, log.read_text()
 
 
-def run(*arguments: str, log: Path, status: int = 0) -> str:
+def run(*arguments: str, log: Path, status: int = 0, **options) -> str:
     """Run ``tst-megatron`` to its end and return what it printed."""
-    process = start(*arguments, log=log)
+    process = start(*arguments, log=log, **options)
     assert process.wait(timeout=300) == status, log.read_text()
     return log.read_text()
 

@@ -13,6 +13,7 @@ from tst_megatron.data import ready as data_ready
 COMMANDS = {
     "check": {"recipe", "overrides", "--nproc", "--run-folder"},
     "train": {"recipe", "overrides", "--run-folder", "--nproc", "--fresh"},
+    "params": {"recipe", "overrides"},
     "data tokenizer": {"inputs", "--output", "--vocab-size", "--text-key"},
     "data prepare": {
         *("inputs", "--tokenizer", "--output", "--text-key"),

@@ -258,3 +258,29 @@ def test_overlay_replaces_every_spelling_of_a_flag_and_nothing_else():
         "lr": 0.5,
     }
     assert values["persistent-save-interval"] == 5
+
+
+@pytest.mark.parametrize(
+    ("values", "key", "wanted"),
+    [
+        ({}, "ckpt-format", "torch_dist"),
+        ({}, "rope-fusion", True),
+        ({}, "swiglu", False),
+        ({"num-layers": 4}, "num-layers", 4),
+        ({"num-layers": None}, "num-layers", None),
+        ({"swiglu": True}, "swiglu", True),
+        ({"no-rope-fusion": True}, "rope-fusion", False),
+        ({"no-rope-fusion": False}, "rope-fusion", True),
+        ({"rope-fusion": False}, "no-rope-fusion", False),
+        ({"disable-bias-linear": True}, "add-bias-linear", False),
+        ({"add-bias-linear": False}, "add-bias-linear", False),
+        ({"no-logging": True}, "logging", False),
+        ({"logging": False}, "logging", False),
+        ({"no-such-key": 1, "swiglu": True}, "swiglu", True),
+    ],
+)
+def test_value_is_what_megatron_takes_a_key_to_be(values, key, wanted):
+    flags = Flags(parser())
+    assert flags.value(values, key) == wanted
+    converted, _ = flags.convert({k: v for k, v in values.items() if k != "no-such-key"})
+    assert getattr(parser().parse_args(converted), flags.destination(key)) == wanted

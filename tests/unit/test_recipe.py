@@ -237,7 +237,9 @@ def test_data_keeps_good_folders_beside_a_bad_weight(recipe):
 
 
 def test_unknown_profile_is_named_with_those_there_are(recipe):
-    assert problems_of(recipe, "profile=gpu") == ["profile: gpu is none of cpu"]
+    assert problems_of(recipe, "profile=gpu") == [
+        "profile: gpu is none of bf16, tuned, mxfp8, fp8, cpu"
+    ]
 
 
 # --- what a resolved recipe says ------------------------------------------------------------------

@@ -38,7 +38,9 @@ def make_checked(folder, *overrides):
     manifest = SimpleNamespace(tokenizer_model=folder / "tokenizer.model", train=train, test=None)
     corpora = (SimpleNamespace(manifest=manifest),)
     schedule = recipe.schedule()
-    return SimpleNamespace(recipe=recipe, schedule=schedule, corpora=corpora, flags=())
+    return SimpleNamespace(
+        recipe=recipe, schedule=schedule, corpora=corpora, flags=(), profile_values={"bf16": True}
+    )
 
 
 @pytest.fixture
@@ -76,6 +78,15 @@ def test_prepare_makes_folders_and_keeps_what_describes_the_run(run, checked):
     assert resolved["tst"]["bag-size"] == 4
     assert resolved["phases"] == [[4, 4], [1, 6]]
     assert resolved["training text"] == ["ab12"]
+
+
+def test_what_the_profile_gave_is_kept_for_the_reader_and_not_compared(run, checked):
+    run.prepare(checked)
+    kept = yaml.safe_load((run.path / "resolved.yaml").read_text())
+    assert kept["given by the profile"] == {"bf16": True}
+    # As when the expert-parallel size changes, which takes flags of experts along.
+    checked.profile_values = {"bf16": True, "moe-grouped-gemm": True}
+    assert run.problems(checked, fresh=False) == []
 
 
 def test_prepared_folder_takes_the_same_recipe_again(run, checked):

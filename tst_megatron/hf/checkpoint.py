@@ -187,8 +187,8 @@ def skeleton(
         under another name, the first name -> the second.
     """
     megatron = seam()
-    with megatron.quietly(), torch.device("meta"):
-        model = megatron.build_gpt(for_one_process(args, args.params_dtype))
+    with megatron.quietly():
+        model = megatron.build_gpt_on_meta(for_one_process(args, args.params_dtype))
         local: dict[str, Any] = megatron.sharded_weights(model, content_metadata)
         megatron.name_norms_as_transformer_engine(model)
         with_te = megatron.sharded_weights(model, content_metadata)

@@ -290,11 +290,12 @@ def check_run(checked: CheckedRecipe, run: RunFolder, *, fresh: bool) -> None:
 
 
 def _identity(checked: CheckedRecipe) -> dict[str, Any]:
-    """What must stay the same over the life of a run."""
+    """What decides a run; most of it must stay the same over its life."""
     steps = [[phase.bag_size, phase.num_steps] for phase in checked.schedule.phases]
     return {
         **checked.recipe.resolved(),
         "phases": steps,
+        "given by the profile": checked.profile_values,
         "training text": [corpus.manifest.train.bin_sha256 for corpus in checked.corpora],
     }
 
@@ -303,5 +304,7 @@ def _comparable(identity: dict[str, Any]) -> dict[str, Any]:
     """Without what may change over the life of a run."""
     kept = {k: v for k, v in identity.items() if k not in (*FREE_KEYS, *LAYOUT_KEYS)}
     tst = kept.pop("tst", None) or {}
+    # Follows from the profile and the layout, which are compared where they must be.
+    kept.pop("given by the profile", None)
     # Each key of the block by itself, for messages.
     return kept | {f"tst.{k}": v for k, v in tst.items() if k != "keep-last-checkpoints"}

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 import copy
+import io
 import logging
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from tst_megatron.upstream.weights import SavedWeights, write_checkpoint
 __all__ = [
     "SavedWeights",
     "build_gpt",
+    "build_gpt_on_meta",
     "default_arguments",
     "logits",
     "name_norms_as_transformer_engine",
@@ -112,6 +114,22 @@ def build_gpt(args: argparse.Namespace) -> nn.Module:
     config.finalize()
     groups = ProcessGroupCollection.use_mpu_process_groups()
     model: nn.Module = names.GPTModelBuilder(config).build_model(groups)
+    return model
+
+
+def build_gpt_on_meta(args: argparse.Namespace) -> nn.Module:
+    """Build ``GPTModel`` from arguments on torch's meta device: names and shapes, no memory.
+
+    Raises:
+        RuntimeError: a parameter got memory.
+    """
+    ours = copy.copy(args)
+    # With this Megatron names no device for weights, so that of the context is taken.
+    ours.use_cpu_initialization, ours.perform_initialization = True, False
+    with torch.device("meta"), redirect_stdout(io.StringIO()):
+        model = build_gpt(ours)
+    if real := [name for name, value in model.named_parameters() if not value.is_meta]:
+        raise RuntimeError(f"{real[0]} and {len(real) - 1} more parameters are not on meta")
     return model
 
 

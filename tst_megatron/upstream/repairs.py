@@ -49,12 +49,17 @@ def repair_wheel() -> None:
         wrap(optimizer, "_set_main_param_and_optimizer_states", _without_step)
 
 
-def gpt_config_from_args(args: argparse.Namespace, **kwargs: Any) -> Any:
-    """Megatron's configuration of a GPT, with the ``rope-scaling-factor`` that was asked for.
+def gpt_config_from_args(args: argparse.Namespace, *, model_config_cls: Any = None) -> Any:
+    """The configuration of a GPT that validated arguments mean, all of them.
 
-    Upstream leaves it out, so that every model is scaled by 8. Remove when it does not.
+    Megatron's function leaves two behind: ``te-rng-tracker``, without which the configuration
+    refuses every CUDA graph, and ``rope-scaling-factor``, without which every model is scaled by 8.
+    Remove each line when it takes that one along.
     """
-    config = names.gpt_config_from_args(args, **kwargs)
+    config = names.gpt_config_from_args(
+        args, model_config_cls=model_config_cls or names.GPTModelConfig
+    )
+    config.transformer.use_te_rng_tracker = args.te_rng_tracker
     config.rope_scaling_factor = args.rope_scaling_factor
     return config
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import copy
 import functools
 import inspect
 import io
@@ -17,7 +18,8 @@ from typing import Any, Protocol
 import torch
 
 from tst_megatron.upstream import names
-from tst_megatron.upstream.repairs import wrap
+from tst_megatron.upstream.repairs import gpt_config_from_args, wrap
+from tst_megatron.upstream.transformer_engine import transformer_engine_of_the_job
 
 SPIKE_FACTOR = 10
 """A loss above this multiple of the largest seen is a spike; the factor of Megatron's GPT
@@ -48,33 +50,35 @@ def validate_arguments(flags: Sequence[str], *, world_size: int) -> argparse.Nam
         AssertionError, ValueError, RuntimeError: what Megatron raises on a combination it refuses.
     """
     # Validation prints every argument.
-    with (
-        _command_line(flags),
-        redirect_stdout(io.StringIO()),
-        warnings.catch_warnings(),
-        _architecture_of_the_job(),
-    ):
+    with _command_line(flags), redirect_stdout(io.StringIO()), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         args: argparse.Namespace = names.arguments.parse_args()
         args.rank, args.world_size = 0, world_size
-        names.arguments.validate_args(args)
+        with _architecture_of_the_job(args), transformer_engine_of_the_job():
+            names.arguments.validate_args(args)
+            # What a job makes of them first: these have checks of their own.
+            gpt_config_from_args(copy.copy(args)).finalize()
+            names.training.get_megatron_ddp_config(args)
     return args
 
 
 @contextmanager
-def _architecture_of_the_job() -> Iterator[None]:
-    """Answer validation's question for the GPU on a machine that has none, as login nodes do.
+def _architecture_of_the_job(args: argparse.Namespace) -> Iterator[None]:
+    """Answer validation's questions for the GPU on a machine that has none, as login nodes do.
 
     The newest architecture is answered: what depends on an older one is asked again when the job
     starts. Remove when validation does not touch the device.
     """
-    ask = names.arguments.get_device_arch_version
+    before = names.arguments.get_device_arch_version, torch.cuda.get_device_capability
     if not torch.cuda.is_available():
         names.arguments.get_device_arch_version = lambda: 10
+        if args.transformer_impl == "transformer_engine":
+            # Not for the CPU host, whose job would be asked the same and have no answer.
+            torch.cuda.get_device_capability = lambda device=None: (10, 0)
     try:
         yield
     finally:
-        names.arguments.get_device_arch_version = ask
+        names.arguments.get_device_arch_version, torch.cuda.get_device_capability = before
 
 
 @contextmanager

@@ -1,0 +1,111 @@
+"""What documents say of recipes and profiles is what the code says, and their commands exist."""
+
+import re
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+import typer
+
+ROOT = Path(__file__).parent.parent.parent
+sys.path.insert(0, str(ROOT / "tools"))
+
+import update_readme  # noqa: E402
+
+from tst_megatron import cli  # noqa: E402
+from tst_megatron.profiles import PROFILES  # noqa: E402
+from tst_megatron.recipe import load_recipe  # noqa: E402
+
+GUIDES = {path.parent.name: path for path in update_readme.EXAMPLES}
+NUM_GPUS = {"llama-270m": 8, "llama-600m": 8, "llama-3b": 64, "qwen3-10b-a1b": 64}
+
+
+def commands(document):
+    """The words of every command of ours in a document, those behind srun too."""
+    lines = "\n".join(re.findall(r"```bash\n(.*?)```", document, flags=re.DOTALL)).splitlines()
+    return [shlex.split(line) for line in lines if "tst-megatron" in line]
+
+
+def parse(words):
+    """Parse a command as the command line would, without running it."""
+    words = words[words.index("tst-megatron") + 1 :]
+    command = typer.main.get_command(cli.app)
+    while hasattr(command, "commands"):
+        command, words = command.commands[words[0]], words[1:]
+    return command.make_context(command.name, words).params
+
+
+def test_every_generated_part_is_up_to_date():
+    documents = update_readme.documents()
+    assert len(documents) == 2 + len(NUM_GPUS)
+    for path, wanted in documents.items():
+        assert path.read_text(encoding="utf-8") == wanted, path
+
+
+def test_every_pair_has_a_guide():
+    assert GUIDES.keys() == NUM_GPUS.keys()
+
+
+@pytest.mark.parametrize("model", NUM_GPUS)
+def test_commands_of_a_guide_parse_and_name_the_recipe_and_its_gpus(model):
+    found = commands(GUIDES[model].read_text(encoding="utf-8"))
+    parsed = [(words, parse(words)) for words in found]
+    recipes = {str(params["recipe"]) for _, params in parsed if "recipe" in params}
+    assert recipes == {f"examples/{model}/{arm}.yaml" for arm in ("baseline", "tst")}
+    checks = [params["nproc"] for words, params in parsed if "check" in words]
+    assert checks == [NUM_GPUS[model]] * 2
+    starts = [words for words in found if words[0] == "srun"]
+    assert len(starts) == 2
+    for words in starts:
+        assert words[words.index("--ntasks") + 1] == str(NUM_GPUS[model])
+
+
+@pytest.mark.parametrize("model", NUM_GPUS)
+def test_guide_prepares_the_folders_that_the_recipe_reads(model):
+    found = commands(GUIDES[model].read_text(encoding="utf-8"))
+    prepared = {str(parse(words)["output"]) for words in found if "prepare" in words}
+    recipe = load_recipe(GUIDES[model].parent / "tst.yaml")
+    assert prepared == {str(folder) for folder in recipe.data}
+
+
+@pytest.mark.parametrize("model", NUM_GPUS)
+def test_guide_has_a_row_for_each_value_of_ours(model):
+    text = GUIDES[model].read_text(encoding="utf-8")
+    marked = sum(
+        line.count("# ours: ")
+        for arm in ("baseline", "tst")
+        for line in (GUIDES[model].parent / f"{arm}.yaml").read_text().splitlines()
+    )
+    generated = text.partition(update_readme.BEGIN)[2].partition(update_readme.END)[0]
+    assert len(generated.splitlines()) - 2 == marked > 15
+
+
+@pytest.mark.parametrize("model", NUM_GPUS)
+def test_guide_says_what_has_not_been_measured(model):
+    text = " ".join(GUIDES[model].read_text(encoding="utf-8").split())
+    assert "Nothing here has run on a GPU" in text
+    assert "FP8 and MXFP8 are untested on hardware" in text
+    assert "**Not there yet**: `tst-megatron data prepare` takes SentencePiece tokenizers" in text
+
+
+def test_links_of_the_guides_and_of_the_profiles_lead_somewhere():
+    for path in (*GUIDES.values(), update_readme.PROFILES):
+        targets = re.findall(r"\]\(([^)#:]+)\)", path.read_text(encoding="utf-8"))
+        assert targets, path
+        assert [each for each in targets if not (path.parent / each).exists()] == [], path
+
+
+def test_readme_names_every_recipe_profile_and_params():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    for model in NUM_GPUS:
+        assert f"examples/{model}/README.md" in readme
+    for profile in PROFILES:
+        assert f"`{profile}`" in readme
+    assert "tst-megatron params" in readme
+    assert "FP8 and MXFP8" in readme.partition("**Untested**")[2]
+
+
+def test_commands_of_the_profiles_parse():
+    (command,) = commands(update_readme.PROFILES.read_text(encoding="utf-8"))
+    assert parse(command)["overrides"] == ["profile=tuned", "moe-token-dispatcher-type=alltoall"]

@@ -1,0 +1,15 @@
+"""Packages that may be missing, each probed here and nowhere else, without importing it."""
+
+from __future__ import annotations
+
+import importlib.util
+
+
+def has_transformer_engine() -> bool:
+    """Whether Transformer Engine is installed; importing it needs CUDA."""
+    return importlib.util.find_spec("transformer_engine") is not None
+
+
+def has_nvidia_resiliency_ext() -> bool:
+    """Whether Megatron's default strategy of asynchronous saves is installed."""
+    return importlib.util.find_spec("nvidia_resiliency_ext") is not None
