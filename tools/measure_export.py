@@ -114,21 +114,14 @@ def shape_of(entry: object) -> tuple[int, ...]:
 
 
 def arguments(recipe: Path, num_layers: int | None) -> argparse.Namespace:
-    """Megatron's arguments of a recipe's model in one CPU process."""
-    from tst_megatron import upstream
-    from tst_megatron.flags import Flags
-    from tst_megatron.host import cpu
+    """Megatron's arguments of a recipe's model in one CPU process, trained in bf16."""
+    import torch
+
+    from tst_megatron.model.parameters import arguments_of
     from tst_megatron.recipe import load_recipe
 
-    changes = {"num-layers": num_layers} if num_layers else {}
-    alone = {"expert-model-parallel-size": 1, "tokenizer-type": "NullTokenizer", "bf16": True}
-    known = Flags(upstream.argument_parser())
-    keys = {**load_recipe(recipe).megatron, **changes}
-    keys["max-position-embeddings"] = keys["seq-length"]
-    keys["moe-token-dispatcher-type"] = "alltoall"
-    flags, problems = known.convert(known.overlay(keys, {**cpu.ARGUMENTS, **alone}))
-    assert not problems, problems
-    args = upstream.validate_arguments(flags, world_size=1)
+    args = arguments_of(load_recipe(recipe, [f"num-layers={num_layers}"] if num_layers else []))
+    args.bf16, args.params_dtype = True, torch.bfloat16
     args.padded_vocab_size = args.vocab_size
     return args
 

@@ -33,7 +33,8 @@ LAYOUTS = {
     "ep2": f"{EXPERTS} --num-layers 2 --expert-model-parallel-size 2 "
     "--num-experts 6 --num-attention-heads 6 "
     "--num-query-groups 3 --kv-channels 24 --untie-embeddings-and-output-weights "
-    "--tokenizer-type SentencePieceTokenizer --tokenizer-model {tokenizer}",
+    "--tokenizer-type SentencePieceTokenizer --tokenizer-model {tokenizer} "
+    "--padded-vocab-size 1024",
     "tp2_tied_mixed": f"{EXPERTS} --num-layers 2 --tensor-model-parallel-size 2 "
     "--sequence-parallel --num-experts 3 "
     "--num-attention-heads 4 --num-query-groups 2 --kv-channels 16 --moe-router-pre-softmax "

@@ -75,7 +75,7 @@ def count_parameters(recipe: Recipe) -> ParameterCount:
     Raises:
         RecipeError: the recipe says no model, with every problem that was found.
     """
-    args = _arguments(recipe)
+    args = arguments_of(recipe)
     model = build_on_meta(args)
     is_tied = not args.untie_embeddings_and_output_weights
     # A layer's experts are of one size, and a position goes to this share of them.
@@ -124,7 +124,12 @@ def model_arguments(recipe: Recipe, known: Flags) -> dict[str, Any]:
     return known.overlay(values, {**cpu.ARGUMENTS, "make-vocab-size-divisible-by": rows * ranks})
 
 
-def _arguments(recipe: Recipe) -> argparse.Namespace:
+def arguments_of(recipe: Recipe) -> argparse.Namespace:
+    """Megatron's arguments of a recipe's model, validated for a single CPU process.
+
+    Raises:
+        RecipeError: the recipe says no model, with every problem that was found.
+    """
     from tst_megatron import upstream
 
     parser = upstream.argument_parser()
