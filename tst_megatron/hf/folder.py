@@ -22,7 +22,7 @@ from tst_megatron.hf.weights import rules, shapes
 INDEX = "model.safetensors.index.json"
 ONE_FILE = "model.safetensors"
 
-SHARD_BYTES = 1_000_000_000
+SHARD_BYTES = 500_000_000
 """Largest size of one safetensors file, unless a single tensor is larger. Twice as much is in
 memory while it is written."""
 
@@ -181,6 +181,8 @@ def write_weights(
         shard = dict(islice(stream, len(names)))
         assert list(shard) == names, "tensors come in the order that was planned"
         save_file(shard, folder / file, metadata={"format": "pt"})
+        # Before the next one is gathered.
+        del shard
     if len(files) > 1:
         index = {
             "metadata": {"total_size": sum(sizes.values())},

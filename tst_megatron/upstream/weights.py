@@ -124,9 +124,12 @@ class SavedWeights:
         """What one shard covers, from every stored chunk that overlaps with it."""
         axes = shard.prepend_axis_num
         sizes = (1,) * axes + tuple(shard.local_shape)
-        dtype = self._stored[shard.key].properties.dtype
-        target = torch.empty(sizes, dtype=dtype)
-        for chunk in self._chunks_near(shard.key, tuple(shard.global_offset[:axes])):
+        chunks = self._chunks_near(shard.key, tuple(shard.global_offset[:axes]))
+        if len(chunks) == 1 and tuple(chunks[0].sizes) == sizes:
+            # Saved uncut, as most are: no second copy of it.
+            return self._read_chunk(shard.key, chunks[0]).reshape(tuple(shard.local_shape))
+        target = torch.empty(sizes, dtype=self._stored[shard.key].properties.dtype)
+        for chunk in chunks:
             overlap = _overlap(shard.global_offset, sizes, chunk.offsets, chunk.sizes)
             if overlap is not None:
                 into, of = overlap
