@@ -16,6 +16,7 @@ from rich.console import Console
 from tst_megatron import __version__
 from tst_megatron.commands.checkpoint import checkpoint_app
 from tst_megatron.commands.data import data_app
+from tst_megatron.commands.evaluate import evaluate, evaluate_data
 from tst_megatron.commands.shared import BAD_INPUT, Overrides, RecipePath, announce, checked_recipe
 from tst_megatron.recipe import RecipeError
 
@@ -27,6 +28,8 @@ app = typer.Typer(
 )
 app.add_typer(data_app, name="data")
 app.add_typer(checkpoint_app, name="checkpoint")
+app.command()(evaluate)
+app.command()(evaluate_data)
 
 FAILED = 1
 

@@ -21,6 +21,11 @@ COMMANDS = {
     "data index": {"recipe", "overrides"},
     "data trace": {"recipe", "overrides", "--step"},
     "checkpoint verify": {"folder", "--quick"},
+    "evaluate": {
+        *("hf_dir", "--tasks", "--limit", "--batch-size", "--device", "--dtype"),
+        *("--output", "--data", "--compare"),
+    },
+    "evaluate-data": {"output", "--tasks"},
     "export": {"checkpoint", "output", "--iteration", "--dtype", "--verify"},
     "quickstart": {"--folder", "--short"},
 }
