@@ -17,6 +17,7 @@ from tst_megatron import __version__
 from tst_megatron.commands.checkpoint import checkpoint_app
 from tst_megatron.commands.data import data_app
 from tst_megatron.commands.evaluate import evaluate, evaluate_data
+from tst_megatron.commands.quantize import quantize
 from tst_megatron.commands.shared import BAD_INPUT, Overrides, RecipePath, announce, checked_recipe
 from tst_megatron.recipe import RecipeError
 
@@ -30,6 +31,7 @@ app.add_typer(data_app, name="data")
 app.add_typer(checkpoint_app, name="checkpoint")
 app.command()(evaluate)
 app.command()(evaluate_data)
+app.command()(quantize)
 
 FAILED = 1
 

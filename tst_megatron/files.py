@@ -7,6 +7,7 @@ import os
 import resource
 import shutil
 import socket
+from collections.abc import Iterator
 from pathlib import Path
 
 
@@ -71,3 +72,24 @@ def copy_beside(source: Path, path: Path) -> None:
         os.fsync(copy.fileno())
     new.replace(path)
     flush_folder(path.parent)
+
+
+@contextlib.contextmanager
+def folder_appearing_whole(output: Path) -> Iterator[Path]:
+    """A new folder that becomes ``output`` when the block ends, and disappears when it fails."""
+    new = beside(output)
+    new.mkdir(parents=True)
+    try:
+        yield new
+        for path in new.iterdir():
+            descriptor = os.open(path, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+        flush_folder(new)
+        new.replace(output)
+    except BaseException:
+        shutil.rmtree(new, ignore_errors=True)
+        raise
+    flush_folder(output.parent)

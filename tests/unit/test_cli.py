@@ -27,6 +27,10 @@ COMMANDS = {
     },
     "evaluate-data": {"output", "--tasks"},
     "export": {"checkpoint", "output", "--iteration", "--dtype", "--verify"},
+    "quantize": {
+        *("hf_dir", "output", "--format", "--text", "--text-key", "--num-sequences"),
+        *("--sequence-length", "--device"),
+    },
     "quickstart": {"--folder", "--short"},
 }
 

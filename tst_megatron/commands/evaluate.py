@@ -42,7 +42,6 @@ def evaluate(
     from tst_megatron.evaluate.results import table
     from tst_megatron.evaluate.run import Settings, stay_offline
     from tst_megatron.evaluate.run import evaluate as run_evaluation
-    from tst_megatron.host import cpu
 
     compare = compare or ["10b-base", "10b-tst"]
     if unknown := [run for run in compare if run not in RUNS]:
@@ -57,7 +56,7 @@ def evaluate(
             tasks=tasks,
             limit=limit,
             batch_size=batch_size,
-            device=device or ("cpu" if cpu.is_needed() else "cuda"),
+            device=device,
             dtype=dtype,
             data=data,
         ),

@@ -6,7 +6,6 @@ import hashlib
 import json
 import logging
 import os
-import re
 import sys
 import tempfile
 import time
@@ -19,7 +18,7 @@ from tst_megatron.evaluate import results
 from tst_megatron.evaluate.definitions import data_of, manager, task_names, write_overlay
 from tst_megatron.evaluate.local_data import MANIFEST, check_files, sha256_of
 from tst_megatron.files import write_beside
-from tst_megatron.host import cpu
+from tst_megatron.host.device import find as find_device
 
 DTYPES = {"auto": "auto", "fp32": "float32", "bf16": "bfloat16"}
 SEED = 1234
@@ -36,7 +35,8 @@ class Settings:
     """Only the first items of each task; the numbers are then for a trial alone."""
     batch_size: int = 8
     """Sequences in one forward pass."""
-    device: str = "cpu"
+    device: str | None = None
+    """``cpu``, ``cuda`` or ``cuda:N``; None takes a GPU if there is one."""
     dtype: str = "auto"
     """A key of ``DTYPES``; ``auto`` is what config.json says."""
     data: Path | None = None
@@ -65,7 +65,10 @@ def evaluate(
     if output.exists():
         raise ValueError(f"{output}: exists. Name another file with --output, or remove it")
     _check_model(hf_dir)
-    _check_settings(settings)
+    if settings.dtype not in DTYPES:
+        raise ValueError(f"--dtype {settings.dtype} is none of {', '.join(DTYPES)}")
+    # lm-eval would take any GPU, or none, for a name that it does not know.
+    device = find_device(settings.device)
     names = task_names(settings.tasks)
     if settings.data is not None:
         check_files(settings.data, data_of(names), settings.tasks)
@@ -73,7 +76,7 @@ def evaluate(
     on_progress(f"loading {len(names)} tasks")
     loaded = load_tasks(names, settings.data)
     on_progress(f"loading {hf_dir}")
-    model = _load_model(hf_dir, settings)
+    model = _load_model(hf_dir, settings, device)
     on_progress(f"evaluating {len(loaded['tasks'])} tasks, prompts and metrics of lm-eval")
     raw = _run(model, loaded, settings.limit)
     summary = results.summary(
@@ -118,16 +121,6 @@ def _check_model(hf_dir: Path) -> None:
         raise ValueError(f"{hf_dir}: not a model that can be evaluated: {'; '.join(problems)}")
 
 
-def _check_settings(settings: Settings) -> None:
-    if settings.dtype not in DTYPES:
-        raise ValueError(f"--dtype {settings.dtype} is none of {', '.join(DTYPES)}")
-    # lm-eval would take any GPU, or none, for a name that it does not know.
-    if re.fullmatch(r"cpu|cuda(:\d+)?", settings.device) is None:
-        raise ValueError(f"--device {settings.device} is none of cpu, cuda, cuda:N")
-    if settings.device != "cpu" and cpu.is_needed():
-        raise ValueError(f"--device {settings.device}: torch sees no GPU here. Use cpu")
-
-
 def load_tasks(names: list[str], data: Path | None) -> Any:
     """lm-eval's tasks and groups, with their data read.
 
@@ -154,14 +147,14 @@ def load_tasks(names: list[str], data: Path | None) -> Any:
     return loaded
 
 
-def _load_model(hf_dir: Path, settings: Settings) -> Any:
+def _load_model(hf_dir: Path, settings: Settings, device: str) -> Any:
     from lm_eval.models.huggingface import HFLM
 
     # add_bos_token stays None: the tokenizer decides, as in training and export.
     return HFLM(
         pretrained=str(hf_dir),
         backend="causal",
-        device=settings.device,
+        device=device,
         dtype=DTYPES[settings.dtype],
         batch_size=settings.batch_size,
     )
