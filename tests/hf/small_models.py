@@ -47,6 +47,9 @@ def save_model(
     config = config_class(**_SHAPE | own | {"tie_word_embeddings": False} | more)
     model = model_class(config).to(dtype)
     model.save_pretrained(folder)
+    # As the export writes it; transformers 5.14 has a name of its own.
+    text = (folder / "config.json").read_text()
+    (folder / "config.json").write_text(text.replace('"num_local_experts"', '"num_experts"'))
     save_tokenizer(folder, adds_bos=adds_bos)
     return folder
 
