@@ -356,6 +356,7 @@ def test_command_says_what_it_did(tmp_path, text, monkeypatch, capsys):
     assert status == 0
     num = int(printed.split(" sequences of 64 (the text ends there)")[0].split()[-1])
     assert f"calibrating on {num * 64:,} tokens: {num} sequences" in printed
+    assert f"calibrated on {num} of {num} sequences" in printed
     assert "14 weights within" in printed and "bit for bit" in printed
     assert "rounded weights alone move logits by" in printed
 

@@ -12,6 +12,7 @@ import importlib.util
 import io
 import json
 import shutil
+import sys
 import time
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
@@ -219,13 +220,14 @@ def _quantised(model: Any, format: str, tokens_BT: Tensor, say: Callable[[str], 
     import modelopt.torch.quantization as mtq
 
     configurations = {"fp8": mtq.FP8_DEFAULT_CFG, "nvfp4": mtq.NVFP4_DEFAULT_CFG}
-    tenth = max(1, len(tokens_BT) // 10)
+    tenth, shown = max(1, len(tokens_BT) // 10), sys.stdout
 
     def calibrate(model: Any) -> None:
         for number, tokens_T in enumerate(tokens_BT, start=1):
             model(tokens_T[None].to(model.device), use_cache=False)
             if number % tenth == 0:
-                say(f"calibrated on {number} of {len(tokens_BT)} sequences")
+                with contextlib.redirect_stdout(shown):
+                    say(f"calibrated on {number} of {len(tokens_BT)} sequences")
 
     # modelopt prints, where this project's own progress is shown.
     with torch.inference_mode(), contextlib.redirect_stdout(io.StringIO()):
