@@ -167,7 +167,7 @@ def by_hand(model: Path, items, *, adds_bos: bool) -> tuple[float, float]:
 
 @pytest.mark.parametrize("adds_bos", [False, True])
 def test_accuracy_is_the_one_that_a_loop_by_hand_gives(adds_bos, tmp_path):
-    task_data.write_task_data(tmp_path / "data", "arc_easy", number=40)
+    task_data.write_task_data(tmp_path / "data", "arc_easy", number=60)
     model = save_model(tmp_path / "hf", "llama", adds_bos=adds_bos)
 
     settings = Settings(tasks="arc_easy", data=tmp_path / "data", batch_size=64)
