@@ -16,8 +16,10 @@ from rich.console import Console
 from tst_megatron import __version__
 from tst_megatron.commands.checkpoint import checkpoint_app
 from tst_megatron.commands.data import data_app
+from tst_megatron.commands.evaluate import evaluate, evaluate_data
 from tst_megatron.commands.hugging_face import export, generate, import_
 from tst_megatron.commands.params import params
+from tst_megatron.commands.quantize import quantize
 from tst_megatron.commands.shared import BAD_INPUT, Overrides, RecipePath, announce, checked_recipe
 from tst_megatron.recipe import RecipeError
 
@@ -33,6 +35,9 @@ app.command()(export)
 app.command("import")(import_)
 app.command()(generate)
 app.command()(params)
+app.command()(evaluate)
+app.command()(evaluate_data)
+app.command()(quantize)
 
 FAILED = 1
 

@@ -7,6 +7,7 @@ import os
 import resource
 import shutil
 import socket
+from collections.abc import Iterator
 from pathlib import Path
 
 
@@ -71,3 +72,32 @@ def copy_beside(source: Path, path: Path) -> None:
         os.fsync(copy.fileno())
     new.replace(path)
     flush_folder(path.parent)
+
+
+@contextlib.contextmanager
+def folder_appearing_whole(output: Path) -> Iterator[Path]:
+    """A new folder that becomes ``output`` when the block ends, and disappears when it fails.
+
+    Args:
+        output: does not exist, or is empty.
+    """
+    new = beside(output)
+    new.mkdir(parents=True)
+    try:
+        yield new
+        usual = new.stat().st_mode & 0o666
+        for path in sorted(new.rglob("*"), reverse=True):
+            if path.is_file():
+                # safetensors gives its files to the owner alone, whatever the umask.
+                path.chmod(usual)
+            descriptor = os.open(path, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+        flush_folder(new)
+        new.replace(output)
+    except BaseException:
+        shutil.rmtree(new, ignore_errors=True)
+        raise
+    flush_folder(output.parent)

@@ -22,7 +22,16 @@ COMMANDS = {
     "data index": {"recipe", "overrides"},
     "data trace": {"recipe", "overrides", "--step"},
     "checkpoint verify": {"folder", "--quick"},
+    "evaluate": {
+        *("hf_dir", "--tasks", "--limit", "--batch-size", "--device", "--dtype"),
+        *("--output", "--data", "--compare"),
+    },
+    "evaluate-data": {"output", "--tasks"},
     "export": {"checkpoint", "output", "--iteration", "--dtype", "--verify"},
+    "quantize": {
+        *("hf_dir", "output", "--format", "--text", "--text-key", "--num-sequences"),
+        *("--sequence-length", "--device"),
+    },
     "quickstart": {"--folder", "--short"},
 }
 

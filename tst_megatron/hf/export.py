@@ -11,9 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tst_megatron.files import folder_appearing_whole
 from tst_megatron.hf.checkpoint import TrainedWeights, find_checkpoint, open_checkpoint
 from tst_megatron.hf.families import family_of_args
-from tst_megatron.hf.folder import appearing_whole, check_is_free, write_json, write_weights
+from tst_megatron.hf.folder import check_is_free, write_json, write_weights
 from tst_megatron.hf.model_card import model_card
 from tst_megatron.hf.tokenizer_files import NO_TOKENIZER, find_tokenizer, write_tokenizer
 from tst_megatron.hf.verify import VerificationReport
@@ -104,7 +105,7 @@ def export(
     )
     weights = TrainedWeights(opened)
     sizes = _sizes(config, dtype)
-    with appearing_whole(output) as beside:
+    with folder_appearing_whole(output) as beside:
         say(f"writing {dtype} weights")
         tensors = _counted(_exported(weights, config, dtype), sum(sizes.values()), on_weight)
         num_files = write_weights(beside, tensors, sizes)

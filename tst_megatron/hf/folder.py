@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -15,7 +12,6 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from tst_megatron.files import beside, flush_folder
 from tst_megatron.hf.families import family_of_config
 from tst_megatron.hf.weights import rules, shapes
 
@@ -227,36 +223,3 @@ def check_is_free(output: Path) -> None:
     """
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ValueError(f"{output}: exists and is not empty. Name another folder, or remove it.")
-
-
-@contextmanager
-def appearing_whole(output: Path) -> Iterator[Path]:
-    """A folder that becomes ``output`` when the block ends, or disappears when it fails.
-
-    Args:
-        output: does not exist, or is empty.
-    """
-    new = beside(output)
-    new.mkdir(parents=True)
-    try:
-        yield new
-        usual = new.stat().st_mode & 0o666
-        for path in sorted(new.rglob("*"), reverse=True):
-            if path.is_file():
-                # safetensors gives its files to the owner alone, whatever the umask.
-                path.chmod(usual)
-            _flush(path)
-        flush_folder(new)
-        new.replace(output)
-    except BaseException:
-        shutil.rmtree(new, ignore_errors=True)
-        raise
-    flush_folder(output.parent)
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

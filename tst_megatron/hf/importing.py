@@ -18,13 +18,13 @@ import torch
 import yaml
 from torch import Tensor
 
+from tst_megatron.files import folder_appearing_whole
 from tst_megatron.flags import Flags
 from tst_megatron.hf import tokenizer_files
 from tst_megatron.hf.checkpoint import RELEASE, open_checkpoint, skeleton
 from tst_megatron.hf.families import family_of_config
 from tst_megatron.hf.folder import (
     HuggingFaceWeights,
-    appearing_whole,
     check_is_free,
     read_config,
 )
@@ -91,7 +91,7 @@ def import_model(
     keys = family.flags_from_config(config)
     dtype = files.read(next(rules(config)).hf[0]).dtype
     args = _arguments(keys, dtype)
-    with appearing_whole(output) as beside:
+    with folder_appearing_whole(output) as beside:
         say(f"writing {dtype} weights")
         (beside / RELEASE).mkdir()
         _write(beside / RELEASE, files, config, args, on_weight)

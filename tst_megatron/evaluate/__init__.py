@@ -1,0 +1,1 @@
+"""The paper's downstream tasks through lm-eval, also without a network."""

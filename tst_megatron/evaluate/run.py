@@ -1,0 +1,209 @@
+"""Evaluate a model in Hugging Face format with lm-eval, and keep what the numbers depend on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tst_megatron.evaluate import results
+from tst_megatron.evaluate.definitions import data_of, manager, task_names, write_overlay
+from tst_megatron.evaluate.local_data import MANIFEST, check_files, sha256_of
+from tst_megatron.files import write_beside
+from tst_megatron.host.device import find as find_device
+
+DTYPES = {"auto": "auto", "fp32": "float32", "bf16": "bfloat16"}
+SEED = 1234
+"""lm-eval's own seed for choosing the examples in a prompt."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Settings:
+    """How to evaluate."""
+
+    tasks: str = "paper"
+    """Names separated by commas: tasks, groups or tags of lm-eval, or ``paper``."""
+    limit: int | None = None
+    """Only the first items of each task; the numbers are then for a trial alone."""
+    batch_size: int = 8
+    """Sequences in one forward pass."""
+    device: str | None = None
+    """``cpu``, ``cuda`` or ``cuda:N``; None takes a GPU if there is one."""
+    dtype: str = "auto"
+    """A key of ``DTYPES``; ``auto`` is what config.json says."""
+    data: Path | None = None
+    """Folder of task data; None lets lm-eval download."""
+
+
+def evaluate(
+    hf_dir: Path, output: Path, settings: Settings, *, on_progress: Callable[[str], None]
+) -> dict[str, Any]:
+    """Run tasks on a model and write their numbers.
+
+    Args:
+        hf_dir: a model in Hugging Face format with its tokenizer.
+        output: JSON file that does not exist.
+        settings: how to evaluate.
+        on_progress: told each step in a short sentence.
+
+    Returns:
+        What the file holds; ``results.summary`` says what that is.
+
+    Raises:
+        ValueError: an unknown task, missing or damaged data, an incomplete model or an output that
+            exists; before anything is run.
+    """
+    start = time.perf_counter()
+    if output.exists():
+        raise ValueError(f"{output}: exists. Name another file with --output, or remove it")
+    _check_model(hf_dir)
+    if settings.dtype not in DTYPES:
+        raise ValueError(f"--dtype {settings.dtype} is none of {', '.join(DTYPES)}")
+    # lm-eval would take any GPU, or none, for a name that it does not know.
+    device = find_device(settings.device)
+    names = task_names(settings.tasks)
+    if settings.data is not None:
+        check_files(settings.data, data_of(names), settings.tasks)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    on_progress(f"loading {len(names)} tasks")
+    loaded = load_tasks(names, settings.data)
+    on_progress(f"loading {hf_dir}")
+    model = _load_model(hf_dir, settings, device)
+    on_progress(f"evaluating {len(loaded['tasks'])} tasks, prompts and metrics of lm-eval")
+    raw = _run(model, loaded, settings.limit)
+    summary = results.summary(
+        raw,
+        names=names,
+        model={"folder": str(hf_dir), **_model_facts(hf_dir, model)},
+        tokenizer=_tokenizer_facts(hf_dir, model),
+        settings=_settings_facts(settings, model),
+        seconds=time.perf_counter() - start,
+    )
+    write_beside(output, json.dumps(summary, indent=2) + "\n")
+    on_progress(f"wrote {output}")
+    return summary
+
+
+def stay_offline() -> None:
+    """Ask no network for the rest of this process, whatever is imported already."""
+    os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1")
+    for module, name in (
+        ("huggingface_hub.constants", "HF_HUB_OFFLINE"),
+        ("datasets.config", "HF_HUB_OFFLINE"),
+    ):
+        # The variables are read at import.
+        if module in sys.modules:
+            setattr(sys.modules[module], name, True)
+
+
+def _check_model(hf_dir: Path) -> None:
+    if not hf_dir.is_dir():
+        raise ValueError(f"{hf_dir}: no such folder. Give one that `tst-megatron export` wrote")
+    problems = []
+    if not (hf_dir / "config.json").is_file():
+        problems.append("config.json is missing")
+    if not any(hf_dir.glob("*.safetensors")):
+        problems.append("no *.safetensors file is there")
+    if not any((hf_dir / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json")):
+        problems.append(
+            "no tokenizer is there (tokenizer.json or tokenizer_config.json); "
+            "export where the run's tokenizer is"
+        )
+    if problems:
+        raise ValueError(f"{hf_dir}: not a model that can be evaluated: {'; '.join(problems)}")
+
+
+def load_tasks(names: list[str], data: Path | None) -> Any:
+    """lm-eval's tasks and groups, with their data read.
+
+    Args:
+        names: as ``task_names`` gives them.
+        data: folder of task data, checked; None lets lm-eval download.
+    """
+    from lm_eval.tasks import TaskManager
+
+    # It warns of each task that lacks a default and of each local data set.
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    if data is None:
+        loaded = manager(names).load(names)
+    else:
+        with tempfile.TemporaryDirectory(prefix="tst-megatron-tasks-") as folder:
+            write_overlay(Path(folder), names, data_of(names), data.resolve())
+            loaded = TaskManager(include_path=folder, include_defaults=False).load(names)
+    for task in loaded["tasks"].values():
+        # As lm-eval's simple_evaluate does; the paper's tasks have no examples in their prompts.
+        if task.get_config("num_fewshot") is None:
+            task.set_config(key="num_fewshot", value=0)
+        task.set_fewshot_seed(seed=SEED)
+    results.aggregate_every_metric(loaded["groups"].values())
+    return loaded
+
+
+def _load_model(hf_dir: Path, settings: Settings, device: str) -> Any:
+    from lm_eval.models.huggingface import HFLM
+
+    # add_bos_token stays None: the tokenizer decides, as in training and export.
+    return HFLM(
+        pretrained=str(hf_dir),
+        backend="causal",
+        device=device,
+        dtype=DTYPES[settings.dtype],
+        batch_size=settings.batch_size,
+    )
+
+
+def _run(model: Any, loaded: Any, limit: int | None) -> Any:
+    import torch
+    from lm_eval.evaluator import evaluate as run_tasks
+
+    with torch.inference_mode():
+        # The samples are needed for the hash of each task.
+        return run_tasks(lm=model, task_dict=loaded, limit=limit, log_samples=True)
+
+
+def _model_facts(hf_dir: Path, model: Any) -> dict[str, Any]:
+    text = (hf_dir / "config.json").read_bytes()
+    files = sorted(hf_dir.glob("*.safetensors"))
+    return {
+        "config_sha256": hashlib.sha256(text).hexdigest(),
+        "config": json.loads(text),
+        "num_parameters": sum(parameter.numel() for parameter in model.model.parameters()),
+        "weight_bytes": {file.name: file.stat().st_size for file in files},
+    }
+
+
+def _tokenizer_facts(hf_dir: Path, model: Any) -> dict[str, Any]:
+    tokenizer = model.tokenizer
+    files = [hf_dir / name for name in ("tokenizer.json", "tokenizer_config.json")]
+    return {
+        "class": type(tokenizer).__name__,
+        "vocab_size": len(tokenizer),
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "adds_bos": model.tok_encode("a")[0] == tokenizer.bos_token_id,
+        "sha256": {file.name: sha256_of(file) for file in files if file.is_file()},
+    }
+
+
+def _settings_facts(settings: Settings, model: Any) -> dict[str, Any]:
+    data = settings.data and {
+        "folder": str(settings.data),
+        "manifest_sha256": sha256_of(settings.data / MANIFEST),
+    }
+    return {
+        "tasks": settings.tasks,
+        "limit": settings.limit,
+        "batch_size": settings.batch_size,
+        "device": str(model.device),
+        "dtype": str(model.model.dtype).removeprefix("torch."),
+        "max_length_tokens": model.max_length,
+        "data": data or "downloaded by lm-eval",
+    }

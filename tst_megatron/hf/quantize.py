@@ -1,0 +1,266 @@
+"""Quantise an export to FP8 or NVFP4 with nvidia-modelopt, in the form vLLM and TensorRT-LLM read.
+
+The architecture's config.json stays as it is; ``quantization_config`` is added to it, and
+hf_quant_config.json beside it. What was written is proven before it appears.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import importlib.util
+import io
+import json
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tst_megatron.data.encode import texts
+from tst_megatron.files import folder_appearing_whole
+from tst_megatron.hf.folder import INDEX
+from tst_megatron.hf.generate import load_in_transformers
+from tst_megatron.hf.quantized_formats import BLOCK, FORMATS
+from tst_megatron.hf.quantized_proof import QUANTISED, QuantizationProof, Weights, prove
+from tst_megatron.host.device import find as find_device
+
+_TOKENIZER_FILES = (
+    *("tokenizer*", "special_tokens_map.json", "added_tokens.json"),
+    *("vocab.*", "merges.txt", "chat_template*"),
+)
+_PROOF_SEQUENCES, _PROOF_TOKENS = 2, 256
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Calibration:
+    """The text by which the scales of activations are found."""
+
+    text: Path
+    """JSONL file, also .gz and .zst, as for ``tst-megatron data prepare``."""
+    text_key: str = "text"
+    num_sequences: int = 512
+    """At most; fewer where the text ends before."""
+    sequence_length: int = 512
+    """Raw tokens of each."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class QuantizationReport:
+    """What was written, from what."""
+
+    output: Path
+    algorithm: str
+    num_sequences: int
+    """Of the calibration."""
+    num_tokens: int
+    """Raw tokens of the calibration."""
+    num_bytes_before: int
+    """Of the original's weight files."""
+    num_bytes: int
+    """Of the weight files written."""
+    proof: QuantizationProof
+    seconds: float
+
+
+def quantize(
+    hf_dir: Path,
+    output: Path,
+    *,
+    format: str,
+    calibration: Calibration,
+    device: str | None = None,
+    on_progress: Callable[[str], None] | None = None,
+) -> QuantizationReport:
+    """Write a model with the weights of its attention and feed-forward layers quantised.
+
+    lm_head, embeddings, routers and norms stay as they are. Everything is written beside the
+    output and renamed to it after the proof.
+
+    Args:
+        hf_dir: a model in Hugging Face format with its tokenizer.
+        output: folder that does not exist or is empty.
+        format: ``fp8`` or ``nvfp4``.
+        calibration: the text by which activations are measured.
+        device: where the model runs for the calibration, a GPU if there is one when not given; the
+            proof runs on the CPU.
+        on_progress: told each step in a short sentence.
+
+    Raises:
+        ValueError: an unknown format, an incomplete or unfit model, too little text, or an output
+            that is not empty.
+        RuntimeError: what was written is not the model; nothing is left behind.
+    """
+    start = time.perf_counter()
+    say = on_progress or (lambda _: None)
+    if format not in FORMATS:
+        raise ValueError(f"--format {format} is none of {', '.join(FORMATS)}")
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise ValueError(f"{output}: exists and is not empty. Name another folder, or remove it.")
+    device = find_device(device)
+    _check_modelopt()
+    _check_model(hf_dir, format)
+    tokens_BT = _calibration_tokens(hf_dir, calibration)
+    say(
+        f"calibrating on {tokens_BT.numel():,} tokens: {len(tokens_BT)} sequences of "
+        f"{calibration.sequence_length}"
+        + (" (the text ends there)" if len(tokens_BT) < calibration.num_sequences else "")
+    )
+    model = _quantised(_load(hf_dir).to(device), format, tokens_BT, say)
+    with folder_appearing_whole(output) as new:
+        say(f"writing {FORMATS[format].algorithm}")
+        _write(model, new)
+        del model
+        _keep_the_rest(hf_dir, new)
+        say("comparing what was written with the original")
+        proof = prove(hf_dir, new, FORMATS[format], tokens_BT[:_PROOF_SEQUENCES, :_PROOF_TOKENS])
+    say(f"wrote {output}")
+    return QuantizationReport(
+        output=output,
+        algorithm=FORMATS[format].algorithm,
+        num_sequences=len(tokens_BT),
+        num_tokens=tokens_BT.numel(),
+        num_bytes_before=_weight_bytes(hf_dir),
+        num_bytes=_weight_bytes(output),
+        proof=proof,
+        seconds=time.perf_counter() - start,
+    )
+
+
+def _check_modelopt() -> None:
+    # nvidia-modelopt 0.47.0 imports requests without declaring it; for removal when it does.
+    missing = [name for name in ("modelopt", "requests") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ValueError(
+            f"{' and '.join(missing)}: not installed: pip install 'tst-megatron[quantize]'"
+        )
+
+
+def _check_model(hf_dir: Path, format: str) -> None:
+    if not hf_dir.is_dir():
+        raise ValueError(f"{hf_dir}: no such folder. Give one that `tst-megatron export` wrote.")
+    problems = []
+    config = hf_dir / "config.json"
+    if not config.is_file():
+        problems.append("config.json is missing")
+    elif "quantization_config" in json.loads(config.read_text()):
+        problems.append("it is quantised already")
+    if not any(hf_dir.glob("tokenizer*.json")):
+        problems.append("no tokenizer is there (tokenizer.json or tokenizer_config.json)")
+    files = {path.name for path in hf_dir.glob("*.safetensors")}
+    index = hf_dir / INDEX
+    listed = json.loads(index.read_text())["weight_map"].values() if index.is_file() else ()
+    problems += [f"{name} is missing" for name in sorted({*listed} - files)]
+    if not files:
+        problems.append("no *.safetensors file is there")
+    problems += _unfit_weights(hf_dir, format)
+    if problems:
+        raise ValueError(f"{hf_dir}: cannot be quantised: {'; '.join(problems)}.")
+
+
+def _unfit_weights(hf_dir: Path, format: str) -> list[str]:
+    with ExitStack() as stack:
+        weights = Weights(hf_dir, stack)
+        shapes = {name: weights.shape(name) for name in weights.names if QUANTISED.fullmatch(name)}
+    if format != "nvfp4":
+        return []
+    unfit = [f"{name} {[*shape]}" for name, shape in shapes.items() if shape[-1] % BLOCK]
+    if not unfit:
+        return []
+    return [
+        f"nvfp4 scales blocks of {BLOCK} input features, which do not divide those of "
+        f"{len(unfit)} weights ({', '.join(unfit[:3])}); use fp8"
+    ]
+
+
+def _calibration_tokens(hf_dir: Path, calibration: Calibration) -> Tensor:
+    """Documents one after the other, each ended by EOS as in training, cut into sequences."""
+    from transformers import AutoTokenizer
+
+    length = calibration.sequence_length
+    longest = json.loads((hf_dir / "config.json").read_text()).get("max_position_embeddings")
+    if longest is not None and length > longest:
+        raise ValueError(f"--sequence-length {length}: the model has {longest} positions.")
+    tokenizer = AutoTokenizer.from_pretrained(hf_dir, local_files_only=True)
+    end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    tokens: list[int] = []
+    for text in texts([calibration.text], text_key=calibration.text_key):
+        tokens += chain(tokenizer(text)["input_ids"], end)
+        if len(tokens) >= calibration.num_sequences * length:
+            break
+    num_sequences = min(len(tokens) // length, calibration.num_sequences)
+    if num_sequences == 0:
+        raise ValueError(
+            f"--text {calibration.text}: {len(tokens)} tokens, and one sequence has {length}. "
+            "Give more text, or a shorter --sequence-length."
+        )
+    return torch.tensor(tokens[: num_sequences * length]).view(num_sequences, length)
+
+
+def _load(hf_dir: Path) -> Any:
+    with ExitStack() as stack:
+        weights = Weights(hf_dir, stack)
+        quantised = [name for name in weights.names if QUANTISED.fullmatch(name)]
+        if not quantised:
+            raise ValueError(f"{hf_dir}: no weight of the known families (model.layers.*_proj).")
+        dtype = weights[quantised[0]].dtype
+    model, info = load_in_transformers(hf_dir, dtype)
+    if problems := {name: found for name, found in info.items() if found}:
+        raise ValueError(f"{hf_dir}: transformers does not load it strictly: {problems}.")
+    return model
+
+
+def _quantised(model: Any, format: str, tokens_BT: Tensor, say: Callable[[str], None]) -> Any:
+    import modelopt.torch.quantization as mtq
+
+    configurations = {"fp8": mtq.FP8_DEFAULT_CFG, "nvfp4": mtq.NVFP4_DEFAULT_CFG}
+    tenth, shown = max(1, len(tokens_BT) // 10), sys.stdout
+
+    def calibrate(model: Any) -> None:
+        for number, tokens_T in enumerate(tokens_BT, start=1):
+            model(tokens_T[None].to(model.device), use_cache=False)
+            if number % tenth == 0:
+                with contextlib.redirect_stdout(shown):
+                    say(f"calibrated on {number} of {len(tokens_BT)} sequences")
+
+    # modelopt prints, where this project's own progress is shown.
+    with torch.inference_mode(), contextlib.redirect_stdout(io.StringIO()):
+        return mtq.quantize(model, copy.deepcopy(configurations[format]), calibrate)
+
+
+def _write(model: Any, folder: Path) -> None:
+    from modelopt.torch.export import export_hf_checkpoint
+
+    with torch.inference_mode(), contextlib.redirect_stdout(io.StringIO()):
+        export_hf_checkpoint(model, export_dir=folder)
+
+
+def _keep_the_rest(hf_dir: Path, folder: Path) -> None:
+    """The original's config.json with the quantisation in it, and the tokenizer's files.
+
+    transformers writes the keys of its own version, which other runtimes may not know.
+    """
+    config = json.loads((hf_dir / "config.json").read_text())
+    written = json.loads((folder / "config.json").read_text())
+    config["quantization_config"] = written["quantization_config"]
+    (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+    for path in _matching(hf_dir, ("generation_config.json", *_TOKENIZER_FILES)):
+        shutil.copyfile(path, folder / path.name)
+    for path in folder.glob("*.safetensors"):
+        # safetensors gives its files to the owner alone, whatever the umask.
+        shutil.copymode(folder / "config.json", path)
+
+
+def _matching(folder: Path, patterns: Iterable[str]) -> list[Path]:
+    return sorted({path for pattern in patterns for path in folder.glob(pattern)})
+
+
+def _weight_bytes(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
