@@ -341,8 +341,10 @@ def ask_megatron(flags: Sequence[str], world_size: int) -> argparse.Namespace:
     from tst_megatron import upstream
 
     try:
-        return upstream.validate_arguments(flags, world_size=world_size)
+        args = upstream.validate_arguments(flags, world_size=world_size)
+        upstream.validate_configurations(args)
     except (AssertionError, ValueError, RuntimeError) as error:
         # Many of Megatron's asserts have no words: their line of source is the best there is.
         reason = str(error) or traceback.extract_tb(error.__traceback__)[-1].line
         raise RecipeError([f"Megatron refuses the recipe: {reason}"]) from error
+    return args

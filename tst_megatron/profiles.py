@@ -75,6 +75,17 @@ ONE_CHUNK = Need(
         or bool(value("pipeline-model-parallel-layout"))
     ),
 )
+NO_SHARED_OVERLAP = Need(
+    text="no `moe-shared-expert-overlap`",
+    holds=lambda value: not value("moe-shared-expert-overlap"),
+)
+SHARED_EXPERTS_WITH_APEX = Need(
+    text="Apex or no shared experts",
+    holds=lambda value: (
+        bool(value("gradient-accumulation-fusion"))
+        or not value("moe-shared-expert-intermediate-size")
+    ),
+)
 NO_FULL_RECOMPUTE = Need(
     text="no full recompute",
     holds=lambda value: value("recompute-granularity") != "full",
@@ -208,13 +219,13 @@ TUNED = (
         value=True,
         why="one micro-batch's exchange between experts runs beside the next one's computation: "
         "244 to 287 TFLOP/s on H100 as published for Qwen3-30B-A3B",
-        needs=(EXPERT_PARALLEL, ONE_CHUNK, NO_FULL_RECOMPUTE),
+        needs=(EXPERT_PARALLEL, ONE_CHUNK, NO_FULL_RECOMPUTE, NO_SHARED_OVERLAP),
     ),
     Setting(
         key="delay-wgrad-compute",
         value=True,
-        why="weight gradients fill the gaps of that exchange",
-        needs=(_is_on("overlap-moe-expert-parallel-comm"),),
+        why="weight gradients fill the gaps of that exchange; those of shared experts are graphed",
+        needs=(_is_on("overlap-moe-expert-parallel-comm"), SHARED_EXPERTS_WITH_APEX),
     ),
     Setting(
         key="cuda-graph-impl",

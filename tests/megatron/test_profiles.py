@@ -213,6 +213,18 @@ def test_dense_recipe_gets_no_flag_of_experts(profile):
             {"overlap-moe-expert-parallel-comm", "delay-wgrad-compute"},
         ),
         (
+            {"moe_shared_expert_intermediate_size": 64, "gradient_accumulation_fusion": False},
+            "overlap_moe_expert_parallel_comm",
+            True,
+            {"delay-wgrad-compute"},
+        ),
+        (
+            {"moe_shared_expert_intermediate_size": 64, "moe_shared_expert_overlap": True},
+            "moe_shared_expert_overlap",
+            True,
+            {"overlap-moe-expert-parallel-comm", "delay-wgrad-compute"},
+        ),
+        (
             {"expert_model_parallel_size": 1},
             "moe_token_dispatcher_type",
             "alltoall",

@@ -61,6 +61,7 @@ from tst_megatron.upstream.training import (
     tensorboard_writer,
     teraflops_per_device,
     validate_arguments,
+    validate_configurations,
     wandb_writer,
 )
 
@@ -112,5 +113,6 @@ __all__ = [
     "tensorboard_writer",
     "teraflops_per_device",
     "validate_arguments",
+    "validate_configurations",
     "wandb_writer",
 ]

@@ -56,10 +56,21 @@ def validate_arguments(flags: Sequence[str], *, world_size: int) -> argparse.Nam
         args.rank, args.world_size = 0, world_size
         with _architecture_of_the_job(args), transformer_engine_of_the_job():
             names.arguments.validate_args(args)
-            # What a job makes of them first: these have checks of their own.
+    return args
+
+
+def validate_configurations(args: argparse.Namespace) -> None:
+    """Make of validated arguments what a job makes of them first, which has checks of its own.
+
+    Raises:
+        AssertionError, ValueError, RuntimeError: what the configuration of the model or of data
+            parallelism refuses.
+    """
+    with redirect_stdout(io.StringIO()), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with transformer_engine_of_the_job():
             gpt_config_from_args(copy.copy(args)).finalize()
             names.training.get_megatron_ddp_config(args)
-    return args
 
 
 @contextmanager
