@@ -2,7 +2,7 @@
 UV := $(shell uv --version >/dev/null 2>&1 && command -v uv || echo .uv/bin/uv)
 RUN := $(UV) run --frozen
 
-.PHONY: quickstart test test-fast test-gpu soak layouts lint
+.PHONY: quickstart test test-fast test-gpu soak layouts export-full-size lint
 .DEFAULT_GOAL := quickstart
 
 quickstart: $(UV)  ## the whole chain on this machine, with or without a GPU
@@ -23,6 +23,10 @@ soak: $(UV)  ## 20 kills at random moments, with and without asynchronous saves;
 
 layouts: $(UV)  ## gradients of every parallel layout against one process; writes docs/layouts.md
 	$(RUN) python tools/measure_layouts.py
+
+export-full-size: $(UV)  ## 10B-A1B from checkpoint to Hugging Face format: 42 GB of disk, 10 minutes
+	$(RUN) python tools/measure_export.py runs/export-full-size
+	$(RUN) python tools/measure_export.py runs/export-modelopt --num-layers 2 --with-modelopt
 
 lint: $(UV)
 	$(RUN) ruff check .

@@ -27,7 +27,12 @@ COMMANDS = {
         *("--output", "--data", "--compare"),
     },
     "evaluate-data": {"output", "--tasks"},
-    "export": {"checkpoint", "output", "--iteration", "--dtype", "--verify"},
+    "export": {
+        *("checkpoint", "output", "--iteration", "--dtype", "--verify", "--text"),
+        *("--tokenizer", "--no-tokenizer"),
+    },
+    "generate": {"hf_dir", "--prompt", "--num-tokens", "--dtype"},
+    "import": {"hf_dir", "output", "--verify"},
     "quantize": {
         *("hf_dir", "output", "--format", "--text", "--text-key", "--num-sequences"),
         *("--sequence-length", "--device"),
@@ -200,6 +205,7 @@ def stand_ins(monkeypatch, outside_a_job, tmp_path):
         plan=lambda: ["the plan"],
         warnings=["a risk"],
         flags=(),
+        arguments=SimpleNamespace(pretrained_checkpoint=None),
     )
     calls, ready = [], []
     monkeypatch.setattr(data_ready, "build_indexes", lambda *text: ready.append(text[:2]))
