@@ -26,7 +26,7 @@ from torch import Tensor
 
 from tst_megatron.data.encode import texts
 from tst_megatron.files import folder_appearing_whole
-from tst_megatron.hf.folder import INDEX
+from tst_megatron.hf.folder import INDEX, check_is_free, write_json
 from tst_megatron.hf.generate import load_in_transformers
 from tst_megatron.hf.quantized_formats import BLOCK, FORMATS
 from tst_megatron.hf.quantized_proof import QUANTISED, QuantizationProof, Weights, prove
@@ -102,8 +102,7 @@ def quantize(
     say = on_progress or (lambda _: None)
     if format not in FORMATS:
         raise ValueError(f"--format {format} is none of {', '.join(FORMATS)}")
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise ValueError(f"{output}: exists and is not empty. Name another folder, or remove it.")
+    check_is_free(output)
     device = find_device(device)
     _check_modelopt()
     _check_model(hf_dir, format)
@@ -250,12 +249,9 @@ def _keep_the_rest(hf_dir: Path, folder: Path) -> None:
     config = json.loads((hf_dir / "config.json").read_text())
     written = json.loads((folder / "config.json").read_text())
     config["quantization_config"] = written["quantization_config"]
-    (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+    write_json(folder / "config.json", config)
     for path in _matching(hf_dir, ("generation_config.json", *_TOKENIZER_FILES)):
         shutil.copyfile(path, folder / path.name)
-    for path in folder.glob("*.safetensors"):
-        # safetensors gives its files to the owner alone, whatever the umask.
-        shutil.copymode(folder / "config.json", path)
 
 
 def _matching(folder: Path, patterns: Iterable[str]) -> list[Path]:
