@@ -22,6 +22,8 @@ from rich.console import Console
 from rich.progress import Progress
 
 ROOT = Path(__file__).resolve().parents[1]
+BOUND_BYTES = 6_000_000_000
+"""Of resident memory, for a model of any size: an export holds one weight and one file."""
 RECIPE = ROOT / "examples" / "qwen3-10b-a1b" / "baseline.yaml"
 
 
@@ -40,22 +42,34 @@ def main() -> None:
     if options.folder.exists():
         raise SystemExit(f"{options.folder} exists. Name a folder that does not.")
     checkpoint, ours = options.folder / "checkpoint", options.folder / "hf"
+    try:
+        measure(options, checkpoint, ours, console)
+    finally:
+        shutil.rmtree(options.folder, ignore_errors=True)
+
+
+def measure(options: argparse.Namespace, checkpoint: Path, ours: Path, console: Console) -> None:
+    """Write the checkpoint and let each exporter export it."""
     start = time.perf_counter()
     write_random_checkpoint(options.recipe, checkpoint, num_layers=options.num_layers)
     size = sum(path.stat().st_size for path in checkpoint.rglob("*") if path.is_file())
     console.print(f"checkpoint: {size / 1e9:.1f} GB in {time.perf_counter() - start:.0f} s")
     command = [sys.executable, "-m", "tst_megatron", "export", str(checkpoint), str(ours)]
-    report("tst-megatron export, verified", [*command, "--no-tokenizer"], console)
+    command.append("--no-tokenizer")
+    peak = report("tst-megatron export, weights verified", [*command, "--no-logits"], console)
+    if peak > BOUND_BYTES:
+        raise SystemExit(f"{peak / 1e9:.2f} GB are more than {BOUND_BYTES / 1e9:.0f} GB")
     if options.with_modelopt:
         shutil.rmtree(ours)
-        report("the same, not verified", [*command, "--no-tokenizer", "--no-verify"], console)
+        report("the same, logits too", [*command, "--logits"], console)
+        shutil.rmtree(ours)
+        report("the same, not verified", [*command, "--no-verify"], console)
         itself = [sys.executable, __file__, str(options.folder), "--run-modelopt"]
         report("modelopt's exporter", itself, console)
-    shutil.rmtree(options.folder)
 
 
-def report(name: str, command: list[str], console: Console) -> None:
-    """Run a command and print its time and its largest resident memory."""
+def report(name: str, command: list[str], console: Console) -> int:
+    """Run a command, and print its time and its largest resident memory, which is returned."""
     start = time.perf_counter()
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT)
     assert process.stdout is not None
@@ -63,7 +77,7 @@ def report(name: str, command: list[str], console: Console) -> None:
     _, status, usage = os.wait4(process.pid, 0)
     if status:
         raise SystemExit(f"{' '.join(command)} failed:\n{printed}")
-    peak = usage.ru_maxrss * 1024 / 1e9
+    peak = usage.ru_maxrss * 1024
     console.print(printed.strip(), highlight=False)
     console.print(
         f"{name}: {time.perf_counter() - start:.0f} s, peak resident memory {peak:.2f} GB"
@@ -73,6 +87,7 @@ def report(name: str, command: list[str], console: Console) -> None:
 def write_random_checkpoint(recipe: Path, folder: Path, *, num_layers: int | None) -> None:
     """The model of a recipe in bf16 with random weights, as a release checkpoint."""
     from tst_megatron.hf.checkpoint import RELEASE, skeleton
+    from tst_megatron.hf.importing import CONTENT_METADATA, contents
     from tst_megatron.hf.seam import seam
     from tst_megatron.training.checkpoints import TRACKER
 
@@ -80,7 +95,7 @@ def write_random_checkpoint(recipe: Path, folder: Path, *, num_layers: int | Non
     import torch
 
     args = arguments(recipe, num_layers)
-    weights, aliases = skeleton(args, {"singleton_local_shards": False})
+    weights, aliases = skeleton(args, CONTENT_METADATA)
     shapes = {name: shape_of(entry) for name, entry in weights.items() if hasattr(entry, "data")}
     generator = torch.Generator().manual_seed(1)
 
@@ -96,12 +111,7 @@ def write_random_checkpoint(recipe: Path, folder: Path, *, num_layers: int | Non
             weights,
             read,
             dtype=lambda _: torch.bfloat16,
-            common={
-                "args": args,
-                "checkpoint_version": 3.0,
-                "iteration": 0,
-                "content_metadata": {"singleton_local_shards": False},
-            },
+            common=contents(args),
             aliases=aliases,
             on_weight=lambda done, total: progress.update(task, completed=done, total=total),
         )

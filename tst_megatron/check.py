@@ -315,10 +315,6 @@ def _fixed_flags(values: argparse.Namespace, manifest: Manifest) -> list[str]:
         # Ten years: the timed exit is how a stop is agreed on, so it must be on
         # (upstream.request_stop).
         flags += ["--exit-duration-in-mins", "5256000"]
-    if values.pretrained_checkpoint and values.transformer_impl != "local":
-        # Transformer Engine's layers also ask for the scaling state of each, which an imported
-        # checkpoint does not have. Every other thing that is missing is logged by name.
-        flags += ["--dist-ckpt-strictness", "log_all"]
     # Each step is recorded from what Megatron writes to TensorBoard.
     flags += ["--tensorboard-log-interval", "1"]
     # Bags have no token-level mask, and causal attention needs none.

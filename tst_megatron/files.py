@@ -81,7 +81,11 @@ def folder_appearing_whole(output: Path) -> Iterator[Path]:
     Args:
         output: does not exist, or is empty.
     """
+    # A link to an empty folder is followed, and "." gets a name.
+    output = output.resolve()
     new = beside(output)
+    # Of a killed process that had this one's number.
+    shutil.rmtree(new, ignore_errors=True)
     new.mkdir(parents=True)
     try:
         yield new

@@ -1,11 +1,11 @@
 """``export``, ``import`` and ``generate`` as typed: what they print, and what they refuse."""
 
 import json
-import pickle
 import shutil
 from pathlib import Path
 
 import pytest
+from damage import overwrite, without
 from hf_checkpoints import save_once, with_arguments
 from typer.testing import CliRunner
 
@@ -86,25 +86,6 @@ def test_model_card_has_the_facts_of_training(
         assert fact in card
 
 
-def without(checkpoint: Path, key: str) -> None:
-    """Take a tensor out of a checkpoint's description."""
-    file = checkpoint / "iter_0000003" / ".metadata"
-    metadata = pickle.loads(file.read_bytes())
-    del metadata.state_dict_metadata[key]
-    for index in [index for index in metadata.storage_data if index.fqn == key]:
-        del metadata.storage_data[index]
-    file.write_bytes(pickle.dumps(metadata))
-
-
-def overwrite(checkpoint: Path, key: str) -> None:
-    """Zero the bytes of whatever is stored under names that begin so."""
-    places = pickle.loads((checkpoint / ".metadata").read_bytes()).storage_data
-    for place in [place for index, place in places.items() if index.fqn.startswith(key)]:
-        with (checkpoint / place.relative_path).open("r+b") as shard:
-            shard.seek(place.offset)
-            shard.write(b"\0" * place.length)
-
-
 def test_export_of_a_damaged_checkpoint_is_one_error_and_leaves_nothing(
     saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -114,7 +95,7 @@ def test_export_of_a_damaged_checkpoint_is_one_error_and_leaves_nothing(
         return tmp_path / name
 
     lacking = copy("lacking")
-    without(lacking, "decoder.final_layernorm.weight")
+    without(lacking / "iter_0000003", "decoder.final_layernorm.weight")
     assert "decoder.final_layernorm.weight is missing" in refused(
         "export", lacking, tmp_path / "hf"
     )

@@ -5,7 +5,6 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -253,8 +252,7 @@ def test_verify_of_weights_that_are_not_those_of_config_is_not_strict(
 def test_verify_without_memory_for_two_models_compares_the_weights_and_says_so(
     saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    memory = SimpleNamespace(available=10_000)
-    monkeypatch.setattr(verify.psutil, "virtual_memory", lambda: memory)
+    monkeypatch.setattr(verify, "available_bytes", lambda: 10_000)
 
     proof = export.export(saved / "ep2", tmp_path / "hf").verification
 

@@ -179,6 +179,22 @@ def broken(folder: Path, change: Any) -> Path:
     return folder
 
 
+UP = "model.layers.1.mlp.up_proj.weight"
+
+
+def with_index(folder: Path, files: Any) -> Path:
+    index = {"metadata": {}, "weight_map": files}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    return folder
+
+
+def without_listing(folder: Path, name: str) -> Path:
+    """An index that names every weight, beside a file that lacks one."""
+    names = list(load_file(folder / "model.safetensors"))
+    broken(folder, lambda weights: weights.pop(name))
+    return with_index(folder, dict.fromkeys(names, "model.safetensors"))
+
+
 def with_config(folder: Path, **changes: Any) -> Path:
     file = folder / "config.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
@@ -211,6 +227,26 @@ def with_config(folder: Path, **changes: Any) -> Path:
         (
             lambda hf: with_config(hf, use_sliding_window=True, sliding_window=8),
             "use_sliding_window=True",
+        ),
+        (lambda hf: with_config(hf, model_type="mistral"), "model_type='mistral': another"),
+        (lambda hf: with_config(hf, hidden_size="40"), "transformers refuses it: .*hidden_size"),
+        (lambda hf: with_config(hf, vocab_size=None), "transformers refuses it: .*vocab_size"),
+        (lambda hf: (hf / "config.json").write_text("[]"), "no block of settings, but list"),
+        (lambda hf: with_index(hf, []), "is no index of weights"),
+        (
+            lambda hf: with_index(hf, {"model.norm.bias": "model.safetensors"}),
+            "model.norm.bias is unknown",
+        ),
+        (
+            lambda hf: without_listing(hf, "model.norm.weight"),
+            "model.norm.weight cannot be read .*though model.safetensors.index.json says",
+        ),
+        (
+            lambda hf: broken(
+                hf,
+                lambda w: w.update({UP: w[UP].bfloat16()}),
+            ),
+            "gate_proj.weight, model.layers.1.mlp.up_proj.weight are of several types",
         ),
         (lambda hf: (hf / "config.json").unlink(), "has no config.json"),
         (lambda hf: (hf / "config.json").write_text("{"), "is not JSON"),

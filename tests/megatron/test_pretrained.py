@@ -1,18 +1,24 @@
 """A run starts from an imported model in any layout, and resumes as any run does."""
 
 import json
+import re
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from damage import overwrite, without
 from interrupted import interrupted_at
 from test_hf_families import tensors
 from tiny import TINY, fork_ranks, loss_bits, run, saved_weights, wait, write_recipe
 from transformers import Qwen3MoeConfig
 
+from tst_megatron.check import check_recipe
 from tst_megatron.hf.export import export
 from tst_megatron.hf.importing import import_model
+from tst_megatron.recipe import load_recipe
+from tst_megatron.training.pretrained import pretrained_problems
 
 STEPS = {"train_iters": 6, "lr_wsd_decay_iters": 2, "save_interval": 3, "eval_interval": 6}
 TST = {"bag-size": 2, "superposition-steps": 3}
@@ -63,9 +69,15 @@ def run_to_end(recipe: Path, folder: Path, num_ranks: int = 1) -> None:
 
 
 LAYOUTS = {
-    "one": (1, {}),
-    "ep2": (2, {"expert_model_parallel_size": 2}),
-    "tp2": (2, {"tensor_model_parallel_size": 2, "sequence_parallel": True}),
+    "tp2_ep2": (
+        2,
+        {
+            "tensor_model_parallel_size": 2,
+            "sequence_parallel": True,
+            "expert_model_parallel_size": 2,
+            "expert_tensor_parallel_size": 1,
+        },
+    ),
     "pp2": (2, {"pipeline_model_parallel_size": 2}),
 }
 
@@ -98,30 +110,80 @@ def test_run_from_imported_weights_learns_and_resumes_exactly(imported, text, tm
     assert any(not torch.equal(first[key], last[key]) for key in first)
 
 
-def test_check_says_where_weights_come_from_and_what_does_not_fit(imported, text, tmp_path):
-    recipe = recipe_on(imported, tmp_path, text)
-    folder = str(tmp_path / "new")
+def problems_of(recipe: Path, *overrides: str) -> list[str]:
+    return pretrained_problems(check_recipe(load_recipe(recipe, overrides)).arguments)
 
-    said = run("check", str(recipe), "--run-folder", folder, log=tmp_path / "log")
+
+def test_check_says_where_weights_come_from(imported, text, tmp_path):
+    recipe = recipe_on(imported, tmp_path, text)
+    said = run("check", str(recipe), "--run-folder", str(tmp_path / "new"), log=tmp_path / "log")
     assert f"weights come from {imported / 'mcore'}" in said
 
-    wrong = ("num-layers=3", "vocab-size=640", "rotary-base=10000", "moe-router-topk=1")
-    said = run("check", str(recipe), *wrong, "--run-folder", folder, log=tmp_path / "log", status=2)
-    for key, ours, theirs in (
-        ("num-layers", 3, 2),
-        ("vocab-size", 640, 512),
-        ("rotary-base", 10000, 1000000),
-        ("moe-router-topk", 1, 2),
+
+@pytest.mark.parametrize(
+    ("overrides", "problem"),
+    [
+        (("num-layers=3",), "num-layers: 2 in .* and 3 in the recipe"),
+        (("vocab-size=640",), "vocab-size: 512 in .* and 640 in the recipe"),
+        (("rotary-base=10000",), "rotary-base: 1000000 in .* and 10000 in the recipe"),
+        (("moe-router-topk=3",), "moe-router-topk: 2 in .* and 3 in the recipe"),
+        (("moe-router-score-function=sigmoid",), "moe-router-score-function: 'softmax' in"),
+        (("moe-mlp-glu-interleave-size=8",), "moe-mlp-glu-interleave-size: None in .* and 8 in"),
+        (
+            ("moe-layer-freq='[0,1]'",),
+            r"moe-layer-freq: \[True, True\] in .* and \[False, True\] in",
+        ),
+        (("moe-ffn-hidden-size=32",), "experts.linear_fc1.weight is .* and should be"),
+        (("pretrained-checkpoint=nowhere",), "pretrained-checkpoint: nowhere: no such folder"),
+    ],
+)
+def test_weights_of_another_model_are_refused(imported, text, tmp_path, overrides, problem):
+    found = problems_of(recipe_on(imported, tmp_path, text), *overrides)
+    assert [line for line in found if re.search(problem, line)], found
+
+
+def test_another_padding_of_the_vocabulary_is_taken(imported, text, tmp_path):
+    recipe = recipe_on(imported, tmp_path, text)
+    assert problems_of(recipe, "make-vocab-size-divisible-by=96") == []
+
+
+def test_layers_that_megatron_stores_one_by_one_are_refused(imported, text, tmp_path):
+    """A list of layers is the same model as a number, and Megatron stores it in another way."""
+    recipe = recipe_on(imported, tmp_path, text)
+    found = problems_of(recipe, "moe-layer-freq='[1,1]'")
+    assert any("decoder.layers.0.mlp.router.weight is missing" in line for line in found)
+
+
+def test_a_release_without_its_tracker_is_refused(imported, text, tmp_path):
+    override = f"pretrained-checkpoint={json.dumps(str(imported / 'mcore' / 'release'))}"
+    (found,) = problems_of(recipe_on(imported, tmp_path, text), override)
+    assert "has no latest_checkpointed_iteration.txt" in found
+
+
+def test_missing_weights_and_damage_are_refused(imported, text, tmp_path):
+    recipe = recipe_on(imported, tmp_path, text)
+    for name, damage, wanted in (
+        (
+            "lacking",
+            lambda release: without(release, "decoder.final_layernorm.weight"),
+            "decoder.final_layernorm.weight is missing",
+        ),
+        ("rotten", lambda release: overwrite(release, "common_state"), "cannot be read"),
     ):
-        assert f"{key}: {theirs} in {imported / 'mcore' / 'release'}" in said
-        assert f"and {ours} in the recipe" in said
-    for path, reason in (
-        (tmp_path / "nowhere", "no such folder"),
-        (imported / "mcore" / "release", "has no latest_checkpointed_iteration.txt"),
-    ):
-        override = f"pretrained-checkpoint={json.dumps(str(path))}"
-        said = run(
-            "check", str(recipe), override, "--run-folder", folder, log=tmp_path / "log", status=2
-        )
-        assert "pretrained-checkpoint: " in said
-        assert reason in said
+        shutil.copytree(imported / "mcore", tmp_path / name)
+        damage(tmp_path / name / "release")
+        found = problems_of(recipe, f"pretrained-checkpoint={json.dumps(str(tmp_path / name))}")
+        assert any(wanted in line for line in found), found
+
+
+def test_norms_of_experts_are_missed_where_other_layers_saved_them(imported, text, tmp_path):
+    """A run's own checkpoint has them under one name; an import has them under both."""
+    arguments = check_recipe(load_recipe(recipe_on(imported, tmp_path, text))).arguments
+    arguments.transformer_impl = "transformer_engine"
+    assert pretrained_problems(arguments) == []
+    shutil.copytree(imported / "mcore", tmp_path / "own")
+    without(tmp_path / "own" / "release", "decoder.layers.pre_mlp_layernorm.weight")
+    arguments.pretrained_checkpoint = str(tmp_path / "own")
+    (found,) = pretrained_problems(arguments)
+    assert "decoder.layers.pre_mlp_layernorm.weight is missing" in found
+    assert "transformer-impl transformer_engine" in found

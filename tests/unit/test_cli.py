@@ -28,11 +28,11 @@ COMMANDS = {
     },
     "evaluate-data": {"output", "--tasks"},
     "export": {
-        *("checkpoint", "output", "--iteration", "--dtype", "--verify", "--text"),
-        *("--tokenizer", "--no-tokenizer"),
+        *("checkpoint", "output", "--iteration", "--dtype", "--verify", "--logits"),
+        *("--text", "--tokenizer", "--no-tokenizer"),
     },
     "generate": {"hf_dir", "--prompt", "--num-tokens", "--dtype"},
-    "import": {"hf_dir", "output", "--verify"},
+    "import": {"hf_dir", "output", "--verify", "--logits"},
     "quantize": {
         *("hf_dir", "output", "--format", "--text", "--text-key", "--num-sequences"),
         *("--sequence-length", "--device"),

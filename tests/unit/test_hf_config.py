@@ -246,6 +246,7 @@ def _checkpoints(folder: Path, *iterations: int, tracker: str | None = None) -> 
 def test_find_checkpoint_of_an_import_is_its_release(tmp_path: Path) -> None:
     folder = _checkpoints(tmp_path, tracker="release")
     (folder / "release").mkdir()
+    (folder / "release" / ".metadata").touch()
 
     assert find_checkpoint(folder) == find_checkpoint(folder, 0) == folder / "release"
     assert find_checkpoint(folder / "release") == folder / "release"

@@ -51,7 +51,7 @@ def evaluate(
     console = Console()
     found = run_evaluation(
         hf_dir,
-        output or hf_dir.with_name(f"{hf_dir.resolve().name}-evaluation.json"),
+        output or hf_dir.resolve().with_name(f"{hf_dir.resolve().name}-evaluation.json"),
         Settings(
             tasks=tasks,
             limit=limit,

@@ -17,11 +17,13 @@ if TYPE_CHECKING:
     from tst_megatron.hf.verify import VerificationReport
 
 Verify = Annotated[
+    bool, typer.Option(help="Compare every weight bit for bit, and what both models compute.")
+]
+Logits = Annotated[
     bool | None,
     typer.Option(
-        "--verify/--no-verify",
-        help="Compare weights bit for bit, and logits where both models fit into memory; "
-        "--verify insists on the logits.",
+        "--logits/--no-logits",
+        help="Compare logits too; default: where both models fit into memory in float32.",
         show_default=False,
     ),
 ]
@@ -34,7 +36,8 @@ def export(
         int | None, typer.Option(help="Which checkpoint; default: the newest.")
     ] = None,
     dtype: Annotated[str, typer.Option(help="fp32 or bf16.")] = "bf16",
-    verify: Verify = None,
+    verify: Verify = True,
+    logits: Logits = None,
     text: Annotated[
         Path | None, typer.Option(help="Compare logits on this text; default: random tokens.")
     ] = None,
@@ -57,8 +60,8 @@ def export(
             output,
             iteration=iteration,
             dtype=wanted,
-            verify=verify is not False,
-            compute=verify,
+            verify=verify,
+            compute=logits,
             text=text.read_text(encoding="utf-8") if text else None,
             tokenizer=tokenizer,
             with_tokenizer=not no_tokenizer,
@@ -76,7 +79,8 @@ def export(
 def import_(
     hf_dir: Annotated[Path, typer.Argument(help="A model in Hugging Face format.")],
     output: Annotated[Path, typer.Argument(help="New folder for the checkpoint and model.yaml.")],
-    verify: Verify = None,
+    verify: Verify = True,
+    logits: Logits = None,
 ) -> None:
     """Write a Hugging Face model as a checkpoint that training goes on from, in any layout."""
     from tst_megatron.hf.importing import MODEL, import_model
@@ -86,8 +90,8 @@ def import_(
         report = import_model(
             hf_dir,
             output,
-            verify_weights=verify is not False,
-            compute=verify,
+            verify_weights=verify,
+            compute=logits,
             on_progress=say,
             on_weight=count,
         )

@@ -110,6 +110,11 @@ def _check_model(hf_dir: Path) -> None:
     problems = []
     if not (hf_dir / "config.json").is_file():
         problems.append("config.json is missing")
+    elif "quantization_config" in json.loads((hf_dir / "config.json").read_text()):
+        problems.append(
+            "it is quantised, for runtimes that transformers is not; evaluate the export that it "
+            "was made from, or serve it"
+        )
     if not any(hf_dir.glob("*.safetensors")):
         problems.append("no *.safetensors file is there")
     if not any((hf_dir / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json")):

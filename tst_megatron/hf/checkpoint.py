@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from tst_megatron.hf.one_process import for_one_process
 from tst_megatron.hf.seam import seam
+from tst_megatron.training import saved_state
 from tst_megatron.training.checkpoints import TRACKER, problems
 
 RELEASE = "release"
@@ -78,8 +79,9 @@ def open_checkpoint(checkpoint: Path, *, iteration: int | None = None) -> Checkp
             f"{folder}: not a whole torch_dist checkpoint ({'; '.join(found)}). Give one saved "
             "with --ckpt-format torch_dist, and another iteration if its save was cut off."
         )
-    state = _saved_state(folder)
-    if "args" not in state or "iteration" not in state:
+    seam()
+    state = saved_state.read(folder, advice="export another iteration")
+    if "iteration" not in state:
         raise ValueError(
             f"{folder}: holds no arguments, so the model's shapes are unknown. "
             "Give a checkpoint saved by Megatron's training loop."
@@ -93,22 +95,6 @@ def open_checkpoint(checkpoint: Path, *, iteration: int | None = None) -> Checkp
     )
 
 
-def _saved_state(folder: Path) -> dict[str, Any]:
-    megatron = seam()
-    from tst_megatron.upstream import CheckpointException, reason_of
-
-    try:
-        state: dict[str, Any] = megatron.read_saved_state(folder)
-    except (Exception, CheckpointException) as error:
-        # Damaged bytes raise whatever they happen to mean.
-        raise ValueError(
-            f"{folder}: its saved arguments cannot be read ({reason_of(error)}). See what is "
-            f"damaged with `tst-megatron checkpoint verify {folder.parent}`, and export another "
-            "iteration."
-        ) from error
-    return state
-
-
 class TrainedWeights:
     """The weights of a checkpoint, one at a time: no more than one is in memory."""
 
@@ -119,10 +105,7 @@ class TrainedWeights:
             ValueError: a weight is missing, has another shape, or is not all there.
         """
         self._interleave = getattr(opened.args, "moe_mlp_glu_interleave_size", None)
-        weights, aliases = skeleton(opened.args, opened.content_metadata)
-        if opened.args.transformer_impl != "local":
-            for entry in weights.values():
-                entry.key = aliases.get(entry.key, entry.key)
+        weights = weights_of(opened.args, opened.content_metadata)
         self._saved = seam().SavedWeights(opened.folder, weights)
         if found := self._saved.problems():
             raise ValueError(
@@ -200,6 +183,20 @@ def skeleton(
     return local, aliases
 
 
+def weights_of(args: argparse.Namespace, content_metadata: dict[str, Any] | None) -> dict[str, Any]:
+    """How the layers that a model was or is trained with save its weights.
+
+    Args:
+        args: as for ``skeleton``.
+        content_metadata: as for ``skeleton``.
+    """
+    weights, aliases = skeleton(args, content_metadata)
+    if args.transformer_impl != "local":
+        for entry in weights.values():
+            entry.key = aliases.get(entry.key, entry.key)
+    return weights
+
+
 def find_checkpoint(checkpoint: Path, iteration: int | None = None) -> Path:
     """The folder that a path and an iteration stand for.
 
@@ -257,7 +254,11 @@ def _iteration_of(folder: Path) -> int | None:
     if not folder.is_dir():
         return None
     match = re.fullmatch(r"iter_(\d{7,})", folder.resolve().name)
-    return int(match[1]) if match else 0 if folder.resolve().name == RELEASE else None
+    if match:
+        return int(match[1])
+    # A run may be called so too.
+    is_import = folder.resolve().name == RELEASE and (folder / ".metadata").exists()
+    return 0 if is_import else None
 
 
 def _listed(iterations: list[int]) -> str:

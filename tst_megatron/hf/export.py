@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -16,7 +17,12 @@ from tst_megatron.hf.checkpoint import TrainedWeights, find_checkpoint, open_che
 from tst_megatron.hf.families import family_of_args
 from tst_megatron.hf.folder import check_is_free, write_json, write_weights
 from tst_megatron.hf.model_card import model_card
-from tst_megatron.hf.tokenizer_files import NO_TOKENIZER, find_tokenizer, write_tokenizer
+from tst_megatron.hf.tokenizer_files import (
+    GENERATION,
+    NO_TOKENIZER,
+    find_tokenizer,
+    write_tokenizer,
+)
 from tst_megatron.hf.verify import VerificationReport
 from tst_megatron.hf.verify import verify as verify_export
 from tst_megatron.hf.weights import rules, shapes, split
@@ -110,7 +116,10 @@ def export(
         tensors = _counted(_exported(weights, config, dtype), sum(sizes.values()), on_weight)
         num_files = write_weights(beside, tensors, sizes)
         write_json(beside / "config.json", config)
-        write_json(beside / "generation_config.json", _generation_config(config))
+        if found.generation:
+            shutil.copyfile(found.generation, beside / GENERATION)
+        else:
+            write_json(beside / GENERATION, _generation_config(config))
         write_tokenizer(found, beside)
         say("comparing transformers with Megatron" if verify else "not verified, as asked")
         proof = verify_export(opened, beside, compute=compute, text=text) if verify else None

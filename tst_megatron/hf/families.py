@@ -32,11 +32,14 @@ def family_of_config(config: Mapping[str, Any]) -> Family:
         ValueError: it is none of those known here.
     """
     architectures = config.get("architectures") or [config.get("model_type")]
+    model_type = config.get("model_type")
     for family in FAMILIES:
         if architectures in ([family.architecture], [family.model_type]):
+            if model_type not in (None, family.model_type):
+                break
             return family
     known = ", ".join(family.architecture for family in FAMILIES)
     raise ValueError(
-        f"architectures={architectures!r}: another architecture than {known}, which are those that "
-        "can be imported and exported."
+        f"architectures={architectures!r}, model_type={model_type!r}: another architecture than "
+        f"{known}, which are those that can be imported and exported."
     )

@@ -70,6 +70,10 @@ class Family:
     flags: Callable[[Mapping[str, Any], list[str]], dict[str, Any]]
     """Megatron's keys for that part of a config.json; adds to the problems given."""
 
+    def settings(self) -> tuple[str, ...]:
+        """Megatron's arguments that decide whether a model is of this family."""
+        return (*_NEEDED, *_FIXED, *self.fixed)
+
     def check(self, args: argparse.Namespace) -> None:
         """Refuse a model that this family cannot express, with every reason at once.
 
@@ -100,7 +104,7 @@ class Family:
         vocab_size: int | None = None,
         dtype: torch.dtype | None = None,
         bos_token_id: int | None = None,
-        eos_token_id: int | None = None,
+        eos_token_id: int | list[int] | None = None,
     ) -> dict[str, Any]:
         """The whole config.json of a model, from the arguments that trained it.
 

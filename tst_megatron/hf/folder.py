@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -17,6 +19,8 @@ from tst_megatron.hf.weights import rules, shapes
 
 INDEX = "model.safetensors.index.json"
 ONE_FILE = "model.safetensors"
+
+_TYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
 
 SHARD_BYTES = 500_000_000
 """Largest size of one safetensors file, unless a single tensor is larger. Twice as much is in
@@ -42,11 +46,26 @@ class HuggingFaceWeights:
 
     def shape(self, name: str) -> tuple[int, ...]:
         """The shape of a weight, without reading it."""
-        return tuple(self._file(name).get_slice(name).get_shape())
+        return tuple(self._slice(name).get_shape())
+
+    def dtype(self, name: str) -> torch.dtype:
+        """The type of a weight, without reading it.
+
+        Raises:
+            ValueError: a type that no model is trained in.
+        """
+        stored = self._slice(name).get_dtype()
+        if stored not in _TYPES:
+            raise ValueError(
+                f"{self.folder}: {name} is {stored}, and a model is trained in one of "
+                f"{', '.join(_TYPES)}. Convert it first."
+            )
+        return _TYPES[stored]
 
     def read(self, name: str) -> Tensor:
         """One weight, as it is in the files."""
-        tensor: Tensor = self._file(name).get_tensor(name)
+        with self._named(name) as file:
+            tensor: Tensor = file.get_tensor(name)
         return tensor
 
     def check(self, config: Mapping[str, Any]) -> None:
@@ -65,12 +84,17 @@ class HuggingFaceWeights:
         if config["tie_word_embeddings"]:
             # Some writers store the tied table a second time.
             unknown -= {"lm_head.weight"}
-        found = [f"{name} is missing" for name in wanted if name not in self._files]
-        found += [f"{name} is unknown" for name in sorted(unknown)]
+        found = [f"{name} is unknown" for name in sorted(unknown)]
+        found += [f"{name} is missing" for name in wanted if name not in self._files]
         found += [
             f"{name} is {self.shape(name)} and should be {shape}"
             for name, shape in wanted.items()
             if name in self._files and self.shape(name) != shape
+        ]
+        found += [
+            f"{', '.join(rule.hf)} are of several types"
+            for rule in rules(config)
+            if len({self.dtype(name) for name in rule.hf if name in self._files}) > 1
         ]
         if found:
             shown = "; ".join(found[:20]) + ("; and others" if len(found) > 20 else "")
@@ -79,6 +103,21 @@ class HuggingFaceWeights:
                 f"differences): {shown}. Fetch the folder again, or convert it to the names that "
                 f"{family_of_config(config).architecture} has on the hub."
             )
+
+    def _slice(self, name: str) -> Any:
+        with self._named(name) as file:
+            return file.get_slice(name)
+
+    @contextmanager
+    def _named(self, name: str) -> Iterator[Any]:
+        """The file of a weight, while something is asked of it."""
+        try:
+            yield self._file(name)
+        except SafetensorError as error:
+            raise ValueError(
+                f"{self.folder / self._files[name]}: {name} cannot be read ({error}), though "
+                f"{INDEX} says it is there. Fetch the folder again."
+            ) from error
 
     def _file(self, name: str) -> Any:
         file = self._files[name]
@@ -98,8 +137,9 @@ def _weight_map(folder: Path) -> dict[str, str]:
     """Weight -> file, in the order of the files."""
     if (folder / INDEX).is_file():
         try:
-            files = json.loads((folder / INDEX).read_text())["weight_map"]
-        except (ValueError, KeyError, TypeError) as error:
+            listed = json.loads((folder / INDEX).read_text())["weight_map"]
+            files = {str(name): str(file) for name, file in listed.items()}
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{folder / INDEX}: is no index of weights ({error!r}).") from error
         if absent := sorted(file for file in set(files.values()) if not (folder / file).is_file()):
             raise ValueError(f"{folder}: {', '.join(absent)} missing, which {INDEX} names.")
@@ -132,10 +172,16 @@ def read_config(folder: Path) -> dict[str, Any]:
         written = json.loads(file.read_text())
     except ValueError as error:
         raise ValueError(f"{file}: is not JSON ({error}).") from error
+    if not isinstance(written, dict):
+        raise ValueError(f"{file}: is no block of settings, but {type(written).__name__}.")
     family = family_of_config(written)
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
 
-    config = AutoConfig.from_pretrained(folder, local_files_only=True).to_dict()
+    try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True).to_dict()
+    except (StrictDataclassError, ValueError, TypeError, KeyError) as error:
+        raise ValueError(f"{file}: transformers refuses it: {error}") from error
     heads = config["num_attention_heads"]
     # Of the names that transformers 5 writes and those that all else reads, the latter.
     filled = {
@@ -223,3 +269,8 @@ def check_is_free(output: Path) -> None:
     """
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ValueError(f"{output}: exists and is not empty. Name another folder, or remove it.")
+    if output.is_mount():
+        raise ValueError(
+            f"{output}: is where a file system is mounted, which a finished folder cannot replace. "
+            "Name a folder inside it."
+        )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import shutil
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -38,7 +39,7 @@ MODEL = "model.yaml"
 
 # What validation wants of any run; a recipe says its own.
 _ANY_RUN = {"micro-batch-size": 1, "global-batch-size": 1, "train-iters": 1, "lr": 1e-3}
-_CONTENT = {"singleton_local_shards": False, "chained_optim_avoid_prefix": True}
+CONTENT_METADATA = {"singleton_local_shards": False, "chained_optim_avoid_prefix": True}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -89,7 +90,7 @@ def import_model(
     files = HuggingFaceWeights(hf_dir)
     files.check(config)
     keys = family.flags_from_config(config)
-    dtype = files.read(next(rules(config)).hf[0]).dtype
+    dtype = files.dtype(next(rules(config)).hf[0])
     args = _arguments(keys, dtype)
     with folder_appearing_whole(output) as beside:
         say(f"writing {dtype} weights")
@@ -123,11 +124,6 @@ def _arguments(keys: Mapping[str, Any], dtype: torch.dtype) -> argparse.Namespac
     from tst_megatron.upstream import argument_parser
 
     types = {torch.bfloat16: {"bf16": True}, torch.float16: {"fp16": True}, torch.float32: {}}
-    if dtype not in types:
-        raise ValueError(
-            f"The weights are {dtype}, and a model is trained in float32, bfloat16 or float16. "
-            "Convert them first."
-        )
     run = {**_ANY_RUN, "seq-length": keys["max-position-embeddings"], "ckpt-format": "torch_dist"}
     flags, problems = Flags(argument_parser()).convert(
         {**keys, **types[dtype], **run, **cpu.ARGUMENTS, "tokenizer-type": "NullTokenizer"}
@@ -160,27 +156,36 @@ def _write(
             weight = padded
         return weight
 
-    weights, aliases = skeleton(args, _CONTENT)
+    weights, aliases = skeleton(args, CONTENT_METADATA)
     megatron.write_checkpoint(
         folder,
         weights,
         read,
-        dtype=lambda name: files.read(by_name[name].hf[0]).dtype,
-        common={
-            "args": args,
-            "checkpoint_version": 3.0,
-            "iteration": 0,
-            "content_metadata": _CONTENT,
-        },
+        dtype=lambda name: files.dtype(by_name[name].hf[0]),
+        common=contents(args),
         aliases=aliases,
         on_weight=on_weight,
     )
 
 
+def contents(args: argparse.Namespace) -> dict[str, Any]:
+    """What a release checkpoint holds beside its tensors.
+
+    Args:
+        args: Megatron's arguments of the model.
+    """
+    return {
+        "args": args,
+        "checkpoint_version": 3.0,
+        "iteration": 0,
+        "content_metadata": CONTENT_METADATA,
+    }
+
+
 def _recipe(keys: Mapping[str, Any], output: Path) -> str:
     header = (
         "# The shape of an imported model, in Megatron's keys, and where its weights are. Name it\n"
-        "# as `base:` of a recipe that says how to train.\n"
+        "# as `base:` of a recipe that says how to train. After a move, say where it is now.\n"
     )
     where = {"pretrained-checkpoint": str(output.absolute())}
     return header + yaml.safe_dump({**keys, **where}, sort_keys=False)
@@ -190,6 +195,8 @@ def _copy_tokenizer(hf_dir: Path, beside: Path) -> list[str]:
     folder = beside / tokenizer_files.FOLDER
     folder.mkdir()
     copied = tokenizer_files.copy_files(hf_dir, folder)
+    if copied and (hf_dir / tokenizer_files.GENERATION).is_file():
+        shutil.copyfile(hf_dir / tokenizer_files.GENERATION, folder / tokenizer_files.GENERATION)
     if not copied:
         folder.rmdir()
     return copied

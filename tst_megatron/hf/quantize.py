@@ -11,10 +11,11 @@ import copy
 import importlib.util
 import io
 import json
+import math
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import chain
@@ -28,14 +29,12 @@ from tst_megatron.data.encode import texts
 from tst_megatron.files import folder_appearing_whole
 from tst_megatron.hf.folder import INDEX, check_is_free, write_json
 from tst_megatron.hf.generate import load_in_transformers
+from tst_megatron.hf.memory import available_bytes
 from tst_megatron.hf.quantized_formats import BLOCK, FORMATS
 from tst_megatron.hf.quantized_proof import QUANTISED, QuantizationProof, Weights, prove
+from tst_megatron.hf.tokenizer_files import GENERATION, copy_files
 from tst_megatron.host.device import find as find_device
 
-_TOKENIZER_FILES = (
-    *("tokenizer*", "special_tokens_map.json", "added_tokens.json"),
-    *("vocab.*", "merges.txt", "chat_template*"),
-)
 _PROOF_SEQUENCES, _PROOF_TOKENS = 2, 256
 
 
@@ -159,7 +158,7 @@ def _check_model(hf_dir: Path, format: str) -> None:
     problems += [f"{name} is missing" for name in sorted({*listed} - files)]
     if not files:
         problems.append("no *.safetensors file is there")
-    problems += _unfit_weights(hf_dir, format)
+    problems += _unfit_weights(hf_dir, format) + _too_large(hf_dir)
     if problems:
         raise ValueError(f"{hf_dir}: cannot be quantised: {'; '.join(problems)}.")
 
@@ -176,6 +175,20 @@ def _unfit_weights(hf_dir: Path, format: str) -> list[str]:
     return [
         f"nvfp4 scales blocks of {BLOCK} input features, which do not divide those of "
         f"{len(unfit)} weights ({', '.join(unfit[:3])}); use fp8"
+    ]
+
+
+def _too_large(hf_dir: Path) -> list[str]:
+    """What would be known after hours: the proof computes with the model in float32."""
+    with ExitStack() as stack:
+        weights = Weights(hf_dir, stack)
+        needed = 4 * sum(math.prod(weights.shape(name)) for name in weights.names) * 1.1
+    free = available_bytes()
+    if needed <= free:
+        return []
+    return [
+        f"its proof takes {needed / 1e9:.1f} GB of memory and {free / 1e9:.1f} GB are free; use a "
+        "larger machine"
     ]
 
 
@@ -250,12 +263,9 @@ def _keep_the_rest(hf_dir: Path, folder: Path) -> None:
     written = json.loads((folder / "config.json").read_text())
     config["quantization_config"] = written["quantization_config"]
     write_json(folder / "config.json", config)
-    for path in _matching(hf_dir, ("generation_config.json", *_TOKENIZER_FILES)):
-        shutil.copyfile(path, folder / path.name)
-
-
-def _matching(folder: Path, patterns: Iterable[str]) -> list[Path]:
-    return sorted({path for pattern in patterns for path in folder.glob(pattern)})
+    copy_files(hf_dir, folder)
+    if (hf_dir / GENERATION).is_file():
+        shutil.copyfile(hf_dir / GENERATION, folder / GENERATION)
 
 
 def _weight_bytes(folder: Path) -> int:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from fnmatch import fnmatch
@@ -22,6 +22,7 @@ from torch import Tensor
 
 from tst_megatron.hf.generate import load_in_transformers
 from tst_megatron.hf.quantized_formats import BLOCK, Format
+from tst_megatron.hf.weights import place_of
 
 QUANTISED = re.compile(r"(model\.layers\.\d+\..*_proj)\.weight")
 """The weights that are quantised: attention and feed-forward, neither router nor lm_head."""
@@ -214,7 +215,7 @@ def _compare_logits(
     with torch.no_grad():
         before_BTV = model(tokens_BT, use_cache=False).logits
         for name, weight in dequantised:
-            _place(state, name).copy_(weight)
+            place_of(name, state)[1].copy_(weight)
         after_BTV = model(tokens_BT, use_cache=False).logits
     same_best_BT = before_BTV.argmax(-1) == after_BTV.argmax(-1)
     return {
@@ -224,20 +225,3 @@ def _compare_logits(
         "relative_logit_difference": float((before_BTV - after_BTV).norm() / before_BTV.norm()),
         "same_best_fraction": float(same_best_BT.float().mean()),
     }
-
-
-def _place(state: Mapping[str, Tensor], name: str) -> Tensor:
-    """The memory of a weight in transformers' model, by its name in the files.
-
-    transformers 5 stacks the experts: ``gate_up_proj`` [E, 2F, H], gate first.
-    """
-    if name in state:
-        return state[name]
-    match = re.fullmatch(r"(.*\.experts)\.(\d+)\.(gate|up|down)_proj\.weight", name)
-    if match is None:
-        raise RuntimeError(f"{name}: transformers has no such weight.")
-    experts, expert, projection = match[1], int(match[2]), match[3]
-    if projection == "down":
-        return state[f"{experts}.down_proj"][expert]
-    gate, up = state[f"{experts}.gate_up_proj"][expert].chunk(2)
-    return gate if projection == "gate" else up

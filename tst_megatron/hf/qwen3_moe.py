@@ -16,7 +16,7 @@ def _problems(args: argparse.Namespace) -> list[str]:
     found = []
     if not getattr(args, "num_experts", None):
         found.append("num_experts is not set: a dense model is another family")
-    elif not any(_expert_layers(args)):
+    elif not any(expert_layers(args)):
         found.append(f"moe_layer_freq={args.moe_layer_freq!r} leaves no layer with experts")
     balancing = getattr(args, "moe_router_load_balancing_type", "aux_loss")
     others = set([balancing] if isinstance(balancing, str) else balancing) - _BALANCING
@@ -34,7 +34,7 @@ def _config(args: argparse.Namespace) -> dict[str, Any]:
     Transformers scales its auxiliary loss differently, so a fine-tuning run chooses its own.
     """
     coefficient = args.moe_aux_loss_coeff
-    has_experts = _expert_layers(args)
+    has_experts = expert_layers(args)
     return {
         **window_settings(args),
         "moe_intermediate_size": args.moe_ffn_hidden_size or args.ffn_hidden_size,
@@ -49,7 +49,12 @@ def _config(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def _expert_layers(args: argparse.Namespace) -> list[bool]:
+def expert_layers(args: argparse.Namespace) -> list[bool]:
+    """Which layers have experts.
+
+    Args:
+        args: Megatron's arguments.
+    """
     frequency = getattr(args, "moe_layer_freq", 1)
     if isinstance(frequency, int):
         return [index % frequency == 0 for index in range(args.num_layers)]

@@ -7,6 +7,7 @@ the files of its origin there (``tokenizer/``), and both may have moved since.
 from __future__ import annotations
 
 import argparse
+import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,9 +20,12 @@ FILES = (
     "special_tokens_map.json",
     "added_tokens.json",
     "vocab.json",
+    "vocab.txt",
     "merges.txt",
     "chat_template.jinja",
+    "chat_template.json",
 )
+GENERATION = "generation_config.json"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,7 +37,9 @@ class TokenizerFiles:
     description: str
     vocab_size: int | None = None
     bos_token_id: int | None = None
-    eos_token_id: int | None = None
+    eos_token_id: int | list[int] | None = None
+    generation: Path | None = None
+    """The generation_config.json that an imported model came with."""
 
 
 NO_TOKENIZER = TokenizerFiles(source=None, description="none written, as asked")
@@ -113,12 +119,18 @@ def _hugging_face(source: Path) -> TokenizerFiles:
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=True)
+    ids = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
+    generation = source / GENERATION if (source / GENERATION).is_file() else None
+    if generation:
+        # A model may end at more tokens than its tokenizer says.
+        said = json.loads(generation.read_text())
+        ids = {name: said.get(name, token_id) for name, token_id in ids.items()}
     return TokenizerFiles(
         source=source,
         description=f"Hugging Face, from {source}",
         vocab_size=len(tokenizer),
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
+        generation=generation,
+        **ids,
     )
 
 

@@ -9,27 +9,29 @@ Shapes: B sequences, T raw tokens, V vocabulary without padding.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 from torch import Tensor, nn
 
 from tst_megatron.hf.checkpoint import Checkpoint, TrainedWeights, load_model
 from tst_megatron.hf.folder import HuggingFaceWeights, read_config
 from tst_megatron.hf.generate import load_in_transformers
+from tst_megatron.hf.memory import available_bytes
 from tst_megatron.hf.seam import seam
-from tst_megatron.hf.weights import Form, merge, rules
+from tst_megatron.hf.weights import Form, merge, place_of, rules
 
 LOGIT_BOUND = 1e-5
 """Largest allowed difference of two logits, per unit of the largest logit (at least 1)."""
 TIE_GAP = 1e-4
 """Two best logits closer than this are a tie: float32 sums decide which one wins."""
 _NUM_SEQUENCES, _NUM_TOKENS, _NUM_PROMPT_TOKENS = 2, 64, 16
+_MAX_TOKENS = 512
+"""Of a text, what is compared."""
+_ASKED = "logits not compared, as asked"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -77,8 +79,8 @@ def verify(
         hf_dir: the folder in Hugging Face format.
         compute: also compare logits and a greedy continuation; where both models fit into memory
             when not given.
-        text: what the logits are computed on, with the folder's tokenizer; random tokens when not
-            given.
+        text: what the logits are computed on, with the folder's tokenizer, its first 512 tokens;
+            random tokens when not given.
         num_greedy_tokens: length of the greedy continuation.
 
     Raises:
@@ -90,22 +92,27 @@ def verify(
     files = HuggingFaceWeights(hf_dir)
     num_parameters = _compare_places(hf_dir, files, config)
     num_tensors = _compare_weights(TrainedWeights(opened), files, config)
-    needed, available = 2 * 4 * num_parameters * 1.2, psutil.virtual_memory().available
-    reason = ""
-    if needed > available or compute is False:
-        reason = (
-            f"logits not compared: two models in float32 take {needed / 1e9:.1f} GB and "
-            f"{available / 1e9:.1f} GB are free"
-            if compute is not False
-            else "logits not compared, as asked"
-        )
+    reason = _too_large(num_parameters, config["vocab_size"]) if compute is not False else _ASKED
     if reason and compute:
-        raise ValueError(f"{hf_dir}: {reason}. Use a larger machine, or leave --verify out")
+        raise ValueError(f"{hf_dir}: {reason}. Use a larger machine, or leave --logits out")
     return VerificationReport(
         num_tensors=num_tensors,
         num_parameters=num_parameters,
         computed=None if reason else _compute(opened, hf_dir, config, text, num_greedy_tokens),
         reason=reason,
+    )
+
+
+def _too_large(num_parameters: int, vocab_size: int) -> str:
+    """Why two models in float32 do not fit into memory with their logits; empty where they do."""
+    # Logits of both, and two of their differences.
+    needed = 2 * 4 * num_parameters * 1.1 + 4 * 4 * _MAX_TOKENS * vocab_size
+    free = available_bytes()
+    if needed <= free:
+        return ""
+    return (
+        f"logits not compared: two models in float32 take {needed / 1e9:.1f} GB and "
+        f"{free / 1e9:.1f} GB are free"
     )
 
 
@@ -125,7 +132,7 @@ def _compare_places(hf_dir: Path, files: HuggingFaceWeights, config: Mapping[str
     state = model.state_dict()
     numbers = dict.fromkeys(state, 0)
     for name in files.names():
-        place, part = _place_of(name, state)
+        place, part = place_of(name, state)
         shape = files.shape(name)
         if tuple(part.shape) != shape:
             raise RuntimeError(
@@ -161,21 +168,6 @@ def _compare_weights(
     if left_over:
         raise RuntimeError(f"Weights without a place: {', '.join(sorted(left_over))}.")
     return num_tensors
-
-
-def _place_of(name: str, state: Mapping[str, Tensor]) -> tuple[str, Tensor]:
-    """Where transformers keeps a tensor of the files; transformers 5 stacks those of experts."""
-    if name in state:
-        return name, state[name]
-    match = re.fullmatch(r"(.*\.experts)\.(\d+)\.(gate|up|down)_proj\.weight", name)
-    place = f"{match[1]}.{'down_proj' if match[3] == 'down' else 'gate_up_proj'}" if match else ""
-    if match is None or place not in state or int(match[2]) >= len(state[place]):
-        raise RuntimeError(f"{name}: transformers has no such weight.")
-    part = state[place][int(match[2])]
-    if match[3] == "down":
-        return place, part
-    gate, up = part.chunk(2)
-    return place, gate if match[3] == "gate" else up
 
 
 # --- what they compute ---------------------------------------------------------------------------
@@ -228,7 +220,7 @@ def _tokens(hf_dir: Path, config: Mapping[str, Any], text: str | None) -> Tensor
         ids = tokenizer.encode(text, add_special_tokens=False)
         if not ids:
             raise ValueError("the text to verify on has no tokens. Give one that is not empty")
-        return torch.tensor([ids[: config["max_position_embeddings"]]])
+        return torch.tensor([ids[: min(_MAX_TOKENS, config["max_position_embeddings"])]])
     num_tokens = min(_NUM_TOKENS, config["max_position_embeddings"])
     generator = torch.Generator().manual_seed(0)
     return torch.randint(config["vocab_size"], (_NUM_SEQUENCES, num_tokens), generator=generator)

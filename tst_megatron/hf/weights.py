@@ -7,6 +7,7 @@ stores gate and up as one [2, F, H]; Hugging Face keeps all of them apart.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -142,3 +143,29 @@ def shapes(rule: Rule, config: Mapping[str, Any]) -> tuple[tuple[int, ...], ...]
         "k_norm": (size,),
     }
     return (whole.get(name, (hidden,)),)
+
+
+def place_of(name: str, state: Mapping[str, Tensor]) -> tuple[str, Tensor]:
+    """Where transformers keeps a tensor of the files; transformers 5 stacks those of experts.
+
+    Args:
+        name: as the files have it.
+        state: of transformers' model.
+
+    Returns:
+        The name of the tensor it is in, and the part that it is: a view.
+
+    Raises:
+        RuntimeError: transformers has no place for it.
+    """
+    if name in state:
+        return name, state[name]
+    match = re.fullmatch(r"(.*\.experts)\.(\d+)\.(gate|up|down)_proj\.weight", name)
+    place = f"{match[1]}.{'down_proj' if match[3] == 'down' else 'gate_up_proj'}" if match else ""
+    if match is None or place not in state or int(match[2]) >= len(state[place]):
+        raise RuntimeError(f"{name}: transformers has no such weight.")
+    part = state[place][int(match[2])]
+    if match[3] == "down":
+        return place, part
+    gate, up = part.chunk(2)
+    return place, gate if match[3] == "gate" else up

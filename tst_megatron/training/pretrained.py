@@ -4,37 +4,34 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from tst_megatron.hf.checkpoint import find_checkpoint
+from tst_megatron.hf.completeness import missing_weights
+from tst_megatron.hf.families import family_of_args
+from tst_megatron.hf.qwen3_moe import expert_layers
+from tst_megatron.training import saved_state
 from tst_megatron.training.checkpoints import TRACKER, problems
-from tst_megatron.training.resharding import destination
 
 KEY = "pretrained-checkpoint"
 
-# What the weights are and what is computed from them. How many rows the embedding is padded to may
-# differ: Megatron fills the rest with zeros.
-_MODEL_KEYS = (
-    "num-layers",
-    "hidden-size",
-    "num-attention-heads",
-    "num-query-groups",
-    "kv-channels",
-    "ffn-hidden-size",
-    "qk-layernorm",
-    "swiglu",
-    "normalization",
-    "untie-embeddings-and-output-weights",
-    "vocab-size",
-    "position-embedding-type",
-    "rotary-base",
-    "use-rope-scaling",
-    "num-experts",
-    "moe-ffn-hidden-size",
-    "moe-layer-freq",
-    "moe-router-topk",
-    "moe-router-pre-softmax",
-    "add-bias-linear",
-    "layernorm-epsilon",
+# What is computed from the weights, beside what makes a family. Of their sizes, what does not show
+# in the shape of a tensor.
+_SETTINGS = (
+    "num_layers",
+    "num_attention_heads",
+    "num_query_groups",
+    "kv_channels",
+    "untie_embeddings_and_output_weights",
+    "vocab_size",
+    "layernorm_epsilon",
+    "rotary_base",
+    "use_rope_scaling",
+    "rope_scaling_factor",
+    "num_experts",
+    "moe_router_topk",
+    "moe_router_pre_softmax",
+    "moe_mlp_glu_interleave_size",
 )
 
 
@@ -44,8 +41,6 @@ def pretrained_problems(args: argparse.Namespace) -> list[str]:
     Args:
         args: Megatron's arguments, validated; ``pretrained_checkpoint`` is set.
     """
-    from tst_megatron.upstream.checkpoint import read_saved_state
-
     folder = Path(args.pretrained_checkpoint)
     try:
         if folder.is_dir() and not (folder / TRACKER).is_file():
@@ -54,18 +49,34 @@ def pretrained_problems(args: argparse.Namespace) -> list[str]:
                 "folder that `tst-megatron import` wrote, or the checkpoints/ of a run"
             )
         checkpoint = find_checkpoint(folder)
+        if found := problems(checkpoint):
+            raise ValueError(f"{checkpoint} is not whole ({'; '.join(found)}). Make it again")
+        saved = saved_state.read(checkpoint, advice="make it again")["args"]
     except ValueError as error:
         return [f"{KEY}: {str(error).removesuffix('.')}"]
-    if found := problems(checkpoint):
-        return [f"{KEY}: {checkpoint} is not whole ({'; '.join(found)}). Make it again"]
-    saved = read_saved_state(checkpoint)["args"]
-    names = {key: destination(key) for key in _MODEL_KEYS}
-    pairs = {
-        key: (getattr(saved, name, None), getattr(args, name, None)) for key, name in names.items()
-    }
-    return [
-        f"{key}: {theirs!r} in {checkpoint}, whose weights this run is to start from, and {ours!r} "
-        f"in the recipe. Make them the same, or remove {KEY}"
-        for key, (theirs, ours) in pairs.items()
-        if theirs != ours
+    theirs, ours = _settings(saved), _settings(args)
+    differing = [
+        f"{name.replace('_', '-')}: {theirs.get(name)!r} in {checkpoint}, whose weights this run "
+        f"is to start from, and {ours.get(name)!r} in the recipe. Make them the same, or remove "
+        f"{KEY}"
+        for name in dict.fromkeys([*theirs, *ours])
+        if theirs.get(name) != ours.get(name)
     ]
+    # A model of another shape would lack too much to name.
+    return differing or [
+        f"{KEY}: {checkpoint}: {problem}. Import the model again, or train from the layers "
+        f"(transformer-impl {args.transformer_impl}) that the checkpoint was saved from"
+        for problem in missing_weights(checkpoint, args)
+    ]
+
+
+def _settings(args: argparse.Namespace) -> dict[str, Any]:
+    """What decides the meaning of weights; a setting that a checkpoint does not know is neutral."""
+    names = (*_SETTINGS, *family_of_args(args).settings())
+    settings = {name: getattr(args, name) for name in names if hasattr(args, name)}
+    if not settings.get("use_rope_scaling"):
+        settings.pop("rope_scaling_factor", None)
+    if settings.get("num_experts"):
+        # Which may be spelled in several ways.
+        settings["moe_layer_freq"] = expert_layers(args)
+    return settings

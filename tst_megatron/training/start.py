@@ -13,6 +13,7 @@ from tst_megatron.check import CheckedRecipe
 from tst_megatron.data.corpora import changed_text
 from tst_megatron.data.cursor import cursor, differences, stream_facts
 from tst_megatron.recipe import RecipeError
+from tst_megatron.training import saved_state
 from tst_megatron.training.checkpoints import Start, checkpoint_of, step_of
 from tst_megatron.training.pretrained import pretrained_problems
 from tst_megatron.training.resharding import reshard_notes, reshard_problems
@@ -66,7 +67,10 @@ def check_checkpoint(checked: CheckedRecipe, checkpoint: Path) -> list[str]:
     # Imports Megatron, which the check of the recipe has done before.
     from tst_megatron.upstream.checkpoint import pending_rerun
 
-    state = _saved_state(checkpoint)
+    state = saved_state.read(
+        checkpoint,
+        advice="delete that folder or move it away: the run goes on from the checkpoint before it",
+    )
     saved, step = state["args"], step_of(checkpoint)
     problems = _stream_problems(checked, checkpoint, getattr(saved, "tst", {}))
     problems += reshard_problems(
@@ -78,25 +82,6 @@ def check_checkpoint(checked: CheckedRecipe, checkpoint: Path) -> list[str]:
     if problems:
         raise RecipeError(problems)
     return reshard_notes(saved, checked.arguments, step)
-
-
-def _saved_state(checkpoint: Path) -> dict[str, Any]:
-    from tst_megatron.upstream import CheckpointException, reason_of
-    from tst_megatron.upstream.checkpoint import read_saved_state
-
-    try:
-        state = read_saved_state(checkpoint)
-        state["args"].world_size  # noqa: B018 - damaged bytes may be no arguments at all
-    except (Exception, CheckpointException) as error:
-        # Damaged bytes raise whatever they happen to mean.
-        raise RecipeError(
-            [
-                f"{checkpoint}: its saved arguments cannot be read ({reason_of(error)}). See what "
-                f"is damaged with `tst-megatron checkpoint verify {checkpoint}`, then delete that "
-                "folder or move it away: the run goes on from the checkpoint before it"
-            ]
-        ) from error
-    return state
 
 
 def _stream_problems(checked: CheckedRecipe, checkpoint: Path, saved: dict[str, Any]) -> list[str]:

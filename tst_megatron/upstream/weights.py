@@ -85,17 +85,17 @@ class SavedWeights:
     def problems(self) -> list[str]:
         """What the model needs and the checkpoint does not have so; a sentence for each tensor."""
         needed = {
-            shard.key: tuple(shard.global_shape)
+            shard.key: (tuple(shard.global_shape), shard.allow_shape_mismatch)
             for entry in self._entries.values()
             for shard in shards_of(entry)
         }
         found = []
-        for key, shape in sorted(needed.items()):
+        for key, (shape, may_be_padded) in sorted(needed.items()):
             if key not in self._stored:
                 found.append(f"{key} is missing")
-            elif (size := tuple(self._stored[key].size)) != shape:
+            elif (size := tuple(self._stored[key].size)) != shape and not may_be_padded:
                 found.append(f"{key} is {size} and should be {shape}")
-            elif self._holes(key, shape):
+            elif self._holes(key, size):
                 found.append(f"{key} has parts that no rank saved")
         return found
 

@@ -1,0 +1,30 @@
+"""How much memory this process may still take."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import psutil
+
+# Limit and use of the group of processes that a container or a batch job puts this one into, for
+# the two versions of control groups.
+_GROUPS = (
+    ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
+    (
+        "/sys/fs/cgroup/memory/memory.limit_in_bytes",
+        "/sys/fs/cgroup/memory/memory.usage_in_bytes",
+    ),
+)
+
+
+def available_bytes() -> int:
+    """Free memory of the machine, or of this container or batch job where it has less."""
+    free = [int(psutil.virtual_memory().available)]
+    for limit, used in _GROUPS:
+        try:
+            free.append(int(Path(limit).read_text()) - int(Path(used).read_text()))
+        except (OSError, ValueError):
+            # No such group, or "max": no limit.
+            continue
+    # Of a group, what it has used includes what it can give back, so this errs on the safe side.
+    return max(0, min(free))

@@ -1,0 +1,36 @@
+"""What a checkpoint holds beside its tensors, read with one clear error for damaged bytes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from tst_megatron.recipe import RecipeError
+
+
+def read(checkpoint: Path, *, advice: str) -> dict[str, Any]:
+    """The arguments, the iteration and so on of one checkpoint.
+
+    Args:
+        checkpoint: an ``iter_`` folder, or ``release``.
+        advice: what to do when it cannot be read, after looking for the damage.
+
+    Raises:
+        RecipeError: damaged bytes, which raise whatever they happen to mean.
+    """
+    # Imports Megatron: the CPU host must be in place where there is no GPU.
+    from tst_megatron.upstream import CheckpointException, reason_of
+    from tst_megatron.upstream.checkpoint import read_saved_state
+
+    try:
+        state = read_saved_state(checkpoint)
+        state["args"].world_size  # noqa: B018 - damaged bytes may be no arguments at all
+    except (Exception, CheckpointException) as error:
+        raise RecipeError(
+            [
+                f"{checkpoint}: its saved arguments cannot be read ({reason_of(error)}). See what "
+                f"is damaged with `tst-megatron checkpoint verify {checkpoint}`, then "
+                f"{advice}"
+            ]
+        ) from error
+    return state
