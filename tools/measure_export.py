@@ -77,11 +77,12 @@ def report(name: str, command: list[str], console: Console) -> int:
     _, status, usage = os.wait4(process.pid, 0)
     if status:
         raise SystemExit(f"{' '.join(command)} failed:\n{printed}")
-    peak = usage.ru_maxrss * 1024
-    console.print(printed.strip(), highlight=False)
-    console.print(
-        f"{name}: {time.perf_counter() - start:.0f} s, peak resident memory {peak:.2f} GB"
-    )
+    peak: int = usage.ru_maxrss * 1024
+    seconds = time.perf_counter() - start
+    console.print(printed.strip(), highlight=False, soft_wrap=True)
+    line = f"{name}: {seconds:.0f} s, peak resident memory {peak / 1e9:.2f} GB"
+    console.print(line, highlight=False, soft_wrap=True)
+    return peak
 
 
 def write_random_checkpoint(recipe: Path, folder: Path, *, num_layers: int | None) -> None:
