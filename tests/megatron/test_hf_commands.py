@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from damage import overwrite, without
+from damage import overwrite, without, without_a_part
 from hf_checkpoints import save_once, with_arguments
 from typer.testing import CliRunner
 
@@ -99,6 +99,11 @@ def test_export_of_a_damaged_checkpoint_is_one_error_and_leaves_nothing(
     assert "decoder.final_layernorm.weight is missing" in refused(
         "export", lacking, tmp_path / "hf"
     )
+
+    partial = copy("partial")
+    without_a_part(partial / "iter_0000003", "decoder.layers.mlp.experts.experts.linear_fc2.weight")
+    message = refused("export", partial, tmp_path / "hf")
+    assert "linear_fc2.weight has parts that no rank saved" in message
 
     half = copy("half")
     shard = next((half / "iter_0000003").glob("*.distcp"))

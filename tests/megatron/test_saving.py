@@ -129,8 +129,41 @@ def test_interval_is_put_back_where_nothing_was_saved(calls):
     assert calls.settings.save_interval == 4
 
 
+def settings_of_loading(monkeypatch, pretrained=None, strictness="assume_ok_unexpected"):
+    settings = SimpleNamespace(pretrained_checkpoint=pretrained, dist_ckpt_strictness=strictness)
+    monkeypatch.setattr(names, "get_args", lambda: settings)
+    return settings
+
+
+@pytest.mark.parametrize(
+    ("step", "pretrained", "strictness", "during"),
+    [
+        (0, "imported", "assume_ok_unexpected", "log_all"),
+        (8, "imported", "assume_ok_unexpected", "assume_ok_unexpected"),
+        (0, None, "assume_ok_unexpected", "assume_ok_unexpected"),
+        (0, "imported", "raise_all", "raise_all"),
+    ],
+)
+def test_only_the_first_start_from_imported_weights_is_lenient(
+    monkeypatch, step, pretrained, strictness, during
+):
+    settings = settings_of_loading(monkeypatch, pretrained, strictness)
+    seen = []
+
+    def load(*_, **__):
+        seen.append(settings.dist_ckpt_strictness)
+        return step, 0
+
+    monkeypatch.setattr(names.training, "load_checkpoint", load)
+    saving.observe_loading(step, None)
+    names.training.load_checkpoint("model")
+    assert seen == [during]
+    assert settings.dist_ckpt_strictness == strictness
+
+
 @pytest.mark.parametrize(("expected", "loaded"), [(8, 8), (0, 0), (None, 12)])
 def test_step_that_was_loaded_is_told(monkeypatch, expected, loaded):
+    settings_of_loading(monkeypatch)
     told = []
     monkeypatch.setattr(names.training, "load_checkpoint", lambda *_, **__: (loaded, 0))
     saving.observe_loading(expected, told.append)
@@ -140,6 +173,7 @@ def test_step_that_was_loaded_is_told(monkeypatch, expected, loaded):
 
 @pytest.mark.parametrize(("expected", "loaded"), [(8, 0), (8, 4), (0, 8)])
 def test_another_step_than_was_meant_is_no_silent_restart(monkeypatch, expected, loaded):
+    settings_of_loading(monkeypatch)
     told = []
     monkeypatch.setattr(names.training, "load_checkpoint", lambda *_, **__: (loaded, 0))
     saving.observe_loading(expected, told.append)
