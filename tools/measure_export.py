@@ -139,9 +139,9 @@ def arguments(recipe: Path, num_layers: int | None) -> argparse.Namespace:
 
 def export_with_modelopt(folder: Path) -> None:
     """The checkpoint of a folder through nvidia-modelopt, as far as it goes in one process."""
-    from tst_megatron.hf.checkpoint import load_model, open_checkpoint
+    from tst_megatron.hf.checkpoint import TrainedWeights, load_model, open_checkpoint
 
-    loaded = load_model(open_checkpoint(folder / "checkpoint"))
+    loaded = load_model(TrainedWeights(open_checkpoint(folder / "checkpoint")))
     import torch
     from modelopt.torch.export import export_mcore_gpt_to_hf
 

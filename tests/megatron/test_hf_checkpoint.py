@@ -6,7 +6,13 @@ import pytest
 import torch
 from hf_checkpoints import save_once, with_arguments
 
-from tst_megatron.hf.checkpoint import load_model, open_checkpoint, skeleton
+from tst_megatron.hf.checkpoint import (
+    LoadedModel,
+    TrainedWeights,
+    load_model,
+    open_checkpoint,
+    skeleton,
+)
 from tst_megatron.hf.seam import seam
 from tst_megatron.host import cpu
 
@@ -16,11 +22,15 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_once(tmp_path_factory.getbasetemp())
 
 
+def load(saved: Path) -> LoadedModel:
+    return load_model(TrainedWeights(open_checkpoint(saved / "ep2")))
+
+
 def test_load_model_trained_with_gpu_settings_computes_the_same(
     saved: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tokens_BT = torch.arange(32).reshape(2, 16)
-    plain = load_model(open_checkpoint(saved / "ep2"))
+    plain = load(saved)
     with_arguments(
         monkeypatch,
         # Not transformer_impl: its layers save one norm under another name (the last test).
@@ -55,7 +65,7 @@ def test_load_model_trained_with_gpu_settings_computes_the_same(
         hidden_dropout=0.1,
     )
 
-    from_gpu = load_model(open_checkpoint(saved / "ep2"))
+    from_gpu = load(saved)
 
     with torch.no_grad():
         expected, actual = (seam().logits(each.model, tokens_BT) for each in (plain, from_gpu))
@@ -67,10 +77,10 @@ def test_load_model_with_interleaved_gates_separates_them(
     saved: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     name = "decoder.layers.1.mlp.experts.local_experts.4.linear_fc1.weight"
-    interleaved = load_model(open_checkpoint(saved / "ep2")).model.get_parameter(name)
+    interleaved = load(saved).model.get_parameter(name)
     with_arguments(monkeypatch, moe_mlp_glu_interleave_size=8)
 
-    separated = load_model(open_checkpoint(saved / "ep2")).model.get_parameter(name)
+    separated = load(saved).model.get_parameter(name)
 
     from megatron.core.transformer.moe.experts import TEGroupedMLP
 
@@ -85,17 +95,17 @@ def test_load_model_with_interleaved_gates_of_several_ranks_is_refused(
     with_arguments(monkeypatch, moe_mlp_glu_interleave_size=8, expert_tensor_parallel_size=2)
 
     with pytest.raises(ValueError, match="order of gate rows depends on the rank"):
-        load_model(open_checkpoint(saved / "ep2"))
+        load(saved)
 
 
 def test_load_model_in_one_rank_of_a_job_is_refused(
     saved: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    load_model(open_checkpoint(saved / "ep2"))
+    load(saved)
     monkeypatch.setattr(torch.distributed, "get_world_size", lambda group=None: 2)
 
     with pytest.raises(RuntimeError, match="belongs to a job of 2"):
-        load_model(open_checkpoint(saved / "ep2"))
+        load(saved)
 
 
 def test_load_model_in_process_that_uses_a_gpu_is_refused(
@@ -105,12 +115,12 @@ def test_load_model_in_process_that_uses_a_gpu_is_refused(
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
 
     with pytest.raises(RuntimeError, match="this process already uses a GPU"):
-        load_model(open_checkpoint(saved / "ep2"))
+        load(saved)
 
 
 def test_load_model_of_unknown_iteration_lists_the_known(saved: Path) -> None:
     with pytest.raises(ValueError, match=r"no checkpoint of iteration 7. Iterations there: 3\."):
-        load_model(open_checkpoint(saved / "ep2", iteration=7))
+        load_model(TrainedWeights(open_checkpoint(saved / "ep2", iteration=7)))
 
 
 def test_load_model_of_other_shapes_names_the_tensors(
@@ -119,7 +129,7 @@ def test_load_model_of_other_shapes_names_the_tensors(
     with_arguments(monkeypatch, num_query_groups=2, num_layers=3, qk_layernorm=True)
 
     with pytest.raises(ValueError, match=r"weights are not those of its arguments: .*linear_qkv"):
-        load_model(open_checkpoint(saved / "ep2"))
+        load(saved)
 
 
 def test_load_model_of_cut_off_checkpoint_is_refused(tmp_path: Path) -> None:
@@ -135,7 +145,7 @@ def test_load_model_of_hybrid_model_is_refused(
     with_arguments(monkeypatch, hybrid_layer_pattern="M*M*")
 
     with pytest.raises(ValueError, match=r"not a GPT model .*hybrid_layer_pattern='M\*M\*'"):
-        load_model(open_checkpoint(saved / "ep2"))
+        load(saved)
 
 
 def test_norm_before_the_experts_is_looked_for_where_each_implementation_saves_it(
@@ -150,4 +160,4 @@ def test_norm_before_the_experts_is_looked_for_where_each_implementation_saves_i
     # And a checkpoint that says it was trained so is read so.
     with_arguments(monkeypatch, transformer_impl="transformer_engine")
     with pytest.raises(ValueError, match="pre_mlp_layernorm.weight is missing"):
-        load_model(open_checkpoint(saved / "ep2"))
+        load(saved)

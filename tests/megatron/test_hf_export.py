@@ -13,7 +13,7 @@ from hf_checkpoints import save_once, with_arguments
 from safetensors import safe_open
 
 from tst_megatron.hf import export, folder, verify, weights
-from tst_megatron.hf.checkpoint import load_model, open_checkpoint
+from tst_megatron.hf.checkpoint import TrainedWeights, load_model, open_checkpoint
 from tst_megatron.hf.generate import generate_text
 from tst_megatron.hf.weights import Form, Rule
 
@@ -143,7 +143,7 @@ def test_export_of_pipeline_parallel_bf16_checkpoint_keeps_its_type(
 
     assert report.dtype is torch.bfloat16
     assert report.num_bytes == 2 * report.num_parameters
-    loaded = load_model(open_checkpoint(saved / "pp2_bf16"))
+    loaded = load_model(TrainedWeights(open_checkpoint(saved / "pp2_bf16")))
     with safe_open(tmp_path / "hf" / "model.safetensors", framework="pt") as file:
         router = file.get_tensor("model.layers.1.mlp.gate.weight")
     trained = loaded.model.get_parameter("decoder.layers.1.mlp.router.weight")
@@ -246,7 +246,7 @@ def test_verify_of_weights_that_are_not_those_of_config_is_not_strict(
     config.write_text(config.read_text().replace(old, new))
 
     with pytest.raises(RuntimeError, match=message):
-        verify.verify(open_checkpoint(saved / "ep2"), tmp_path / "hf")
+        verify.verify(TrainedWeights(open_checkpoint(saved / "ep2")), tmp_path / "hf")
 
 
 def test_verify_without_memory_for_two_models_compares_the_weights_and_says_so(

@@ -8,7 +8,7 @@ import torch
 from hf_checkpoints import save_once
 from test_hf_families import tensors
 
-from tst_megatron.hf.checkpoint import load_model, open_checkpoint
+from tst_megatron.hf.checkpoint import TrainedWeights, load_model, open_checkpoint
 from tst_megatron.hf.export import export
 
 
@@ -26,7 +26,7 @@ def test_modelopt_exports_the_same_bits(saved: Path, tmp_path: Path, layout: str
     dtype = opened.args.params_dtype
     export(saved / layout, ours, with_tokenizer=False, verify=False)
 
-    loaded = load_model(opened)
+    loaded = load_model(TrainedWeights(opened))
     export_mcore_gpt_to_hf(
         loaded.model,
         # It takes the configuration of a model that exists.

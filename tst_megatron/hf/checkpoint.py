@@ -104,6 +104,7 @@ class TrainedWeights:
         Raises:
             ValueError: a weight is missing, has another shape, or is not all there.
         """
+        self.opened = opened
         self._interleave = getattr(opened.args, "moe_mlp_glu_interleave_size", None)
         weights = weights_of(opened.args, opened.content_metadata)
         self._saved = seam().SavedWeights(opened.folder, weights)
@@ -133,19 +134,18 @@ class TrainedWeights:
         return weight
 
 
-def load_model(opened: Checkpoint, *, dtype: torch.dtype | None = None) -> LoadedModel:
+def load_model(weights: TrainedWeights, *, dtype: torch.dtype | None = None) -> LoadedModel:
     """Build the model that a checkpoint was saved from and load its weights; no optimizer state.
 
     Args:
-        opened: by ``open_checkpoint``.
+        weights: of the checkpoint.
         dtype: type of the weights in memory; the type they were trained in when not given.
 
     Raises:
-        ValueError: its weights are not those of its arguments.
+        ValueError: the bytes of a weight cannot be read.
         RuntimeError: this process cannot be a Megatron job of its own.
     """
-    megatron = seam()
-    weights = TrainedWeights(opened)
+    megatron, opened = seam(), weights.opened
     with megatron.quietly():
         model = megatron.build_gpt(for_one_process(opened.args, dtype or opened.args.params_dtype))
     # Norms are built in float32 here whatever the type of the rest.

@@ -13,20 +13,24 @@ import pickle
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 
-def missing_weights(folder: Path, args: argparse.Namespace) -> list[str]:
+def missing_weights(
+    folder: Path, args: argparse.Namespace, content_metadata: dict[str, Any] | None
+) -> list[str]:
     """What a run's model needs and a checkpoint does not have so; a sentence for each tensor.
 
     Args:
         folder: one ``torch_dist`` checkpoint.
         args: Megatron's arguments of the run, validated.
+        content_metadata: what the checkpoint says about its own layout.
     """
     # No rank of a job, and no GPU.
     alone = {key: value for key, value in os.environ.items() if key not in ("RANK", "WORLD_SIZE")}
     done = subprocess.run(
         [sys.executable, "-m", "tst_megatron.hf.completeness", str(folder)],
-        input=pickle.dumps(args),
+        input=pickle.dumps((args, content_metadata)),
         capture_output=True,
         env={**alone, "CUDA_VISIBLE_DEVICES": ""},
         check=False,
@@ -40,14 +44,13 @@ def missing_weights(folder: Path, args: argparse.Namespace) -> list[str]:
 
 
 def main() -> None:
-    """Read arguments from standard input and print the problems as a JSON list."""
+    """Read a model's description from standard input and print the problems as a JSON list."""
     from tst_megatron.hf.checkpoint import weights_of
     from tst_megatron.hf.seam import seam
 
     megatron = seam()
-    folder, args = Path(sys.argv[1]), pickle.load(sys.stdin.buffer)
-    content = megatron.read_saved_state(folder).get("content_metadata")
-    print(json.dumps(megatron.SavedWeights(folder, weights_of(args, content)).problems()))
+    weights = weights_of(*pickle.load(sys.stdin.buffer))
+    print(json.dumps(megatron.SavedWeights(Path(sys.argv[1]), weights).problems()))
 
 
 if __name__ == "__main__":

@@ -122,7 +122,7 @@ def export(
             write_json(beside / GENERATION, _generation_config(config))
         write_tokenizer(found, beside)
         say("comparing transformers with Megatron" if verify else "not verified, as asked")
-        proof = verify_export(opened, beside, compute=compute, text=text) if verify else None
+        proof = verify_export(weights, beside, compute=compute, text=text) if verify else None
         num_parameters = sum(sizes.values()) // dtype.itemsize
         card = model_card(opened, config, num_parameters=num_parameters, verification=proof)
         (beside / "README.md").write_text(card, encoding="utf-8")

@@ -22,7 +22,7 @@ from torch import Tensor
 from tst_megatron.files import folder_appearing_whole
 from tst_megatron.flags import Flags
 from tst_megatron.hf import tokenizer_files
-from tst_megatron.hf.checkpoint import RELEASE, open_checkpoint, skeleton
+from tst_megatron.hf.checkpoint import RELEASE, TrainedWeights, open_checkpoint, skeleton
 from tst_megatron.hf.families import family_of_config
 from tst_megatron.hf.folder import (
     HuggingFaceWeights,
@@ -102,7 +102,7 @@ def import_model(
         proof = None
         if verify_weights:
             say("comparing Megatron with transformers")
-            proof = verify(open_checkpoint(beside), hf_dir, compute=compute)
+            proof = verify(TrainedWeights(open_checkpoint(beside)), hf_dir, compute=compute)
     say(f"wrote {output}")
     return ImportReport(
         output=output,

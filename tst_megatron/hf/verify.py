@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tst_megatron.hf.checkpoint import Checkpoint, TrainedWeights, load_model
+from tst_megatron.hf.checkpoint import TrainedWeights, load_model
 from tst_megatron.hf.folder import HuggingFaceWeights, read_config
 from tst_megatron.hf.generate import load_in_transformers
 from tst_megatron.hf.memory import available_bytes
@@ -65,7 +65,7 @@ class VerificationReport:
 
 
 def verify(
-    opened: Checkpoint,
+    trained: TrainedWeights,
     hf_dir: Path,
     *,
     compute: bool | None = None,
@@ -75,7 +75,7 @@ def verify(
     """Compare a folder with the checkpoint it was made from, or that was made from it.
 
     Args:
-        opened: the checkpoint.
+        trained: the weights of the checkpoint.
         hf_dir: the folder in Hugging Face format.
         compute: also compare logits and a greedy continuation; where both models fit into memory
             when not given.
@@ -91,14 +91,14 @@ def verify(
     config = read_config(hf_dir)
     files = HuggingFaceWeights(hf_dir)
     num_parameters = _compare_places(hf_dir, files, config)
-    num_tensors = _compare_weights(TrainedWeights(opened), files, config)
+    num_tensors = _compare_weights(trained, files, config)
     reason = _too_large(num_parameters, config["vocab_size"]) if compute is not False else _ASKED
     if reason and compute:
         raise ValueError(f"{hf_dir}: {reason}. Use a larger machine, or leave --logits out")
     return VerificationReport(
         num_tensors=num_tensors,
         num_parameters=num_parameters,
-        computed=None if reason else _compute(opened, hf_dir, config, text, num_greedy_tokens),
+        computed=None if reason else _compute(trained, hf_dir, config, text, num_greedy_tokens),
         reason=reason,
     )
 
@@ -174,7 +174,7 @@ def _compare_weights(
 
 
 def _compute(
-    opened: Checkpoint,
+    trained: TrainedWeights,
     hf_dir: Path,
     config: Mapping[str, Any],
     text: str | None,
@@ -183,7 +183,7 @@ def _compute(
     model, info = load_in_transformers(hf_dir, torch.float32)
     if problems := {name: found for name, found in info.items() if found}:
         raise RuntimeError(f"{hf_dir}: transformers does not load it strictly: {problems}.")
-    megatron = load_model(opened, dtype=torch.float32).model
+    megatron = load_model(trained, dtype=torch.float32).model
     files = HuggingFaceWeights(hf_dir)
     with torch.no_grad():
         for rule in rules(config):

@@ -51,10 +51,10 @@ def pretrained_problems(args: argparse.Namespace) -> list[str]:
         checkpoint = find_checkpoint(folder)
         if found := problems(checkpoint):
             raise ValueError(f"{checkpoint} is not whole ({'; '.join(found)}). Make it again")
-        saved = saved_state.read(checkpoint, advice="make it again")["args"]
+        state = saved_state.read(checkpoint, advice="make it again")
     except ValueError as error:
         return [f"{KEY}: {str(error).removesuffix('.')}"]
-    theirs, ours = _settings(saved), _settings(args)
+    theirs, ours = _settings(state["args"]), _settings(args)
     differing = [
         f"{name.replace('_', '-')}: {theirs.get(name)!r} in {checkpoint}, whose weights this run "
         f"is to start from, and {ours.get(name)!r} in the recipe. Make them the same, or remove "
@@ -66,7 +66,7 @@ def pretrained_problems(args: argparse.Namespace) -> list[str]:
     return differing or [
         f"{KEY}: {checkpoint}: {problem}. Import the model again, or train from the layers "
         f"(transformer-impl {args.transformer_impl}) that the checkpoint was saved from"
-        for problem in missing_weights(checkpoint, args)
+        for problem in missing_weights(checkpoint, args, state.get("content_metadata"))
     ]
 
 
@@ -77,6 +77,6 @@ def _settings(args: argparse.Namespace) -> dict[str, Any]:
     if not settings.get("use_rope_scaling"):
         settings.pop("rope_scaling_factor", None)
     if settings.get("num_experts"):
-        # Which may be spelled in several ways.
+        # However it is spelled, for a message that names layers.
         settings["moe_layer_freq"] = expert_layers(args)
     return settings
