@@ -64,6 +64,8 @@ class TokenSuperposition(LanguageModule):
             labels.transpose(0, 1),
             tp_group=self.tp_group,
             slot_weights=slot_weights(self.slot_weights, labels.shape[-1], device=labels.device),
+            # The output layer keeps its inputs for the backward pass, and nothing reads its output.
+            may_overwrite_logits=True,
         )
         return loss_LB.transpose(0, 1).contiguous()
 

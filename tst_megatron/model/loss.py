@@ -16,7 +16,7 @@ this rank (V / tp); ``...`` is any leading shape.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal, overload
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +24,18 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from tst_megatron.model.bags import IGNORED
+from tst_megatron.model.multi_hot import (
+    Bags,
+    Columns,
+    Implementation,
+    columns_of,
+    compute_dtype,
+    loss_of,
+    merge,
+    statistics,
+    uses_triton,
+    write_gradient,
+)
 from tst_megatron.schedule import SlotWeights
 
 
@@ -34,6 +46,7 @@ def multi_hot_cross_entropy(
     slot_weights: Tensor | None = None,
     num_valid_columns: int | None = None,
     ignore_index: int = IGNORED,
+    z_loss: float = 0.0,
 ) -> Tensor:
     """Mean cross-entropy of one prediction against every token of its bag, slot by slot.
 
@@ -46,15 +59,18 @@ def multi_hot_cross_entropy(
         num_valid_columns: columns from here on are padding and take no probability; None counts all
             columns, as Megatron does.
         ignore_index: the id of an ignored slot.
+        z_loss: weight of the squared log-sum-exp that is added at every position that counts
+            (arXiv 2204.02311, section 5).
 
     Returns:
         [...] loss per latent position in nats, at least fp32; 0 where every slot is ignored.
 
     Source: paper section 3.2 and listing 3.
     """
-    logits = logits.to(_compute_dtype(logits))[..., :num_valid_columns]
+    logits = logits.to(compute_dtype(logits))[..., :num_valid_columns]
     flat_NV = logits.reshape(-1, logits.shape[-1])
-    weights = _normalised_weights(targets, slot_weights, ignore_index, logits.dtype)
+    bags = bags_of(targets, slot_weights, ignore_index)
+    weights = bags.weights_NK(logits.dtype).view(targets.shape)
     loss = torch.zeros(targets.shape[:-1], dtype=logits.dtype, device=logits.device)
     for slot in range(targets.shape[-1]):
         targets_N = targets[..., slot].reshape(-1)
@@ -62,7 +78,42 @@ def multi_hot_cross_entropy(
             flat_NV, targets_N, reduction="none", ignore_index=ignore_index
         )
         loss = loss + weights[..., slot] * slot_loss_N.view_as(loss)
+    if z_loss:
+        is_counted = (weights > 0).any(dim=-1)
+        loss = loss + z_loss * (logits.logsumexp(-1) ** 2).where(is_counted, 0.0)
     return loss
+
+
+@overload
+def vocab_parallel_multi_hot_cross_entropy(
+    logits: Tensor,
+    targets: Tensor,
+    *,
+    tp_group: ProcessGroup | None = ...,
+    slot_weights: Tensor | None = ...,
+    num_valid_columns: int | None = ...,
+    ignore_index: int = ...,
+    z_loss: float = ...,
+    may_overwrite_logits: bool = ...,
+    implementation: Implementation = ...,
+    return_slot_losses: Literal[False] = ...,
+) -> Tensor: ...
+
+
+@overload
+def vocab_parallel_multi_hot_cross_entropy(
+    logits: Tensor,
+    targets: Tensor,
+    *,
+    tp_group: ProcessGroup | None = ...,
+    slot_weights: Tensor | None = ...,
+    num_valid_columns: int | None = ...,
+    ignore_index: int = ...,
+    z_loss: float = ...,
+    may_overwrite_logits: bool = ...,
+    implementation: Implementation = ...,
+    return_slot_losses: Literal[True],
+) -> tuple[Tensor, Tensor]: ...
 
 
 def vocab_parallel_multi_hot_cross_entropy(
@@ -73,13 +124,17 @@ def vocab_parallel_multi_hot_cross_entropy(
     slot_weights: Tensor | None = None,
     num_valid_columns: int | None = None,
     ignore_index: int = IGNORED,
-) -> Tensor:
+    z_loss: float = 0.0,
+    may_overwrite_logits: bool = False,
+    implementation: Implementation = "auto",
+    return_slot_losses: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
     """``multi_hot_cross_entropy`` of logits whose columns are split over tensor-parallel ranks.
 
-    Two collectives over the tensor-parallel group, each of one or two fp32 numbers per latent
-    position and independent of K and V: the maximum, then the sum of exponentials together with the
-    weighted target logits. What is kept for the backward pass is the logits and one number per
-    position.
+    One collective over the tensor-parallel group, of four fp32 numbers per latent position and
+    independent of K and V; every rank then sums what all ranks sent in the same order, so that all
+    have the same bits. What is kept for the backward pass is the logits themselves, not a copy, and
+    one number per position.
 
     Args:
         logits: [..., P], columns [rank*P, (rank+1)*P) of the vocabulary; any float type.
@@ -88,15 +143,59 @@ def vocab_parallel_multi_hot_cross_entropy(
         slot_weights: as in ``multi_hot_cross_entropy``.
         num_valid_columns: as in ``multi_hot_cross_entropy``, of the whole vocabulary.
         ignore_index: the id of an ignored slot.
+        z_loss: as in ``multi_hot_cross_entropy``.
+        may_overwrite_logits: let the backward pass write the gradient over the logits. Whoever
+            reads them after it, or runs it twice, then reads the gradient: autograd refuses where
+            it can see that. Compiled functions keep the logits all the same.
+        implementation: ``auto`` takes the Triton kernels on a GPU, and torch otherwise.
+        return_slot_losses: also return the losses slot by slot, for logging; costs a second
+            collective of K numbers per position.
 
     Returns:
-        [...] loss per latent position in nats, at least fp32, the same on every rank.
+        [...] loss per latent position in nats, at least fp32, the same on every rank; NaN where a
+        target is neither ignored nor in the vocabulary. With ``return_slot_losses`` also [..., K]
+        cross-entropy of each slot, without gradient, 0 where it is ignored.
+
+    Raises:
+        ValueError: the shapes do not fit, or the implementation cannot compute this type.
     """
-    weights = _normalised_weights(targets, slot_weights, ignore_index, _compute_dtype(logits))
-    loss: Tensor = _VocabParallelMultiHotCrossEntropy.apply(  # type: ignore[no-untyped-call]
-        logits, targets, weights, tp_group, num_valid_columns
+    _check_shapes(logits, targets, slot_weights)
+    uses_kernels = uses_triton(logits, implementation)
+    logits_NP = logits.reshape(-1, logits.shape[-1])
+    if logits_NP.stride(-1) != 1:
+        logits_NP = logits_NP.contiguous()
+    bags = bags_of(targets, slot_weights, ignore_index)
+    rank = 0 if tp_group is None else tp_group.rank()
+    num_columns = logits.shape[-1]
+    columns = columns_of(rank * num_columns, num_columns, num_valid_columns)
+    loss_N, log_sum_exp_N = _VocabParallelMultiHotCrossEntropy.apply(  # type: ignore[no-untyped-call]
+        logits_NP, *bags, columns, tp_group, z_loss, may_overwrite_logits, uses_kernels
     )
-    return loss
+    loss: Tensor = loss_N.view(targets.shape[:-1])
+    if not return_slot_losses:
+        return loss
+    losses_NK = _slot_losses(logits_NP.detach(), log_sum_exp_N, bags, columns, tp_group)
+    return loss, losses_NK.view(targets.shape)
+
+
+def bags_of(targets: Tensor, slot_weights: Tensor | None, ignore_index: int) -> Bags:
+    """Targets of any leading shape as the kernels take them."""
+    if slot_weights is not None:
+        wide = torch.promote_types(slot_weights.dtype, torch.float32)
+        slot_weights = slot_weights.to(device=targets.device, dtype=wide).contiguous()
+    return Bags(
+        targets.reshape(-1, targets.shape[-1]).long().contiguous(), slot_weights, ignore_index
+    )
+
+
+def gather_statistics(parts_RN4: Tensor, tp_group: ProcessGroup | None) -> Tensor:
+    """The statistics of every tensor-parallel rank, [R, N, 4] in the order of the ranks."""
+    if tp_group is None or tp_group.size() == 1:
+        return parts_RN4
+    own = parts_RN4 if parts_RN4.shape[0] == 1 else merge(parts_RN4)
+    every = own.new_empty((tp_group.size(), *own.shape[1:]))
+    torch.distributed.all_gather_into_tensor(every, own.contiguous(), group=tp_group)
+    return every
 
 
 def slot_weights(
@@ -121,90 +220,77 @@ def slot_weights(
     return weights_K / weights_K.sum()
 
 
-def _compute_dtype(logits: Tensor) -> torch.dtype:
-    return torch.promote_types(logits.dtype, torch.float32)
+def _check_shapes(logits: Tensor, targets: Tensor, slot_weights: Tensor | None) -> None:
+    if logits.shape[:-1] != targets.shape[:-1]:
+        raise ValueError(
+            f"logits {list(logits.shape)} and targets {list(targets.shape)} differ before their "
+            "last dimensions, columns and slots"
+        )
+    if slot_weights is not None and slot_weights.shape != targets.shape[-1:]:
+        raise ValueError(
+            f"slot weights {list(slot_weights.shape)} are not one for each of the "
+            f"{targets.shape[-1]} slots"
+        )
 
 
-def _normalised_weights(
-    targets: Tensor, slot_weights: Tensor | None, ignore_index: int, dtype: torch.dtype
+def _slot_losses(
+    logits_NP: Tensor,
+    log_sum_exp_N: Tensor,
+    bags: Bags,
+    columns: Columns,
+    tp_group: ProcessGroup | None,
 ) -> Tensor:
-    """[..., K] weights that are 0 in ignored slots and sum to 1 where any slot counts."""
-    is_valid = targets != ignore_index
-    weights = is_valid.to(dtype)
-    if slot_weights is not None:
-        weights = weights * slot_weights.to(weights)
-    # Where the sum is 0 every weight is 0, so any divisor leaves them 0.
-    total = weights.sum(dim=-1, keepdim=True)
-    return weights / total.where(total > 0, 1.0)
+    """[N, K] log-sum-exp less the logit of each target, whichever rank has it."""
+    local = bags.targets_NK - columns.first
+    is_here = (local >= 0) & (local < columns.num_valid)
+    target_logits = logits_NP.gather(-1, local.where(is_here, 0)).to(log_sum_exp_N.dtype)
+    target_logits = target_logits.where(is_here, 0.0)
+    if tp_group is not None and tp_group.size() > 1:
+        # One rank has a number and the others 0, so the order of the sum does not matter.
+        torch.distributed.all_reduce(target_logits, group=tp_group)
+    losses = log_sum_exp_N.unsqueeze(-1) - target_logits
+    return losses.where(bags.targets_NK != bags.ignore_index, 0.0)
 
 
 class _VocabParallelMultiHotCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
-        logits: Tensor,
-        targets: Tensor,
-        weights: Tensor,
+        logits_NP: Tensor,
+        targets_NK: Tensor,
+        slot_weights_K: Tensor | None,
+        ignore_index: int,
+        columns: Columns,
         tp_group: ProcessGroup | None,
-        num_valid_columns: int | None,
-    ) -> Tensor:
-        num_columns = logits.shape[-1]
-        rank, is_parallel = (
-            (0, False) if tp_group is None else (tp_group.rank(), tp_group.size() > 1)
-        )
-        first_column = rank * num_columns
-        num_padding = 0
-        if num_valid_columns is not None:
-            num_padding = min(max(first_column + num_columns - num_valid_columns, 0), num_columns)
-
-        scores = logits.to(_compute_dtype(logits))
-        if num_padding:
-            scores = scores.clone() if scores is logits else scores
-            scores[..., num_columns - num_padding :] = -torch.inf
-
-        max_logit = scores.amax(dim=-1)
-        if is_parallel:
-            torch.distributed.all_reduce(
-                max_logit, op=torch.distributed.ReduceOp.MAX, group=tp_group
-            )
-        local_targets, local_weights = _targets_on_this_rank(
-            targets, weights, first_column, num_columns
-        )
-        # Relative to the maximum, so that the weighted target logits keep their precision.
-        target_logits = scores.gather(-1, local_targets) - max_logit.unsqueeze(-1)
-        target_logits = target_logits.where(local_weights > 0, 0.0)
-        sums = torch.stack(
-            [
-                (scores - max_logit.unsqueeze(-1)).exp().sum(dim=-1),
-                (local_weights * target_logits).sum(dim=-1),
-            ]
-        )
-        if is_parallel:
-            torch.distributed.all_reduce(sums, group=tp_group)
-        log_sum_exp = sums[0].log()
-        mass = (weights.sum(dim=-1) > 0).to(scores.dtype)
-
-        ctx.save_for_backward(logits, log_sum_exp + max_logit, mass, local_targets, local_weights)
-        ctx.num_padding = num_padding
-        return mass * log_sum_exp - sums[1]
+        z_loss: float,
+        may_overwrite_logits: bool,
+        triton: bool,
+    ) -> tuple[Tensor, Tensor]:
+        bags = Bags(targets_NK, slot_weights_K, ignore_index)
+        parts = statistics(logits_NP, bags, columns, triton=triton)
+        parts = gather_statistics(parts, tp_group)
+        loss_N, log_sum_exp_N = loss_of(parts, bags, z_loss=z_loss, triton=triton)
+        ctx.save_for_backward(logits_NP, log_sum_exp_N, targets_NK, slot_weights_K)
+        ctx.ignore_index, ctx.columns, ctx.z_loss = ignore_index, columns, z_loss
+        ctx.may_overwrite_logits, ctx.triton = may_overwrite_logits, triton
+        ctx.mark_non_differentiable(log_sum_exp_N)
+        return loss_N, log_sum_exp_N
 
     @staticmethod
-    def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        logits, log_sum_exp, mass, local_targets, local_weights = ctx.saved_tensors
-        grad_loss = grad_loss.to(log_sum_exp.dtype)
-        probability = (logits.to(log_sum_exp.dtype) - log_sum_exp.unsqueeze(-1)).exp_()
-        grad = probability.mul_((mass * grad_loss).unsqueeze(-1))
-        if ctx.num_padding:
-            grad[..., logits.shape[-1] - ctx.num_padding :] = 0.0
-        # scatter_add and not assignment: a token may fill several slots of one bag.
-        grad.scatter_add_(-1, local_targets, -local_weights * grad_loss.unsqueeze(-1))
-        return grad.to(logits.dtype), None, None, None, None
-
-
-def _targets_on_this_rank(
-    targets: Tensor, weights: Tensor, first_column: int, num_columns: int
-) -> tuple[Tensor, Tensor]:
-    """Column of each target on this rank, and its weight; weight 0 where another rank has it."""
-    columns = targets.long() - first_column
-    is_here = (columns >= 0) & (columns < num_columns)
-    return columns.where(is_here, 0), weights.where(is_here, 0.0)
+    @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, grad_loss_N: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        logits_NP, log_sum_exp_N, targets_NK, slot_weights_K = ctx.saved_tensors
+        overwrites = ctx.may_overwrite_logits and not torch.compiler.is_compiling()
+        gradient_NP = logits_NP if overwrites else torch.empty_like(logits_NP)
+        write_gradient(
+            gradient_NP,
+            logits_NP,
+            log_sum_exp_N,
+            Bags(targets_NK, slot_weights_K, ctx.ignore_index),
+            ctx.columns,
+            # The gradient of a sum or a mean has stride 0.
+            grad_loss_N.to(log_sum_exp_N.dtype).contiguous(),
+            z_loss=ctx.z_loss,
+            triton=ctx.triton,
+        )
+        return gradient_NP, *[None] * 8
