@@ -145,7 +145,9 @@ def test_parts_of_a_row_merge_to_the_whole(device, bag_size, num_ranks):
     bags = Bags(targets.to(device), None, IGNORED)
     parts = logits.to(device).chunk(num_ranks, dim=1)
     columns = [columns_of(n * 132 // num_ranks, 132 // num_ranks, 70) for n in range(num_ranks)]
-    read = [statistics(part, bags, at, triton=True) for part, at in zip(parts, columns, strict=True)]
+    read = [
+        statistics(part, bags, at, triton=True) for part, at in zip(parts, columns, strict=True)
+    ]
     loss, log_sum_exp = loss_of(torch.cat(read), bags, z_loss=0.0, triton=True)
     torch.testing.assert_close(loss.cpu().double(), expected, rtol=2e-6, atol=2e-6)
     gradients = []

@@ -159,7 +159,7 @@ def vocab_parallel_multi_hot_cross_entropy(
     Raises:
         ValueError: the shapes do not fit, or the implementation cannot compute this type.
     """
-    _check_shapes(logits, targets, slot_weights)
+    check_shapes(logits.shape, targets, slot_weights)
     uses_kernels = uses_triton(logits, implementation)
     logits_NP = logits.reshape(-1, logits.shape[-1])
     if logits_NP.stride(-1) != 1:
@@ -220,11 +220,16 @@ def slot_weights(
     return weights_K / weights_K.sum()
 
 
-def _check_shapes(logits: Tensor, targets: Tensor, slot_weights: Tensor | None) -> None:
-    if logits.shape[:-1] != targets.shape[:-1]:
+def check_shapes(logits: tuple[int, ...], targets: Tensor, slot_weights: Tensor | None) -> None:
+    """Refuse targets or weights that do not belong to logits, or hidden states, of this shape.
+
+    Raises:
+        ValueError: with both shapes.
+    """
+    if tuple(logits[:-1]) != tuple(targets.shape[:-1]):
         raise ValueError(
-            f"logits {list(logits.shape)} and targets {list(targets.shape)} differ before their "
-            "last dimensions, columns and slots"
+            f"logits or hidden states {list(logits)} and targets {list(targets.shape)} differ "
+            "before their last dimensions"
         )
     if slot_weights is not None and slot_weights.shape != targets.shape[-1:]:
         raise ValueError(
