@@ -21,7 +21,12 @@ from tst_megatron.data.plan import StreamPlan
 from tst_megatron.flags import Flags
 from tst_megatron.profiles import PROFILES, given_by
 from tst_megatron.recipe import RUN_FOLDER_KEYS, Recipe, RecipeError
-from tst_megatron.rules import reset_problems, schedule_problems, tst_problems
+from tst_megatron.rules import (
+    linear_loss_problems,
+    reset_problems,
+    schedule_problems,
+    tst_problems,
+)
 from tst_megatron.schedule import Schedule
 
 DANGEROUS_DEFAULTS = {
@@ -139,6 +144,7 @@ def check_recipe(recipe: Recipe, *, world_size: int | None = None) -> CheckedRec
     problems += _step_problems(values)
     problems += tst_problems(recipe.tst)
     problems += reset_problems(recipe.tst, values)
+    problems += linear_loss_problems(recipe.tst, values)
     problems += _key_problems(recipe)
     problems += parallel_problems(values, world_size)
     problems += combination_problems(recipe, values)

@@ -71,6 +71,9 @@ class TSTConfig:
     slot_weights: SlotWeights = "uniform"
     """Weight of target slot i, from 1: ``uniform``, ``1/i`` or ``exp(-i)``, divided by their
     sum."""
+    linear_cross_entropy: bool = False
+    """Compute the loss of bags from at most 512 MiB of logits at a time: less memory, a third more
+    work in the output layer."""
     reset_embeddings: bool = False
     """Draw input embeddings and output layer anew at the switch."""
     reset_optimizer: bool = False

@@ -48,6 +48,7 @@ def _switch_problems(tst: TSTConfig) -> list[str]:
         "inputs": tst.inputs != "bags",
         "targets": tst.targets != "bags",
         "slot-weights": tst.slot_weights != "uniform",
+        "linear-cross-entropy": tst.linear_cross_entropy,
         "reset-embeddings": tst.reset_embeddings,
         "reset-optimizer": tst.reset_optimizer,
     }
@@ -63,11 +64,15 @@ def _switch_problems(tst: TSTConfig) -> list[str]:
             "tst.inputs: tokens with targets: tokens is ordinary training. Use bags on one side, "
             "or bag-size 1"
         )
-    if changed["slot-weights"] and changed["targets"]:
-        problems.append(
-            f"tst.slot-weights: {tst.slot_weights} with targets: tokens, which has one slot. "
-            "Remove one of the two"
-        )
+    for key, value in (
+        ("slot-weights", tst.slot_weights),
+        ("linear-cross-entropy", tst.linear_cross_entropy),
+    ):
+        if changed[key] and changed["targets"]:
+            problems.append(
+                f"tst.{key}: {value} with targets: tokens, which has one slot. Remove one of the "
+                "two"
+            )
     return problems
 
 
@@ -99,6 +104,29 @@ def reset_problems(tst: TSTConfig, values: argparse.Namespace) -> list[str]:
         "of the two"
         for key, is_set in unknown.items()
         if is_set and resets
+    ]
+
+
+def linear_loss_problems(tst: TSTConfig, values: argparse.Namespace) -> list[str]:
+    """Output layers that are more than a matrix product with a weight of this rank.
+
+    Args:
+        tst: the recipe's block.
+        values: what the recipe's keys came to.
+    """
+    unknown = {
+        "defer-embedding-wgrad-compute": values.defer_embedding_wgrad_compute,
+        "use-mup": values.use_mup,
+        "fp8-output-proj": values.fp8_output_proj,
+        "use-megatron-fsdp": values.use_megatron_fsdp,
+        "use-torch-fsdp2": values.use_torch_fsdp2,
+        "tensor-parallel-num-weight-shards": values.tensor_parallel_num_weight_shards > 1,
+    }
+    return [
+        f"{key}: tst.linear-cross-entropy computes the output layer itself, without it. Remove one "
+        "of the two"
+        for key, is_set in unknown.items()
+        if is_set and tst.linear_cross_entropy
     ]
 
 

@@ -83,7 +83,6 @@ LAYOUTS = (
 )
 
 PHASES: dict[str, dict[str, Any]] = {
-    # Fields of a `Phase`; and the slot weights, which the model has.
     "K=4": {"bag_size": 4},
     "K=1": {"bag_size": 1},
 }
@@ -92,6 +91,12 @@ SWITCHES: dict[str, dict[str, Any]] = {
     "K=4, one token out": {"bag_size": 4, "targets": "tokens"},
     "K=4, slot weights 1/i": {"bag_size": 4, "slot_weights": "1/i"},
 }
+LINEAR: dict[str, dict[str, Any]] = {
+    # Another way to the gradient of K=4.
+    "K=4, linear loss": {"bag_size": 4, "linear_cross_entropy": True},
+}
+OF_MODEL = {"slot_weights": "uniform", "linear_cross_entropy": False}
+"""What of these the model has, and its default; the rest are fields of a `Phase`."""
 
 LOSSES: dict[str, dict[str, Any]] = {
     "mean": {},
@@ -115,11 +120,12 @@ class Case:
 
 CASES = tuple(Case(phase, is_tied) for is_tied in (False, True) for phase in PHASES)
 
+_LINEAR = tuple(Case(phase, is_tied) for is_tied in (False, True) for phase in LINEAR)
 _MASKED = tuple(Case(phase, loss="per token, masked") for phase in PHASES)
 _MORE = {
     "DP2, distributed optimizer, both overlaps": _MASKED,
-    "TP2+SP": tuple(Case(phase) for phase in SWITCHES),
-    "PP2": tuple(Case(phase) for phase in SWITCHES),
+    "TP2+SP": (*(Case(phase) for phase in SWITCHES), *_LINEAR),
+    "PP2": (*(Case(phase) for phase in SWITCHES), *_LINEAR),
     "EP2": tuple(Case(phase) for phase in SWITCHES),
     "ETP2 on TP1": _MASKED,
     "TP2+SP x PP2": _MASKED,

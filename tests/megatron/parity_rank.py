@@ -19,8 +19,10 @@ from layouts import (
     ALONE,
     END,
     LENGTH,
+    LINEAR,
     LOSSES,
     MICRO_BATCH,
+    OF_MODEL,
     PHASES,
     RECIPE,
     SEQUENCES,
@@ -105,12 +107,16 @@ def part_of(args: Any, models: Sequence[Any], case: Case) -> Part:
     """Compute one case with this rank's share of the model."""
     from megatron.core import parallel_state
 
+    from tst_megatron.model import linear_loss
     from tst_megatron.schedule import Phase, Schedule
 
-    fields = {**PHASES, **SWITCHES}[case.phase]
+    # Several chunks of a vocabulary that would fit whole.
+    linear_loss.WORKSPACE_BYTES, linear_loss.CHUNK_MULTIPLE = 1, 96
+    fields = {**PHASES, **SWITCHES, **LINEAR}[case.phase]
     for model in models:
-        model.module.slot_weights = fields.get("slot_weights", "uniform")
-    fields = {name: value for name, value in fields.items() if name != "slot_weights"}
+        for name, default in OF_MODEL.items():
+            setattr(model.module, name, fields.get(name, default))
+    fields = {name: value for name, value in fields.items() if name not in OF_MODEL}
     phase = Phase(**fields, first_step=0, num_steps=1)
     schedule = Schedule(phases=(phase,), num_latent_positions=LENGTH, global_batch_size=SEQUENCES)
     if args.overlap_param_gather:

@@ -7,6 +7,7 @@ rank.
 from __future__ import annotations
 
 import argparse
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
@@ -15,6 +16,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from tst_megatron.model.embedding import BagEmbedding
+from tst_megatron.model.linear_loss import linear_loss
 from tst_megatron.model.loss import slot_weights, vocab_parallel_multi_hot_cross_entropy
 from tst_megatron.schedule import SlotWeights
 from tst_megatron.upstream import (
@@ -46,6 +48,8 @@ class TokenSuperposition(LanguageModule):
 
     slot_weights: SlotWeights = "uniform"
     """How the slots of a bag of targets are weighted (``tst.slot-weights``)."""
+    linear_cross_entropy: bool = False
+    """Whether the loss of bags is computed with the output layer (``tst.linear-cross-entropy``)."""
 
     def compute_language_model_loss(self, labels: Tensor, logits: Tensor) -> Tensor:
         """Loss per position: Megatron's own for labels [B, L], multi-hot for bags [B, L, K].
@@ -68,6 +72,12 @@ class TokenSuperposition(LanguageModule):
             may_overwrite_logits=True,
         )
         return loss_LB.transpose(0, 1).contiguous()
+
+    def output_processor(self, labels: Tensor | None) -> Callable[..., Tensor] | None:
+        """What takes the place of output layer and loss, if anything does for these labels."""
+        if not self.linear_cross_entropy or labels is None or labels.dim() == 2:
+            return None
+        return functools.partial(linear_loss, kind=self.slot_weights)
 
     def vocabulary_tables(self) -> list[VocabularyTable]:
         """The input embeddings and the output layer, as far as this pipeline stage holds them."""
@@ -99,6 +109,16 @@ class TSTGPTModel(TokenSuperposition, GPTModel):
             BagEmbedding.take_over(model.embedding.word_embeddings)
         return model
 
+    def forward(self, *args: Any, labels: Tensor | None = None, **kwargs: Any) -> Tensor:
+        """Arguments as in ``GPTModel``; labels may be bags."""
+        processor = self.output_processor(labels)
+        return super().forward(*args, labels=labels, output_processor=processor, **kwargs)
+
+    def build_schedule_plan(self, *args: Any, labels: Tensor | None = None, **kwargs: Any) -> Any:
+        """Arguments as in ``GPTModel``; labels may be bags."""
+        kwargs["output_processor"] = self.output_processor(labels)
+        return super().build_schedule_plan(*args, labels=labels, **kwargs)
+
 
 class TSTGPTModelBuilder(GPTModelBuilder):
     """Builds what Megatron's builder builds, then exchanges the two rooms."""
@@ -107,6 +127,7 @@ class TSTGPTModelBuilder(GPTModelBuilder):
         """Build one pipeline stage; arguments as in Megatron's builder."""
         model = TSTGPTModel.take_over(super().build_model(*args, **kwargs))
         model.slot_weights = self._model_config.slot_weights
+        model.linear_cross_entropy = self._model_config.linear_cross_entropy
         return model
 
 
@@ -116,12 +137,18 @@ class TSTGPTModelConfig(GPTModelConfig):
 
     builder: ClassVar[str] = "tst_megatron.model.gpt.TSTGPTModelBuilder"
     slot_weights: SlotWeights = "uniform"
+    linear_cross_entropy: bool = False
 
     @classmethod
     def from_arguments(
-        cls, args: argparse.Namespace, *, slot_weights: SlotWeights
+        cls,
+        args: argparse.Namespace,
+        *,
+        slot_weights: SlotWeights,
+        linear_cross_entropy: bool = False,
     ) -> TSTGPTModelConfig:
         """The configuration that Megatron's arguments and the recipe's ``tst:`` block mean."""
         config: TSTGPTModelConfig = gpt_config_from_args(args, model_config_cls=cls)
         config.slot_weights = slot_weights
+        config.linear_cross_entropy = linear_cross_entropy
         return config

@@ -73,7 +73,7 @@ def linear_multi_hot_cross_entropy(
     ignore_index: int = IGNORED,
     z_loss: float = 0.0,
     mode: Mode = "auto",
-    workspace_bytes: int = WORKSPACE_BYTES,
+    workspace_bytes: int | None = None,
     accumulate_into_main_grad: bool = False,
     implementation: Implementation = "auto",
 ) -> Tensor:
@@ -93,7 +93,7 @@ def linear_multi_hot_cross_entropy(
         mode: ``save`` computes all logits of this rank and keeps them; ``recompute`` computes them
             chunk by chunk, twice; ``auto`` saves what fits into ``workspace_bytes``.
         workspace_bytes: the most that a chunk of logits takes in ``recompute``, at least 256
-            columns.
+            columns; by default 512 MiB.
         accumulate_into_main_grad: add the weight's gradient to Megatron's fp32 buffer, where the
             weight has one, as ``gradient-accumulation-fusion`` does.
         implementation: as in ``vocab_parallel_multi_hot_cross_entropy``.
@@ -115,6 +115,7 @@ def linear_multi_hot_cross_entropy(
     first, *others = hidden.shape[:-1]
     positions = (first * num_ranks if sequence_parallel else first, *others)
     check_shapes((*positions, hidden.shape[-1]), targets, slot_weights)
+    workspace_bytes = WORKSPACE_BYTES if workspace_bytes is None else workspace_bytes
     num_columns = weight_PH.shape[0]
     bytes_of_column = targets.shape[:-1].numel() * weight_PH.element_size()
     fits = num_columns * bytes_of_column <= workspace_bytes
