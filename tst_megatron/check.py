@@ -106,7 +106,8 @@ class CheckedRecipe:
         reads = ", reads tokens" if tst.inputs == "tokens" else ""
         predicts = ", predicts tokens" if tst.targets == "tokens" else ""
         weights = "" if tst.slot_weights == "uniform" else f", slot weights {tst.slot_weights}"
-        return reads + predicts + weights
+        chunks = ", logits in chunks" if tst.linear_cross_entropy else ""
+        return reads + predicts + weights + chunks
 
     def _resets(self) -> str:
         tst = self.recipe.tst

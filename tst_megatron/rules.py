@@ -120,7 +120,7 @@ def linear_loss_problems(tst: TSTConfig, values: argparse.Namespace) -> list[str
         "fp8-output-proj": values.fp8_output_proj,
         "use-megatron-fsdp": values.use_megatron_fsdp,
         "use-torch-fsdp2": values.use_torch_fsdp2,
-        "tensor-parallel-num-weight-shards": values.tensor_parallel_num_weight_shards > 1,
+        "tensor-parallel-num-weight-shards": (values.tensor_parallel_num_weight_shards or 1) > 1,
     }
     return [
         f"{key}: tst.linear-cross-entropy computes the output layer itself, without it. Remove one "

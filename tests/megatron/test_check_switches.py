@@ -16,6 +16,7 @@ NOTHING = (
         ("inputs", "tokens"),
         ("targets", "tokens"),
         ("slot-weights", "1/i"),
+        ("linear-cross-entropy", True),
         ("reset-embeddings", True),
         ("reset-optimizer", True),
     ],
@@ -39,10 +40,35 @@ def test_switch_needs_superposition(text, key, value):
             "tst.slot-weights: exp(-i) with targets: tokens, which has one slot. Remove one of "
             "the two",
         ),
+        (
+            {"targets": "tokens", "linear-cross-entropy": True},
+            "tst.linear-cross-entropy: True with targets: tokens, which has one slot. Remove one "
+            "of the two",
+        ),
     ],
 )
 def test_switches_that_contradict_each_other_are_refused(text, switches, wanted):
     assert problems(text, {**TST, **switches}) == [wanted]
+
+
+@pytest.mark.parametrize(
+    ("key", "changes"),
+    [
+        ("use-mup", {"use_mup": True}),
+        ("fp8-output-proj", {"fp8_output_proj": True}),
+        ("defer-embedding-wgrad-compute", {"defer_embedding_wgrad_compute": True}),
+    ],
+)
+def test_linear_loss_is_refused_beside_another_output_layer(text, key, changes):
+    wanted = (
+        f"{key}: tst.linear-cross-entropy computes the output layer itself, without it. Remove "
+        "one of the two"
+    )
+    assert wanted in problems(text, {**TST, "linear-cross-entropy": True}, **changes)
+
+
+def test_another_output_layer_is_free_without_the_linear_loss(text):
+    check(text, TST, use_mup=True)
 
 
 def test_plan_says_what_a_run_with_switches_reads(text):
@@ -54,6 +80,9 @@ def test_plan_says_what_a_run_with_switches_reads(text):
     assert lines()[0] == "superposition: steps 1-8, bag size 4, 8,192 raw tokens"
     assert lines(targets="tokens")[0] == (
         "superposition: steps 1-8, bag size 4, 8,192 raw tokens, predicts tokens"
+    )
+    assert lines(linear_cross_entropy=True)[0] == (
+        "superposition: steps 1-8, bag size 4, 8,192 raw tokens, logits in chunks"
     )
     assert lines(inputs="tokens", slot_weights="1/i")[0] == (
         "superposition: steps 1-8, bag size 4, 2,048 raw tokens, reads tokens, slot weights 1/i"

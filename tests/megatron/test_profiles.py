@@ -21,6 +21,7 @@ from tst_megatron.check import DANGEROUS_DEFAULTS, DANGEROUS_MOE_DEFAULTS
 from tst_megatron.flags import Flags
 from tst_megatron.model.gpt import TSTGPTModelConfig
 from tst_megatron.profiles import CHAINS, GPU_PROFILES, PROFILES, given_by
+from tst_megatron.recipe import TSTConfig
 from tst_megatron.upstream import names
 from tst_megatron.upstream import transformer_engine as te
 
@@ -58,7 +59,7 @@ def refusals(text, profile, kind="moe", **changes):
 def configurations(args):
     """Megatron's own: of the model, of data parallelism, of the optimizer."""
     with te.transformer_engine_of_the_job():
-        model = TSTGPTModelConfig.from_arguments(args, slot_weights="uniform")
+        model = TSTGPTModelConfig.from_arguments(args, TSTConfig())
         model.finalize()
         optimizer, _ = names.training.get_megatron_optimizer_config(args)
         return model.transformer, names.training.get_megatron_ddp_config(args), optimizer

@@ -73,6 +73,14 @@ def run_all_switches(tokenizer):
     for kind in WEIGHTS:
         inner.slot_weights = kind
         results[kind] = loss_and_gradients(model, batch, batch.targets)
+    inner.slot_weights = "exp(-i)"
+    inner.linear_cross_entropy = True
+    hidden.clear()
+    results["linear"] = loss_and_gradients(model, batch, batch.targets)
+    next_tokens = loss_and_gradients(model, batch, batch.targets[..., 0])
+    results["ran the output layer"] = len(hidden)
+    inner.linear_cross_entropy = False
+    results["next token"] = next_tokens, loss_and_gradients(model, batch, batch.targets[..., 0])
     inner.slot_weights = "1/i"
     for slot in range(BAG):
         only = torch.full_like(batch.targets, -100)
@@ -93,6 +101,33 @@ def loss_and_gradients(model, batch, targets):
 def switches(text):
     (result,) = run_ranks(run_all_switches, 1, str(text / "tokenizer.model"), preload="preloaded")
     return result
+
+
+def test_linear_loss_takes_the_place_of_output_layer_and_loss_for_bags_alone(switches):
+    losses, gradients = switches["linear"]
+    expected_losses, expected_gradients = switches["exp(-i)"]
+    torch.testing.assert_close(losses, expected_losses)
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(gradient, expected_gradients[name], msg=name)
+    assert switches["ran the output layer"] == 1, "by the labels of one token"
+    (losses, gradients), (expected_losses, expected_gradients) = switches["next token"]
+    assert torch.equal(losses, expected_losses)
+    assert all(torch.equal(gradients[name], expected_gradients[name]) for name in gradients)
+
+
+def test_recipe_reaches_the_model():
+    from tst_megatron.host import cpu
+
+    cpu.install()
+    from tst_megatron.model.gpt import TSTGPTModelConfig
+    from tst_megatron.recipe import TSTConfig
+
+    fake = TSTGPTModelConfig.__new__(TSTGPTModelConfig)
+    tst = TSTConfig(slot_weights="1/i", linear_cross_entropy=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tst_megatron.model.gpt.gpt_config_from_args", lambda *_, **__: fake)
+        config = TSTGPTModelConfig.from_arguments(None, tst)
+    assert (config.slot_weights, config.linear_cross_entropy) == ("1/i", True)
 
 
 def test_ids_are_those_that_each_switch_says(switches):

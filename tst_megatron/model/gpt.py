@@ -18,6 +18,7 @@ from torch.nn import Parameter
 from tst_megatron.model.embedding import BagEmbedding
 from tst_megatron.model.linear_loss import linear_loss
 from tst_megatron.model.loss import slot_weights, vocab_parallel_multi_hot_cross_entropy
+from tst_megatron.recipe import TSTConfig
 from tst_megatron.schedule import SlotWeights
 from tst_megatron.upstream import (
     GPTModel,
@@ -140,15 +141,9 @@ class TSTGPTModelConfig(GPTModelConfig):
     linear_cross_entropy: bool = False
 
     @classmethod
-    def from_arguments(
-        cls,
-        args: argparse.Namespace,
-        *,
-        slot_weights: SlotWeights,
-        linear_cross_entropy: bool = False,
-    ) -> TSTGPTModelConfig:
+    def from_arguments(cls, args: argparse.Namespace, tst: TSTConfig) -> TSTGPTModelConfig:
         """The configuration that Megatron's arguments and the recipe's ``tst:`` block mean."""
         config: TSTGPTModelConfig = gpt_config_from_args(args, model_config_cls=cls)
-        config.slot_weights = slot_weights
-        config.linear_cross_entropy = linear_cross_entropy
+        config.slot_weights = tst.slot_weights
+        config.linear_cross_entropy = tst.linear_cross_entropy
         return config

@@ -168,11 +168,7 @@ def _train(
     try:
         upstream.run_pretraining(
             args,
-            model_config=TSTGPTModelConfig.from_arguments(
-                args,
-                slot_weights=checked.recipe.tst.slot_weights,
-                linear_cross_entropy=checked.recipe.tst.linear_cross_entropy,
-            ),
+            model_config=TSTGPTModelConfig.from_arguments(args, checked.recipe.tst),
             datasets=make_dataset_provider(checked.stream, checked.corpora),
             forward_step=make_forward_step(checked.schedule),
         )
