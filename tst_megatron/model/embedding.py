@@ -1,46 +1,19 @@
-"""The bag embedding: the mean of a bag's word embeddings, taken before anything crosses ranks.
+"""Megatron's word embeddings, which also take bags: a mean that is taken before anything moves.
 
-Shapes: B micro-batch, L latent positions, K tokens per bag (paper: s), H hidden, P vocabulary rows
-on this rank (V / tp).
+Shapes: B micro-batch, L latent positions, K tokens per bag (paper: s), H hidden.
 """
 
 from __future__ import annotations
 
-import torch.nn.functional as F
+import torch
 from torch import Tensor
 
+from tst_megatron.model.bag_embedding import bag_embedding
 from tst_megatron.upstream import (
     VocabParallelEmbedding,
     reduce_from_tensor_model_parallel_region,
     reduce_scatter_to_sequence_parallel_region,
 )
-
-
-def bag_mean(
-    weight_PH: Tensor, tokens_BLK: Tensor, *, first_row: int = 0, is_split: bool = False
-) -> Tensor:
-    """Mean of the embeddings of each bag's tokens, summed and divided by K in fp32.
-
-    Args:
-        weight_PH: [P, H] rows [first_row, first_row + P) of the embedding table.
-        tokens_BLK: [B, L, K] integer token ids.
-        first_row: the token id of this rank's first row.
-        is_split: other ranks hold other rows; a token of theirs adds nothing to the result, which
-            is this rank's share of the mean.
-
-    Returns:
-        [B, L, H] in the type of the table (fp32 inside).
-
-    Source: paper section 3.1 and listing 2.
-    """
-    if not is_split:
-        vectors_BLKH = F.embedding(tokens_BLK, weight_PH).float()
-    else:
-        rows_BLK = tokens_BLK - first_row
-        is_here_BLK = (rows_BLK >= 0) & (rows_BLK < weight_PH.shape[0])
-        vectors_BLKH = F.embedding(rows_BLK.where(is_here_BLK, 0), weight_PH).float()
-        vectors_BLKH = vectors_BLKH.masked_fill(~is_here_BLK.unsqueeze(-1), 0.0)
-    return vectors_BLKH.mean(dim=2).to(weight_PH.dtype)
 
 
 class BagEmbedding(VocabParallelEmbedding):
@@ -69,13 +42,21 @@ class BagEmbedding(VocabParallelEmbedding):
         """
         if input_.dim() == 2:
             return super().forward(input_)
-        is_split = self.tp_group.size() > 1
-        mean_BLH = bag_mean(
-            self.weight, input_, first_row=self.vocab_start_index, is_split=is_split
+        num_ranks, dtype = self.tp_group.size(), self.weight.dtype
+        mean_LBH = bag_embedding(
+            self.weight,
+            input_,
+            first_row=self.vocab_start_index,
+            is_split=num_ranks > 1,
+            # Shares that are rounded before they are summed double the error over 8 ranks.
+            out_dtype=torch.float32 if num_ranks > 2 else dtype,
+            # No Apex is needed for it, so not only with gradient-accumulation-fusion.
+            accumulate_into_main_grad=True,
         )
         if self.reduce_scatter_embeddings:
-            mean_LBH = mean_BLH.transpose(0, 1).contiguous()
-            return reduce_scatter_to_sequence_parallel_region(mean_LBH, group=self.tp_group)
-        if is_split:
-            return reduce_from_tensor_model_parallel_region(mean_BLH, group=self.tp_group)
-        return mean_BLH
+            own = reduce_scatter_to_sequence_parallel_region(mean_LBH, group=self.tp_group)
+            return own.to(dtype)
+        if num_ranks > 1:
+            mean_LBH = reduce_from_tensor_model_parallel_region(mean_LBH, group=self.tp_group)
+        # A view: Megatron transposes it back, which then costs nothing.
+        return mean_LBH.to(dtype).transpose(0, 1)

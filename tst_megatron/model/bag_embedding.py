@@ -1,0 +1,102 @@
+"""The mean of the embeddings of a bag's tokens, in torch and as Triton kernels.
+
+Shapes: B micro-batch, L latent positions, K tokens per bag (paper: s), H hidden, P vocabulary rows
+on this rank (V / tp).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tst_megatron.model.main_grad import main_grad_of, note_added
+from tst_megatron.model.multi_hot import Implementation, uses_triton
+
+
+def bag_embedding(
+    weight_PH: Tensor,
+    tokens_BLK: Tensor,
+    *,
+    first_row: int = 0,
+    is_split: bool = False,
+    out_dtype: torch.dtype | None = None,
+    accumulate_into_main_grad: bool = False,
+    implementation: Implementation = "auto",
+) -> Tensor:
+    """Mean of the embeddings of each bag's tokens, summed and divided by K in fp32.
+
+    The order of sums is fixed in both directions, also of a token that stands in many bags.
+
+    Args:
+        weight_PH: [P, H] rows [first_row, first_row + P) of the embedding table.
+        tokens_BLK: [B, L, K] integer token ids.
+        first_row: the token id of this rank's first row.
+        is_split: other ranks hold other rows; a token of theirs adds nothing to the result, which
+            is this rank's share of the mean.
+        out_dtype: of the result; that of the table by default.
+        accumulate_into_main_grad: let the Triton kernel add the gradient to Megatron's fp32 buffer,
+            where the weight has one, and skip the dense gradient in between.
+        implementation: ``auto`` takes the Triton kernels on a GPU, and torch otherwise.
+
+    Returns:
+        [L, B, H], as the layers take it.
+
+    Raises:
+        ValueError: the implementation is none, or cannot take this type.
+
+    Source: paper section 3.1 and listing 2.
+    """
+    out_dtype = out_dtype or weight_PH.dtype
+    if uses_triton(weight_PH, implementation):
+        means: Tensor = _BagEmbedding.apply(  # type: ignore[no-untyped-call]
+            weight_PH, tokens_BLK.contiguous(), first_row, out_dtype, accumulate_into_main_grad
+        )
+        return means
+    tokens_LBK = tokens_BLK.transpose(0, 1)
+    if not is_split and out_dtype == weight_PH.dtype:
+        # Three to seven times as fast on a processor as looking up and averaging (docs/log.md).
+        bags_NK = tokens_LBK.reshape(-1, tokens_LBK.shape[-1])
+        mean_NH = F.embedding_bag(bags_NK, weight_PH, mode="mean")
+        return mean_NH.view(*tokens_LBK.shape[:2], -1)
+    rows_LBK = tokens_LBK - first_row
+    is_here_LBK = (rows_LBK >= 0) & (rows_LBK < weight_PH.shape[0])
+    vectors_LBKH = F.embedding(rows_LBK.where(is_here_LBK, 0), weight_PH).float()
+    vectors_LBKH = vectors_LBKH.masked_fill(~is_here_LBK.unsqueeze(-1), 0.0)
+    return vectors_LBKH.mean(dim=2).to(out_dtype)
+
+
+class _BagEmbedding(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        weight_PH: Tensor,
+        tokens_BLK: Tensor,
+        first_row: int,
+        out_dtype: torch.dtype,
+        accumulate_into_main_grad: bool,
+    ) -> Tensor:
+        from tst_megatron.model.kernels import bag_embedding as kernels
+
+        ctx.save_for_backward(tokens_BLK)
+        ctx.first_row, ctx.shape, ctx.dtype = first_row, weight_PH.shape, weight_PH.dtype
+        # Autograd may hand back another object for a saved tensor, and the buffer hangs on this.
+        ctx.main_grad = main_grad_of(weight_PH) if accumulate_into_main_grad else None
+        ctx.weight = weight_PH if ctx.main_grad is not None else None
+        return kernels.bag_mean(weight_PH.contiguous(), tokens_BLK, first_row, out_dtype)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, grad_LBH: Tensor) -> tuple[Tensor | None, ...]:
+        from tst_megatron.model.kernels import bag_embedding as kernels
+
+        (tokens_BLK,) = ctx.saved_tensors
+        grad_LBH = grad_LBH.contiguous()
+        if ctx.main_grad is not None:
+            kernels.write_gradient(ctx.main_grad, grad_LBH, tokens_BLK, ctx.first_row, True)
+            return note_added(ctx.weight), *[None] * 4
+        gradient_PH = grad_LBH.new_empty(ctx.shape, dtype=ctx.dtype)
+        kernels.write_gradient(gradient_PH, grad_LBH, tokens_BLK, ctx.first_row, False)
+        return gradient_PH, *[None] * 4
