@@ -14,6 +14,7 @@ import typer
 from rich.console import Console
 
 from tst_megatron import __version__
+from tst_megatron.commands.bench import bench_app
 from tst_megatron.commands.checkpoint import checkpoint_app
 from tst_megatron.commands.data import data_app
 from tst_megatron.commands.evaluate import evaluate, evaluate_data
@@ -31,6 +32,7 @@ app = typer.Typer(
 )
 app.add_typer(data_app, name="data")
 app.add_typer(checkpoint_app, name="checkpoint")
+app.add_typer(bench_app, name="bench")
 app.command()(export)
 app.command("import")(import_)
 app.command()(generate)

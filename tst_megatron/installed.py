@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
+from types import ModuleType
+
+
+def import_if_there(module: str) -> ModuleType | None:
+    """A module of a package that may be missing; None where the package is not installed."""
+    if importlib.util.find_spec(module.partition(".")[0]) is None:
+        return None
+    return importlib.import_module(module)
 
 
 def has_transformer_engine() -> bool:

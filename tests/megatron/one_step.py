@@ -50,17 +50,15 @@ def destroy_groups() -> None:
 
 def build(args: Any, *, seed: int = 1) -> list[Any]:
     """Build this rank's model chunks as ``megatron.training`` does, DDP and overlaps included."""
-    from megatron.core.distributed import finalize_model_grads
     from megatron.core.process_groups_config import ProcessGroupCollection
     from megatron.core.tensor_parallel.random import (
         get_cuda_rng_tracker,
         model_parallel_cuda_manual_seed,
     )
-    from megatron.core.utils import get_model_config
     from megatron.training.training import get_megatron_ddp_config
 
     from tst_megatron.model.gpt import TSTGPTModelConfig
-    from tst_megatron.upstream import names
+    from tst_megatron.upstream import make_ready_for_steps, names
 
     torch.manual_seed(seed)
     get_cuda_rng_tracker().reset()
@@ -70,21 +68,8 @@ def build(args: Any, *, seed: int = 1) -> list[Any]:
         pg_collection=ProcessGroupCollection.use_mpu_process_groups(),
         ddp_config=get_megatron_ddp_config(args),
     )
-    # What `megatron.training.training.train` sets before the first step.
-    model_config = get_model_config(models[0])
-    model_config.finalize_model_grads_func = finalize_model_grads
-    if args.overlap_grad_reduce:
-        model_config.no_sync_func = _of_chunks(model.no_sync for model in models)
-        if args.align_grad_reduce:
-            model_config.grad_sync_func = _of_chunks(model.start_grad_sync for model in models)
-    if args.overlap_param_gather and args.align_param_gather:
-        model_config.param_sync_func = _of_chunks(model.start_param_sync for model in models)
+    make_ready_for_steps(args, models)
     return models
-
-
-def _of_chunks(functions: Iterator[Any]) -> Any:
-    functions = list(functions)
-    return functions[0] if len(functions) == 1 else functions
 
 
 def forward_backward(

@@ -2,9 +2,10 @@
 
 Every name used elsewhere is imported or wrapped here: ``names.py`` imports them, ``training.py``
 says them in our words, ``optimizer.py`` changes parameters in every copy, ``saving.py`` follows
-saves and loads, ``checkpoint.py`` reads what a run saved, ``repairs.py`` has every workaround with
-the condition for its removal. ``tests/megatron/test_upstream_contract.py`` pins each signature that
-is relied on, so a new Megatron fails there first, with a readable message.
+saves and loads, ``checkpoint.py`` reads what a run saved, ``trainer.py`` takes single steps,
+``repairs.py`` has every workaround with the condition for its removal.
+``tests/megatron/test_upstream_contract.py`` pins each signature that is relied on, so a new
+Megatron fails there first, with a readable message.
 
 Importing this room imports Megatron, so on a machine without CUDA the CPU host comes first.
 """
@@ -39,6 +40,14 @@ from tst_megatron.upstream.saving import (
     observe_saving,
     reason_of,
     take_retention,
+)
+from tst_megatron.upstream.trainer import (
+    Trainer,
+    in_silence,
+    make_ready_for_steps,
+    plain_embedding,
+    pretraining_sampler,
+    single_label_cross_entropy,
 )
 from tst_megatron.upstream.training import (
     SPIKE_FACTOR,
@@ -75,6 +84,7 @@ __all__ = [
     "LanguageModule",
     "Split",
     "StepObserver",
+    "Trainer",
     "VocabParallelEmbedding",
     "allow_no_cuda",
     "assign",
@@ -95,10 +105,14 @@ __all__ = [
     "get_timers",
     "gpt_config_from_args",
     "holds_a_batch",
+    "in_silence",
+    "make_ready_for_steps",
     "observe_loading",
     "observe_saving",
     "observe_training",
     "parse_arguments",
+    "plain_embedding",
+    "pretraining_sampler",
     "reason_of",
     "reduce_from_tensor_model_parallel_region",
     "reduce_scatter_to_sequence_parallel_region",
@@ -106,6 +120,7 @@ __all__ = [
     "repair_wheel",
     "request_stop",
     "run_pretraining",
+    "single_label_cross_entropy",
     "slices_of_this_context_parallel_rank",
     "take_retention",
     "tensor_parallel_rank",

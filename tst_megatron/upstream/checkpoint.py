@@ -42,8 +42,11 @@ __all__ = [
 ]
 
 
-def start_alone() -> None:
+def start_alone(backend: str = "gloo") -> None:
     """Make this process a whole Megatron job of one rank; a second call changes nothing.
+
+    Args:
+        backend: of the process group: gloo for tensors of a CPU, nccl for those of a GPU.
 
     Raises:
         RuntimeError: this process is one rank of a larger job.
@@ -51,7 +54,7 @@ def start_alone() -> None:
     if not distributed.is_initialized():
         # A store in memory: no port to find, nothing to collide with.
         store = distributed.HashStore()  # type: ignore[attr-defined]
-        distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+        distributed.init_process_group(backend, store=store, rank=0, world_size=1)
     if distributed.get_world_size() != 1:
         raise RuntimeError(
             f"A checkpoint is read by one process, but this one belongs to a job of "

@@ -19,11 +19,15 @@ try:
         from megatron.core.datasets import utils as dataset_utils
         from megatron.core.datasets.utils import Split
         from megatron.core.dist_checkpointing.strategies import async_utils
+        from megatron.core.distributed import finalize_model_grads
         from megatron.core.enums import ModelType
+        from megatron.core.fusions.fused_cross_entropy import fused_vocab_parallel_cross_entropy
+        from megatron.core.model_parallel_config import ModelParallelConfig
         from megatron.core.models.common.language_module.language_module import LanguageModule
         from megatron.core.models.gpt.gpt_model import GPTModel
         from megatron.core.optimizer import distrib_optimizer
         from megatron.core.optimizer.optimizer import ChainedOptimizer
+        from megatron.core.process_groups_config import ProcessGroupCollection
         from megatron.core.rerun_state_machine import get_rerun_state_machine
         from megatron.core.tensor_parallel.layers import VocabParallelEmbedding
         from megatron.core.tensor_parallel.mappings import (
@@ -35,12 +39,17 @@ try:
         from megatron.core.transformer.pipeline_parallel_layer_layout import (
             PipelineParallelLayerLayout,
         )
-        from megatron.core.utils import get_attr_wrapped_model, get_batch_on_this_cp_rank
+        from megatron.core.utils import (
+            get_attr_wrapped_model,
+            get_batch_on_this_cp_rank,
+            get_model_config,
+        )
         from megatron.training import arguments, get_args, get_timers, global_vars, training
         from megatron.training.argument_utils import (
             gpt_config_from_args,
             pretrain_cfg_container_from_args,
         )
+        from megatron.training.datasets.data_samplers import MegatronPretrainingSampler
         from megatron.training.models.gpt import GPTModelBuilder, GPTModelConfig
         from megatron.training.utils import is_first_or_last_pipeline_stage
 except ImportError as error:
@@ -54,17 +63,23 @@ __all__ = [
     "GPTModelBuilder",
     "GPTModelConfig",
     "LanguageModule",
+    "MegatronPretrainingSampler",
+    "ModelParallelConfig",
     "ModelType",
     "PipelineParallelLayerLayout",
+    "ProcessGroupCollection",
     "Split",
     "VocabParallelEmbedding",
     "arguments",
     "async_utils",
     "dataset_utils",
     "distrib_optimizer",
+    "finalize_model_grads",
+    "fused_vocab_parallel_cross_entropy",
     "get_args",
     "get_attr_wrapped_model",
     "get_batch_on_this_cp_rank",
+    "get_model_config",
     "get_rerun_state_machine",
     "get_timers",
     "global_vars",
