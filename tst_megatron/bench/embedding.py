@@ -15,6 +15,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd import backward
 
 from tst_megatron.bench.results import Case, Result, contender_version
 from tst_megatron.bench.timing import Contender, measure
@@ -78,7 +79,7 @@ class Inputs:
     def both(self, way: Way, *, adds_itself: bool) -> None:
         """Forward, backward and into the buffer, as the hook of data parallelism does."""
         self.table.grad = None
-        way(self.table, self.tokens).backward(self.upstream)
+        backward(way(self.table, self.tokens), self.upstream)
         if not adds_itself:
             assert self.table.grad is not None
             self.main_grad.add_(self.table.grad)

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd import backward
 
 from tst_megatron.bench.results import Case, Result, contender_version
 from tst_megatron.bench.timing import Contender, Timing, measure
@@ -228,9 +229,10 @@ def _copy(target: Tensor, source: Tensor) -> None:
 
 def _ours(inputs: Inputs, *, overwrites: bool) -> Callable[[], object]:
     def run() -> None:
-        vocab_parallel_multi_hot_cross_entropy(
+        loss = vocab_parallel_multi_hot_cross_entropy(
             inputs.logits_NV, inputs.targets_NK, may_overwrite_logits=overwrites
-        ).backward(inputs.upstream_N)
+        )
+        backward(loss, inputs.upstream_N)
 
     return run
 
@@ -241,7 +243,7 @@ def _compiled(inputs: Inputs) -> Callable[[], object]:
         scores = logits.float()
         return scores.logsumexp(-1) - scores.gather(-1, targets).mean(-1)
 
-    return lambda: loss_of(inputs.logits_NV, inputs.targets_NK).backward(inputs.upstream_N)
+    return lambda: backward(loss_of(inputs.logits_NV, inputs.targets_NK), inputs.upstream_N)
 
 
 def _dense(inputs: Inputs) -> Callable[[], object]:
@@ -249,9 +251,8 @@ def _dense(inputs: Inputs) -> Callable[[], object]:
         targets = inputs.targets_NK
         share = torch.ones_like(targets, dtype=inputs.logits_NV.dtype) / targets.shape[1]
         dense = torch.zeros_like(inputs.stored_NV).scatter_add_(-1, targets, share)
-        F.cross_entropy(inputs.logits_NV, dense, reduction="none").backward(
-            inputs.upstream_N.to(inputs.logits_NV.dtype)
-        )
+        loss = F.cross_entropy(inputs.logits_NV, dense, reduction="none")
+        backward(loss, inputs.upstream_N.to(loss.dtype))
 
     return run
 
@@ -281,7 +282,7 @@ class _CoAuthor(torch.autograd.Function):
 def _co_author(inputs: Inputs) -> Callable[[], object]:
     def run() -> None:
         loss = _CoAuthor.apply(inputs.logits_NV, inputs.targets_NK)  # type: ignore[no-untyped-call]
-        loss.backward(inputs.upstream_N)
+        backward(loss, inputs.upstream_N)
 
     return run
 
@@ -293,7 +294,7 @@ def _calls(inputs: Inputs, call: Call) -> Callable[[], object]:
         upstream = inputs.upstream_N / inputs.targets_NK.shape[1]
         for target_N in inputs.targets_NK.t().contiguous():
             loss = call(inputs.logits_NV, target_N)
-            loss.backward(upstream.to(loss.dtype).view_as(loss))
+            backward(loss, upstream.to(loss.dtype).view_as(loss))
 
     return run
 
@@ -305,7 +306,7 @@ def _one_call_and_gather(inputs: Inputs, call: Call) -> Callable[[], object]:
         first = inputs.targets_NK[:, 0].contiguous()
         picked = inputs.logits_NV.gather(-1, inputs.targets_NK).float()
         loss = call(inputs.logits_NV, first).view(-1) + picked[:, 0] - picked.mean(-1)
-        loss.backward(inputs.upstream_N)
+        backward(loss, inputs.upstream_N)
 
     return run
 
