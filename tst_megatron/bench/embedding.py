@@ -43,7 +43,7 @@ class Size:
 
 
 GPU_SIZES = (
-    Size(151936, 2048, 4, 4096, torch.bfloat16),
+    Size(151936, 1536, 1, 8192, torch.bfloat16),
     Size(128256, 576, 4, 2048, torch.bfloat16),
 )
 """10B-A1B's and llama-270m's."""

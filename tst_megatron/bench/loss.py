@@ -48,7 +48,7 @@ GPU_SIZES = (
     Size(8192, 38016, torch.bfloat16),
     Size(2048, 19072, torch.bfloat16),
 )
-"""10B-A1B's loss on one GPU, on one of four tensor-parallel ranks, and a small one."""
+"""Two micro-batches of 10B-A1B, a quarter of its vocabulary, and a small one."""
 
 CPU_SIZES = (Size(1024, 4096, torch.float32), Size(256, 32064, torch.float32))
 """The quickstart's, and a larger vocabulary."""

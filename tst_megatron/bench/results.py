@@ -14,7 +14,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from tst_megatron.bench.timing import Spread, Timing
+from tst_megatron.bench.profile import table as kernel_table
+from tst_megatron.bench.timing import Timing
 from tst_megatron.files import beside, write_beside
 
 PACKAGES = ("tst-megatron", "torch", "triton", "megatron-core", "transformer-engine", "numpy")
@@ -45,6 +46,8 @@ class Result:
     rounds: int
     seed: int
     cases: Sequence[Case]
+    kernels: Sequence[dict[str, Any]] = ()
+    """Milliseconds by kernel and contender, if they were taken."""
 
     def document(self) -> dict[str, Any]:
         """Everything, as JSON holds it."""
@@ -60,6 +63,7 @@ class Result:
             "seed": self.seed,
             "baseline": self.baseline,
             "cases": [dataclasses.asdict(case) for case in self.cases],
+            "kernels": list(self.kernels),
         }
 
 
@@ -121,6 +125,9 @@ def markdown(document: dict[str, Any]) -> str:
         lines.append("|---" * len(columns) + "|")
         for timing in case["timings"]:
             lines.append("| " + " | ".join(column.of(timing) for column in columns) + " |")
+    if document["kernels"]:
+        lines += ["", "## Where the time goes", ""]
+        lines += [kernel_table(document["kernels"], document["baseline"]).rstrip()]
     return "\n".join(lines) + "\n"
 
 
@@ -214,15 +221,3 @@ def _draw_case(panel: Any, case: dict[str, Any], baseline: str) -> None:
 def _milliseconds(spread: dict[str, float]) -> str:
     milliseconds = spread["median"] * 1e3
     return f"{milliseconds:.3g} ms" if milliseconds < 1000 else f"{milliseconds:.0f} ms"
-
-
-def paired(timings: Sequence[Timing], name: str) -> Spread:
-    """The ratio of a contender that was measured.
-
-    Raises:
-        ValueError: it was not, with the reason.
-    """
-    (timing,) = (timing for timing in timings if timing.name == name)
-    if timing.ratio is None:
-        raise ValueError(f"{name} was not measured: {timing.failure}")
-    return timing.ratio

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from tst_megatron.bench.profile import differences, kernel_milliseconds
 from tst_megatron.bench.results import Case, Result, contender_version
 from tst_megatron.bench.timing import Contender, measure
 from tst_megatron.check import with_profile
@@ -36,6 +37,7 @@ def compare(
     rounds: int,
     seed: int,
     bag_sizes: Sequence[int],
+    profiles: bool = False,
 ) -> Result:
     """Time steps of a recipe's model in turns, at bag size 1 and others.
 
@@ -46,6 +48,7 @@ def compare(
         rounds: of each bag size.
         seed: of the tokens and the order.
         bag_sizes: above 1.
+        profiles: also take where the time goes, kernel by kernel.
 
     Raises:
         RecipeError: what the recipe or Megatron refuses.
@@ -64,10 +67,16 @@ def compare(
     contenders = [step_of(trainer, bag_size, seed=seed) for bag_size in (1, *bag_sizes)]
     with upstream.in_silence():
         timings = measure(contenders, meter, rounds=rounds, seed=seed, baseline=BASELINE)
+        spent = {
+            each.name: kernel_milliseconds(each.run, device)
+            for each, timing in zip(contenders, timings, strict=True)
+            if profiles and each.run is not None and timing.failure is None
+        }
     notes: dict[str, float | str] = {}
     peaks = {timing.name: timing.peak_bytes for timing in timings if timing.peak_bytes}
     for name, peak in peaks.items():
-        notes[f"peak memory, {name}"] = f"x{peak / peaks[BASELINE]:.4f} of {BASELINE}"
+        if BASELINE in peaks:
+            notes[f"peak memory, {name}"] = f"x{peak / peaks[BASELINE]:.4f} of {BASELINE}"
     title = (
         f"{recipe.path.parent.name}/{recipe.path.name}: {args.num_layers} layers of "
         f"{args.hidden_size}, {args.padded_vocab_size} tokens, "
@@ -81,6 +90,7 @@ def compare(
         rounds=rounds,
         seed=seed,
         cases=[Case(title=title, timings=timings, notes=notes)],
+        kernels=differences(spent, BASELINE) if BASELINE in spent else (),
     )
 
 

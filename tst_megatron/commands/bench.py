@@ -33,14 +33,16 @@ Output = Annotated[
 
 @bench_app.command()
 def loss(rounds: Rounds = 30, seed: Seed = 1, device: Device = None, output: Output = None) -> None:
-    """Loss of bags, forward and backward, against K cross-entropies and other ways."""
+    """Loss of bags, alone and with the output layer, against K cross-entropies and other ways."""
     place = _host(device)
+    from tst_megatron.bench import linear_loss
     from tst_megatron.bench.loss import compare
     from tst_megatron.upstream.checkpoint import start_alone
 
     # Megatron's cross-entropy, one of the other ways, asks for its process group.
     start_alone("nccl" if place.type == "cuda" else "gloo")
-    _show(compare(device=place, rounds=rounds, seed=seed, on_case=_say), output)
+    for compare_ways in (compare, linear_loss.compare):
+        _show(compare_ways(device=place, rounds=rounds, seed=seed, on_case=_say), output)
 
 
 @bench_app.command()
@@ -63,6 +65,9 @@ def step(
     bag_size: Annotated[
         list[int] | None, typer.Option(min=2, help="Bag sizes; may be repeated. Default: 4, 8, 16.")
     ] = None,
+    profile: Annotated[
+        bool, typer.Option("--profile", help="Also show where the time goes, kernel by kernel.")
+    ] = False,
     rounds: Rounds = 30,
     seed: Seed = 1,
     device: Device = None,
@@ -82,6 +87,7 @@ def step(
         rounds=rounds,
         seed=seed,
         bag_sizes=bag_size or [4, 8, 16],
+        profiles=profile,
     )
     _show(found, output)
 
