@@ -2,7 +2,7 @@
 UV := $(shell uv --version >/dev/null 2>&1 && command -v uv || echo .uv/bin/uv)
 RUN := $(UV) run --frozen
 
-.PHONY: quickstart test test-fast test-gpu soak layouts export-full-size lint
+.PHONY: quickstart test test-fast test-gpu gpu-check soak layouts export-full-size lint
 .DEFAULT_GOAL := quickstart
 
 quickstart: $(UV)  ## the whole chain on this machine, with or without a GPU
@@ -16,6 +16,15 @@ test-fast: $(UV)  ## no process groups and no Megatron, for the inner loop
 
 test-gpu: $(UV)  ## what needs a CUDA device; skipped by `test` without one
 	$(RUN) pytest -m gpu tests/gpu
+
+# WHEELS=DIR: from the wheels of a folder, with this machine's python3, and no network.
+ifdef WHEELS
+gpu-check:
+	python3 tools/gpu_check.py --wheels $(WHEELS) $(PARTS)
+else
+gpu-check: $(UV)  ## everything that needs one GPU: correctness, then speed; writes benchmarks/results
+	$(RUN) python tools/gpu_check.py $(PARTS)
+endif
 
 soak: $(UV)  ## 20 kills at random moments, with and without asynchronous saves; half an hour
 	$(RUN) python tools/soak.py --kills 20 --folder runs/soak
