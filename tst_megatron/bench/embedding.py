@@ -8,7 +8,7 @@ Shapes: B micro-batch, L latent positions, K tokens per bag, H hidden, V vocabul
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,8 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import backward
 
-from tst_megatron.bench.results import Case, Result, contender_version
-from tst_megatron.bench.timing import Contender, measure
+from tst_megatron.bench.comparing import Settings, compare_cases
+from tst_megatron.bench.results import Result, contender_version
+from tst_megatron.bench.timing import Contender
 from tst_megatron.host.meter import Meter
 from tst_megatron.installed import import_if_there
 from tst_megatron.model.bag_embedding import bag_embedding
@@ -100,41 +101,20 @@ class Inputs:
         return float((found - wanted).norm() / wanted.norm())
 
 
-def compare(
-    *,
-    device: torch.device,
-    rounds: int,
-    seed: int,
-    sizes: Sequence[Size] | None = None,
-    on_case: Callable[[str], object] = lambda title: None,
-) -> Result:
+def compare(settings: Settings, *, sizes: Sequence[Size] | None = None) -> Result:
     """Time the embedding of bags, and what else could compute it; arguments as for the loss."""
-    meter = Meter(device)
-    cases = []
-    for size in sizes or (GPU_SIZES if meter.is_gpu else CPU_SIZES):
-        for bag_size in BAG_SIZES:
-            inputs = Inputs(size, bag_size, device=device, seed=seed)
-            name = (
-                f"table {size.vocabulary} x {size.hidden} {str(size.dtype).removeprefix('torch.')},"
-                f" {size.batch} x {size.length} bags, K = {bag_size}"
-            )
-            for both in (False, True):
-                title = name + (": forward and backward" if both else ": forward")
-                on_case(title)
-                timings = measure(
-                    ways(inputs, meter, both=both), meter, rounds=rounds, seed=seed, baseline=OURS
-                )
-                cases.append(Case(title=title, timings=timings))
-                meter.free()
-    return Result(
-        which="embedding",
-        question="Embedding of bags",
-        baseline=OURS,
-        device=meter.facts(),
-        rounds=rounds,
-        seed=seed,
-        cases=cases,
-    )
+    meter = settings.meter()
+
+    def cases() -> Iterator[tuple[str, list[Contender]]]:
+        for size in sizes or (GPU_SIZES if meter.is_gpu else CPU_SIZES):
+            for bag_size in BAG_SIZES:
+                inputs = Inputs(size, bag_size, device=settings.device, seed=settings.seed)
+                table = f"table {size.vocabulary} x {size.hidden} {str(size.dtype)[6:]}"
+                shape = f"{table}, {size.batch} x {size.length} bags, K = {bag_size}"
+                yield f"{shape}: forward", ways(inputs, meter, both=False)
+                yield f"{shape}: forward and backward", ways(inputs, meter, both=True)
+
+    return compare_cases("embedding", "Embedding of bags", OURS, cases(), settings)
 
 
 def ways(inputs: Inputs, meter: Meter, *, both: bool) -> list[Contender]:

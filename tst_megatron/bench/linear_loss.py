@@ -6,7 +6,7 @@ Shapes: N latent positions, V vocabulary, H hidden, K slots per bag.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 from torch.autograd import backward
 
-from tst_megatron.bench.results import Case, Result, contender_version
-from tst_megatron.bench.timing import Contender, measure
-from tst_megatron.host.meter import Meter
+from tst_megatron.bench.comparing import Settings, compare_cases
+from tst_megatron.bench.results import Result, contender_version
+from tst_megatron.bench.timing import Contender
 from tst_megatron.model.linear_loss import WORKSPACE_BYTES, linear_multi_hot_cross_entropy
 from tst_megatron.model.loss import vocab_parallel_multi_hot_cross_entropy
 
@@ -68,39 +68,20 @@ class Inputs:
         self.hidden.grad = self.weight.grad = None
 
 
-def compare(
-    *,
-    device: torch.device,
-    rounds: int,
-    seed: int,
-    sizes: Sequence[Size] | None = None,
-    on_case: Callable[[str], object] = lambda title: None,
-) -> Result:
+def compare(settings: Settings, *, sizes: Sequence[Size] | None = None) -> Result:
     """Time output layer and loss, in chunks and whole; arguments as for the loss alone."""
-    meter = Meter(device)
-    cases = []
-    for size in sizes or (GPU_SIZES if meter.is_gpu else CPU_SIZES):
-        for bag_size in BAG_SIZES:
-            title = (
-                f"{size.num_positions} positions x {size.hidden} x {size.vocabulary} tokens, "
-                f"K = {bag_size}, workspace {size.workspace_bytes / 2**20:.0f} MiB"
-            )
-            on_case(title)
-            inputs = Inputs(size, bag_size, device=device, seed=seed)
-            found = ways(inputs, size)
-            timings = measure(found, meter, rounds=rounds, seed=seed, baseline=BARE)
-            cases.append(Case(title=title, timings=timings))
-            del inputs, found
-            meter.free()
-    return Result(
-        which="linear-loss",
-        question="Output layer and loss of bags, forward and backward",
-        baseline=BARE,
-        device=meter.facts(),
-        rounds=rounds,
-        seed=seed,
-        cases=cases,
-    )
+    meter = settings.meter()
+
+    def cases() -> Iterator[tuple[str, list[Contender]]]:
+        for size in sizes or (GPU_SIZES if meter.is_gpu else CPU_SIZES):
+            for bag_size in BAG_SIZES:
+                shape = f"{size.num_positions} positions x {size.hidden} x {size.vocabulary} tokens"
+                workspace = f"workspace {size.workspace_bytes / 2**20:.0f} MiB"
+                inputs = Inputs(size, bag_size, device=settings.device, seed=settings.seed)
+                yield f"{shape}, K = {bag_size}, {workspace}", ways(inputs, size)
+
+    question = "Output layer and loss of bags, forward and backward"
+    return compare_cases("linear-loss", question, BARE, cases(), settings)
 
 
 def ways(inputs: Inputs, size: Size) -> list[Contender]:

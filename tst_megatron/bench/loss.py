@@ -11,7 +11,7 @@ Shapes: N latent positions, V vocabulary, K slots per bag.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,8 +20,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import backward
 
-from tst_megatron.bench.results import Case, Result, contender_version
-from tst_megatron.bench.timing import Contender, Timing, measure
+from tst_megatron.bench.comparing import Notes, Settings, compare_cases
+from tst_megatron.bench.results import Result, contender_version
+from tst_megatron.bench.timing import Contender, Timing
 from tst_megatron.host.meter import Meter
 from tst_megatron.installed import import_if_there
 from tst_megatron.model.loss import vocab_parallel_multi_hot_cross_entropy
@@ -95,43 +96,24 @@ class Inputs:
         return float((found - wanted).norm() / wanted.norm())
 
 
-def compare(
-    *,
-    device: torch.device,
-    rounds: int,
-    seed: int,
-    sizes: Sequence[Size] | None = None,
-    on_case: Callable[[str], object] = lambda title: None,
-) -> Result:
+def compare(settings: Settings, *, sizes: Sequence[Size] | None = None) -> Result:
     """Time the loss of bags, and what else could compute it.
 
     Args:
-        device: where; the host must be in place.
-        rounds: of each case.
-        seed: of inputs and orders.
+        settings: how long, and on what.
         sizes: of the logits; by default those of the device.
-        on_case: told the title of each case before it is measured.
     """
-    meter = Meter(device)
-    cases = []
-    for size in sizes or (GPU_SIZES if meter.is_gpu else CPU_SIZES):
-        for bag_size in BAG_SIZES:
-            title = f"{size.num_positions} positions x {size.vocabulary} tokens, K = {bag_size}"
-            on_case(title)
-            inputs = Inputs.draw(size, bag_size, device=device, seed=seed)
-            timings = measure(ways(inputs, meter), meter, rounds=rounds, seed=seed, baseline=OURS)
-            cases.append(Case(title=title, timings=timings, notes=_notes(timings)))
-            del inputs
-            meter.free()
-    return Result(
-        which="loss",
-        question="Loss of bags from given logits, forward and backward",
-        baseline=OURS,
-        device=meter.facts(),
-        rounds=rounds,
-        seed=seed,
-        cases=cases,
-    )
+    meter = settings.meter()
+
+    def cases() -> Iterator[tuple[str, list[Contender]]]:
+        for size in sizes or (GPU_SIZES if meter.is_gpu else CPU_SIZES):
+            for bag_size in BAG_SIZES:
+                shape = f"{size.num_positions} positions x {size.vocabulary} tokens"
+                inputs = Inputs.draw(size, bag_size, device=settings.device, seed=settings.seed)
+                yield f"{shape}, K = {bag_size}", ways(inputs, meter)
+
+    question = "Loss of bags from given logits, forward and backward"
+    return compare_cases("loss", question, OURS, cases(), settings, notes_on=_notes)
 
 
 def ways(inputs: Inputs, meter: Meter) -> list[Contender]:
@@ -205,11 +187,11 @@ def _way(
     )
 
 
-def _notes(timings: Sequence[Timing]) -> dict[str, float | str]:
+def _notes(timings: Sequence[Timing]) -> Notes:
     """How near the floor it is, and what was faster."""
     by_name = {timing.name: timing for timing in timings}
     ours, copy = by_name[OURS].spread, by_name["copy of the logits, 1.5 times"].spread
-    notes: dict[str, float | str] = {}
+    notes: Notes = {}
     if ours and copy:
         notes["share of the bandwidth of a copy"] = round(copy.median / ours.median, 3)
     faster = [

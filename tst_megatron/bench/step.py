@@ -11,16 +11,17 @@ import functools
 import itertools
 import os
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 
+from tst_megatron.bench.comparing import Notes, Settings, compare_cases
 from tst_megatron.bench.profile import differences, kernel_milliseconds
-from tst_megatron.bench.results import Case, Result, contender_version
-from tst_megatron.bench.timing import Contender, measure
+from tst_megatron.bench.results import Result, contender_version
+from tst_megatron.bench.timing import Contender, Timing
 from tst_megatron.check import with_profile
 from tst_megatron.flags import Flags
-from tst_megatron.host.meter import Meter
 from tst_megatron.recipe import Recipe, RecipeError
 from tst_megatron.schedule import Phase, Schedule
 from tst_megatron.training.launch import free_port
@@ -31,22 +32,14 @@ NUM_BATCHES = 4
 
 
 def compare(
-    recipe: Recipe,
-    *,
-    device: torch.device,
-    rounds: int,
-    seed: int,
-    bag_sizes: Sequence[int],
-    profiles: bool = False,
+    recipe: Recipe, settings: Settings, *, bag_sizes: Sequence[int], profiles: bool = False
 ) -> Result:
     """Time steps of a recipe's model in turns, at bag size 1 and others.
 
     Args:
         recipe: its model, micro-batch, optimizer and profile; parallel sizes are left out, and a
             step has one micro-batch.
-        device: where; the host must be in place.
-        rounds: of each bag size.
-        seed: of the tokens and the order.
+        settings: how long, and on what.
         bag_sizes: above 1.
         profiles: also take where the time goes, kernel by kernel.
 
@@ -56,42 +49,47 @@ def compare(
     from tst_megatron import upstream
     from tst_megatron.model.gpt import TSTGPTModelConfig
 
-    flags = flags_of(recipe, device)
+    flags = flags_of(recipe, settings.device)
     _be_the_only_rank()
-    if device.type == "cuda":
-        upstream.repair_wheel()
     with upstream.in_silence():
+        upstream.repair_wheel()
         args = upstream.parse_arguments(flags)
         trainer = upstream.Trainer(args, TSTGPTModelConfig.from_arguments(args, recipe.tst))
-    meter = Meter(device)
-    contenders = [step_of(trainer, bag_size, seed=seed) for bag_size in (1, *bag_sizes)]
-    with upstream.in_silence():
-        timings = measure(contenders, meter, rounds=rounds, seed=seed, baseline=BASELINE)
-        spent = {
-            each.name: kernel_milliseconds(each.run, device)
-            for each, timing in zip(contenders, timings, strict=True)
-            if profiles and each.run is not None and timing.failure is None
-        }
-    notes: dict[str, float | str] = {}
+        contenders = [step_of(trainer, size, seed=settings.seed) for size in (1, *bag_sizes)]
+        title = (
+            f"{recipe.path.parent.name}/{recipe.path.name}: {args.num_layers} layers of "
+            f"{args.hidden_size}, {args.padded_vocab_size} tokens, "
+            f"{args.micro_batch_size} x {args.seq_length} latent positions"
+        )
+        question = "Training step in superposition by that at bag size 1"
+        cases = [(title, contenders)]
+        found = compare_cases("step", question, BASELINE, cases, settings, notes_on=_notes)
+        spent = _profiles(contenders, found, settings.device) if profiles else {}
+    kernels = differences(spent, BASELINE) if BASELINE in spent else ()
+    return replace(found, kernels=kernels)
+
+
+def _notes(timings: Sequence[Timing]) -> Notes:
+    """Peak memory by that at bag size 1."""
     peaks = {timing.name: timing.peak_bytes for timing in timings if timing.peak_bytes}
-    for name, peak in peaks.items():
-        if BASELINE in peaks:
-            notes[f"peak memory, {name}"] = f"x{peak / peaks[BASELINE]:.4f} of {BASELINE}"
-    title = (
-        f"{recipe.path.parent.name}/{recipe.path.name}: {args.num_layers} layers of "
-        f"{args.hidden_size}, {args.padded_vocab_size} tokens, "
-        f"{args.micro_batch_size} x {args.seq_length} latent positions"
-    )
-    return Result(
-        which="step",
-        question="Training step in superposition by that at bag size 1",
-        baseline=BASELINE,
-        device=meter.facts(),
-        rounds=rounds,
-        seed=seed,
-        cases=[Case(title=title, timings=timings, notes=notes)],
-        kernels=differences(spent, BASELINE) if BASELINE in spent else (),
-    )
+    if BASELINE not in peaks:
+        return {}
+    return {
+        f"peak memory, {name}": f"x{peak / peaks[BASELINE]:.4f} of {BASELINE}"
+        for name, peak in peaks.items()
+    }
+
+
+def _profiles(
+    contenders: Sequence[Contender], found: Result, device: torch.device
+) -> dict[str, dict[str, float]]:
+    """Where the time of each goes that could be measured."""
+    (case,) = found.cases
+    return {
+        each.name: kernel_milliseconds(each.run, device)
+        for each, timing in zip(contenders, case.timings, strict=True)
+        if each.run is not None and timing.failure is None
+    }
 
 
 def flags_of(recipe: Recipe, device: torch.device) -> list[str]:

@@ -13,6 +13,7 @@ from tst_megatron.commands.shared import Overrides, RecipePath
 if TYPE_CHECKING:
     import torch
 
+    from tst_megatron.bench.comparing import Settings
     from tst_megatron.bench.results import Result
 
 bench_app = typer.Typer(
@@ -36,13 +37,11 @@ def loss(rounds: Rounds = 30, seed: Seed = 1, device: Device = None, output: Out
     """Loss of bags, alone and with the output layer, against K cross-entropies and other ways."""
     place = _host(device)
     from tst_megatron.bench import linear_loss
-    from tst_megatron.bench.loss import compare
-    from tst_megatron.upstream.checkpoint import start_alone
+    from tst_megatron.bench import loss as loss_alone
 
-    # Megatron's cross-entropy, one of the other ways, asks for its process group.
-    start_alone("nccl" if place.type == "cuda" else "gloo")
-    for compare_ways in (compare, linear_loss.compare):
-        _show(compare_ways(device=place, rounds=rounds, seed=seed, on_case=_say), output)
+    settings = _settings(place, rounds, seed)
+    for compare in (loss_alone.compare, linear_loss.compare):
+        _show(compare(settings), output)
 
 
 @bench_app.command()
@@ -52,10 +51,8 @@ def embedding(
     """Embedding of bags, forward and backward into the fp32 gradient, against other ways."""
     place = _host(device)
     from tst_megatron.bench.embedding import compare
-    from tst_megatron.upstream.checkpoint import start_alone
 
-    start_alone("nccl" if place.type == "cuda" else "gloo")
-    _show(compare(device=place, rounds=rounds, seed=seed, on_case=_say), output)
+    _show(compare(_settings(place, rounds, seed)), output)
 
 
 @bench_app.command()
@@ -78,14 +75,14 @@ def step(
     The recipe's model, optimizer and profile, as one rank and on random tokens; no data is needed.
     """
     place = _host(device)
+    from tst_megatron.bench.comparing import Settings
     from tst_megatron.bench.step import compare
     from tst_megatron.recipe import load_recipe
 
     found = compare(
         load_recipe(recipe, overrides or []),
-        device=place,
-        rounds=rounds,
-        seed=seed,
+        # It makes its own process group, as a rank of a job does.
+        Settings(device=place, rounds=rounds, seed=seed, on_case=_say),
         bag_sizes=bag_size or [4, 8, 16],
         profiles=profile,
     )
@@ -132,6 +129,15 @@ def _host(device: str | None) -> torch.device:
     if place.type == "cpu":
         cpu.install(even_with_gpu=True)
     return place
+
+
+def _settings(device: torch.device, rounds: int, seed: int) -> Settings:
+    """With a process group of this process alone, for which Megatron's own ways ask."""
+    from tst_megatron.bench.comparing import Settings
+    from tst_megatron.upstream.checkpoint import start_alone
+
+    start_alone("nccl" if device.type == "cuda" else "gloo")
+    return Settings(device=device, rounds=rounds, seed=seed, on_case=_say)
 
 
 def _say(title: str) -> None:

@@ -104,27 +104,18 @@ def linear_multi_hot_cross_entropy(
     Raises:
         ValueError: shapes, types or the mode do not fit.
     """
-    if mode not in get_args(Mode):
-        raise ValueError(f"mode: {mode} is none of auto, save, recompute")
-    if hidden.dtype != weight_PH.dtype or hidden.shape[-1] != weight_PH.shape[-1]:
-        raise ValueError(
-            f"hidden states {list(hidden.shape)} of {hidden.dtype} do not fit the weight "
-            f"{list(weight_PH.shape)} of {weight_PH.dtype}"
-        )
+    _check_inputs(hidden, weight_PH, mode)
     num_ranks = tp_group.size() if tp_group is not None else 1
     first, *others = hidden.shape[:-1]
     positions = (first * num_ranks if sequence_parallel else first, *others)
     check_shapes((*positions, hidden.shape[-1]), targets, slot_weights)
-    workspace_bytes = WORKSPACE_BYTES if workspace_bytes is None else workspace_bytes
     num_columns = weight_PH.shape[0]
     bytes_of_column = targets.shape[:-1].numel() * weight_PH.element_size()
-    fits = num_columns * bytes_of_column <= workspace_bytes
-    saves = mode == "save" or (mode == "auto" and fits)
-    chunk = num_columns if saves else _columns_of_chunk(bytes_of_column, workspace_bytes)
+    chunk, saves = _plan(mode, num_columns, bytes_of_column, workspace_bytes or WORKSPACE_BYTES)
     rank = 0 if tp_group is None else tp_group.rank()
     head = _Head(
         columns=columns_of(rank * num_columns, num_columns, num_valid_columns),
-        chunk=min(chunk, num_columns),
+        chunk=chunk,
         tp_group=tp_group,
         sequence_parallel=sequence_parallel and num_ranks > 1,
         z_loss=z_loss,
@@ -239,9 +230,26 @@ class _LinearMultiHotCrossEntropy(torch.autograd.Function):
         return grad_hidden, grad_weight_PH, None, None, None, None
 
 
-def _columns_of_chunk(bytes_of_column: int, workspace_bytes: int) -> int:
+def _check_inputs(hidden: Tensor, weight_PH: Tensor, mode: str) -> None:
+    if mode not in get_args(Mode):
+        raise ValueError(f"mode: {mode} is none of auto, save, recompute")
+    if hidden.dtype != weight_PH.dtype or hidden.shape[-1] != weight_PH.shape[-1]:
+        raise ValueError(
+            f"hidden states {list(hidden.shape)} of {hidden.dtype} do not fit the weight "
+            f"{list(weight_PH.shape)} of {weight_PH.dtype}"
+        )
+
+
+def _plan(
+    mode: str, num_columns: int, bytes_of_column: int, workspace_bytes: int
+) -> tuple[int, bool]:
+    """How many columns are computed at a time, and whether their logits are kept."""
+    fits = num_columns * bytes_of_column <= workspace_bytes
+    if mode == "save" or (mode == "auto" and fits):
+        return num_columns, True
     columns = workspace_bytes // max(1, bytes_of_column)
-    return max(columns // CHUNK_MULTIPLE * CHUNK_MULTIPLE, CHUNK_MULTIPLE)
+    chunk = max(columns // CHUNK_MULTIPLE * CHUNK_MULTIPLE, CHUNK_MULTIPLE)
+    return min(chunk, num_columns), False
 
 
 def _chunks_of_logits(
