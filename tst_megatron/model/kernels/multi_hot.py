@@ -155,8 +155,10 @@ def _gradient_kernel(
     scale = grad_loss * (1.0 + 2.0 * z_loss * log_sum_exp)
     base = logits + row * row_stride
     out = gradient + row * gradient_row_stride
-    # Read before anything is written: `gradient` may be `logits`.
+    # Read before anything is written: `gradient` may be `logits`. Every warp has a copy of the
+    # targets, and one that is ahead must not write what another has yet to read.
     target_logit = tl.load(base + column, mask=is_here, other=0.0).to(tl.float32)
+    tl.debug_barrier()
 
     columns = begin + tl.arange(0, BLOCK)
     is_read = columns < tl.where(is_counted, NUM_VALID, 0)
