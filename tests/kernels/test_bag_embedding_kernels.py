@@ -173,7 +173,8 @@ def test_rows_beyond_32_bits(device, monkeypatch):
     # Even numbers, whose mean bf16 has exactly: Triton's interpreter rounds towards zero.
     last = 2 * torch.arange(2 * hidden).view(2, hidden).remainder(101).bfloat16()
     table[-2:] = last.to(device)
-    monkeypatch.setattr(kernels, "MAX_BLOCK", 2**20)
+    # The interpreter takes its time for each program; a GPU has no registers for so large a block.
+    monkeypatch.setattr(kernels, "MAX_BLOCK", 2**20 if device.type == "cpu" else 2**10)
     tokens = torch.tensor([[[rows - 1, rows - 2]]], device=device)
     means = bag_embedding(table, tokens, implementation="triton")
     assert torch.equal(means[0, 0].cpu(), (last[0] + last[1]) / 2)

@@ -210,6 +210,18 @@ def test_target_outside_the_vocabulary_gives_nan_and_not_a_number(device):
         assert loss.isnan().tolist() == [False] * 4 + [True] * 2 + [False]
 
 
+@pytest.mark.parametrize("implementation", ["torch", "triton"])
+def test_ignored_position_has_no_gradient_whatever_comes_from_above(device, implementation):
+    logits, targets, upstream = make_case(3)
+    upstream[2] = torch.nan  # its slots are all ignored
+    leaf = logits.to(device, copy=True).requires_grad_()
+    loss = vocab_parallel_multi_hot_cross_entropy(
+        leaf, targets.to(device), implementation=implementation
+    )
+    loss.backward(upstream.to(device))
+    assert not leaf.grad[2].any() and leaf.grad.isfinite().all()
+
+
 def test_gradients_of_a_row_sum_to_zero(device):
     *_, gradient = (*make_case(6), *run(*make_case(6), device))
     assert gradient.double().sum(dim=1).abs().max() < 1e-6

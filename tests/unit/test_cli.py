@@ -38,6 +38,16 @@ COMMANDS = {
         *("--sequence-length", "--device"),
     },
     "quickstart": {"--folder", "--short"},
+    "bench loss": {"--rounds", "--seed", "--device", "--output"},
+    "bench embedding": {"--rounds", "--seed", "--device", "--output"},
+    "bench step": {
+        *("recipe", "overrides", "--bag-size", "--profile"),
+        *("--rounds", "--seed", "--device", "--output"),
+    },
+    "bench loader": {
+        *("prepared", "--workers", "--bag-size", "--seq-length"),
+        *("--rounds", "--seed", "--output"),
+    },
 }
 
 

@@ -262,6 +262,7 @@ def test_resolved_recipe_is_plain_and_survives_yaml(recipe):
             "inputs": "bags",
             "targets": "bags",
             "slot-weights": "uniform",
+            "linear-cross-entropy": False,
             "reset-embeddings": False,
             "reset-optimizer": False,
             "max-epochs": 1,
