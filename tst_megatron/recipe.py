@@ -97,6 +97,10 @@ class TSTConfig:
         # YAML's 4 is a bag size even where the list also holds shares.
         return [(int(bag_size), amount) for bag_size, amount in self.schedule]
 
+    def as_keys(self) -> dict[str, Any]:
+        """The block as a recipe has it, every key."""
+        return {name.replace("_", "-"): value for name, value in dataclasses.asdict(self).items()}
+
     def unit_chunks(self) -> int:
         """U, the chunks of a unit of the token stream."""
         return self.stream_unit_bags or max(bag_size for bag_size, _ in self.entries())
@@ -135,14 +139,11 @@ class Recipe:
 
     def resolved(self) -> dict[str, Any]:
         """Everything that decides the run, as plain values for a file or a comparison."""
-        tst = {
-            name.replace("_", "-"): value for name, value in dataclasses.asdict(self.tst).items()
-        }
         return {
             **dict(sorted(self.megatron.items())),
             "profile": self.profile,
             "data": {str(path): weight for path, weight in self.data.items()},
-            "tst": tst,
+            "tst": self.tst.as_keys(),
         }
 
 

@@ -76,32 +76,48 @@ def all_kernels(architecture):
                 rows = {**bag, "SLOTS": slots, "BLOCK": block, "NUM_VALID": 151936}
                 name = f"{dtype} K={num_slots} {'weighted' if weighted else 'uniform'}"
                 warps = multi_hot.NUM_WARPS
-                yield f"statistics {name}", compiled(
-                    multi_hot._statistics_kernel, architecture, dtype, warps, SPAN=151936, **rows
+                yield (
+                    f"statistics {name}",
+                    compiled(
+                        multi_hot._statistics_kernel,
+                        architecture,
+                        dtype,
+                        warps,
+                        SPAN=151936,
+                        **rows,
+                    ),
                 )
-                yield f"gradient {name}", compiled(
-                    *(multi_hot._gradient_kernel, architecture, dtype, warps),
-                    NUM_COLUMNS=151936,
-                    **rows,
+                yield (
+                    f"gradient {name}",
+                    compiled(
+                        *(multi_hot._gradient_kernel, architecture, dtype, warps),
+                        NUM_COLUMNS=151936,
+                        **rows,
+                    ),
                 )
                 if dtype == "fp32":
-                    yield f"loss {name}", compiled(
-                        *(multi_hot._loss_kernel, architecture, dtype, 2),
-                        NUM_PARTS=8,
-                        ROWS=multi_hot.LOSS_ROWS,
-                        **bag,
+                    yield (
+                        f"loss {name}",
+                        compiled(
+                            *(multi_hot._loss_kernel, architecture, dtype, 2),
+                            NUM_PARTS=8,
+                            ROWS=multi_hot.LOSS_ROWS,
+                            **bag,
+                        ),
                     )
         for num_slots in (1, 6, 16):
             bag = {"NUM_SLOTS": num_slots, "BLOCK": bag_embedding.MAX_BLOCK}
             segment = {**bag, "SEGMENT": bag_embedding.SEGMENT}
             name = f"{dtype} K={num_slots}"
             yield f"mean {name}", compiled(bag_embedding._mean_kernel, architecture, dtype, **bag)
-            yield f"segment {name}", compiled(
-                bag_embedding._segment_kernel, architecture, dtype, **segment
+            yield (
+                f"segment {name}",
+                compiled(bag_embedding._segment_kernel, architecture, dtype, **segment),
             )
             for adds in (False, True):
-                yield f"row {name} adds={adds}", compiled(
-                    bag_embedding._row_kernel, architecture, dtype, ADDS=adds, **segment
+                yield (
+                    f"row {name} adds={adds}",
+                    compiled(bag_embedding._row_kernel, architecture, dtype, ADDS=adds, **segment),
                 )
 
 

@@ -301,11 +301,12 @@ def test_overwriting_gives_the_same_bits_in_the_logits_memory(device, implementa
 
 
 def test_rows_further_apart_than_32_bits_reach(device):
-    """Two rows 2^31 + 5 bf16 numbers apart, of which only their own columns are ever touched."""
-    stride = 2**31 + 5
-    memory = torch.empty(stride + 300, dtype=torch.bfloat16, device=device)
-    logits = memory.as_strided((2, 300), (stride, 1))
-    case = make_case(4, rows=2, columns=300)
+    """Rows so far apart that 32 bits hold the distance of two, and not that of three."""
+    stride = 2**30 + 5
+    memory = torch.empty(2 * stride + 300, dtype=torch.bfloat16, device=device)
+    # Only their own columns are ever touched.
+    logits = memory.as_strided((3, 300), (stride, 1))
+    case = make_case(4, rows=3, columns=300)
     logits.copy_(case[0].bfloat16())
     bags = Bags(case[1].to(device), None, IGNORED)
     columns = columns_of(0, 300, None)

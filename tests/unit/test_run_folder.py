@@ -152,6 +152,18 @@ def test_fresh_refuses_a_folder_with_files_and_takes_an_empty_one(run, checked):
     assert problem == f"--fresh: {run.path} is not empty. Name another folder, or delete it"
 
 
+def test_key_that_is_newer_than_the_run_has_its_default(run, checked, tmp_path):
+    run.prepare(checked)
+    path = run.path / "resolved.yaml"
+    resolved = yaml.safe_load(path.read_text())
+    del resolved["tst"]["linear-cross-entropy"]
+    path.write_text(yaml.safe_dump(resolved))
+    check_run(checked, run, fresh=False)
+    changed = make_checked(tmp_path / "other", "tst.linear-cross-entropy=true")
+    with pytest.raises(RecipeError, match="tst.linear-cross-entropy: this run was started with"):
+        check_run(changed, run, fresh=False)
+
+
 def test_folder_that_is_no_run_is_refused(run, checked):
     run.path.mkdir(parents=True)
     (run.path / "letter.txt").write_text("dear")

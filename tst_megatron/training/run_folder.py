@@ -16,7 +16,7 @@ from tst_megatron import __version__
 from tst_megatron.check import CheckedRecipe
 from tst_megatron.data.cursor import shown
 from tst_megatron.files import copy_beside, is_beside, write_beside
-from tst_megatron.recipe import RecipeError
+from tst_megatron.recipe import RecipeError, TSTConfig
 from tst_megatron.training.checkpoints import (
     Start,
     checkpoint_of,
@@ -303,7 +303,8 @@ def _identity(checked: CheckedRecipe) -> dict[str, Any]:
 def _comparable(identity: dict[str, Any]) -> dict[str, Any]:
     """Without what may change over the life of a run."""
     kept = {k: v for k, v in identity.items() if k not in (*FREE_KEYS, *LAYOUT_KEYS)}
-    tst = kept.pop("tst", None) or {}
+    # A key that is newer than the run had the value that is its default now.
+    tst = TSTConfig().as_keys() | (kept.pop("tst", None) or {})
     # Follows from the profile and the layout, which are compared where they must be.
     kept.pop("given by the profile", None)
     # Each key of the block by itself, for messages.
