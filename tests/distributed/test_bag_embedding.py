@@ -1,6 +1,8 @@
 """The bag embedding inside Megatron's own embedding room, over tensor- and sequence-parallel
 ranks."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from processes import run_ranks
@@ -132,3 +134,32 @@ def test_collective_carries_one_vector_per_bag(layout, bag_size):
         _, _, moved, moved_by_one_lookup = rank[bag_size]
         # K look-ups would move K times what one does.
         assert moved == moved_by_one_lookup == (0 if size == 1 else POSITIONS * BATCH * HIDDEN)
+
+
+@pytest.mark.parametrize(("num_ranks", "on_the_wire"), [(2, torch.bfloat16), (4, torch.float32)])
+@pytest.mark.parametrize("scatters", [False, True])
+def test_shares_of_many_ranks_cross_in_fp32(monkeypatch, num_ranks, on_the_wire, scatters):
+    """Rounded before they are summed, they would double the error over 8 ranks."""
+    from tst_megatron.host import cpu
+
+    cpu.install()
+    from tst_megatron.model import embedding
+
+    moved = []
+
+    def collective(tensor, group):
+        moved.append(tensor.dtype)
+        return tensor
+
+    for name in ("from_tensor_model_parallel", "scatter_to_sequence_parallel"):
+        monkeypatch.setattr(embedding, f"reduce_{name}_region", collective)
+    room = embedding.BagEmbedding.__new__(embedding.BagEmbedding)
+    torch.nn.Module.__init__(room)
+    table, tokens, _ = make_case(4)
+    room.weight = torch.nn.Parameter(table.bfloat16())
+    room.tp_group = SimpleNamespace(size=lambda: num_ranks)
+    room.vocab_start_index, room.reduce_scatter_embeddings = 0, scatters
+    out = room(tokens)
+    assert moved == [on_the_wire]
+    shape = (POSITIONS, BATCH, HIDDEN) if scatters else (BATCH, POSITIONS, HIDDEN)
+    assert (out.dtype, out.shape) == (torch.bfloat16, shape)

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import pytest
 from megatron.core.dist_checkpointing import validation
 from megatron.core.dist_checkpointing.strategies.filesystem_async import FileSystemWriterAsync
+from megatron.core.distributed import DistributedDataParallel
 from megatron.core.models.common import utils as plan_nodes
 from megatron.core.pipeline_parallel import schedules
 from megatron.core.rerun_state_machine import RerunState, RerunStateMachine
@@ -22,6 +23,12 @@ from tst_megatron.training import checkpoints, pretrain, step
 from tst_megatron.upstream import names, repairs
 
 CALLER = names.async_utils.PersistentAsyncCaller
+
+
+MODEL_INPUTS = (
+    *("self", "input_ids", "position_ids", "attention_mask"),
+    *("labels", "loss_mask"),
+)
 
 
 def parameters(function):
@@ -67,11 +74,27 @@ def test_version_is_the_tested_one():
         ),
         (
             upstream.GPTModel.forward,
-            ["self", "input_ids", "position_ids", "attention_mask", "labels", "loss_mask"],
+            [*MODEL_INPUTS, "output_processor"],
+        ),
+        (upstream.GPTModel.build_schedule_plan, [*MODEL_INPUTS, "output_processor"]),
+        (
+            names.training.train_step,
+            [
+                *("forward_step_func", "data_iterator", "model", "optimizer"),
+                *("opt_param_scheduler", "config", "forward_backward_func", "iteration"),
+            ],
         ),
         (
-            upstream.GPTModel.build_schedule_plan,
-            ["self", "input_ids", "position_ids", "attention_mask", "labels", "loss_mask"],
+            names.training.setup_model_and_optimizer,
+            ["model_type", "cfg_container", "pg_collection"],
+        ),
+        (names.fused_vocab_parallel_cross_entropy, ["vocab_parallel_logits", "target", "tp_group"]),
+        (
+            names.MegatronPretrainingSampler.__init__,
+            [
+                *("total_samples", "consumed_samples", "micro_batch_size"),
+                *("data_parallel_rank", "data_parallel_size"),
+            ],
         ),
         (names.get_batch_on_this_cp_rank, ["batch", "is_hybrid_cp", "cp_group"]),
         (names.mtp_on_this_rank, ["layout", "mtp_num_layers", "ignore_virtual", "vp_stage"]),
@@ -116,6 +139,22 @@ def test_version_is_the_tested_one():
 )
 def test_signature_has_what_is_relied_on(function, relied_on):
     assert set(relied_on) <= set(parameters(function))
+
+
+def test_output_processor_is_given_what_the_linear_loss_takes():
+    source = inspect.getsource(upstream.GPTModel._postprocess)
+    call = source[source.index("return output_processor(") :]
+    for name in ("hidden_states", "output_layer", "output_weight", "labels", "config"):
+        assert f"{name}=" in call[: call.index(")\n\n")]
+
+
+def test_gradients_are_told_as_the_kernels_tell_them():
+    """The hook skips a gradient that is in the buffer, and adds the dummy of a shared table."""
+    hook = inspect.getsource(DistributedDataParallel._make_backward_post_hook)
+    assert "not param.grad_added_to_main_grad or getattr(param, 'zero_out_wgrad', False)" in (
+        " ".join(hook.split())
+    )
+    assert "param.main_grad.add_(param.grad.data)" in hook
 
 
 def test_embedding_has_what_the_bag_embedding_reads():
