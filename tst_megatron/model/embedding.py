@@ -41,6 +41,10 @@ class BagEmbedding(VocabParallelEmbedding):
             parallelism.
         """
         if input_.dim() == 2:
+            # Its gradient is an ordinary one. Beside CUDA graphs Megatron never takes this mark
+            # back, and after the switch it would pass over the gradient of every step.
+            if hasattr(self.weight, "grad_added_to_main_grad"):
+                self.weight.grad_added_to_main_grad = False
             return super().forward(input_)
         num_ranks, dtype = self.tp_group.size(), self.weight.dtype
         mean_LBH = bag_embedding(
