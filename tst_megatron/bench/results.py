@@ -14,6 +14,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from tst_megatron import __version__
 from tst_megatron.bench.profile import table as kernel_table
 from tst_megatron.bench.timing import Timing
 from tst_megatron.files import beside, write_beside
@@ -68,7 +69,9 @@ class Result:
 
 
 def version_of(package: str) -> str | None:
-    """The installed version of a package, or None."""
+    """The installed version of a package, or None; this one may run from its folder alone."""
+    if package == "tst-megatron":
+        return __version__
     try:
         return version(package)
     except PackageNotFoundError:
