@@ -94,7 +94,8 @@ class Machine:
             check=False,
         )
         if asked.returncode:
-            raise SystemExit(f"{self.python} sees no GPU through torch:\n{asked.stderr[-2000:]}")
+            # Without a GPU, or a package that is missing, no part could run.
+            raise SystemExit(f"{self.python} cannot run the parts:\n{asked.stderr[-2000:]}")
         return asked.stdout.splitlines()[-1]
 
     def layers_that_fit(self) -> int:
