@@ -19,12 +19,13 @@ from torch.autograd import backward
 
 from tst_megatron.bench.comparing import Settings, compare_cases
 from tst_megatron.bench.results import Result, contender_version
-from tst_megatron.bench.timing import Contender
+from tst_megatron.bench.timing import NOT_COMPILED, Contender
 from tst_megatron.host.meter import Meter
 from tst_megatron.installed import import_if_there
 from tst_megatron.model.bag_embedding import bag_embedding
 
 OURS = "bag embedding"
+COMPILED = "compiled gather and mean"
 BAG_SIZES = (4, 8, 16)
 CHECKED_BAGS = 64
 
@@ -125,7 +126,7 @@ def ways(inputs: Inputs, meter: Meter, *, both: bool) -> list[Contender]:
         ("Megatron's embedding and a mean", contender_version("megatron-core"), _megatron(inputs)),
         ("F.embedding_bag", by_torch, _embedding_bag),
         ("gather and mean", by_torch, _gather),
-        ("compiled gather and mean", by_torch, torch.compile(_gather)),
+        (COMPILED, by_torch, torch.compile(_gather) if meter.is_gpu else None),
         ("FBGEMM, dense", contender_version("fbgemm-gpu"), _fbgemm() if meter.is_gpu else None),
     ]
     found = []
@@ -146,6 +147,7 @@ def ways(inputs: Inputs, meter: Meter, *, both: bool) -> list[Contender]:
                 name=name,
                 version=version,
                 run=run,
+                absent=NOT_COMPILED if name == COMPILED else "not installed",
                 before=functools.partial(inputs.expose_main_grad, adds_itself),
                 num_bytes=None if both else _floor(inputs),
                 error=functools.partial(inputs.error, way) if way and not both else None,

@@ -96,6 +96,7 @@ def compare(
         rounds=rounds,
         seed=seed,
         cases=[Case(title=title, timings=timings, notes=notes)],
+        are_in_turns=False,
     )
 
 

@@ -22,7 +22,7 @@ from torch.autograd import backward
 
 from tst_megatron.bench.comparing import Notes, Settings, compare_cases
 from tst_megatron.bench.results import Result, contender_version
-from tst_megatron.bench.timing import Contender, Timing
+from tst_megatron.bench.timing import NOT_COMPILED, Contender, Timing
 from tst_megatron.host.meter import Meter
 from tst_megatron.installed import import_if_there
 from tst_megatron.model.loss import vocab_parallel_multi_hot_cross_entropy
@@ -125,7 +125,13 @@ def ways(inputs: Inputs, meter: Meter) -> list[Contender]:
     found = [
         _way(inputs, OURS, ours, _ours(inputs, overwrites=True), num_bytes),
         _way(inputs, "one pass", ours, _ours(inputs, overwrites=False), num_bytes),
-        _way(inputs, "compiled log-sum-exp less gathered mean", by_torch, _compiled(inputs)),
+        _way(
+            inputs,
+            "compiled log-sum-exp less gathered mean",
+            by_torch,
+            _compiled(inputs) if meter.is_gpu else None,
+            absent=NOT_COMPILED,
+        ),
         _way(inputs, "co-author's: softmax kept in fp32", by_torch, _co_author(inputs)),
         _way(inputs, f"{bag_size} x F.cross_entropy", by_torch, _calls(inputs, _torch_call)),
         _way(inputs, "F.cross_entropy, dense targets", by_torch, _dense(inputs)),
@@ -176,11 +182,14 @@ def _way(
     version: str,
     run: Callable[[], object] | None,
     num_bytes: int | None = None,
+    *,
+    absent: str = "not installed",
 ) -> Contender:
     return Contender(
         name=name,
         version=version,
         run=run,
+        absent=absent,
         before=inputs.restore,
         num_bytes=num_bytes,
         error=functools.partial(inputs.error, run) if run else None,

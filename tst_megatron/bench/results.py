@@ -47,6 +47,8 @@ class Result:
     rounds: int
     seed: int
     cases: Sequence[Case]
+    are_in_turns: bool = True
+    """Whether each round had every contender; else they ran one after the other."""
     kernels: Sequence[dict[str, Any]] = ()
     """Milliseconds by kernel and contender, if they were taken."""
 
@@ -63,6 +65,7 @@ class Result:
             "rounds": self.rounds,
             "seed": self.seed,
             "baseline": self.baseline,
+            "in turns": self.are_in_turns,
             "cases": [dataclasses.asdict(case) for case in self.cases],
             "kernels": list(self.kernels),
         }
@@ -115,9 +118,9 @@ def markdown(document: dict[str, Any]) -> str:
         "",
         f"`{document['command']}`, {document['date']}.",
         f"Device: {device}. Versions: Python {document['python']}, {versions}.",
-        f"{document['rounds']} rounds in turns, seed {document['seed']}; medians, and from the "
-        "20th to the 80th percentile. The ratio is to "
-        f"*{document['baseline']}* of the same round.",
+        f"{document['rounds']} rounds, {'in turns' if document['in turns'] else 'each in a row'}, "
+        f"seed {document['seed']}; medians, and from the 20th to the 80th percentile. The ratio "
+        f"is to *{document['baseline']}* of the same round.",
     ]
     for case in document["cases"]:
         columns = [column for column in COLUMNS if any(column.of(t) for t in case["timings"])]

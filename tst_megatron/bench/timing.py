@@ -27,6 +27,10 @@ class Times(Protocol):
         """Give back what a failed run has left."""
 
 
+NOT_COMPILED = "the CPU host compiles nothing"
+"""Why a way that the compiler makes cannot be timed there."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Contender:
     """One way to compute something."""
@@ -35,7 +39,9 @@ class Contender:
     version: str
     """Of the package that computes it, such as ``torch 2.11.0``."""
     run: Callable[[], object] | None
-    """What is timed; None where the package is not installed."""
+    """What is timed; None where it cannot be."""
+    absent: str = "not installed"
+    """Why it cannot be timed."""
     before: Callable[[], object] | None = None
     """Called before each run and not timed: restores an input that the run overwrites."""
     num_bytes: int | None = None
@@ -132,7 +138,7 @@ def measure(
 def _warm_up(contender: Contender, timing: Timing, meter: Times, number: int) -> bool:
     """Run a contender a few times and take its memory and error; False if it cannot run."""
     if contender.run is None:
-        timing.failure = "not installed"
+        timing.failure = contender.absent
         return False
     try:
         for _ in range(number):
