@@ -164,7 +164,8 @@ def test_no_row_of_a_look_up_is_stored(device):
     assert sizes and max(sizes) < 4 * 8 * 16 * 64 / 2
 
 
-def test_rows_beyond_32_bits(device, monkeypatch):
+@pytest.mark.parametrize("token_dtype", [torch.int32, torch.int64])
+def test_rows_beyond_32_bits(device, monkeypatch, token_dtype):
     """The last rows of a table of more than 2^31 numbers; only they are ever touched."""
     from tst_megatron.model.kernels import bag_embedding as kernels
 
@@ -175,9 +176,66 @@ def test_rows_beyond_32_bits(device, monkeypatch):
     table[-2:] = last.to(device)
     # The interpreter takes its time for each program; a GPU has no registers for so large a block.
     monkeypatch.setattr(kernels, "MAX_BLOCK", 2**20 if device.type == "cpu" else 2**10)
-    tokens = torch.tensor([[[rows - 1, rows - 2]]], device=device)
+    tokens = torch.tensor([[[rows - 1, rows - 2]]], dtype=token_dtype, device=device)
     means = bag_embedding(table, tokens, implementation="triton")
     assert torch.equal(means[0, 0].cpu(), (last[0] + last[1]) / 2)
+
+
+@pytest.fixture
+def first_columns(monkeypatch):
+    """Of each row only eight columns are computed, so that most of its memory is never touched."""
+    from tst_megatron.model.kernels import bag_embedding as kernels
+
+    monkeypatch.setattr(kernels, "_blocks", lambda num_hidden: (8, 1))
+    return slice(0, 8)
+
+
+def test_means_beyond_32_bits(device, first_columns):
+    """More than 2^31 numbers in the result; each bag has its place."""
+    hidden, shape = 2**24, (2, 2**6 + 2)
+    table = torch.empty(3, hidden, dtype=torch.bfloat16)
+    table[:, first_columns] = 2 * torch.arange(24).view(3, 8).bfloat16()
+    tokens = torch.arange(2 * shape[0] * shape[1]).remainder(3).view(*shape, 2)
+    means = bag_embedding(table.to(device), tokens.to(device), implementation="triton")
+    small = table[:, first_columns]
+    expected, _ = by_hand(small, tokens, torch.zeros(shape[1], shape[0], 8))
+    assert means.numel() > 2**31
+    assert torch.equal(means[..., first_columns].cpu().double(), expected)
+
+
+@pytest.mark.parametrize("token_dtype", [torch.int32, torch.int64])
+@pytest.mark.parametrize("adds", [False, True])
+def test_gradient_of_rows_beyond_32_bits(device, first_columns, adds, token_dtype):
+    """The last rows of a gradient of more than 2^31 numbers; only they have a part in the bag."""
+    from tst_megatron.model.kernels import bag_embedding as kernels
+
+    hidden, rows = 2**24, 2**7 + 2
+    gradient = torch.empty(rows, hidden, dtype=torch.bfloat16, device=device)
+    gradient[-2:, first_columns] = 1
+    upstream = torch.empty(1, 1, hidden, device=device)
+    upstream[..., first_columns] = 4.0 * torch.arange(8, device=device)
+    tokens = rows - torch.tensor([[[1, 2, 1, 1]]], dtype=token_dtype, device=device)
+    kernels.write_gradient(gradient, upstream, tokens, 0, adds)
+    expected = torch.tensor([[1], [3]]) * torch.arange(8) + adds
+    assert torch.equal(gradient[-2:, first_columns].cpu(), expected.bfloat16())
+
+
+@pytest.mark.parametrize("token_dtype", [torch.int32, torch.int64])
+def test_upstream_beyond_32_bits(device, first_columns, token_dtype):
+    """Only bags beyond 2^31 numbers of their gradient read rows of this rank."""
+    from tst_megatron.model.kernels import bag_embedding as kernels
+
+    hidden, shape = 2**24, (2, 2**6 + 2)
+    upstream = torch.empty(shape[1], shape[0], hidden, dtype=torch.bfloat16, device=device)
+    last = torch.arange(32).view(2, 2, 8).bfloat16()
+    upstream[-2:, :, first_columns] = last.to(device)
+    tokens = torch.full((*shape, 2), 2, dtype=token_dtype)
+    # Of eight sorted positions four are a segment of row 1, and the others are added one by one.
+    tokens[:, -2:] = torch.tensor([[[0, 1], [0, 1]], [[1, 0], [1, 1]]], dtype=token_dtype)
+    gradient = torch.empty(2, hidden, device=device)
+    kernels.write_gradient(gradient, upstream, tokens.to(device), 0, False)
+    _, expected = by_hand(torch.zeros(2, 8), tokens[:, -2:], last)
+    assert torch.equal(gradient[:, first_columns].cpu().double(), expected)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

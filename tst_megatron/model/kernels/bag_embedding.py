@@ -8,8 +8,8 @@ writer slow; whole segments of one token are therefore summed beforehand, each b
 own, and the writer adds their sums. How much is launched follows from shapes alone, so that a graph
 can hold it.
 
-Row offsets are 64 bits wide: a table of 151,936 rows is larger than 2^31 numbers from 14,135
-columns on, and positions times columns sooner.
+Row offsets are 64 bits wide, also where tokens are not: a table of 151,936 rows is larger than 2^31
+numbers from 14,135 columns on, and positions times columns sooner.
 
 Shapes: B micro-batch, L latent positions, K tokens per bag, H hidden, P table rows on this rank.
 """
@@ -38,7 +38,7 @@ def _mean_kernel(
     is_column = columns < num_hidden
     total = tl.zeros([BLOCK], tl.float32)
     for slot in tl.static_range(NUM_SLOTS):
-        row = tl.load(tokens + bag * NUM_SLOTS + slot) - first_row
+        row = tl.load(tokens + bag * NUM_SLOTS + slot).to(tl.int64) - first_row
         # Nothing is read for a token of another rank.
         is_read = is_column & (row >= 0) & (row < num_rows)
         total += tl.load(table + row * num_hidden + columns, mask=is_read, other=0.0).to(tl.float32)
