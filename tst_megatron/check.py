@@ -18,6 +18,7 @@ from tst_megatron.compatibility import (
 from tst_megatron.data.corpora import Corpus, corpora_problems, held_out_problems, open_corpora
 from tst_megatron.data.manifest import Manifest
 from tst_megatron.data.plan import StreamPlan
+from tst_megatron.environment import environment_of
 from tst_megatron.flags import Flags
 from tst_megatron.profiles import PROFILES, given_by
 from tst_megatron.recipe import RUN_FOLDER_KEYS, Recipe, RecipeError
@@ -81,6 +82,8 @@ class CheckedRecipe:
     """Megatron's arguments, validated for a job of that size."""
     profile_values: dict[str, Any]
     """What the profile gave, beside the recipe's own keys."""
+    environment: dict[str, str]
+    """Variables that the ranks are to be started with (``environment.py``)."""
     warnings: tuple[str, ...]
 
     def plan(self) -> list[str]:
@@ -99,7 +102,9 @@ class CheckedRecipe:
         total = schedule.raw_tokens_before(schedule.num_steps)
         positions = schedule.latent_positions_before(schedule.num_steps)
         lines.append(f"{total:,} raw tokens in {positions:,} latent positions over the whole run")
-        return [*lines, *self.stream.corpus_lines()]
+        variables = " ".join(f"{name}={value}" for name, value in self.environment.items())
+        environment = [f"environment: {variables}"] if variables else []
+        return [*lines, *self.stream.corpus_lines(), *environment]
 
     def _ablation(self) -> str:
         tst = self.recipe.tst
@@ -172,6 +177,7 @@ def check_recipe(recipe: Recipe, *, world_size: int | None = None) -> CheckedRec
         world_size=world_size,
         arguments=ask_megatron(flags, world_size),
         profile_values={k: v for k, v in megatron.items() if recipe.megatron.get(k) != v},
+        environment=environment_of(recipe.profile, megatron, known),
         warnings=tuple(_warnings(known, given, values)),
     )
 

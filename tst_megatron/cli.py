@@ -22,6 +22,8 @@ from tst_megatron.commands.hugging_face import export, generate, import_
 from tst_megatron.commands.params import params
 from tst_megatron.commands.quantize import quantize
 from tst_megatron.commands.shared import BAD_INPUT, Overrides, RecipePath, announce, checked_recipe
+from tst_megatron.environment import differences
+from tst_megatron.files import write_beside
 from tst_megatron.recipe import RecipeError
 
 app = typer.Typer(
@@ -97,6 +99,10 @@ def check(
         Path | None,
         typer.Option("--run-folder", help="Also check that this run can be started or resumed."),
     ] = None,
+    environment: Annotated[
+        Path | None,
+        typer.Option(help="Write the variables to start ranks with here, a NAME=VALUE a line."),
+    ] = None,
 ) -> None:
     """Check a recipe before it waits in a queue: all problems at once, status 2 if any."""
     from tst_megatron.training.run_folder import RunFolder
@@ -106,6 +112,9 @@ def check(
     checked = checked_recipe(recipe, overrides, nproc)
     start = plan_start(checked, RunFolder(run)) if run else None
     announce(checked, console)
+    if environment is not None:
+        lines = (f"{name}={value}\n" for name, value in checked.environment.items())
+        write_beside(environment, "".join(lines))
     if run is not None and start is not None:
         is_finished = RunFolder(run).is_finished(checked)
         would = (
@@ -153,11 +162,12 @@ def train_run(
     recipe: Path, overrides: list[str], folder: Path, *, nproc: int | None, fresh: bool = False
 ) -> int:
     """Train in a run folder, as one rank or by starting all of them, and return the exit status."""
-    from tst_megatron.training import stopping
+    from tst_megatron.training import stacks, stopping
 
     if nproc is None:
         # This process is a rank, and what follows takes half a minute on a busy machine.
         stopping.listen()
+        stacks.listen()
     from tst_megatron.data.ready import build_indexes, wait_until_ready
     from tst_megatron.training.launch import launch
     from tst_megatron.training.run_folder import RunFolder, check_run
@@ -195,6 +205,8 @@ def train_run(
         announce(checked, console)
         rank = _be_the_only_rank()
     if rank == 0:
+        for difference in differences(checked.environment, os.environ):
+            console.print(f"warning: {difference}", highlight=False, soft_wrap=True)
         run.repair(checked)
     try:
         console = redirect_output_to(str(run.log(rank)))

@@ -43,7 +43,8 @@ class Setting:
     """All of them, or the flag is left out."""
 
 
-def _is_on(key: str) -> Need:
+def is_on(key: str) -> Need:
+    """That a flag is on."""
     return Need(text=f"`{key}`", holds=lambda value: bool(value(key)))
 
 
@@ -137,7 +138,7 @@ BF16 = (
         key="overlap-param-gather",
         value=True,
         why="parameters are gathered while the forward pass goes on",
-        needs=(_is_on("overlap-grad-reduce"), _is_on("use-distributed-optimizer")),
+        needs=(is_on("overlap-grad-reduce"), is_on("use-distributed-optimizer")),
     ),
     Setting(
         key="gradient-accumulation-fusion",
@@ -176,7 +177,7 @@ TUNED = (
         key="cross-entropy-fusion-impl",
         value="native",
         why="Megatron 0.19.2 refuses `te` for being unstable",
-        needs=(_is_on("cross-entropy-loss-fusion"),),
+        needs=(is_on("cross-entropy-loss-fusion"),),
     ),
     Setting(
         key="moe-token-dispatcher-type",
@@ -225,7 +226,7 @@ TUNED = (
         key="delay-wgrad-compute",
         value=True,
         why="weight gradients fill the gaps of that exchange; those of shared experts are graphed",
-        needs=(_is_on("overlap-moe-expert-parallel-comm"), SHARED_EXPERTS_WITH_APEX),
+        needs=(is_on("overlap-moe-expert-parallel-comm"), SHARED_EXPERTS_WITH_APEX),
     ),
     Setting(
         key="cuda-graph-impl",
@@ -268,7 +269,7 @@ TUNED = (
         key="manual-gc-interval",
         value=100,
         why="as NVIDIA's recipe",
-        needs=(_is_on("manual-gc"),),
+        needs=(is_on("manual-gc"),),
     ),
 )
 """On top of ``bf16``."""
@@ -290,7 +291,7 @@ MXFP8_SETTINGS = (
         key="reuse-grad-buf-for-mxfp8-param-ag",
         value=True,
         why="the buffer of gradients holds the gathered parameters",
-        needs=(MXFP8, _is_on("fp8-param-gather")),
+        needs=(MXFP8, is_on("fp8-param-gather")),
     ),
     Setting(
         key="moe-flex-dispatcher-num-sms",

@@ -1,0 +1,147 @@
+# shellcheck shell=bash
+# What every job script shares: messages, this cluster's settings, and the one way to start tasks.
+# Sourced with the project's folder as the current one.
+
+say() { printf '%s %s\n' "$(date -u +%FT%TZ)" "$*"; }
+
+# die STATUS TEXT...
+die() {
+  local status=$1
+  shift
+  say "error: $*" >&2
+  exit "$status"
+}
+
+[[ -n ${SLURM_JOB_ID:-} ]] || die 2 "this is a job script: start it with sbatch, from the project's folder"
+
+# The task of an array by its own name: Slurm takes the number of its last one for the whole array.
+# shellcheck disable=SC2034  # other scripts use it
+JOB=$SLURM_JOB_ID
+[[ -z ${SLURM_ARRAY_JOB_ID:-} ]] || JOB=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID
+
+# In front of sbatch wins over the file, which wins over the defaults below.
+if [[ -r ${TST_SITE:-slurm/site.env} ]]; then
+  _given=$(declare -p | grep -E '^declare -[a-z-]* ?(TST_|NCCL_|GLOO_)[A-Z_]*=' || true)
+  # shellcheck source=/dev/null
+  . "${TST_SITE:-slurm/site.env}"
+  eval "$_given"
+elif [[ -n ${TST_SITE:-} ]]; then
+  die 2 "TST_SITE=$TST_SITE: no such file"
+fi
+TST_ENVIRONMENT=${TST_ENVIRONMENT:-plain}
+TST_CORDON=${TST_CORDON:-slurm/cordoned-nodes}
+if [[ $TST_ENVIRONMENT == plain && -z ${TST_VENV:-} && -x .venv/bin/tst-megatron ]]; then TST_VENV=$PWD/.venv; fi
+
+# --- what processes are given -----------------------------------------------------------------------
+
+# Named one by one, since values that an image sets win over the host's where they are not.
+GIVEN=()
+
+# give NAME VALUE: put a variable into the environment of every process that run_tasks starts.
+give() {
+  export "$1=$2"
+  # Apptainer lets the image win, except over these.
+  export "APPTAINERENV_$1=$2"
+  local name
+  for name in ${GIVEN[@]+"${GIVEN[@]}"}; do [[ $name == "$1" ]] && return; done
+  GIVEN+=("$1")
+}
+
+# give_file FILE: the same for lines of NAME=VALUE.
+give_file() {
+  local name value
+  while IFS='=' read -r name value; do
+    [[ -n $name ]] && give "$name" "$value"
+  done <"$1"
+}
+
+# What was given, and nothing else: the rest of the environment may hold secrets.
+show_given() {
+  local name
+  for name in "${GIVEN[@]}"; do say "environment: $name=${!name}"; done
+}
+
+give_defaults() {
+  local name
+  for name in TST_VENV TST_SECRETS TST_SCRATCH TST_BIND NCCL_SOCKET_IFNAME GLOO_SOCKET_IFNAME NCCL_IB_HCA; do
+    [[ -z ${!name:-} ]] || give "$name" "${!name}"
+  done
+  # Both or none: gloo carries what NCCL does not.
+  [[ -z ${NCCL_SOCKET_IFNAME:-} ]] || give GLOO_SOCKET_IFNAME "${GLOO_SOCKET_IFNAME:-$NCCL_SOCKET_IFNAME}"
+  give OMP_NUM_THREADS "${OMP_NUM_THREADS:-${SLURM_CPUS_PER_TASK:-1}}"
+  give PYTHONUNBUFFERED 1
+  give PYTHONFAULTHANDLER 1
+  give TOKENIZERS_PARALLELISM false
+  give NCCL_DEBUG "${NCCL_DEBUG:-WARN}"
+  # 64 ranks that ask a hub for a file they have would be turned away.
+  give HF_HUB_OFFLINE 1
+  give TRANSFORMERS_OFFLINE 1
+}
+
+# --- addresses --------------------------------------------------------------------------------------
+
+# new_port USE: a port of this start of this job, above what services have and below what Linux
+# hands out by itself. USE tells one step of the job from another.
+new_port() {
+  printf '%s\n' "${TST_MASTER_PORT:-$((20000 + (SLURM_JOB_ID + 1009 * ${SLURM_RESTART_COUNT:-0} + 3001 * $1) % 10000))}"
+}
+
+# meet_at USE: tell the ranks of the next step where they find each other.
+meet_at() {
+  local first
+  first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+  give MASTER_ADDR "${TST_MASTER_ADDR:-$first${TST_ADDRESS_SUFFIX:-}}"
+  give MASTER_PORT "$(new_port "$1")"
+}
+
+# --- tasks ------------------------------------------------------------------------------------------
+
+mounts() {
+  printf '%s:%s' "$PWD" "$PWD"
+  local folder
+  for folder in "$@"; do [[ -z $folder || $folder == "$PWD"* ]] || printf ',%s:%s' "$folder" "$folder"; done
+  [[ -z ${TST_SECRETS:-} ]] || printf ',%s:%s:ro' "$TST_SECRETS" "$TST_SECRETS"
+  [[ -z ${TST_MOUNTS:-} ]] || printf ',%s' "$TST_MOUNTS"
+}
+
+# run_tasks SRUN_OPTION... -- COMMAND...: start tasks where TST_ENVIRONMENT says; the only srun here.
+# One task is one rank with one GPU, and sees all GPUs of its node: NVLink needs that.
+run_tasks() {
+  local options=() inside=() given
+  while [[ $1 != -- ]]; do
+    options+=("$1")
+    shift
+  done
+  shift
+  # Unlike Slurm before 22.05, srun does not take this over.
+  [[ -z ${SLURM_CPUS_PER_TASK:-} ]] || export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK
+  case $TST_ENVIRONMENT in
+    plain) ;;
+    pyxis)
+      given=$(IFS=,; printf '%s' "${GIVEN[*]}")
+      options+=(
+        "--container-image=${TST_IMAGE:?TST_ENVIRONMENT=pyxis needs TST_IMAGE}"
+        "--container-mounts=$(mounts "${RUN_FOLDER:-}")" "--container-workdir=$PWD" "--container-env=$given"
+        # A home folder's packages would come before the image's.
+        --no-container-mount-home --no-container-entrypoint
+      )
+      ;;
+    apptainer)
+      inside=(apptainer exec --no-home --bind "$(mounts "${RUN_FOLDER:-}")" --pwd "$PWD")
+      [[ -z ${SLURM_GPUS_ON_NODE:-}${SLURM_JOB_GPUS:-} ]] || inside+=(--nv)
+      inside+=("${TST_IMAGE:?TST_ENVIRONMENT=apptainer needs TST_IMAGE}")
+      ;;
+    *) die 2 "TST_ENVIRONMENT=$TST_ENVIRONMENT: must be plain, pyxis or apptainer" ;;
+  esac
+  srun --kill-on-bad-exit=1 --wait=60 --label --cpu-bind=none ${options[@]+"${options[@]}"} \
+    ${inside[@]+"${inside[@]}"} bash slurm/lib/rank.sh "$@"
+}
+
+# check_image: before anything waits for it.
+check_image() {
+  [[ $TST_ENVIRONMENT == plain ]] && return
+  [[ -n ${TST_IMAGE:-} ]] || die 2 "TST_ENVIRONMENT=$TST_ENVIRONMENT needs TST_IMAGE, the image's file"
+  # A name in a registry has no file.
+  [[ $TST_IMAGE != /* || -r $TST_IMAGE ]] || die 2 "TST_IMAGE=$TST_IMAGE: no such file on $(hostname)"
+  say "image: $TST_IMAGE$([[ $TST_IMAGE != /* ]] || stat -c ' (%s bytes, of %y)' "$TST_IMAGE")"
+}

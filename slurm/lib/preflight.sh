@@ -1,0 +1,62 @@
+# shellcheck shell=bash
+# Checks of a job's nodes: GPU, memory, disks, clock, software, collectives. What each looks at is
+# in `tst-megatron preflight --help`; here is how a job asks all nodes and finds the sick ones.
+
+# preflight FOLDER [OPTION...]: every rank checks itself, its node and the network; sick nodes are
+# said, noted in TST_CORDON, and left in FOLDER/sick-nodes. 75 if anything is wrong.
+preflight() {
+  local folder=$1 status=0 node
+  shift
+  mkdir -p "$folder"
+  ask_nodes 1 "$folder" "$SLURM_JOB_NODELIST" "$SLURM_NNODES" "$@" || status=$?
+  if ((status != 0)) && [[ -e $folder/sick-nodes && ! -s $folder/sick-nodes ]] && ((SLURM_NNODES > 2)); then
+    say "no node is sick by itself: asking pairs of neighbours"
+    ask_pairs "$folder" "$@"
+  fi
+  for node in $(sick_nodes "$folder"); do
+    say "sick node: $node"
+    printf '%s %s job %s, see %s\n' "$node" "$(date -u +%FT%TZ)" "$JOB" "$folder" >>"$TST_CORDON"
+  done
+  return "$status"
+}
+
+sick_nodes() { sort -u "$1/sick-nodes" 2>/dev/null || true; }
+
+# ask_nodes USE FOLDER NODELIST NUM_NODES [OPTION...]: the checks on some of the job's nodes.
+ask_nodes() {
+  local use=$1 folder=$2 nodes=$3 number=$4 ranks=$(($4 * SLURM_NTASKS / SLURM_NNODES))
+  shift 4
+  mkdir -p "$folder"
+  # The first of these nodes, and a port that no other step has.
+  give MASTER_ADDR "${TST_MASTER_ADDR:-$(scontrol show hostnames "$nodes" | head -n 1)${TST_ADDRESS_SUFFIX:-}}"
+  give MASTER_PORT "$(new_port "$use")"
+  # A rank that hangs is ended by the limit, and found by the file that it did not finish.
+  run_tasks "--nodelist=$nodes" "--nodes=$number" "--ntasks=$ranks" "--time=$PREFLIGHT_MINUTES" -- \
+    tst-megatron preflight "$folder" ${TST_BASELINE:+--baseline "$TST_BASELINE"} "$@" || true
+  run_tasks "--nodelist=${nodes}" --nodes=1 --ntasks=1 -- tst-megatron preflight-verdict "$folder" \
+    --hosts "$(scontrol show hostnames "$nodes" | paste -sd, -)" --ranks "$ranks"
+}
+
+# ask_pairs FOLDER [OPTION...]: a node is sick if every pair that it is in fails and not all pairs do.
+ask_pairs() {
+  local folder=$1 hosts first index pids=()
+  shift
+  mapfile -t hosts < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
+  # Pairs that share no node run at once: first those that begin at even places, then the others.
+  for first in 0 1; do
+    pids=()
+    for ((index = first; index + 1 < ${#hosts[@]}; index += 2)); do
+      (
+        ask_nodes $((2 + index)) "$folder/${hosts[index]}+${hosts[index + 1]}" "${hosts[index]},${hosts[index + 1]}" 2 "$@" &&
+          touch "$folder/${hosts[index]}+${hosts[index + 1]}/well"
+      ) &
+      pids+=($!)
+    done
+    wait "${pids[@]}" || true
+  done
+  [[ -n $(find "$folder" -name well) ]] || return 0
+  for first in "${hosts[@]}"; do
+    find "$folder" -name well | grep -qE "/($first\+[^/]*|[^/]*\+$first)/well$" ||
+      printf '%s\n' "$first" >>"$folder/sick-nodes"
+  done
+}

@@ -1,0 +1,43 @@
+#!/usr/bin/env bash
+# One task of a job step: become a rank, bind to the processors beside the GPU, run the command.
+# Runs inside the container, where there is one; common.sh starts it.
+set -euo pipefail
+
+if [[ -n ${TST_VENV:-} ]]; then
+  # shellcheck source=/dev/null
+  . "$TST_VENV/bin/activate"
+fi
+if [[ -n ${TST_SECRETS:-} ]]; then
+  set -a
+  # shellcheck source=/dev/null
+  . "$TST_SECRETS"
+  set +a
+fi
+
+export RANK=$SLURM_PROCID LOCAL_RANK=$SLURM_LOCALID WORLD_SIZE=$SLURM_NTASKS
+# Compilers write thousands of small files: to the node's own disk, and no two jobs to one place.
+caches=${TST_SCRATCH:-${TMPDIR:-/tmp}}/tst-$(id -u)-$SLURM_JOB_ID
+export TRITON_CACHE_DIR=$caches/triton TORCHINDUCTOR_CACHE_DIR=$caches/inductor
+ulimit -c 0
+# As far as the node allows.
+ulimit -S -n "$(ulimit -H -n)"
+ulimit -S -l "$(ulimit -H -l)"
+
+once_per_node() { [[ $LOCAL_RANK != 0 ]] || printf '%s: %s\n' "${SLURMD_NODENAME:-$(hostname)}" "$*" >&2; }
+
+bound=()
+if [[ ${TST_BIND:-numa} == numa && -n ${SLURM_GPUS_ON_NODE:-} ]] && command -v nvidia-smi >/dev/null; then
+  bus=$(nvidia-smi --query-gpu=pci.bus_id --format=csv,noheader --id="$LOCAL_RANK")
+  # nvidia-smi writes eight digits of the domain, the kernel four.
+  bus=${bus,,}
+  numa=$(cat "/sys/bus/pci/devices/${bus#0000}/numa_node" 2>/dev/null || printf '%s' -1)
+  if ((numa < 0)); then
+    once_per_node "ranks are not bound to processors: the kernel does not say where GPU $LOCAL_RANK is"
+  elif ! command -v numactl >/dev/null; then
+    once_per_node "ranks are not bound to processors: numactl is not installed"
+  else
+    bound=(numactl "--cpunodebind=$numa" "--membind=$numa")
+  fi
+fi
+
+exec ${bound[@]+"${bound[@]}"} "$@"

@@ -1,0 +1,220 @@
+# shellcheck shell=bash
+# One start of a run inside a job, and what comes after it: finished, requeued, or given up.
+# What the run says in state.json decides; srun's status does not, which is 0 or 143 where it may
+# be 75 (it is that of another task, or of the signal that ended the others).
+# RUN_FOLDER is set; messages and job steps come from common.sh.
+
+FINISHED=0 BAD_INPUT=2 TRY_AGAIN=75 DO_NOT_RESTART=93
+
+# --- events: what happened to a run, over all its jobs ----------------------------------------------
+
+# note EVENT TEXT...: append a line to slurm/events.tsv: time, job, event, checkpointed step, text.
+note() {
+  local event=$1
+  shift
+  printf '%s\t%s\t%s\t%s\t%s\n' "$(date -u +%FT%TZ)" "$JOB" "$event" "$(saved_step)" "$*" \
+    >>"$RUN_FOLDER/slurm/events.tsv"
+  say "$event: $*"
+}
+
+events() { cat "$RUN_FOLDER/slurm/events.tsv" 2>/dev/null || true; }
+
+# The step of the newest checkpoint as far as a file tells it; a start looks closer.
+saved_step() {
+  local step
+  step=$(cat "$RUN_FOLDER/checkpoints/latest_checkpointed_iteration.txt" 2>/dev/null || true)
+  [[ $step =~ ^[0-9]+$ ]] || step=0
+  printf '%s' "$step"
+}
+
+# state_of KEY: a value of state.json, which has a key a line; empty where there is none.
+state_of() {
+  sed -nE "s/^ *\"$1\": \"?(.*[^\",])\"?,?\$/\1/p" "$RUN_FOLDER/state.json" 2>/dev/null || true
+}
+
+# job_fact NAME: a field of this job, as Slurm has it now.
+job_fact() { scontrol show job "$JOB" | grep -oE "(^| )$1=[^ ]*" | head -n 1 | cut -d= -f2- || true; }
+
+# --- may it start? ------------------------------------------------------------------------------------
+
+# The number of starts, the newest ones, that all began at the step of today's checkpoint.
+# A person who submits again after `give-up` starts the count anew.
+starts_without_progress() {
+  events | awk -F'\t' -v step="$(saved_step)" '
+    $3 == "give-up" { count = 0 }
+    $3 == "start" { count = ($4 == step) ? count + 1 : 0 }
+    END { print count + 0 }'
+}
+
+# Also for jobs that waited in the queue when the run was given up or was finished.
+refuse_to_start() {
+  local other submitted gave_up
+  if [[ -e $RUN_FOLDER/STOP ]]; then
+    note stop-file "not started: $RUN_FOLDER/STOP is there. Delete it to go on"
+    exit "$TRY_AGAIN"
+  fi
+  if [[ $(state_of status) == finished ]]; then
+    say "this run is finished: $RUN_FOLDER"
+    exit "$FINISHED"
+  fi
+  other=$(events | awk -F'\t' '$3 == "start" { job = $2 } END { print job }')
+  if [[ -n $other && $other != "$JOB" && -n $(squeue -h -t R,CG,S -j "$other" 2>/dev/null || true) ]]; then
+    die "$BAD_INPUT" "job $other is training in $RUN_FOLDER. Cancel it, or give another RUN_FOLDER"
+  fi
+  gave_up=$(events | awk -F'\t' '$3 == "give-up" { time = $1 } END { print time }')
+  submitted=$(date -u -d "$(job_fact SubmitTime)" +%FT%TZ)
+  if [[ -n $gave_up && $submitted < $gave_up ]]; then
+    say "not started: the run was given up at $gave_up, when this job was waiting. Submit again to go on"
+    exit "$DO_NOT_RESTART"
+  fi
+  give_up_without_progress
+}
+
+give_up_without_progress() {
+  local starts
+  starts=$(starts_without_progress)
+  ((starts >= MAX_STARTS_WITHOUT_PROGRESS)) || return 0
+  note give-up "$starts starts in a row saved nothing beyond step $(saved_step) (MAX_STARTS_WITHOUT_PROGRESS=$MAX_STARTS_WITHOUT_PROGRESS)." \
+    "Last reason: $(state_of reason). Submit again when that is mended, or with a longer time limit than a save takes"
+  exit "$DO_NOT_RESTART"
+}
+
+# --- the next start -----------------------------------------------------------------------------------
+
+# try_again REASON...: requeue this job, or leave the run to the next job of the chain.
+# Only a job that nobody has ended: Slurm would also requeue one that was cancelled.
+try_again() {
+  local nodes state
+  note end "$*"
+  state=$(job_fact JobState)/$(job_fact Reason)
+  if [[ $state != RUNNING/* && $state != COMPLETING/TimeLimit ]]; then
+    say "this job was ended from outside ($state), and is not requeued by this script"
+    exit "$TRY_AGAIN"
+  fi
+  give_up_without_progress
+  if [[ $(job_fact Requeue) != 1 ]]; then
+    say "this job may not be requeued (--no-requeue); the next of its chain goes on"
+    exit "$TRY_AGAIN"
+  fi
+  # Requeueing ends this script, after a moment that the nodes to avoid are told in.
+  trap '' TERM
+  note requeue "from step $(saved_step)"
+  scontrol requeue "$JOB" || die "$TRY_AGAIN" "Slurm did not requeue this job; submit it again to go on"
+  nodes=$(cordoned)
+  if [[ -n $nodes ]]; then
+    scontrol update JobId="$JOB" ExcNodeList="$nodes" || say "could not leave out $nodes"
+  fi
+  exit "$TRY_AGAIN"
+}
+
+# Nodes that were found sick, with commas.
+cordoned() { [[ ! -s $TST_CORDON ]] || cut -d' ' -f1 "$TST_CORDON" | sort -u | paste -sd, -; }
+
+# --- one start ----------------------------------------------------------------------------------------
+
+# check_run RECIPE...: every problem of the input, on one processor before 64 GPUs wait for it.
+check_run() {
+  local status=0
+  run_tasks --nodes=1 --ntasks=1 -- tst-megatron check "$@" --nproc "$SLURM_NTASKS" \
+    --run-folder "$RUN_FOLDER" --environment "$RUN_FOLDER/slurm/environment" || status=$?
+  ((status != BAD_INPUT)) || { note end "bad input"; exit "$BAD_INPUT"; }
+  ((status == 0)) || try_again "the check of the recipe ended with status $status"
+  give_file "$RUN_FOLDER/slurm/environment"
+}
+
+# Sick nodes of earlier jobs, which this one could not know when it was submitted.
+leave_cordoned_nodes() {
+  local node here
+  here=$(scontrol show hostnames "$SLURM_JOB_NODELIST")
+  for node in $(cordoned | tr , ' '); do
+    ! grep -qx "$node" <<<"$here" || try_again "$node is noted as sick in $TST_CORDON. Delete its line when it is mended"
+  done
+}
+
+# check_nodes: the checks of preflight.sbatch; nodes that fail are noted and left out from now on.
+check_nodes() {
+  local folder=$RUN_FOLDER/slurm/preflight-$JOB-${SLURM_RESTART_COUNT:-0}
+  preflight "$folder" && return
+  note sick "$(sick_nodes "$folder" | paste -sd' ' -)"
+  try_again "the nodes did not pass, see $folder"
+}
+
+# What torch keeps of its collectives, for a run that hangs or crashes.
+give_diagnosis() {
+  mkdir -p "$RUN_FOLDER/logs/flight-recorder"
+  give TORCH_FR_BUFFER_SIZE 2000
+  give TORCH_NCCL_DUMP_ON_TIMEOUT 1
+  give TORCH_FR_DUMP_TEMP_FILE "$RUN_FOLDER/logs/flight-recorder/rank-"
+}
+
+# train_until_end RECIPE...: the run itself, under watch; returns when no rank is left.
+train_until_end() {
+  local train watch
+  run_tasks -- tst-megatron train "$@" --run-folder "$RUN_FOLDER" &
+  train=$!
+  watch_run &
+  watch=$!
+  # A signal ends a wait and not what it waits for.
+  while kill -0 "$train" 2>/dev/null; do wait "$train" || true; done
+  kill "$watch" 2>/dev/null || true
+  wait "$watch" || true
+}
+
+# after_the_end: from what the run says.
+after_the_end() {
+  local status reason
+  status=$(state_of status) reason=$(state_of reason)
+  if [[ $status == finished ]]; then
+    note end "finished"
+    exit "$FINISHED"
+  fi
+  if [[ -e $RUN_FOLDER/STOP ]]; then
+    note stop-file "stopped at step $(saved_step). Delete $RUN_FOLDER/STOP and submit again to go on"
+    exit "$TRY_AGAIN"
+  fi
+  if [[ $(state_of exit_status) == "$DO_NOT_RESTART" ]]; then
+    note give-up "the run must not be restarted: $reason"
+    exit "$DO_NOT_RESTART"
+  fi
+  try_again "${status:-no state}: ${reason:-the ranks never started}"
+}
+
+# What a job does when Slurm ends it: at its time limit, by scancel, or for a job that preempts it.
+on_term() {
+  trap '' TERM
+  try_again "ended by Slurm: $(job_fact JobState) $(job_fact Reason)"
+}
+
+# --- watching -----------------------------------------------------------------------------------------
+
+step_id() { squeue -h -s -j "$JOB" -o %i | grep -E "^$JOB\.[0-9]+\$" | tail -n 1; }
+
+# Seconds since the run recorded a step: the heartbeat, written by the last rank with each step.
+silence() {
+  local beat
+  beat=$(stat -c %Y "$RUN_FOLDER/metrics.jsonl" 2>/dev/null || printf 0)
+  printf '%s' $(($(date +%s) - (beat > $1 ? beat : $1)))
+}
+
+# watch_run: end the run with a checkpoint when STOP appears, and a run that hangs with its stacks.
+watch_run() {
+  local began limit
+  began=$(date +%s)
+  while sleep "$WATCH_SECONDS"; do
+    if [[ -e $RUN_FOLDER/STOP ]]; then
+      say "$RUN_FOLDER/STOP is there: asking the ranks to save and stop"
+      scancel --signal=USR2 "$(step_id)"
+      # Once is enough, and what follows is srun's end.
+      return
+    fi
+    limit=$HANG_SECONDS
+    # Until the first step of this start: building indexes, loading, compiling.
+    (($(stat -c %Y "$RUN_FOLDER/metrics.jsonl" 2>/dev/null || printf 0) > began)) || limit=$START_SECONDS
+    (($(silence "$began") > limit)) || continue
+    note hang "no step for $limit s: the stacks of all ranks are in $RUN_FOLDER/logs, and the run is restarted"
+    scancel --signal=USR1 "$(step_id)"
+    sleep 10
+    scancel "$(step_id)"
+    return
+  done
+}

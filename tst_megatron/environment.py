@@ -1,0 +1,135 @@
+"""Environment variables that belong to a profile, each with its reason; set before a rank starts.
+
+CUDA, NCCL and Transformer Engine read them when they start, so a running rank cannot set them:
+whoever starts ranks does (``check --environment``), and ``train`` says which are missing. A start
+without them is the commonest reason for less throughput than published (Megatron-Bridge#4587).
+None of them decides a number of the run. Untested on hardware, as the profiles are.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from tst_megatron.flags import Flags
+from tst_megatron.profiles import GPU_PROFILES, GRAPHS, HYBRID_EP, Need, Values, is_on
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Variable:
+    """One environment variable of the GPU profiles."""
+
+    name: str
+    value: str
+    why: str
+    needs: tuple[Need, ...] = ()
+    """All of them, or the variable is left alone."""
+
+
+def _is_split(value: Values) -> bool:
+    sizes = (value("tensor-model-parallel-size"), value("context-parallel-size"))
+    return any(size not in (None, 1) for size in sizes)
+
+
+EXPERTS_OVERLAP = is_on("overlap-moe-expert-parallel-comm")
+SPLIT_WITHOUT_OVERLAP = Need(
+    text="tensor or context parallelism without `overlap-moe-expert-parallel-comm`",
+    holds=lambda value: _is_split(value) and not value("overlap-moe-expert-parallel-comm"),
+)
+OVERLAP = Need(
+    text="`overlap-grad-reduce` or `overlap-moe-expert-parallel-comm`",
+    holds=lambda value: bool(
+        value("overlap-grad-reduce") or value("overlap-moe-expert-parallel-comm")
+    ),
+)
+
+VARIABLES = (
+    Variable(
+        name="CUDA_DEVICE_MAX_CONNECTIONS",
+        value="32",
+        why="streams for the exchange between experts beside those that compute; as NVIDIA's recipe",
+        needs=(EXPERTS_OVERLAP,),
+    ),
+    Variable(
+        name="CUDA_DEVICE_MAX_CONNECTIONS",
+        value="1",
+        why="below Blackwell Megatron wants the order of launches kept, and refuses to start else",
+        needs=(SPLIT_WITHOUT_OVERLAP,),
+    ),
+    Variable(
+        name="PYTORCH_CUDA_ALLOC_CONF",
+        value="expandable_segments:True",
+        why="less fragmented memory, where micro-batches route different numbers of positions",
+    ),
+    Variable(
+        name="NCCL_GRAPH_REGISTER",
+        value="0",
+        why="NCCL cannot register the expandable segments that a graph uses",
+        needs=(GRAPHS,),
+    ),
+    Variable(
+        name="TORCH_NCCL_HIGH_PRIORITY",
+        value="1",
+        why="collectives are not queued behind kernels that compute; as NVIDIA's recipe",
+    ),
+    Variable(
+        name="NVTE_FWD_LAYERNORM_SM_MARGIN",
+        value="20",
+        why="leaves multiprocessors to collectives that overlap; as NVIDIA's recipe",
+        needs=(OVERLAP,),
+    ),
+    Variable(
+        name="NVTE_BWD_LAYERNORM_SM_MARGIN",
+        value="20",
+        why="the same in the backward pass",
+        needs=(OVERLAP,),
+    ),
+    Variable(
+        name="NVLINK_DOMAIN_SIZE",
+        value="8",
+        why="GPUs that NVLink joins in a node with 8; GB200 racks have 72",
+        needs=(HYBRID_EP,),
+    ),
+    Variable(
+        name="NUM_OF_HYBRID_EP_RANKS_PER_NVLINK_DOMAIN",
+        value="8",
+        why="the same, in HybridEP's own words",
+        needs=(HYBRID_EP,),
+    ),
+    Variable(
+        name="USE_MNNVL",
+        value="0",
+        why="NVLink ends at the node",
+        needs=(HYBRID_EP,),
+    ),
+)
+
+
+def environment_of(profile: str | None, values: Mapping[str, Any], flags: Flags) -> dict[str, str]:
+    """The variables that ranks of a recipe are to be started with.
+
+    Args:
+        profile: those of the GPU profiles have any.
+        values: Megatron's keys as the run has them, the profile's among them.
+        flags: Megatron's parser, by which two spellings of one flag are known.
+    """
+    if profile not in GPU_PROFILES:
+        return {}
+    value = functools.partial(flags.value, values)
+    return {
+        variable.name: variable.value
+        for variable in VARIABLES
+        if all(need.holds(value) for need in variable.needs)
+    }
+
+
+def differences(wanted: Mapping[str, str], found: Mapping[str, str]) -> list[str]:
+    """What a rank's own environment lacks, a line each."""
+    return [
+        f"{name} is {found[name] if name in found else 'not set'} in the environment, and the "
+        f"profile wants {value}: no number changes, throughput may"
+        for name, value in wanted.items()
+        if found.get(name) != value
+    ]
