@@ -1,4 +1,4 @@
-"""The exit statuses of training; by them, and by ``state.json``, a job script knows what is next."""
+"""The exit statuses of training, by which a job script knows what to do next."""
 
 from __future__ import annotations
 
