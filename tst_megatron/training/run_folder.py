@@ -15,7 +15,7 @@ import yaml
 from tst_megatron import __version__
 from tst_megatron.data.cursor import shown
 from tst_megatron.files import copy_beside, is_beside, write_beside
-from tst_megatron.recipe import RecipeError, TSTConfig
+from tst_megatron.recipe import RecipeError
 from tst_megatron.training.checkpoints import (
     Start,
     checkpoint_of,
@@ -27,8 +27,8 @@ from tst_megatron.training.checkpoints import (
     tracked_step,
 )
 from tst_megatron.training.exit_status import FINISHED
+from tst_megatron.training.identity import comparable, identity
 from tst_megatron.training.record import events_at
-from tst_megatron.training.resharding import LAYOUT_KEYS
 from tst_megatron.training.retention import delete, remove_leftovers
 
 if TYPE_CHECKING:
@@ -50,21 +50,6 @@ PACKAGES = (
 ALL_STEPS = "all steps are done"
 STARTED = "started, and ended without saying how"
 """Stands while the run goes on, and after a kill."""
-
-FREE_KEYS = (
-    "rerun-mode",
-    "save-interval",
-    "save-retain-interval",
-    "async-save",
-    # In which form the next checkpoint is written, and how this one is read.
-    "dist-ckpt-optim-fully-reshardable",
-    "distrib-optim-fully-reshardable-mem-efficient",
-    "ckpt-fully-parallel-load",
-    "no-ckpt-fully-parallel-save",
-)
-"""Megatron's keys that may change over the life of a run, since they decide no number of it, as
-``tst.keep-last-checkpoints`` may. Those of the layout may too, where the checkpoint can be loaded
-into the new one (``resharding``)."""
 
 
 class RunFolder:
@@ -111,11 +96,11 @@ class RunFolder:
             if self._is_half_prepared():
                 return []
             return [f"--run-folder: {self.path} has files and no resolved.yaml, so it is not a run"]
-        before = _comparable(yaml.safe_load(self.resolved.read_text(encoding="utf-8")))
+        before = comparable(yaml.safe_load(self.resolved.read_text(encoding="utf-8")))
         return [
             f"{key}: this run was started with {shown(before, key)}, and the recipe now says "
             f"{shown(now, key)}. Use another --run-folder, or the recipe it was started with"
-            for now in [_comparable(_identity(checked))]
+            for now in [comparable(identity(checked))]
             for key in sorted({*before, *now})
             if before.get(key) != now.get(key)
         ]
@@ -131,7 +116,7 @@ class RunFolder:
             copy_beside(checked.corpora[0].manifest.tokenizer_model, self.tokenizer)
         if is_new or not self.recipe.exists():
             copy_beside(checked.recipe.path, self.recipe)
-        write_beside(self.resolved, yaml.safe_dump(_identity(checked), sort_keys=False))
+        write_beside(self.resolved, yaml.safe_dump(identity(checked), sort_keys=False))
 
     def _folders(self) -> tuple[Path, ...]:
         return self.checkpoints, self.tensorboard, self.logs, self.report
@@ -314,25 +299,3 @@ def check_run(checked: CheckedRecipe, run: RunFolder, *, fresh: bool) -> None:
     """
     if problems := run.problems(checked, fresh=fresh):
         raise RecipeError(problems)
-
-
-def _identity(checked: CheckedRecipe) -> dict[str, Any]:
-    """What decides a run; most of it must stay the same over its life."""
-    steps = [[phase.bag_size, phase.num_steps] for phase in checked.schedule.phases]
-    return {
-        **checked.recipe.resolved(),
-        "phases": steps,
-        "given by the profile": checked.profile_values,
-        "training text": [corpus.manifest.train.bin_sha256 for corpus in checked.corpora],
-    }
-
-
-def _comparable(identity: dict[str, Any]) -> dict[str, Any]:
-    """Without what may change over the life of a run."""
-    kept = {k: v for k, v in identity.items() if k not in (*FREE_KEYS, *LAYOUT_KEYS)}
-    # A key that is newer than the run had the value that is its default now.
-    tst = TSTConfig().as_keys() | (kept.pop("tst", None) or {})
-    # Follows from the profile and the layout, which are compared where they must be.
-    kept.pop("given by the profile", None)
-    # Each key of the block by itself, for messages.
-    return kept | {f"tst.{k}": v for k, v in tst.items() if k != "keep-last-checkpoints"}
