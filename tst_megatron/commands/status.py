@@ -181,7 +181,7 @@ def _table(found: Sequence[RunStatus]) -> Table:
             f"{each.step:,} of {each.num_steps:,}",
             str(each.bag_size),
             _short(each.raw_tokens),
-            "" if each.loss_nats is None else f"{each.loss_nats:.4f}",
+            "" if each.loss_nats is None else f"{each.loss_name} {each.loss_nats:.4f}",
             "" if each.validation_loss_nats is None else f"{each.validation_loss_nats:.4f}",
             "" if speed is None else _short(speed),
             "" if flops is None else _flops(flops),
