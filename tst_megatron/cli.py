@@ -22,6 +22,7 @@ from tst_megatron.commands.hugging_face import export, generate, import_
 from tst_megatron.commands.params import params
 from tst_megatron.commands.quantize import quantize
 from tst_megatron.commands.shared import BAD_INPUT, Overrides, RecipePath, announce, checked_recipe
+from tst_megatron.commands.status import status
 from tst_megatron.environment import differences
 from tst_megatron.files import write_beside
 from tst_megatron.recipe import RecipeError
@@ -42,6 +43,7 @@ app.command()(params)
 app.command()(evaluate)
 app.command()(evaluate_data)
 app.command()(quantize)
+app.command()(status)
 
 FAILED = 1
 

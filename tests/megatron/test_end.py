@@ -35,6 +35,9 @@ class Job:
         state = self.run.state()
         return state["status"], state["reason"]
 
+    def told_status(self):
+        return self.run.state()["exit_status"]
+
 
 @pytest.fixture
 def job(tmp_path, monkeypatch):
@@ -70,8 +73,31 @@ def test_failure_of_the_start_before_is_told_no_more(job):
     job.rank(0, fails(NO_SPACE))
     assert job.rank(0, fails(KeyError("x"))) == 1
     assert job.told() == ("failed", "rank 0: KeyError('x')")
-    assert job.rank(0, lambda: None) == 0
+    assert job.told_status() == 1
+    assert job.rank(0, lambda: None) == job.told_status() == 0
     assert job.told() == ("finished", "all steps are done")
+
+
+@pytest.mark.parametrize(
+    ("megatrons", "ours"), [(0, 75), (5, 1), ("text", 1)], ids=["stop", "failure", "message"]
+)
+def test_state_has_the_status_that_the_process_ends_with(job, monkeypatch, megatrons, ours):
+    monkeypatch.setattr(RunFolder, "is_finished", lambda *_: False)
+    assert job.rank(0, fails(SystemExit(megatrons))) == job.told_status() == ours
+
+
+def test_refused_result_on_the_same_node_is_not_to_be_restarted(job, monkeypatch):
+    refused = ("loss is NaN", "node7", "RERUNNING_AGAIN_FROM_CHECKPOINT")
+    monkeypatch.setattr(upstream, "refused_result", lambda: refused)
+    assert job.rank(0, fails(SystemExit(16))) == job.told_status() == 93
+
+
+def test_state_of_a_start_that_is_killed_has_the_status_of_a_failure(job):
+    def look():
+        assert job.told() == ("failed", "started, and ended without saying how")
+        assert job.told_status() == 1
+
+    assert job.rank(0, look) == 0
 
 
 def test_children_are_ended_where_the_state_cannot_be_written(job, monkeypatch):

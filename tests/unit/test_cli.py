@@ -22,6 +22,7 @@ COMMANDS = {
     "data index": {"recipe", "overrides"},
     "data trace": {"recipe", "overrides", "--step"},
     "checkpoint verify": {"folder", "--quick"},
+    "status": {"runs", "--json"},
     "evaluate": {
         *("hf_dir", "--tasks", "--limit", "--batch-size", "--device", "--dtype"),
         *("--output", "--data", "--compare"),

@@ -221,6 +221,25 @@ def test_folder_with_more_than_prepare_makes_is_no_half_run(run, checked, path):
 
 
 @pytest.mark.parametrize("fresh", [True, False])
+def test_folder_with_what_a_job_script_made_before_the_first_start_is_new(run, checked, fresh):
+    (run.slurm / "logs").mkdir(parents=True)
+    (run.slurm / "events.tsv").write_text("2026-11-25T21:20:06Z\t811\tstart\t0\t\n")
+    run.stop_file.touch()
+    assert run.problems(checked, fresh=fresh) == []
+
+
+def test_start_killed_in_prepare_behind_a_job_script_does_not_bar_the_next(run, checked):
+    run.prepare(checked)
+    (run.path / "resolved.yaml").unlink()
+    run.slurm.mkdir()
+    (run.slurm / "events.tsv").touch()
+    run.stop_file.touch()
+    assert run.problems(checked, fresh=False) == []
+    (run.path / "letter.txt").write_text("dear")
+    assert len(run.problems(checked, fresh=False)) == 1
+
+
+@pytest.mark.parametrize("fresh", [True, False])
 def test_file_in_place_of_the_folder_is_refused(run, checked, fresh):
     run.path.parent.mkdir(parents=True)
     run.path.write_text("a file")
@@ -346,22 +365,24 @@ def test_chain_of_jobs_that_are_killed_in_their_first_saves_is_never_refused(run
 
 def test_state_tells_how_the_run_stands(run):
     run.path.mkdir(parents=True)
-    run.write_state("failed", reason="KeyError('x')", step=0, device="cpu")
+    run.write_state("failed", reason="KeyError('x')", step=0, device="cpu", exit_status=1)
     assert run.state() == {
         "status": "failed",
         "reason": "KeyError('x')",
         "step": 0,
         "checkpoint": None,
         "device": "cpu",
+        "exit_status": 1,
     }
     save_checkpoint(run, 4)
-    run.write_state("stopped", reason="asked to stop", step=4, device="cpu")
+    run.write_state("stopped", reason="asked to stop", step=4, device="cpu", exit_status=75)
+    assert run.state()["exit_status"] == 75
     assert run.state()["checkpoint"] == "checkpoints/iter_0000004"
     assert json.loads((run.path / "state.json").read_text()) == run.state()
 
 
 def fail(run, reason):
-    run.write_state("failed", reason=reason, step=0, device="cpu")
+    run.write_state("failed", reason=reason, step=0, device="cpu", exit_status=1)
 
 
 def test_first_failure_of_a_start_stands(run):
@@ -411,7 +432,7 @@ def test_finished_run_says_that_its_last_evaluation_was_cut_off(
     )
     run.write_finished(checked)
     state = run.state()
-    assert (state["status"], state["step"]) == ("finished", 10)
+    assert (state["status"], state["step"], state["exit_status"]) == ("finished", 10, 0)
     cut_off = "all steps are done; the last evaluation was cut off"
     assert state["reason"] == (cut_off if is_cut_off else ALL_STEPS)
 
@@ -423,7 +444,7 @@ def test_state_and_recipe_are_written_whole(run, checked, monkeypatch):
         run_folder, "write_beside", lambda path, text: written.append((path.name, text[-1]))
     )
     run.prepare(checked)
-    run.write_state("finished", reason="", step=1, device="cpu")
+    run.write_state("finished", reason="", step=1, device="cpu", exit_status=0)
     run.write_versions(device="cpu", world_size=1, layout={"number of ranks": 1}, step=0)
     assert written == [("resolved.yaml", "\n"), ("state.json", "\n"), ("versions.json", "\n")]
 

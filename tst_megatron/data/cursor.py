@@ -7,10 +7,11 @@ that the run which goes on reads the stream that the run before it read.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from tst_megatron.data.corpora import Corpus
-from tst_megatron.data.plan import StreamPlan
+if TYPE_CHECKING:
+    from tst_megatron.data.corpora import Corpus
+    from tst_megatron.data.plan import StreamPlan
 
 ORDER_VERSION = 1
 """Raised by any change of this code after which a sample number means other text."""

@@ -16,9 +16,7 @@ from types import FrameType
 from rich.console import Console
 
 from tst_megatron.training import stopping
-
-STOPPED = 75
-"""Status of a rank that has saved and stopped as asked."""
+from tst_megatron.training.exit_status import STOPPED
 
 PASSED_ON = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT)
 """Signals to this command that every rank gets."""

@@ -14,14 +14,10 @@ from tst_megatron.check import CheckedRecipe
 from tst_megatron.data.cursor import cursor, stream_facts
 from tst_megatron.training import stopping
 from tst_megatron.training.checkpoints import Start, step_of, tracked_step
+from tst_megatron.training.exit_status import DO_NOT_RESTART, FAILED, FINISHED, STOPPED
 from tst_megatron.training.resharding import layout_of
 from tst_megatron.training.retention import Keeper, KeepingRule, always_kept
 from tst_megatron.training.run_folder import ALL_STEPS, STARTED, RunFolder, saves_manifest
-
-FINISHED = 0
-FAILED = 1
-STOPPED = 75
-DO_NOT_RESTART = 93
 
 _REFUSED_RESULT = (16, 17)
 """Exit statuses of Megatron's rerun state machine."""
@@ -84,7 +80,7 @@ def pretrain(
     rank = int(os.environ["RANK"])
     if rank == 0:
         # Stands if the job is killed before it can say how it ended.
-        run.write_state("failed", reason=STARTED, step=_saved_step(run), device=device)
+        _record(run, "failed", STARTED, exit_status=FAILED, device=device)
     before = run.state()
     try:
         _train(checked, run, start=start, console=console, device=device)
@@ -103,7 +99,7 @@ def pretrain(
         # A rank that fails may be the only one that knows: the first is then ended from outside.
         # At once: what waits for this rank fails when it ends, and its own reason comes second.
         if (rank == 0 or status == FAILED) and not run.has_failed_since(before):
-            run.write_state(word, reason=reason, step=_saved_step(run), device=device)
+            _record(run, word, reason, exit_status=status, device=device)
     finally:
         # Also on a full disk: Python waits for them without a limit.
         upstream.end_checkpoint_worker()
@@ -229,9 +225,10 @@ def _run_flags(run: RunFolder) -> list[str]:
     return [*flags, "--load", str(run.checkpoints)]
 
 
-def _saved_step(run: RunFolder) -> int:
+def _record(run: RunFolder, word: str, reason: str, *, exit_status: int, device: str) -> None:
     checkpoint = run.last_checkpoint()
-    return step_of(checkpoint) if checkpoint else 0
+    step = step_of(checkpoint) if checkpoint else 0
+    run.write_state(word, reason=reason, step=step, device=device, exit_status=exit_status)
 
 
 def redirect_output_to(path: str) -> Console:

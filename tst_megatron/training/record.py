@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +23,59 @@ VALIDATION_LOSS = "lm loss validation"
 TEST_LOSS = "lm loss test"
 """The same on the test text, once after the last step."""
 
+MOST_BYTES_FROM_END = 8 << 20
+"""About ten thousand steps."""
+_BLOCK_BYTES = 1 << 16
+
 
 def read_metrics(path: Path, *, event: str = "step") -> list[dict[str, Any]]:
     """Rows of one kind (``step``, ``validation``, ``test``) of a ``metrics.jsonl``, in order."""
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
     return [row for row in rows if row["event"] == event]
+
+
+def read_newest(
+    path: Path, *, num_steps: int, most_bytes: int = MOST_BYTES_FROM_END
+) -> tuple[list[dict[str, Any]], dict[str, Any] | None]:
+    """The newest rows of steps and the newest validation, read from the end of a ``metrics.jsonl``.
+
+    Args:
+        path: may be missing, may be written to at the moment, may end in a torn line.
+        num_steps: how many rows of steps are wanted.
+        most_bytes: where the search for a validation ends.
+
+    Returns:
+        The rows of steps, in order; the row of the validation, or None if none was found.
+    """
+    steps: list[dict[str, Any]] = []
+    validation = None
+    for line in _lines_from_end(path, most_bytes) if path.exists() else ():
+        is_wanted = len(steps) < num_steps or b'"validation"' in line
+        if not is_wanted or not _is_up_to(line, sys.maxsize):
+            continue
+        row = json.loads(line)
+        if row.get("event") == "step" and len(steps) < num_steps:
+            steps.append(row)
+        elif row.get("event") == "validation":
+            validation = validation or row
+        if validation and len(steps) == num_steps:
+            break
+    return steps[::-1], validation
+
+
+def _lines_from_end(path: Path, most_bytes: int) -> Iterator[bytes]:
+    with path.open("rb") as file:
+        start = file.seek(0, os.SEEK_END)
+        end_of_search = max(0, start - most_bytes)
+        rest = b""
+        while start > end_of_search:
+            size = min(_BLOCK_BYTES, start - end_of_search)
+            start -= size
+            file.seek(start)
+            rest, *lines = (file.read(size) + rest).split(b"\n")
+            yield from reversed(lines)
+        if start == 0:
+            yield rest
 
 
 def events_at(path: Path, step: int) -> set[str]:
@@ -58,8 +109,8 @@ def drop_lines_after(path: Path, step: int) -> None:
         write_beside(path, text)
 
 
-def _is_up_to(line: str, step: int) -> bool:
+def _is_up_to(line: str | bytes, step: int) -> bool:
     try:
         return bool(json.loads(line)["step"] <= step)
-    except (json.JSONDecodeError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError):
         return False

@@ -8,15 +8,14 @@ import platform
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from tst_megatron import __version__
-from tst_megatron.check import CheckedRecipe
 from tst_megatron.data.cursor import shown
 from tst_megatron.files import copy_beside, is_beside, write_beside
-from tst_megatron.recipe import RecipeError, TSTConfig
+from tst_megatron.recipe import RecipeError
 from tst_megatron.training.checkpoints import (
     Start,
     checkpoint_of,
@@ -27,9 +26,14 @@ from tst_megatron.training.checkpoints import (
     step_of,
     tracked_step,
 )
+from tst_megatron.training.exit_status import FINISHED
+from tst_megatron.training.identity import comparable, identity
 from tst_megatron.training.record import events_at
-from tst_megatron.training.resharding import LAYOUT_KEYS
 from tst_megatron.training.retention import delete, remove_leftovers
+
+if TYPE_CHECKING:
+    # Imports torch, and `tst-megatron status` is to answer in less time than that takes.
+    from tst_megatron.check import CheckedRecipe
 
 PACKAGES = (
     "torch",
@@ -47,21 +51,6 @@ ALL_STEPS = "all steps are done"
 STARTED = "started, and ended without saying how"
 """Stands while the run goes on, and after a kill."""
 
-FREE_KEYS = (
-    "rerun-mode",
-    "save-interval",
-    "save-retain-interval",
-    "async-save",
-    # In which form the next checkpoint is written, and how this one is read.
-    "dist-ckpt-optim-fully-reshardable",
-    "distrib-optim-fully-reshardable-mem-efficient",
-    "ckpt-fully-parallel-load",
-    "no-ckpt-fully-parallel-save",
-)
-"""Megatron's keys that may change over the life of a run, since they decide no number of it, as
-``tst.keep-last-checkpoints`` may. Those of the layout may too, where the checkpoint can be loaded
-into the new one (``resharding``)."""
-
 
 class RunFolder:
     """The files of one run. Nothing is written before ``prepare``."""
@@ -75,8 +64,12 @@ class RunFolder:
         self.logs = path / "logs"
         self.report = path / "report"
         self.recipe = path / "recipe.yaml"
-        self._resolved = path / "resolved.yaml"
-        self._state = path / "state.json"
+        self.resolved = path / "resolved.yaml"
+        self.state_file = path / "state.json"
+        self.slurm = path / "slurm"
+        """The job scripts' own: their logs, and ``events.tsv``."""
+        self.stop_file = path / "STOP"
+        """Made by a person who wants no further start."""
 
     def log(self, rank: int) -> Path:
         """Where a rank's printed log goes."""
@@ -89,25 +82,25 @@ class RunFolder:
 
     def is_prepared(self) -> bool:
         """Whether a first rank has said what run this is."""
-        return self._resolved.exists()
+        return self.resolved.exists()
 
     def problems(self, checked: CheckedRecipe, *, fresh: bool) -> list[str]:
         """Why this run cannot use this folder: none, if it is new or holds the same recipe."""
         if self.path.exists() and not self.path.is_dir():
             return [f"--run-folder: {self.path} is not a folder. Name another"]
-        if not self.path.exists() or not any(self.path.iterdir()):
+        if not self.path.exists() or not set(self.path.iterdir()) - {self.slurm, self.stop_file}:
             return []
         if fresh:
             return [f"--fresh: {self.path} is not empty. Name another folder, or delete it"]
-        if not self._resolved.exists():
+        if not self.resolved.exists():
             if self._is_half_prepared():
                 return []
             return [f"--run-folder: {self.path} has files and no resolved.yaml, so it is not a run"]
-        before = _comparable(yaml.safe_load(self._resolved.read_text(encoding="utf-8")))
+        before = comparable(yaml.safe_load(self.resolved.read_text(encoding="utf-8")))
         return [
             f"{key}: this run was started with {shown(before, key)}, and the recipe now says "
             f"{shown(now, key)}. Use another --run-folder, or the recipe it was started with"
-            for now in [_comparable(_identity(checked))]
+            for now in [comparable(identity(checked))]
             for key in sorted({*before, *now})
             if before.get(key) != now.get(key)
         ]
@@ -118,21 +111,26 @@ class RunFolder:
             folder.mkdir(parents=True, exist_ok=True)
         # Written once: other ranks of a resumed run may be reading it. What a killed start left
         # may be of another recipe.
-        is_new = not self._resolved.exists()
+        is_new = not self.resolved.exists()
         if is_new or not self.tokenizer.exists():
             copy_beside(checked.corpora[0].manifest.tokenizer_model, self.tokenizer)
         if is_new or not self.recipe.exists():
             copy_beside(checked.recipe.path, self.recipe)
-        write_beside(self._resolved, yaml.safe_dump(_identity(checked), sort_keys=False))
+        write_beside(self.resolved, yaml.safe_dump(identity(checked), sort_keys=False))
 
     def _folders(self) -> tuple[Path, ...]:
         return self.checkpoints, self.tensorboard, self.logs, self.report
 
     def _is_half_prepared(self) -> bool:
-        """Whether all that the folder holds is what a ``prepare`` leaves that was killed."""
-        files = (self.tokenizer, self.recipe, self._resolved)
+        """Whether all that the folder holds is what a ``prepare`` leaves that was killed.
+
+        Beside that, what a job script made before it.
+        """
+        files = (self.tokenizer, self.recipe, self.resolved, self.stop_file)
 
         def is_ours(path: Path) -> bool:
+            if path.is_relative_to(self.slurm):
+                return True
             if path.is_dir():
                 return path in self._folders()
             return path in files or any(is_beside(path, file) for file in files)
@@ -146,7 +144,7 @@ class RunFolder:
             RuntimeError: it did not happen in time.
         """
         deadline = time.monotonic() + seconds
-        while not self._resolved.exists():
+        while not self.resolved.exists():
             if time.monotonic() > deadline:
                 raise RuntimeError(
                     f"{self.path} was not prepared by rank 0 within {seconds:.0f} s. Is it on a "
@@ -187,7 +185,10 @@ class RunFolder:
         if checkpoint is not None and state.get("status") != "finished":
             device = str(state.get("device", "unknown"))
             reason = self.reason_of_end(checked)
-            self.write_state("finished", reason=reason, step=step_of(checkpoint), device=device)
+            step = step_of(checkpoint)
+            self.write_state(
+                "finished", reason=reason, step=step, device=device, exit_status=FINISHED
+            )
 
     def reason_of_end(self, checked: CheckedRecipe) -> str:
         """What a run with a checkpoint of its last step lacks: a stop may come after that."""
@@ -213,8 +214,18 @@ class RunFolder:
             and now["reason"] != STARTED
         )
 
-    def write_state(self, status: str, *, reason: str, step: int, device: str) -> None:
-        """Record how the run stands: finished, stopped or failed; schedulers' scripts read this."""
+    def write_state(
+        self, status: str, *, reason: str, step: int, device: str, exit_status: int
+    ) -> None:
+        """Record how the run stands: finished, stopped or failed; schedulers' scripts read this.
+
+        Args:
+            status: the word.
+            reason: for a person.
+            step: that a start would go on from.
+            device: the name of the accelerator.
+            exit_status: what the process ends with (``exit_status``), or would if it were killed.
+        """
         checkpoint = self.last_checkpoint()
         state = {
             "status": status,
@@ -222,14 +233,15 @@ class RunFolder:
             "step": step,
             "checkpoint": str(checkpoint.relative_to(self.path)) if checkpoint else None,
             "device": device,
+            "exit_status": exit_status,
         }
-        write_beside(self._state, json.dumps(state, indent=2) + "\n")
+        write_beside(self.state_file, json.dumps(state, indent=2) + "\n")
 
     def state(self) -> dict[str, Any] | None:
         """What ``write_state`` last recorded."""
-        if not self._state.exists():
+        if not self.state_file.exists():
             return None
-        state: dict[str, Any] = json.loads(self._state.read_text(encoding="utf-8"))
+        state: dict[str, Any] = json.loads(self.state_file.read_text(encoding="utf-8"))
         return state
 
     def is_finished(self, checked: CheckedRecipe) -> bool:
@@ -287,25 +299,3 @@ def check_run(checked: CheckedRecipe, run: RunFolder, *, fresh: bool) -> None:
     """
     if problems := run.problems(checked, fresh=fresh):
         raise RecipeError(problems)
-
-
-def _identity(checked: CheckedRecipe) -> dict[str, Any]:
-    """What decides a run; most of it must stay the same over its life."""
-    steps = [[phase.bag_size, phase.num_steps] for phase in checked.schedule.phases]
-    return {
-        **checked.recipe.resolved(),
-        "phases": steps,
-        "given by the profile": checked.profile_values,
-        "training text": [corpus.manifest.train.bin_sha256 for corpus in checked.corpora],
-    }
-
-
-def _comparable(identity: dict[str, Any]) -> dict[str, Any]:
-    """Without what may change over the life of a run."""
-    kept = {k: v for k, v in identity.items() if k not in (*FREE_KEYS, *LAYOUT_KEYS)}
-    # A key that is newer than the run had the value that is its default now.
-    tst = TSTConfig().as_keys() | (kept.pop("tst", None) or {})
-    # Follows from the profile and the layout, which are compared where they must be.
-    kept.pop("given by the profile", None)
-    # Each key of the block by itself, for messages.
-    return kept | {f"tst.{k}": v for k, v in tst.items() if k != "keep-last-checkpoints"}

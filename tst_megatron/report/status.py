@@ -1,0 +1,217 @@
+"""How a run stands: read from its folder in a moment, without torch and without the run's help."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tst_megatron.report.events import (
+    REQUEUE,
+    START,
+    Event,
+    links_without_progress,
+    read_events,
+    since_last_start,
+)
+from tst_megatron.report.run_state import State, judge
+from tst_megatron.schedule import Phase, Schedule, resolve_phases
+from tst_megatron.training.checkpoints import step_of
+from tst_megatron.training.record import BAG_LOSS, LM_LOSS, VALIDATION_LOSS, read_newest
+from tst_megatron.training.run_folder import RunFolder
+
+NUM_STEPS_OF_MEDIAN = 50
+LEAST_PATIENCE_SECONDS = 600.0
+"""A start, an evaluation and a save take minutes, in which no step is recorded."""
+PATIENCE_STEPS = 5
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunStatus:
+    """How a run stands. None is what the folder does not say (yet)."""
+
+    run: str
+    """The folder, as it was given."""
+    state: State
+    reason: str
+    exit_status: int | None
+    """What the last start ended with; 1 while one goes on."""
+    step: int
+    """Optimizer steps recorded; without any, those in the newest checkpoint."""
+    num_steps: int
+    phase: str
+    """Of the last recorded step."""
+    bag_size: int
+    steps_to_next_phase: int | None
+    next_bag_size: int | None
+    raw_tokens: int
+    raw_tokens_of_all_steps: int
+    loss_name: str | None
+    loss_nats: float | None
+    validation_loss_nats: float | None
+    validation_step: int | None
+    step_seconds: float | None
+    """Median of the last steps, as the two that follow."""
+    raw_tokens_per_second: float | None
+    teraflops_per_device: float | None
+    seconds_left: float | None
+    """At the median, without evaluations, saves and waits. A step costs the same in all phases."""
+    estimated_end_utc: str | None
+    """Of a run that goes on."""
+    seconds_since_last_step: float | None
+    seconds_since_sign_of_life: float | None
+    """Since a step, ``state.json`` or a start of a job changed the folder."""
+    checkpoint_step: int | None
+    steps_since_checkpoint: int
+    """Recorded steps that would be lost."""
+    num_starts: int
+    """By the job scripts, as the three that follow."""
+    num_requeues: int
+    jobs: tuple[str, ...]
+    """Slurm's numbers, each once."""
+    links_without_progress: int
+    """Starts in a row, up to the last that ended, which saved nothing."""
+    has_stop_file: bool
+
+
+def run_status(path: Path, *, now: float) -> RunStatus:
+    """How a run stands.
+
+    Args:
+        path: its folder.
+        now: seconds since 1970.
+
+    Raises:
+        FileNotFoundError: there is no such folder.
+        ValueError: it is no run's.
+    """
+    run = RunFolder(path)
+    schedule = _schedule(run)
+    state, events = run.state(), read_events(run.slurm / "events.tsv")
+    steps, validation = read_newest(run.metrics, num_steps=NUM_STEPS_OF_MEDIAN)
+    checkpoint = run.last_checkpoint()
+    saved = step_of(checkpoint) if checkpoint else None
+    step = steps[-1]["step"] if steps else saved or 0
+    phase = schedule.phase_at(max(0, step - 1))
+
+    step_seconds = _median(steps, "step seconds")
+    seconds_left = None if step_seconds is None else (schedule.num_steps - step) * step_seconds
+    silent = _seconds_since_sign_of_life(run, events, now)
+    patience = max(LEAST_PATIENCE_SECONDS, PATIENCE_STEPS * (step_seconds or 0.0))
+    word, reason = judge(
+        state,
+        state_time=_changed(run.state_file),
+        events=events,
+        silent_seconds=silent,
+        patience_seconds=patience,
+    )
+    is_running = word == "running" and seconds_left is not None
+    return RunStatus(
+        run=str(path),
+        state=word,
+        reason=reason,
+        exit_status=(state or {}).get("exit_status"),
+        step=step,
+        num_steps=schedule.num_steps,
+        raw_tokens=schedule.raw_tokens_before(step),
+        raw_tokens_of_all_steps=schedule.raw_tokens_before(schedule.num_steps),
+        **_of_phase(schedule, phase, step),
+        **_of_losses(steps, validation),
+        step_seconds=step_seconds,
+        # Of this phase alone: the median of 50 steps would lag behind a switch.
+        raw_tokens_per_second=step_seconds and schedule.raw_tokens_per_step(phase) / step_seconds,
+        teraflops_per_device=_median(steps, "TFLOP/s per device"),
+        seconds_left=seconds_left,
+        estimated_end_utc=_utc(now + (seconds_left or 0.0)) if is_running else None,
+        seconds_since_last_step=max(0.0, now - _changed(run.metrics)) if steps else None,
+        seconds_since_sign_of_life=silent,
+        checkpoint_step=saved,
+        steps_since_checkpoint=max(0, step - (saved or 0)),
+        num_starts=sum(event.name == START for event in events),
+        num_requeues=sum(event.name == REQUEUE for event in events),
+        jobs=tuple(dict.fromkeys(event.job for event in events if event.name == START)),
+        links_without_progress=links_without_progress(events),
+        has_stop_file=run.stop_file.exists(),
+    )
+
+
+# --- numbers -------------------------------------------------------------------------------------
+
+
+def _schedule(run: RunFolder) -> Schedule:
+    if not run.path.is_dir():
+        raise FileNotFoundError(f"{run.path}: there is no such folder")
+    if not run.is_prepared():
+        raise ValueError(
+            f"{run.path}: is no run ({run.resolved.name} is missing), or its first start has not "
+            "got that far"
+        )
+    try:
+        resolved = yaml.safe_load(run.resolved.read_text(encoding="utf-8"))
+        sides = resolved.get("tst") or {}
+        return Schedule(
+            phases=resolve_phases(
+                [(bag_size, num_steps) for bag_size, num_steps in resolved["phases"]],
+                num_steps=sum(num_steps for _, num_steps in resolved["phases"]),
+                inputs=sides.get("inputs", "bags"),
+                targets=sides.get("targets", "bags"),
+            ),
+            num_latent_positions=int(resolved["seq-length"]),
+            global_batch_size=int(resolved["global-batch-size"]),
+        )
+    except (yaml.YAMLError, AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{run.path}: {run.resolved.name} says no schedule ({error})") from error
+
+
+def _of_phase(schedule: Schedule, phase: Phase, step: int) -> dict[str, Any]:
+    following = [later for later in schedule.phases if later.first_step == phase.last_step]
+    return {
+        "phase": phase.name,
+        "bag_size": phase.bag_size,
+        "steps_to_next_phase": phase.last_step - step if following else None,
+        "next_bag_size": following[0].bag_size if following else None,
+    }
+
+
+def _of_losses(
+    steps: Sequence[Mapping[str, Any]], validation: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    name = None
+    if steps:
+        name = BAG_LOSS if steps[-1].get("bag size", 1) > 1 else LM_LOSS
+    return {
+        "loss_name": name,
+        "loss_nats": steps[-1].get(name) if name else None,
+        "validation_loss_nats": validation.get(VALIDATION_LOSS) if validation else None,
+        "validation_step": validation["step"] if validation else None,
+    }
+
+
+def _median(steps: Sequence[Mapping[str, Any]], name: str) -> float | None:
+    values = [row[name] for row in steps if row.get(name) is not None]
+    return statistics.median(values) if values else None
+
+
+def _seconds_since_sign_of_life(
+    run: RunFolder, events: Sequence[Event], now: float
+) -> float | None:
+    start, _ = since_last_start(events)
+    seen = [_changed(run.metrics), _changed(run.state_file), start.time if start else 0.0]
+    return max(0.0, now - max(seen)) if any(seen) else None
+
+
+def _changed(path: Path) -> float:
+    """When a file was last written to; 0 if it is not there."""
+    try:
+        return path.stat().st_mtime
+    except FileNotFoundError:
+        return 0.0
+
+
+def _utc(seconds: float) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))

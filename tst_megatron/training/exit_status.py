@@ -1,0 +1,10 @@
+"""The exit statuses of training, by which a job script knows what to do next."""
+
+from __future__ import annotations
+
+FINISHED = 0
+FAILED = 1
+STOPPED = 75
+"""Saved and stopped as asked, or to be tried again."""
+DO_NOT_RESTART = 93
+"""Another start would end the same way."""
