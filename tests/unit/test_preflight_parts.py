@@ -110,3 +110,21 @@ def test_process_outside_a_job_is_refused(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "1")
     with pytest.raises(ValueError, match="RANK: not set"):
         place_of_environment(None)
+
+
+def test_wrong_sums_are_counted(monkeypatch):
+    import torch
+
+    from tst_megatron.cluster import collectives
+
+    def add(buffer, group):
+        # What three ranks would give: this one is the second.
+        buffer.mul_(3)
+        buffer[5] += 1
+
+    monkeypatch.setattr(collectives.dist, "get_world_size", lambda group: 3)
+    monkeypatch.setattr(collectives.dist, "get_rank", lambda group: 1)
+    monkeypatch.setattr(collectives.dist, "all_reduce", add)
+    seen = collectives.all_reduce(None, num_bytes=4096 * 4, device=torch.device("cpu"))
+    assert seen.num_wrong == 1 + collectives.NUM_ROUNDS
+    assert seen.gb_per_second > 0

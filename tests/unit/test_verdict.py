@@ -6,7 +6,8 @@ import pytest
 from rich.console import Console
 
 from tst_megatron.cluster.report import RankReport, attempt, read_reports
-from tst_megatron.cluster.verdict import judge, show, write_sick_nodes
+from tst_megatron.cluster.show import show, write_sick_nodes
+from tst_megatron.cluster.verdict import judge
 
 HOSTS = ("m1", "m2", "m3")
 VERSIONS = {"python": "3.12.8", "torch": "2.11.0"}

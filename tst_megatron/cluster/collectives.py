@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch._C._distributed_c10d import PrefixStore, TCPStore
 
 from tst_megatron.cluster.report import numbers
 from tst_megatron.host.meter import Meter
@@ -61,14 +60,14 @@ def meet(
     timeout = timedelta(seconds=timeout_seconds)
     # An agent of torchrun serves the store at this port itself.
     is_served = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-    server = TCPStore(
+    server = dist.TCPStore(  # type: ignore[attr-defined]
         os.environ["MASTER_ADDR"],
         int(os.environ["MASTER_PORT"]),
         is_master=rank == 0 and not is_served,
         timeout=timeout,
         wait_for_workers=False,
     )
-    store = PrefixStore("preflight", server)
+    store = dist.PrefixStore("preflight", server)  # type: ignore[attr-defined]
     who = [f"who/{other}" for other in range(num_ranks)]
     store.set(who[rank], json.dumps([host, unfit]))
     try:
@@ -101,7 +100,7 @@ def start(
     os.environ["TORCH_NCCL_ASYNC_ERROR_HANDLING"] = "0"
     dist.init_process_group(
         backend,
-        store=PrefixStore("group", meeting.store),
+        store=dist.PrefixStore("group", meeting.store),  # type: ignore[attr-defined]
         rank=rank,
         world_size=num_ranks,
         timeout=timedelta(seconds=timeout_seconds),

@@ -76,7 +76,8 @@ def preflight_verdict(
 ) -> None:
     """Name the sick nodes and why, and write FOLDER/sick-nodes; status 75 if all is not well."""
     from tst_megatron.cluster.report import TRY_AGAIN, attempt, read_reports
-    from tst_megatron.cluster.verdict import judge, show, write_sick_nodes
+    from tst_megatron.cluster.show import show, write_sick_nodes
+    from tst_megatron.cluster.verdict import judge
 
     names = [name.strip() for name in hosts.split(",") if name.strip()]
     reports, notes = read_reports(folder, attempt())
