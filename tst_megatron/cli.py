@@ -16,12 +16,20 @@ from rich.console import Console
 from tst_megatron import __version__
 from tst_megatron.commands.bench import bench_app
 from tst_megatron.commands.checkpoint import checkpoint_app
+from tst_megatron.commands.cluster import preflight, preflight_verdict
 from tst_megatron.commands.data import data_app
 from tst_megatron.commands.evaluate import evaluate, evaluate_data
 from tst_megatron.commands.hugging_face import export, generate, import_
 from tst_megatron.commands.params import params
 from tst_megatron.commands.quantize import quantize
-from tst_megatron.commands.shared import BAD_INPUT, Overrides, RecipePath, announce, checked_recipe
+from tst_megatron.commands.shared import (
+    BAD_INPUT,
+    Overrides,
+    RecipePath,
+    announce,
+    checked_recipe,
+    rank_of_environment,
+)
 from tst_megatron.commands.status import status
 from tst_megatron.environment import differences
 from tst_megatron.files import write_beside
@@ -44,6 +52,8 @@ app.command()(evaluate)
 app.command()(evaluate_data)
 app.command()(quantize)
 app.command()(status)
+app.command()(preflight)
+app.command()(preflight_verdict)
 
 FAILED = 1
 
@@ -176,7 +186,7 @@ def train_run(
     from tst_megatron.training.start import plan_start
 
     console = Console()
-    rank = _rank_of_environment()
+    rank = rank_of_environment()
     run = RunFolder(folder)
     checked = checked_recipe(recipe, overrides, 1 if nproc is None and rank is None else nproc)
     start = None
@@ -229,31 +239,6 @@ def quickstart(
     from tst_megatron.quickstart import quickstart as run_quickstart
 
     raise typer.Exit(run_quickstart(folder, short=short, console=Console()))
-
-
-def _rank_of_environment() -> int | None:
-    """This process's rank, from torchrun's variables or srun's; None outside a job.
-
-    Raises:
-        RecipeError: the ranks cannot find each other.
-    """
-    if "RANK" not in os.environ and "SLURM_STEP_ID" not in os.environ:
-        return None
-    for ours, slurms in (
-        ("RANK", "SLURM_PROCID"),
-        ("WORLD_SIZE", "SLURM_NTASKS"),
-        ("LOCAL_RANK", "SLURM_LOCALID"),
-    ):
-        if ours not in os.environ and slurms in os.environ:
-            os.environ[ours] = os.environ[slurms]
-    if missing := [name for name in ("MASTER_ADDR", "MASTER_PORT") if name not in os.environ]:
-        raise RecipeError(
-            [
-                f"{' and '.join(missing)}: not set, and the ranks of a job find each other by "
-                "them. Export the first node's name and a free port before srun"
-            ]
-        )
-    return int(os.environ["RANK"])
 
 
 def _be_the_only_rank() -> int:

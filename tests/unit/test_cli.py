@@ -38,6 +38,11 @@ COMMANDS = {
         *("hf_dir", "output", "--format", "--text", "--text-key", "--num-sequences"),
         *("--sequence-length", "--device"),
     },
+    "preflight": {
+        *("folder", "--backend", "--mebibytes", "--baseline", "--write-baseline"),
+        *("--min-fraction", "--min-free-gib", "--timeout"),
+    },
+    "preflight-verdict": {"folder", "--hosts", "--ranks"},
     "quickstart": {"--folder", "--short"},
     "bench loss": {"--rounds", "--seed", "--device", "--output"},
     "bench embedding": {"--rounds", "--seed", "--device", "--output"},
@@ -283,7 +288,7 @@ def test_batch_script_without_srun_is_no_rank(stand_ins, monkeypatch):
     """Slurm sets SLURM_PROCID=0 there, and waiting for the other ranks would last for ever."""
     monkeypatch.setenv("SLURM_PROCID", "0")
     monkeypatch.setenv("SLURM_NTASKS", "8")
-    assert cli._rank_of_environment() is None
+    assert cli.rank_of_environment() is None
 
 
 def test_ranks_are_started_with_the_same_words(stand_ins, monkeypatch, capsys):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -54,3 +55,28 @@ def announce(checked: CheckedRecipe, console: Console) -> None:
         console.print(line, highlight=False, soft_wrap=True)
     for warning in checked.warnings:
         console.print(f"warning: {warning}", style="yellow", highlight=False, soft_wrap=True)
+
+
+def rank_of_environment() -> int | None:
+    """This process's rank, from torchrun's variables or srun's; None outside a job.
+
+    Raises:
+        RecipeError: the ranks cannot find each other.
+    """
+    if "RANK" not in os.environ and "SLURM_STEP_ID" not in os.environ:
+        return None
+    for ours, slurms in (
+        ("RANK", "SLURM_PROCID"),
+        ("WORLD_SIZE", "SLURM_NTASKS"),
+        ("LOCAL_RANK", "SLURM_LOCALID"),
+    ):
+        if ours not in os.environ and slurms in os.environ:
+            os.environ[ours] = os.environ[slurms]
+    if missing := [name for name in ("MASTER_ADDR", "MASTER_PORT") if name not in os.environ]:
+        raise RecipeError(
+            [
+                f"{' and '.join(missing)}: not set, and the ranks of a job find each other by "
+                "them. Export the first node's name and a free port before srun"
+            ]
+        )
+    return int(os.environ["RANK"])

@@ -1,0 +1,18 @@
+"""One rank of a preflight, forked from a process that has imported what it needs."""
+
+import os
+import sys
+
+from tst_megatron import cli
+from tst_megatron.cluster import collectives  # noqa: F401 - so that torch is there
+from tst_megatron.host import device  # noqa: F401
+
+
+def run(environment, command):
+    """Be ``tst-megatron COMMAND`` in a job; ends the process with its status."""
+    for name in list(os.environ):
+        if name.startswith("SLURM") or name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+            del os.environ[name]
+    os.environ.update(environment)
+    sys.argv = ["tst-megatron", *command]
+    cli.main()

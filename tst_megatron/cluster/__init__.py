@@ -1,0 +1,1 @@
+"""Finding sick nodes before a training run starts on them."""
