@@ -17,8 +17,9 @@ COMMANDS = {
     "data tokenizer": {"inputs", "--output", "--vocab-size", "--text-key"},
     "data prepare": {
         *("inputs", "--tokenizer", "--output", "--text-key"),
-        *("--held-out-fraction", "--test-fraction", "--workers"),
+        *("--held-out-fraction", "--test-fraction", "--workers", "--shard"),
     },
+    "data merge": {"prepared", "--output"},
     "data index": {"recipe", "overrides"},
     "data trace": {"recipe", "overrides", "--step"},
     "checkpoint verify": {"folder", "--quick"},
@@ -117,7 +118,7 @@ def test_help_without_a_command_names_every_command():
         result = CliRunner().invoke(app, arguments)
         assert result.exit_code in (0, 2)
         wanted = (
-            ("tokenizer", "prepare", "index", "trace")
+            ("tokenizer", "prepare", "merge", "index", "trace")
             if "data" in arguments
             else {n.split()[0] for n in COMMANDS}
         )

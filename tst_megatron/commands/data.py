@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 
 from tst_megatron.commands.shared import Overrides, RecipePath, checked_recipe
+
+if TYPE_CHECKING:
+    from tst_megatron.data.manifest import Manifest
 
 data_app = typer.Typer(no_args_is_help=True, help="Make a tokenizer and prepare training text.")
 
@@ -43,6 +46,10 @@ def data_prepare(
     workers: Annotated[
         int | None, typer.Option(help="Processes that tokenise; default: one per core.")
     ] = None,
+    shard: Annotated[
+        bool,
+        typer.Option("--shard", help="A part to merge later: a split may have no document."),
+    ] = False,
 ) -> None:
     """Tokenise text once, into the form that a recipe's data: block names."""
     from tst_megatron.data.prepare import prepare
@@ -55,9 +62,29 @@ def data_prepare(
         held_out_fraction=held_out_fraction,
         test_fraction=test_fraction,
         workers=workers,
+        allow_empty_splits=shard,
         console=Console(),
     )
-    verb = "is up to date" if manifest.reused else "is prepared"
+    _say_what_is_there(output, manifest, "is prepared")
+
+
+@data_app.command("merge")
+def data_merge(
+    prepared: Annotated[
+        list[Path],
+        typer.Argument(help="Folders of `data prepare`, joined in this order.", show_default=False),
+    ],
+    output: Annotated[Path, typer.Option(help="Folder for the text of all of them.")],
+) -> None:
+    """Join prepared shards into the folder that preparing all their text at once makes."""
+    from tst_megatron.data.merge import merge
+
+    manifest = merge(prepared, output, console=Console())
+    _say_what_is_there(output, manifest, "is merged")
+
+
+def _say_what_is_there(output: Path, manifest: Manifest, verb: str) -> None:
+    verb = "is up to date" if manifest.reused else verb
     typer.echo(
         f"{output} {verb}: {manifest.train.tokens:,} tokens to train on, "
         f"{manifest.validation.tokens:,} held out"

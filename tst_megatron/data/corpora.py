@@ -51,6 +51,12 @@ def open_corpora(
         except (ValueError, OSError) as error:
             problems.append(f"data: {error}")
             continue
+        if empty := manifest.empty_splits():
+            problems.append(
+                f"data: {folder} is a shard without a {' or '.join(empty)} document. Merge the "
+                "shards first (`tst-megatron data merge`), and name the merged folder"
+            )
+            continue
         place = Path(cache) if cache else manifest.path.parent / "index"
         corpora.append(Corpus(folder=folder, weight=weight, manifest=manifest, cache=place))
     return corpora if len(corpora) == len(data) else []

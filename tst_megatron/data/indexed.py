@@ -13,7 +13,7 @@ import shutil
 import struct
 import tempfile
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -101,11 +101,7 @@ class IndexedWriter:
         return len(self._lengths)
 
     def add_document(self, tokens: Sequence[int] | npt.NDArray[Any]) -> None:
-        """Append one document; see `add_documents`.
-
-        Args:
-            tokens: [n] token ids, at least one.
-        """
+        """Append one document: [n] token ids, at least one; see `add_documents`."""
         ids = np.asarray(tokens, dtype=np.int64)
         self.add_documents(ids, np.asarray([ids.size], dtype=np.int32))
 
@@ -135,18 +131,22 @@ class IndexedWriter:
                 f"the vocabulary has 0 to {self._vocab_size - 1}. Use the vocabulary size of the "
                 "tokenizer that made them."
             )
-        data = tokens.astype(self.dtype).tobytes()
-        self._digest.update(data)
-        self._bin.write(data)
+        self.add_stored([tokens.astype(self.dtype).tobytes()], lengths)
+
+    def add_stored(self, blocks: Iterable[bytes], lengths: npt.NDArray[np.int32]) -> None:
+        """Append documents as another .bin of the same dtype holds them; nothing is checked."""
+        for block in blocks:
+            self._digest.update(block)
+            self._bin.write(block)
         self._lengths.frombytes(lengths.astype(np.int32).tobytes())
 
-    def finish(self) -> IndexedFacts:
+    def finish(self, *, allow_empty: bool = False) -> IndexedFacts:
         """Write the index and give both files their final names, the index last.
 
         Raises:
-            ValueError: no document was added (an empty .bin cannot be memory-mapped).
+            ValueError: no document was added, which only a shard may have (`allow_empty`).
         """
-        if not self._lengths:
+        if not self._lengths and not allow_empty:
             raise ValueError(
                 f"{self.prefix}: no documents, at least one is needed. Give more text."
             )
@@ -212,7 +212,10 @@ class IndexedReader:
                 f"tokens of {self.dtype.itemsize} bytes. The pair is incomplete or mixed: prepare "
                 "it again."
             )
-        self._tokens = np.memmap(bin_path(prefix), dtype=self.dtype, mode="r")
+        # An empty file cannot be mapped; a shard may have an empty split.
+        self._tokens: npt.NDArray[Any] = np.empty(0, dtype=self.dtype)
+        if num_bytes:
+            self._tokens = np.memmap(bin_path(prefix), dtype=self.dtype, mode="r")
 
     def _read_index(self, index: npt.NDArray[np.uint8]) -> None:
         path = idx_path(self.prefix)

@@ -1,7 +1,7 @@
 """The manifest of a prepared folder: what its token files hold and how they were made.
 
-`prepare` writes it; training, evaluation and export read it. A folder is prepared if, and only if,
-it has a manifest: the whole folder gets its name by one rename.
+`prepare` and `merge` write it; training, evaluation and export read it. A folder is prepared if,
+and only if, it has a manifest: the whole folder gets its name by one rename (`prepared.py`).
 """
 
 import hashlib
@@ -22,6 +22,7 @@ SPLIT_RULE = (
     "u = blake2b-64(document text) / 2^64: validation if u < held_out_fraction, test if u < "
     "held_out_fraction + test_fraction, else train"
 )
+RULES = {"document": DOCUMENT_RULE, "literal": LITERAL_RULE, "split": SPLIT_RULE}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -61,6 +62,10 @@ class Manifest:
     """Documents without text; they are left out."""
     recipe: Mapping[str, Any]
     """Inputs, tokenizer and settings the folder was made from, as JSON values."""
+    rules: Mapping[str, str]
+    """What was done to documents, in words; `RULES` if this version made the folder."""
+    versions: Mapping[str, str]
+    """Packages that made the folder."""
     reused: bool = False
     """True when `prepare` found this folder finished and did nothing."""
 
@@ -68,6 +73,10 @@ class Manifest:
         """The splits that there are, by name."""
         splits = {"train": self.train, "validation": self.validation, "test": self.test}
         return {name: split for name, split in splits.items() if split is not None}
+
+    def empty_splits(self) -> list[str]:
+        """The splits without a document, which only a shard may have."""
+        return [name for name, split in self.splits().items() if not split.documents]
 
 
 def load_manifest(path: Path) -> Manifest:
@@ -208,7 +217,7 @@ def manifest_json(
             "eod_id": eod_id,
             "dtype": token_dtype(vocab_size).name,
         },
-        "rules": {"document": DOCUMENT_RULE, "literal": LITERAL_RULE, "split": SPLIT_RULE},
+        "rules": RULES,
         "recipe": recipe,
         "versions": versions,
     }
@@ -232,6 +241,8 @@ def _from_json(path: Path, values: dict[str, Any]) -> Manifest:
         dtype=str(tokenizer["dtype"]),
         empty_documents=int(values["empty_documents"]),
         recipe=dict(values["recipe"]),
+        rules=dict(values["rules"]),
+        versions=dict(values["versions"]),
     )
 
 

@@ -1,16 +1,14 @@
 """JSONL to Megatron token files: parallel, the same for any number of workers, all or nothing.
 
 The main process reads lines and writes tokens; workers parse, split and encode batches of lines
-(`encode.py`). Everything is built in a folder beside the output and renamed once it is complete.
+(`encode.py`). Everything is built in a folder beside the output and renamed once it is complete
+(`prepared.py`).
 """
 
-import os
 import platform
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -21,18 +19,16 @@ from rich.progress import Progress
 
 from tst_megatron import __version__
 from tst_megatron.data.encode import SPLITS, Encoded, Encoder, encode_batches
-from tst_megatron.data.indexed import IndexedFacts, IndexedWriter
+from tst_megatron.data.indexed import IndexedWriter
 from tst_megatron.data.jsonl import check_inputs, line_batches
 from tst_megatron.data.manifest import (
-    FILE_NAME,
     TOKENIZER_NAME,
     Manifest,
     Split,
     file_sha256,
     load_manifest,
-    manifest_json,
-    verify_files,
 )
+from tst_megatron.data.prepared import built_beside, finished, write_manifest
 from tst_megatron.data.tokenizer import load_sentencepiece
 
 __all__ = ["Manifest", "Split", "load_manifest", "prepare"]
@@ -47,6 +43,7 @@ def prepare(
     held_out_fraction: float = 0.01,
     test_fraction: float = 0.0,
     workers: int | None = None,
+    allow_empty_splits: bool = False,
     console: Console | None = None,
 ) -> Manifest:
     """Tokenise JSONL files into a folder with training and held-out data and a manifest.
@@ -66,6 +63,8 @@ def prepare(
             step; 0 for no test split.
         workers: processes that encode; by default one per available core. More than 1 needs
             the calling script to have an `if __name__ == "__main__"` guard.
+        allow_empty_splits: for a shard that `merge` joins to others: a split may have no document.
+            Training refuses such a folder.
         console: where a progress bar is drawn; none when None.
 
     Raises:
@@ -78,23 +77,20 @@ def prepare(
     load_sentencepiece(tokenizer_model)
     recipe = _recipe(inputs, tokenizer_model, text_key, held_out_fraction, test_fraction)
     output = output.absolute()
-    finished = _finished(output, recipe)
-    if finished is not None:
-        return finished
+    there = finished(output, recipe)
+    if there is not None:
+        if not allow_empty_splits:
+            _check_documents({n: split.documents for n, split in there.splits().items()}, recipe)
+        return there
     output.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(
-        prefix=f"{output.name}.partial-", dir=output.parent, ignore_cleanup_errors=True
-    ) as beside:
-        folder = Path(beside) / output.name
-        folder.mkdir()
+    with built_beside(output) as folder:
         shutil.copyfile(tokenizer_model, folder / TOKENIZER_NAME)
         encoder = Encoder(folder / TOKENIZER_NAME, text_key, held_out_fraction, test_fraction)
         with (
             _progress(console, inputs) as advance,
             closing(encode_batches(line_batches(inputs, advance), encoder, workers)) as encoded,
         ):
-            _write(folder, recipe, encoded)
-        folder.rename(output)
+            _write(folder, recipe, encoded, allow_empty_splits)
     return load_manifest(output)
 
 
@@ -138,29 +134,6 @@ def _recipe(
     }
 
 
-def _finished(output: Path, recipe: dict[str, Any]) -> Manifest | None:
-    if not output.exists() or (output.is_dir() and not any(output.iterdir())):
-        return None
-    if not (output / FILE_NAME).is_file():
-        raise ValueError(
-            f"{output}: exists and is not a prepared folder (no {FILE_NAME}). Give another output "
-            "folder, or delete this one."
-        )
-    manifest = load_manifest(output)
-    differences = [
-        f"{key}: {manifest.recipe.get(key)!r} there, {value!r} wanted"
-        for key, value in recipe.items()
-        if manifest.recipe.get(key) != value
-    ]
-    if differences:
-        raise ValueError(
-            f"{output}: was prepared differently; {'; '.join(differences)}. Give another output "
-            "folder, or delete this one."
-        )
-    verify_files(manifest)
-    return replace(manifest, reused=True)
-
-
 @contextmanager
 def _progress(console: Console | None, inputs: Sequence[Path]) -> Iterator[Callable[[int], None]]:
     """Yield a function that takes the input bytes read since its last call."""
@@ -173,7 +146,12 @@ def _progress(console: Console | None, inputs: Sequence[Path]) -> Iterator[Calla
         yield lambda num_bytes: progress.advance(task, num_bytes)
 
 
-def _write(folder: Path, recipe: dict[str, Any], encoded_batches: Iterator[Encoded]) -> None:
+def _write(
+    folder: Path,
+    recipe: dict[str, Any],
+    encoded_batches: Iterator[Encoded],
+    allow_empty_splits: bool,
+) -> None:
     processor = load_sentencepiece(folder / TOKENIZER_NAME)
     vocab_size = processor.get_piece_size()
     counts = np.zeros(vocab_size, dtype=np.int64)
@@ -189,13 +167,16 @@ def _write(folder: Path, recipe: dict[str, Any], encoded_batches: Iterator[Encod
             for name, writer in writers.items():
                 writer.add_documents(encoded.tokens[name], encoded.lengths[name])
             counts += np.bincount(encoded.tokens["train"], minlength=vocab_size)
-        facts = _finish(writers, recipe)
-    frequencies = counts[counts > 0] / counts.sum()
-    text = manifest_json(
+        if not allow_empty_splits:
+            _check_documents({n: writer.num_documents for n, writer in writers.items()}, recipe)
+        facts = {
+            name: writer.finish(allow_empty=allow_empty_splits) for name, writer in writers.items()
+        }
+    write_manifest(
+        folder,
         recipe=recipe,
         splits=facts,
-        unigram_entropy_nats=float(-(frequencies * np.log(frequencies)).sum()),
-        vocab_size=vocab_size,
+        train_counts=counts,
         eod_id=processor.eos_id(),
         empty_documents=num_empty,
         versions={
@@ -205,19 +186,14 @@ def _write(folder: Path, recipe: dict[str, Any], encoded_batches: Iterator[Encod
             "numpy": version("numpy"),
         },
     )
-    with (folder / FILE_NAME).open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
 
 
-def _finish(writers: dict[str, IndexedWriter], recipe: dict[str, Any]) -> dict[str, IndexedFacts]:
-    num_documents = {name: writer.num_documents for name, writer in writers.items()}
+def _check_documents(num_documents: dict[str, int], recipe: dict[str, Any]) -> None:
     if 0 in num_documents.values():
         raise ValueError(
             f"held_out_fraction {recipe['held_out_fraction']} and test_fraction "
             f"{recipe['test_fraction']}: give "
             f"{' and '.join(f'{number} {name}' for name, number in num_documents.items())} "
-            "documents, each split needs at least one. Change the fractions or give more documents."
+            "documents, each split needs at least one. Change the fractions or give more "
+            "documents; a shard that is merged with others later may lack them (--shard)."
         )
-    return {name: writer.finish() for name, writer in writers.items()}

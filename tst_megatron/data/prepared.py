@@ -1,0 +1,146 @@
+"""Making a prepared folder: reused if it is finished, else built beside its name and renamed.
+
+`prepare` and `merge` write the same folders, and share what must be the same in both.
+"""
+
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tst_megatron.data.indexed import IndexedFacts
+from tst_megatron.data.manifest import (
+    FILE_NAME,
+    Manifest,
+    load_manifest,
+    manifest_json,
+    verify_files,
+)
+from tst_megatron.files import flush_folder
+
+
+def output_problems(output: Path, recipe: Mapping[str, Any]) -> list[str]:
+    """Why a folder of this recipe cannot get this name; a finished one of the same recipe can.
+
+    Args:
+        output: folder to make.
+        recipe: what it would be made from; keys that the folder there has beside these are allowed.
+    """
+    if _is_free(output):
+        return []
+    if not (output / FILE_NAME).is_file():
+        return [
+            f"{output}: exists and is not a prepared folder (no {FILE_NAME}). Give another output "
+            "folder, or delete this one."
+        ]
+    try:
+        there = load_manifest(output).recipe
+    except ValueError as error:
+        return [str(error)]
+    differences = [
+        _difference(key, there.get(key), value)
+        for key, value in recipe.items()
+        if there.get(key) != value
+    ]
+    if not differences:
+        return []
+    return [
+        f"{output}: was prepared differently; {'; '.join(differences)}. Give another output "
+        "folder, or delete this one."
+    ]
+
+
+def finished(output: Path, recipe: Mapping[str, Any]) -> Manifest | None:
+    """The folder of this recipe if it is there, every file checked; None where nothing is.
+
+    Raises:
+        ValueError: something else is there, or a file is damaged.
+    """
+    if problems := output_problems(output, recipe):
+        raise ValueError("\n".join(problems))
+    if _is_free(output):
+        return None
+    manifest = load_manifest(output)
+    verify_files(manifest)
+    return replace(manifest, reused=True)
+
+
+@contextmanager
+def built_beside(output: Path) -> Iterator[Path]:
+    """A new folder that becomes `output` when the block ends, and disappears when it fails.
+
+    Args:
+        output: absolute; does not exist, or is empty. Its parent exists.
+    """
+    with tempfile.TemporaryDirectory(
+        prefix=f"{output.name}.partial-", dir=output.parent, ignore_cleanup_errors=True
+    ) as beside:
+        folder = Path(beside) / output.name
+        folder.mkdir()
+        yield folder
+        flush_folder(folder)
+        folder.rename(output)
+        flush_folder(output.parent)
+
+
+def write_manifest(
+    folder: Path,
+    *,
+    recipe: Mapping[str, Any],
+    splits: Mapping[str, IndexedFacts],
+    train_counts: npt.NDArray[np.int64],
+    eod_id: int,
+    empty_documents: int,
+    versions: Mapping[str, str],
+) -> None:
+    """Write manifest.json, the last file of a folder.
+
+    Args:
+        folder: that is being built.
+        recipe: as in `manifest_json`, like all that is not said here.
+        splits: what the writers returned.
+        train_counts: [vocabulary size] how often each token occurs in the training split.
+        eod_id: id after every document.
+        empty_documents: documents left out.
+        versions: package to version.
+    """
+    text = manifest_json(
+        recipe=recipe,
+        splits=splits,
+        unigram_entropy_nats=_entropy_nats(train_counts),
+        vocab_size=len(train_counts),
+        eod_id=eod_id,
+        empty_documents=empty_documents,
+        versions=versions,
+    )
+    with (folder / FILE_NAME).open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _is_free(output: Path) -> bool:
+    return not output.exists() or (output.is_dir() and not any(output.iterdir()))
+
+
+def _difference(key: str, there: Any, wanted: Any) -> str:
+    if not isinstance(wanted, list):
+        return f"{key}: {there!r} there, {wanted!r} wanted"
+    # A text of a thousand shards has a thousand inputs: the first that differs says enough.
+    pairs = enumerate(zip_longest(there or [], wanted), start=1)
+    number, (its, ours) = next((number, pair) for number, pair in pairs if pair[0] != pair[1])
+    return f"{key}: number {number} is {its!r} there, {ours!r} wanted"
+
+
+def _entropy_nats(counts: npt.NDArray[np.int64]) -> float:
+    if not counts.any():
+        return 0.0
+    frequencies = counts[counts > 0] / counts.sum()
+    return float(-(frequencies * np.log(frequencies)).sum())

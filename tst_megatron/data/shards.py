@@ -1,0 +1,141 @@
+"""Whether prepared folders can be joined into one: every reason against it, at once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tst_megatron.data.indexed import IndexedReader, idx_path, token_dtype
+from tst_megatron.data.manifest import RULES, Manifest, file_sha256, load_manifest
+
+SETTINGS = ("text_key", "held_out_fraction", "test_fraction")
+"""Keys of a recipe that must be the same in all shards."""
+
+
+def load_shards(shards: Sequence[Path]) -> tuple[list[Manifest], list[str]]:
+    """The manifests that can be read, and why the others cannot."""
+    manifests, problems = [], []
+    for shard in shards:
+        try:
+            manifests.append(load_manifest(shard))
+        except (ValueError, OSError) as error:
+            problems.append(str(error))
+    if not shards:
+        problems.append("no folders to merge. Name those that `prepare` made, in their order.")
+    return manifests, problems
+
+
+def shard_problems(manifests: Sequence[Manifest]) -> list[str]:
+    """Why the shards cannot be read as one text; all of it, from their manifests alone."""
+    problems = _differences(manifests) + _repeated(manifests)
+    # Shards that differ may not have the same splits.
+    return problems or _empty_splits(manifests)
+
+
+def inputs_of(manifest: Manifest) -> list[dict[str, Any]]:
+    """Name, size and hash of the files that a folder was made of, in order."""
+    return list(manifest.recipe.get("inputs", []))
+
+
+def _differences(manifests: Sequence[Manifest]) -> list[str]:
+    """Settings that are not the first shard's, and rules that are not this version's."""
+    first = _settings(manifests[0])
+    problems = []
+    for manifest in manifests:
+        for name, value in _settings(manifest).items():
+            if value != first[name]:
+                problems.append(
+                    f"{manifest.path.parent}: {name} is {value!r}, in "
+                    f"{manifests[0].path.parent} it is {first[name]!r}. Prepare all shards with "
+                    "the same tokenizer and settings."
+                )
+        for name, rule in RULES.items():
+            if manifest.rules.get(name) != rule:
+                problems.append(
+                    f"{manifest.path.parent}: its {name} rule is {manifest.rules.get(name)!r}, "
+                    f"this version's is {rule!r}. Prepare the shard again."
+                )
+    return problems
+
+
+def _settings(manifest: Manifest) -> dict[str, Any]:
+    return {
+        "tokenizer sha256": manifest.tokenizer_sha256,
+        "vocabulary size": manifest.vocab_size,
+        "end-of-document id": manifest.eod_id,
+        "token type": manifest.dtype,
+        "splits": list(manifest.splits()),
+        **{key: manifest.recipe.get(key) for key in SETTINGS},
+    }
+
+
+def _repeated(manifests: Sequence[Manifest]) -> list[str]:
+    """Shards that hold text of an earlier one: it would be read twice in an epoch."""
+    problems = []
+    folders: dict[Path, Path] = {}
+    texts: dict[tuple[str, ...], Path] = {}
+    files: dict[str, Path] = {}
+    for manifest in manifests:
+        folder = manifest.path.parent
+        text = tuple(split.bin_sha256 for split in manifest.splits().values())
+        # Files without a byte are alike and repeat nothing.
+        inputs = {entry["sha256"]: entry["name"] for entry in inputs_of(manifest) if entry["bytes"]}
+        same = next(((name, files[sha]) for sha, name in inputs.items() if sha in files), None)
+        fix = "Each text is merged once: leave one of the two out."
+        if folder.resolve() in folders:
+            problems.append(
+                f"{folder}: is the same folder as {folders[folder.resolve()]}. Name it once."
+            )
+        elif text in texts:
+            problems.append(f"{folder}: holds the same tokens as {texts[text]}. {fix}")
+        elif same:
+            problems.append(f"{folder}: was made of {same[0]}, as {same[1]} was. {fix}")
+        folders.setdefault(folder.resolve(), folder)
+        if any(split.tokens for split in manifest.splits().values()):
+            texts.setdefault(text, folder)
+        for sha in inputs:
+            files.setdefault(sha, folder)
+    return problems
+
+
+def _empty_splits(manifests: Sequence[Manifest]) -> list[str]:
+    documents = {
+        name: sum(manifest.splits()[name].documents for manifest in manifests)
+        for name in manifests[0].splits()
+    }
+    if all(documents.values()):
+        return []
+    return [
+        f"the {len(manifests)} shards have "
+        f"{' and '.join(f'{number} {name}' for name, number in documents.items())} documents "
+        "together, each split needs at least one. Merge more shards, or prepare them with larger "
+        "fractions."
+    ]
+
+
+def mixed_files(manifest: Manifest) -> list[str]:
+    """What a look at the sizes tells before hours of copying; merging compares the content."""
+    problems = []
+    if not manifest.tokenizer_model.is_file():
+        problems.append(f"{manifest.tokenizer_model}: is missing. Bring it back.")
+    elif file_sha256(manifest.tokenizer_model) != manifest.tokenizer_sha256:
+        problems.append(damage(manifest.tokenizer_model))
+    for split in manifest.splits().values():
+        try:
+            reader = IndexedReader(split.prefix)
+        except (ValueError, OSError) as error:
+            problems.append(str(error))
+            continue
+        there = (reader.num_documents, reader.num_tokens, reader.dtype)
+        if there != (split.documents, split.tokens, token_dtype(manifest.vocab_size)):
+            problems.append(damage(idx_path(split.prefix)))
+    return problems
+
+
+def damage(file: Path) -> str:
+    """Say that a file is not the one that its manifest describes."""
+    return (
+        f"{file}: its content is not what manifest.json recorded: it was written anew or is "
+        "damaged. Bring the file back, or prepare this shard again."
+    )
