@@ -31,7 +31,6 @@ from tst_megatron.commands.shared import (
     rank_of_environment,
 )
 from tst_megatron.commands.status import status
-from tst_megatron.environment import differences
 from tst_megatron.files import write_beside
 from tst_megatron.recipe import RecipeError
 
@@ -217,8 +216,6 @@ def train_run(
         announce(checked, console)
         rank = _be_the_only_rank()
     if rank == 0:
-        for difference in differences(checked.environment, os.environ):
-            console.print(f"warning: {difference}", highlight=False, soft_wrap=True)
         run.repair(checked)
     try:
         console = redirect_output_to(str(run.log(rank)))

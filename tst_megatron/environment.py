@@ -49,7 +49,7 @@ VARIABLES = (
     Variable(
         name="CUDA_DEVICE_MAX_CONNECTIONS",
         value="32",
-        why="streams for the exchange between experts beside those that compute; as NVIDIA's recipe",
+        why="streams for the exchange between experts beside computation; as NVIDIA's recipe",
         needs=(EXPERTS_OVERLAP,),
     ),
     Variable(

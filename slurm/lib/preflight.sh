@@ -30,10 +30,11 @@ ask_nodes() {
   # The first of these nodes, and a port that no other step has.
   give MASTER_ADDR "${TST_MASTER_ADDR:-$(scontrol show hostnames "$nodes" | head -n 1)${TST_ADDRESS_SUFFIX:-}}"
   give MASTER_PORT "$(new_port "$use")"
-  # A rank that hangs is ended by the limit, and found by the file that it did not finish.
-  run_tasks "--nodelist=$nodes" "--nodes=$number" "--ntasks=$ranks" "--time=$PREFLIGHT_MINUTES" -- \
+  # A rank that hangs is ended by the limit, and found by the file that it did not finish. The first
+  # that finds itself sick must not end the others.
+  run_tasks --kill-on-bad-exit=0 "--nodelist=$nodes" "--nodes=$number" "--ntasks=$ranks" "--time=$PREFLIGHT_MINUTES" -- \
     tst-megatron preflight "$folder" ${TST_BASELINE:+--baseline "$TST_BASELINE"} "$@" || true
-  run_tasks "--nodelist=${nodes}" --nodes=1 --ntasks=1 -- tst-megatron preflight-verdict "$folder" \
+  run_tasks "--nodelist=$(scontrol show hostnames "$nodes" | head -n 1)" --nodes=1 --ntasks=1 -- tst-megatron preflight-verdict "$folder" \
     --hosts "$(scontrol show hostnames "$nodes" | paste -sd, -)" --ranks "$ranks"
 }
 

@@ -138,8 +138,12 @@ class Cluster:
         key = self.folder / "munge.key"
         key.write_bytes(os.urandom(128))
         key.chmod(0o400)
-        files = (f"--{name}-file={self.folder}/munge.{name}" for name in ("key", "pid", "log", "seed"))
-        self._daemon("munged", "--foreground", "--force", f"--socket={self.folder}/munge.socket", *files)
+        files = (
+            f"--{name}-file={self.folder}/munge.{name}" for name in ("key", "pid", "log", "seed")
+        )
+        self._daemon(
+            "munged", "--foreground", "--force", f"--socket={self.folder}/munge.socket", *files
+        )
         wait_until((self.folder / "munge.socket").exists, seconds=20, what="munge")
         self._daemon("slurmctld", "-D")
         for node in (*CPU_NODES, *GPU_NODES):
@@ -169,9 +173,7 @@ class Cluster:
         (self.folder / "gres.conf").write_text(
             f"NodeName={','.join(GPU_NODES)} Name=gpu File={devices}\n"
         )
-        (self.folder / "plugstack.conf").write_text(
-            f"required {self.folder}/stub_of_pyxis.so\n"
-        )
+        (self.folder / "plugstack.conf").write_text(f"required {self.folder}/stub_of_pyxis.so\n")
 
     def _compile_stub_of_pyxis(self) -> None:
         source = Path(__file__).parent / "stub_of_pyxis.c"

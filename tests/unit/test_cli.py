@@ -11,7 +11,7 @@ from tst_megatron.cli import app, main
 from tst_megatron.data import ready as data_ready
 
 COMMANDS = {
-    "check": {"recipe", "overrides", "--nproc", "--run-folder"},
+    "check": {"recipe", "overrides", "--nproc", "--run-folder", "--environment"},
     "train": {"recipe", "overrides", "--run-folder", "--nproc", "--fresh"},
     "params": {"recipe", "overrides"},
     "data tokenizer": {"inputs", "--output", "--vocab-size", "--text-key"},

@@ -12,6 +12,7 @@ from rich.console import Console
 
 from tst_megatron.check import CheckedRecipe
 from tst_megatron.data.cursor import cursor, stream_facts
+from tst_megatron.environment import differences
 from tst_megatron.training import stopping
 from tst_megatron.training.checkpoints import Start, step_of, tracked_step
 from tst_megatron.training.exit_status import DO_NOT_RESTART, FAILED, FINISHED, STOPPED
@@ -147,6 +148,9 @@ def _train(
     if args.rank == args.world_size - 1:
         observer = Recorder(run.metrics, checked.schedule, console=console, device=device)
     say = _teller(console, start)
+    if args.rank == 0:
+        for difference in differences(checked.environment, os.environ):
+            say(f"warning: {difference}")
     upstream.observe_training(
         observer,
         loss_names=LOSS_NAMES,
