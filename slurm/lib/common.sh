@@ -16,8 +16,8 @@ die() {
 
 # The task of an array by its own name: Slurm takes the number of its last one for the whole array.
 # shellcheck disable=SC2034  # other scripts use it
-JOB=$SLURM_JOB_ID
-[[ -z ${SLURM_ARRAY_JOB_ID:-} ]] || JOB=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID
+JOB=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}
+JOB=${JOB:-$SLURM_JOB_ID}
 
 # In front of sbatch wins over the file, which wins over the defaults below.
 if [[ -r ${TST_SITE:-slurm/site.env} ]]; then
@@ -29,6 +29,8 @@ elif [[ -n ${TST_SITE:-} ]]; then
   die 2 "TST_SITE=$TST_SITE: no such file"
 fi
 TST_ENVIRONMENT=${TST_ENVIRONMENT:-plain}
+[[ $TST_ENVIRONMENT =~ ^(plain|pyxis|apptainer)$ ]] ||
+  die 2 "TST_ENVIRONMENT=$TST_ENVIRONMENT: must be plain, pyxis or apptainer"
 TST_CORDON=${TST_CORDON:-slurm/cordoned-nodes}
 if [[ $TST_ENVIRONMENT == plain && -z ${TST_VENV:-} && -x .venv/bin/tst-megatron ]]; then TST_VENV=$PWD/.venv; fi
 
@@ -131,7 +133,6 @@ run_tasks() {
       [[ -z ${SLURM_GPUS_ON_NODE:-}${SLURM_JOB_GPUS:-} ]] || inside+=(--nv)
       inside+=("${TST_IMAGE:?TST_ENVIRONMENT=apptainer needs TST_IMAGE}")
       ;;
-    *) die 2 "TST_ENVIRONMENT=$TST_ENVIRONMENT: must be plain, pyxis or apptainer" ;;
   esac
   srun --kill-on-bad-exit=1 --wait=60 --label --cpu-bind=none ${options[@]+"${options[@]}"} \
     ${inside[@]+"${inside[@]}"} bash slurm/lib/rank.sh "$@"

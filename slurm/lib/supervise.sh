@@ -75,7 +75,7 @@ give_up_without_progress() {
   starts=$(starts_without_progress)
   ((starts >= MAX_STARTS_WITHOUT_PROGRESS)) || return 0
   note give-up "$starts starts in a row saved nothing beyond step $(saved_step) (MAX_STARTS_WITHOUT_PROGRESS=$MAX_STARTS_WITHOUT_PROGRESS)." \
-    "Last reason: $(state_of reason). Submit again when that is mended, or with a longer time limit than a save takes"
+    "Last: $(events | awk -F'\t' '$3 == "end" { text = $5 } END { print text }'). Submit again when that is mended, or with a longer time limit than a save takes"
   exit "$DO_NOT_RESTART"
 }
 
@@ -141,10 +141,10 @@ check_nodes() {
 
 # What torch keeps of its collectives, for a run that hangs or crashes.
 give_diagnosis() {
-  mkdir -p "$RUN_FOLDER/logs/flight-recorder"
+  mkdir -p "$RUN_FOLDER/slurm/flight-recorder"
   give TORCH_FR_BUFFER_SIZE 2000
   give TORCH_NCCL_DUMP_ON_TIMEOUT 1
-  give TORCH_FR_DUMP_TEMP_FILE "$RUN_FOLDER/logs/flight-recorder/rank-"
+  give TORCH_FR_DUMP_TEMP_FILE "$RUN_FOLDER/slurm/flight-recorder/rank-"
 }
 
 # train_until_end RECIPE...: the run itself, under watch; returns when no rank is left.

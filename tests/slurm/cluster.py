@@ -16,7 +16,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from tst_megatron.training.launch import free_port
@@ -206,17 +206,23 @@ class Cluster:
         nodes = {line.split()[0] for line in states if line.endswith(" idle")}
         return nodes == {*CPU_NODES, *GPU_NODES}
 
-    def run(self, *command: str, check: bool = True, **options: object) -> str:
+    def run(
+        self,
+        *command: str,
+        check: bool = True,
+        env: Mapping[str, str] | None = None,
+        cwd: Path | None = None,
+    ) -> str:
         """Run one of Slurm's commands and return what it printed."""
         done = subprocess.run(
             command,
-            env=self.environment,
+            env=env or self.environment,
+            cwd=cwd,
             text=True,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             timeout=60,
             check=False,
-            **options,
         )
         assert not check or done.returncode == 0, f"{' '.join(command)}: {done.stdout}"
         return done.stdout
@@ -230,13 +236,20 @@ class Cluster:
         words = self.run("scontrol", "show", "job", job).split()
         return next(w.partition("=")[2] for w in words if w.startswith(f"{name}="))
 
-    def wait(self, job: str, *, state: str, seconds: float = 300) -> None:
-        """Wait until a job is in a state."""
+    def wait(
+        self,
+        job: str,
+        *,
+        state: Sequence[str],
+        seconds: float,
+        explain: Callable[[], str] = str,
+    ) -> None:
+        """Wait until a job is in one of some states."""
         wait_until(
-            lambda: self.fact(job, "JobState") == state,
+            lambda: self.fact(job, "JobState") in state,
             seconds=seconds,
-            what=f"job {job} to be {state}",
-            explain=lambda: self.run("scontrol", "show", "job", job),
+            what=f"job {job} to be {' or '.join(state)}",
+            explain=lambda: f"{self.run('scontrol', 'show', 'job', job)}\n{explain()}",
         )
 
 

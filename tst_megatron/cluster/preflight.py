@@ -30,12 +30,17 @@ if TYPE_CHECKING:
     from tst_megatron.cluster.collectives import AllReduce, Meeting
 
 
+NUM_BYTES = {"nccl": 2**30, "gloo": 2**26}
+"""Enough for NVLink's full bandwidth; a CPU takes seconds for a sixteenth of it."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Wanted:
     """What a preflight was asked for."""
 
     backend: str
-    num_bytes: int
+    num_bytes: int | None
+    """Of each all-reduce; None is ``NUM_BYTES`` of the backend."""
     baseline: Path | None
     write_baseline: bool
     min_fraction: float
@@ -186,10 +191,11 @@ def _add_up(
     from tst_megatron.host import device
 
     report = progress.report
+    num_bytes = wanted.num_bytes or NUM_BYTES[backend]
     here = [rank for rank, host in enumerate(meeting.hosts) if host == report.host]
     with progress.check("within the node"):
         where: dict[str, Any] = {
-            "num_bytes": wanted.num_bytes,
+            "num_bytes": num_bytes,
             "device": device.of_rank(backend, place.local_rank),
         }
         group = collectives.group_of(here, wanted.timeout_seconds)
@@ -201,7 +207,7 @@ def _add_up(
         collectives.end()
     measured = Baseline(
         backend=backend,
-        num_bytes=wanted.num_bytes,
+        num_bytes=num_bytes,
         num_ranks=place.num_ranks,
         num_ranks_in_node=len(here),
         within_node=within.gb_per_second,
@@ -218,7 +224,7 @@ def _add_up(
     elif wanted.baseline and known is None and place.rank == 0:
         report.notes.append(
             f"baseline: {wanted.baseline} has none for {place.num_ranks} ranks, {len(here)} in a "
-            f"node, with {backend} and {wanted.num_bytes >> 20} MiB: no bandwidth was judged"
+            f"node, with {backend} and {num_bytes >> 20} MiB: no bandwidth was judged"
         )
 
 

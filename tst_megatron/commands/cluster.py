@@ -28,7 +28,10 @@ def preflight(
     backend: Annotated[
         Backend, typer.Option(help="Collectives; auto is NCCL where there is a GPU, else gloo.")
     ] = Backend.AUTO,
-    mebibytes: Annotated[int, typer.Option(min=1, help="Size of the all-reduces, MiB.")] = 1024,
+    mebibytes: Annotated[
+        int | None,
+        typer.Option(min=1, help="Size of the all-reduces, MiB. Default: 1024, with gloo 64."),
+    ] = None,
     baseline: Annotated[
         Path | None, typer.Option(help="Bandwidths of this cluster when it was well, a JSON file.")
     ] = None,
@@ -59,7 +62,7 @@ def preflight(
     place = place_of_environment(rank_of_environment())
     wanted = Wanted(
         backend=backend.value,
-        num_bytes=mebibytes * 2**20,
+        num_bytes=mebibytes * 2**20 if mebibytes else None,
         baseline=baseline,
         write_baseline=write_baseline,
         min_fraction=min_fraction,

@@ -23,7 +23,8 @@ def listen() -> None:
     if any(thread.name == _THREAD for thread in threading.enumerate()):
         return
     signal.pthread_sigmask(signal.SIG_BLOCK, [SIGNAL])
-    faulthandler.register(SIGNAL, all_threads=True)
+    # The descriptor: what it leads to is exchanged later, for the log of the rank.
+    faulthandler.register(SIGNAL, file=2, all_threads=True)
     threading.Thread(target=_take, name=_THREAD, daemon=True).start()
 
 

@@ -1,0 +1,114 @@
+"""Real runs of the quickstart's recipe on two nodes, and what is done to them on the way."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import struct
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from cluster import wait_until
+from jobs import Jobs, events, names, ranks_of
+
+RECIPE = "examples/quickstart/tst.yaml"
+STEPS = 60
+KEYS = (
+    *(f"train-iters={STEPS}", "lr-warmup-iters=4", "lr-wsd-decay-iters=10"),
+    *("eval-interval=30", "eval-iters=1", "save-interval=5"),
+)
+"""Both phases (the switch comes after step 24) in half a minute."""
+
+UNINTERRUPTED = "uninterrupted"
+
+
+def submit(jobs: Jobs, name: str, *, options: tuple[str, ...] = (), **variables: str) -> str:
+    """Submit a run with a run folder of its own."""
+    variables = {"RUN_FOLDER": f"runs/{name}", "PREFLIGHT": "no", "WATCH_SECONDS": "1", **variables}
+    return jobs.submit("pretrain.sbatch", RECIPE, *KEYS, options=options, **variables)
+
+
+def folder(jobs: Jobs, name: str) -> Path:
+    return jobs.folder / "runs" / name
+
+
+def rows(run: Path) -> list[dict]:
+    path = run / "metrics.jsonl"
+    lines = path.read_text().splitlines() if path.exists() else []
+    return [json.loads(line) for line in lines if line.endswith("}")]
+
+
+def last_step(run: Path) -> int:
+    return max((row["step"] for row in rows(run)), default=0)
+
+
+def losses(run: Path) -> dict[tuple[str, int], list[str]]:
+    """Every loss and gradient norm of a run, bit for bit."""
+    return {
+        (row["event"], row["step"]): [
+            struct.pack("<d", row[key]).hex() for key in row if "loss" in key or key == "grad-norm"
+        ]
+        for row in rows(run)
+    }
+
+
+def wait_for_step(run: Path, step: int) -> None:
+    """Wait until a run has done a step, and with it saved one."""
+    wait_until(lambda: last_step(run) >= step, seconds=240, what=f"step {step} of {run.name}")
+
+
+def ask_to_stop(jobs: Jobs, job: str, run: Path) -> None:
+    """What a person does, and Slurm before the end of a job's time."""
+    wait_for_step(run, 8)
+    jobs.cluster.run("scancel", "--signal=USR2", job)
+
+
+def kill_rank(jobs: Jobs, job: str, run: Path) -> None:
+    wait_for_step(run, 8)
+    os.kill(ranks_of(job)[1], signal.SIGKILL)
+
+
+def hang_rank(jobs: Jobs, job: str, run: Path) -> None:
+    wait_for_step(run, 8)
+    os.kill(ranks_of(job)[1], signal.SIGSTOP)
+
+
+def kill_node(jobs: Jobs, job: str, run: Path) -> None:
+    wait_for_step(run, 8)
+    node = jobs.cluster.run("scontrol", "show", "hostnames", jobs.cluster.fact(job, "NodeList"))
+    jobs.cluster.kill_node(node.split()[1])
+
+
+def preempt(jobs: Jobs, job: str, run: Path) -> None:
+    """Send a job for which every node is wanted."""
+    wait_for_step(run, 8)
+    wanted = ["--partition=urgent", "--nodes=3", "--exclusive", "--output=/dev/null"]
+    urgent = jobs.cluster.run("sbatch", "--parsable", *wanted, "--wrap=sleep 2").strip()
+    wait_until(lambda: urgent not in jobs.cluster.jobs(), seconds=120, what="the urgent job")
+
+
+def nothing(jobs: Jobs, job: str, run: Path) -> None:
+    """The time limit comes by itself."""
+
+
+def finish(jobs: Jobs, job: str, run: Path, do: Callable[[Jobs, str, Path], None]) -> float:
+    """Do something to a run while it goes on, and wait until it is finished; seconds it took."""
+    began = time.monotonic()
+    do(jobs, job, run)
+    jobs.ended(job, "COMPLETED", seconds=600)
+    state = json.loads((run / "state.json").read_text())
+    assert (state["status"], state["step"]) == ("finished", STEPS)
+    return time.monotonic() - began
+
+
+def expect_same(jobs: Jobs, run: Path) -> None:
+    """The run was interrupted, went on, and has every number of the uninterrupted one."""
+    assert names(run).count("start") > 1, events(run)
+    expected = losses(folder(jobs, UNINTERRUPTED))
+    assert len(expected) > STEPS
+    assert losses(run) == expected
+    # Each step once, also in the file.
+    steps = [row["step"] for row in rows(run) if row["event"] == "step"]
+    assert steps == list(range(1, STEPS + 1))

@@ -1,0 +1,299 @@
+"""The job scripts on a real Slurm, with a stand-in for the command that trains."""
+
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from cluster import GPU_NODES, wait_until
+from jobs import STUBS, Jobs, events, names
+
+ROOT = Path(__file__).resolve().parents[2]
+SCRIPTS = sorted(path.name for path in (ROOT / "slurm").glob("*.sbatch"))
+RECIPE = "examples/quickstart/tst.yaml"
+QUICK = {"WATCH_SECONDS": "1", "PREFLIGHT": "no"}
+
+
+@pytest.fixture
+def jobs(cluster, checkout):
+    return Jobs(cluster, checkout, {"PATH_IN_FRONT": str(STUBS)})
+
+
+@pytest.fixture
+def run(checkout):
+    return checkout / "runs" / "quickstart-tst"
+
+
+def of_rank(run, rank):
+    lines = (run / "logs" / f"rank-{rank}.txt").read_text().splitlines()
+    return dict(line.split("=", 1) for line in lines)
+
+
+def test_shellcheck_finds_nothing(cluster):
+    files = [*(ROOT / "slurm").glob("*.sbatch"), *(ROOT / "slurm/lib").glob("*.sh")]
+    files += [*STUBS.iterdir()]
+    done = subprocess.run(
+        ["shellcheck", "-x", *map(str, files)], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_slurm_would_take_the_script(cluster, jobs, script):
+    options = (
+        ["--test-only", "--array=1-2"] if script.startswith(("sweep", "prep")) else ["--test-only"]
+    )
+    options += ["--partition=gpu"] if "64gpu" in script else []
+    assert "to start at" in jobs.submit(script, RECIPE, options=options)
+
+
+def test_64_gpu_script_runs_unchanged_on_8_nodes_of_8(cluster, jobs, checkout):
+    image, secrets = checkout / "tst.sqsh", checkout / "secrets"
+    image.touch()
+    secrets.write_text("HF_TOKEN=canary-of-the-file\n")
+    job = jobs.submit(
+        "pretrain-10b-a1b-64gpu.sbatch",
+        options=["--partition=gpu"],
+        TST_ENVIRONMENT="pyxis",
+        TST_IMAGE=str(image),
+        TST_MOUNTS="/data:/data:ro",
+        TST_SECRETS=str(secrets),
+        NCCL_SOCKET_IFNAME="ib0",
+        WANDB_API_KEY="canary-of-the-environment",
+    )
+    log = jobs.ended(job, "COMPLETED", seconds=60)
+    run = checkout / "runs" / "qwen3-10b-a1b-tst"
+    ranks = [of_rank(run, rank) for rank in range(64)]
+    port = ranks[0]["MASTER_PORT"]
+    for rank, seen in enumerate(ranks):
+        node = GPU_NODES[rank // 8]
+        assert (seen["RANK"], seen["LOCAL_RANK"], seen["WORLD_SIZE"]) == (
+            str(rank),
+            str(rank % 8),
+            "64",
+        )
+        assert (seen["SLURMD_NODENAME"], seen["MASTER_ADDR"], seen["MASTER_PORT"]) == (
+            node,
+            "127.0.0.1",
+            port,
+        )
+        assert seen["STUB_container_image"] == str(image)
+        assert seen["STUB_container_workdir"] == str(checkout)
+        assert seen["STUB_container_mounts"].split(",") == [
+            f"{checkout}:{checkout}",
+            f"{secrets}:{secrets}:ro",
+            "/data:/data:ro",
+        ]
+        assert "STUB_no_container_mount_home" in seen
+        named = seen["STUB_container_env"].split(",")
+        # What is set is named, or a value of the image's would win.
+        for name in (
+            "MASTER_ADDR",
+            "MASTER_PORT",
+            "NCCL_SOCKET_IFNAME",
+            "GLOO_SOCKET_IFNAME",
+            "A_PROFILE_SAYS",
+        ):
+            assert name in named and name in seen
+        assert (seen["GLOO_SOCKET_IFNAME"], seen["A_PROFILE_SAYS"]) == ("ib0", "so")
+        assert seen["secrets"] == "25,18", "each rank has both secrets"
+        assert seen["arguments"] == f"train examples/qwen3-10b-a1b/tst.yaml --run-folder {run}"
+    assert 20_000 <= int(port) < 30_000
+    assert f"environment: MASTER_PORT={port}" in log and "environment: A_PROFILE_SAYS=so" in log
+    assert f"image: {image}" in log
+    files = [path for path in checkout.rglob("*") if path.is_file() and path != secrets]
+    assert len(files) > 64
+    assert not [path for path in files if b"canary" in path.read_bytes()]
+    assert names(run) == ["start", "end"]
+
+
+def test_address_is_the_first_node_where_none_is_given(cluster, jobs, run):
+    job = jobs.submit(
+        "pretrain.sbatch", RECIPE, TST_MASTER_ADDR="", TST_ADDRESS_SUFFIX="i", **QUICK
+    )
+    jobs.ended(job, "COMPLETED", seconds=60)
+    assert of_rank(run, 1)["MASTER_ADDR"] == "m1i"
+
+
+def test_apptainer_runs_every_task_in_the_image(cluster, jobs, checkout, run):
+    stub = checkout / "bin" / "apptainer"
+    stub.parent.mkdir()
+    # Does what Apptainer does with variables, and leaves its arguments where the test finds them.
+    stub.write_text(
+        '#!/bin/bash\nprintf "%s\\n" "$*" >"runs/apptainer-$SLURM_PROCID"\n'
+        "while [[ $1 != bash ]]; do shift; done\n"
+        'for name in ${!APPTAINERENV_*}; do export "${name#APPTAINERENV_}=${!name}"; done\n'
+        'exec "$@"\n'
+    )
+    stub.chmod(0o755)
+    image = checkout / "tst.sif"
+    image.touch()
+    both = f"{stub.parent}:{STUBS}"
+    job = jobs.submit(
+        "pretrain.sbatch",
+        RECIPE,
+        TST_ENVIRONMENT="apptainer",
+        TST_IMAGE=str(image),
+        PATH_IN_FRONT=both,
+        **QUICK,
+    )
+    jobs.ended(job, "COMPLETED", seconds=60)
+    arguments = (checkout / "runs" / "apptainer-1").read_text()
+    assert f"exec --no-home --bind {checkout}:{checkout} --pwd {checkout} {image} bash" in arguments
+    assert of_rank(run, 1)["A_PROFILE_SAYS"] == "so"
+
+
+@pytest.mark.parametrize(
+    ("variables", "options", "message"),
+    [
+        ({"TST_ENVIRONMENT": "docker"}, (), "must be plain, pyxis or apptainer"),
+        ({"TST_ENVIRONMENT": "pyxis"}, (), "needs TST_IMAGE"),
+        (
+            {"TST_ENVIRONMENT": "pyxis", "TST_IMAGE": "/absent.sqsh"},
+            (),
+            "/absent.sqsh: no such file",
+        ),
+        ({"TST_SITE": "absent.env"}, (), "TST_SITE=absent.env: no such file"),
+        (
+            {},
+            ("--partition=gpu", "--ntasks-per-node=4", "--gpus-per-node=8"),
+            "one task for each GPU. Give --ntasks-per-node=8",
+        ),
+    ],
+)
+def test_bad_input_ends_the_job_at_once(cluster, jobs, run, variables, options, message):
+    job = jobs.submit("pretrain.sbatch", RECIPE, options=options, **variables)
+    assert message in jobs.ended(job, "FAILED", seconds=60)
+    assert cluster.fact(job, "ExitCode") == "2:0"
+    assert cluster.fact(job, "Restarts") == "0"
+
+
+def test_refused_recipe_is_not_tried_again(cluster, jobs, run):
+    job = jobs.submit("pretrain.sbatch", RECIPE, STUB_CHECK="2", **QUICK)
+    jobs.ended(job, "FAILED", seconds=60)
+    assert cluster.fact(job, "ExitCode") == "2:0"
+    assert names(run) == ["start", "end"]
+
+
+def test_site_file_fills_in_and_the_command_line_wins(cluster, jobs, checkout, run):
+    (checkout / "slurm" / "site.env").write_text("NCCL_SOCKET_IFNAME=ib0\nNCCL_DEBUG=INFO\n")
+    job = jobs.submit("pretrain.sbatch", RECIPE, NCCL_DEBUG="TRACE", **QUICK)
+    jobs.ended(job, "COMPLETED", seconds=60)
+    seen = of_rank(run, 0)
+    assert (seen["GLOO_SOCKET_IFNAME"], seen["NCCL_DEBUG"]) == ("ib0", "TRACE")
+
+
+def test_run_without_progress_is_given_up_and_says_why(cluster, jobs, run):
+    limit = {"MAX_STARTS_WITHOUT_PROGRESS": "2"}
+    job = jobs.submit("pretrain.sbatch", RECIPE, STUB_ENDING="failed", **limit, **QUICK)
+    log = jobs.ended(job, "FAILED", seconds=120)
+    assert cluster.fact(job, "ExitCode") == "93:0"
+    assert names(run) == ["start", "end", "requeue", "start", "end", "give-up"]
+    assert "2 starts in a row saved nothing beyond step 0" in log
+    assert "Last: failed: as the stub was told" in log
+    # One log, of both starts.
+    assert log.count(f"of job {job}") == 2
+    # A person who submits again gets as many starts again.
+    again = jobs.submit("pretrain.sbatch", RECIPE, **limit, **QUICK)
+    jobs.ended(again, "COMPLETED", seconds=60)
+
+
+def test_progress_starts_the_count_anew(cluster, jobs, run):
+    stub = {"STUB_ENDING": "stopped", "MAX_STARTS_WITHOUT_PROGRESS": "2"}
+    job = jobs.submit("pretrain.sbatch", RECIPE, **stub, **QUICK)
+    wait_until(lambda: "requeue" in names(run), seconds=30, what="a requeue")
+    (run / "checkpoints").mkdir()
+    (run / "checkpoints" / "latest_checkpointed_iteration.txt").write_text("7")
+    jobs.ended(job, "FAILED", seconds=120)
+    assert [step for event, _, step, _ in events(run) if event == "start"] == [0, 7, 7]
+
+
+def test_run_that_must_not_be_restarted_is_not(cluster, jobs, run):
+    job = jobs.submit("pretrain.sbatch", RECIPE, STUB_ENDING="refused", **QUICK)
+    assert "must not be restarted: as the stub was told" in jobs.ended(job, "FAILED", seconds=60)
+    assert cluster.fact(job, "ExitCode") == "93:0"
+    assert names(run) == ["start", "give-up"]
+
+
+def test_chain_goes_on_link_by_link(cluster, jobs, run):
+    chain = ["--no-requeue", "--dependency=singleton", "--job-name=a-chain"]
+    first = jobs.submit("pretrain.sbatch", RECIPE, options=chain, STUB_ENDING="stopped", **QUICK)
+    second = jobs.submit("pretrain.sbatch", RECIPE, options=chain, **QUICK)
+    third = jobs.submit("pretrain.sbatch", RECIPE, options=chain, **QUICK)
+    jobs.ended(first, "FAILED", seconds=60)
+    jobs.ended(second, "COMPLETED", seconds=60)
+    assert "this run is finished" in jobs.ended(third, "COMPLETED", seconds=60)
+    assert [(event, job) for event, job, *_ in events(run)] == [
+        ("start", first),
+        ("end", first),
+        ("start", second),
+        ("end", second),
+    ]
+
+
+def test_links_that_waited_when_the_run_was_given_up_do_not_start(cluster, jobs, run):
+    chain = ["--no-requeue", "--dependency=singleton", "--job-name=another-chain"]
+    first = jobs.submit("pretrain.sbatch", RECIPE, options=chain, STUB_ENDING="refused", **QUICK)
+    second = jobs.submit("pretrain.sbatch", RECIPE, options=chain, **QUICK)
+    jobs.ended(first, "FAILED", seconds=60)
+    assert "not started: the run was given up" in jobs.ended(second, "FAILED", seconds=60)
+    assert cluster.fact(second, "ExitCode") == "93:0"
+
+
+def test_stop_file_keeps_a_run_from_starting(cluster, jobs, run):
+    run.mkdir(parents=True)
+    (run / "STOP").touch()
+    job = jobs.submit("pretrain.sbatch", RECIPE, **QUICK)
+    assert "Delete it to go on" in jobs.ended(job, "FAILED", seconds=60)
+    assert names(run) == ["stop-file"]
+
+
+def test_two_jobs_do_not_train_one_run(cluster, jobs, run):
+    (run / "slurm").mkdir(parents=True)
+    holder = cluster.run("sbatch", "--parsable", "--output=/dev/null", "--wrap=sleep 60").strip()
+    line = f"2026-01-01T00:00:00Z\t{holder}\tstart\t0\tm1\n"
+    (run / "slurm" / "events.tsv").write_text(line)
+    cluster.wait(holder, state=["RUNNING"], seconds=20)
+    job = jobs.submit("pretrain.sbatch", RECIPE, **QUICK)
+    assert f"job {holder} is training in {run}" in jobs.ended(job, "FAILED", seconds=60)
+    cluster.run("scancel", holder)
+
+
+def test_sick_node_is_named_and_left_out(cluster, jobs, checkout, run):
+    job = jobs.submit("pretrain.sbatch", RECIPE, STUB_SICK="m1", WATCH_SECONDS="1")
+    log = jobs.ended(job, "COMPLETED", seconds=120)
+    assert "sick node: m1" in log
+    assert cluster.fact(job, "ExcNodeList") == "m1"
+    assert names(run) == ["start", "sick", "end", "requeue", "start", "end"]
+    assert [text for event, _, _, text in events(run) if event == "start"] == ["m[1-2]", "m[2-3]"]
+    assert (checkout / "slurm" / "cordoned-nodes").read_text().startswith("m1 ")
+    # Also by a job that did not know.
+    shutil.rmtree(run)
+    later = jobs.submit("pretrain.sbatch", RECIPE, **QUICK)
+    assert "m1 is noted as sick" in jobs.ended(later, "COMPLETED", seconds=120)
+    assert [text for event, _, _, text in events(run) if event == "start"] == ["m[1-2]", "m[2-3]"]
+
+
+def test_sweep_trains_a_run_for_each_line(cluster, jobs, checkout):
+    job = jobs.submit(
+        "sweep.sbatch", RECIPE, "slurm/ablations.txt", "lr=1e-3", options=["--array=1-2"], **QUICK
+    )
+    wait_until(
+        lambda: len([*checkout.glob("*.log")]) == 2 and job not in cluster.jobs(),
+        seconds=60,
+        what="both",
+    )
+    sweep = checkout / "runs" / "quickstart-tst-sweep"
+    assert sorted(path.name for path in sweep.iterdir()) == ["inverse", "uniform"]
+    arguments = of_rank(sweep / "inverse", 0)["arguments"]
+    assert arguments == f"train {RECIPE} tst.slot-weights=1/i lr=1e-3 --run-folder {sweep}/inverse"
+    assert {job for _, job, *_ in events(sweep / "inverse")} == {f"{job}_2"}
+
+
+def test_no_script_shows_its_environment_or_its_lines():
+    for path in [*(ROOT / "slurm").glob("*.sbatch"), *(ROOT / "slurm/lib").glob("*.sh")]:
+        text = path.read_text()
+        assert not re.search(r"printenv|set -[a-zA-Z]*x|^\s*env\s*$", text, re.MULTILINE), path
+        assert os.access(path, os.R_OK)
