@@ -2,7 +2,7 @@
 UV := $(shell uv --version >/dev/null 2>&1 && command -v uv || echo .uv/bin/uv)
 RUN := $(UV) run --frozen
 
-.PHONY: quickstart test test-fast test-gpu gpu-check soak layouts export-full-size lint
+.PHONY: quickstart test test-fast test-gpu test-slurm gpu-check soak layouts export-full-size lint
 .DEFAULT_GOAL := quickstart
 
 quickstart: $(UV)  ## the whole chain on this machine, with or without a GPU
@@ -16,6 +16,9 @@ test-fast: $(UV)  ## no process groups and no Megatron, for the inner loop
 
 test-gpu: $(UV)  ## what needs a CUDA device; skipped by `test` without one
 	$(RUN) pytest -m gpu tests/gpu
+
+test-slurm: $(UV)  ## every fault that a run on a cluster must survive, on a real Slurm; half an hour
+	$(RUN) pytest tests/slurm/faults.py -s
 
 # WHEELS=DIR: from the wheels of a folder, with this machine's python3, and no network.
 ifdef WHEELS

@@ -14,7 +14,11 @@ if [[ -n ${TST_SECRETS:-} ]]; then
   set +a
 fi
 
-export RANK=$SLURM_PROCID LOCAL_RANK=$SLURM_LOCALID WORLD_SIZE=$SLURM_NTASKS
+local_rank=$SLURM_LOCALID
+# A command that meets no others is not told that it is a rank: libraries would wait for them.
+if [[ -n ${MASTER_ADDR:-} ]]; then
+  export RANK=$SLURM_PROCID LOCAL_RANK=$local_rank WORLD_SIZE=$SLURM_NTASKS
+fi
 # Compilers write thousands of small files: to the node's own disk, and no two jobs to one place.
 caches=${TST_SCRATCH:-${TMPDIR:-/tmp}}/tst-$(id -u)-$SLURM_JOB_ID
 export TRITON_CACHE_DIR=$caches/triton TORCHINDUCTOR_CACHE_DIR=$caches/inductor
@@ -23,16 +27,16 @@ ulimit -c 0
 ulimit -S -n "$(ulimit -H -n)"
 ulimit -S -l "$(ulimit -H -l)"
 
-once_per_node() { [[ $LOCAL_RANK != 0 ]] || printf '%s: %s\n' "${SLURMD_NODENAME:-$(hostname)}" "$*" >&2; }
+once_per_node() { [[ $local_rank != 0 ]] || printf '%s: %s\n' "${SLURMD_NODENAME:-$(hostname)}" "$*" >&2; }
 
 bound=()
 if [[ ${TST_BIND:-numa} == numa && -n ${SLURM_GPUS_ON_NODE:-} ]] && command -v nvidia-smi >/dev/null; then
-  bus=$(nvidia-smi --query-gpu=pci.bus_id --format=csv,noheader --id="$LOCAL_RANK")
+  bus=$(nvidia-smi --query-gpu=pci.bus_id --format=csv,noheader --id="$local_rank")
   # nvidia-smi writes eight digits of the domain, the kernel four.
   bus=${bus,,}
   numa=$(cat "/sys/bus/pci/devices/${bus#0000}/numa_node" 2>/dev/null || printf '%s' -1)
   if ((numa < 0)); then
-    once_per_node "ranks are not bound to processors: the kernel does not say where GPU $LOCAL_RANK is"
+    once_per_node "ranks are not bound to processors: the kernel does not say where GPU $local_rank is"
   elif ! command -v numactl >/dev/null; then
     once_per_node "ranks are not bound to processors: numactl is not installed"
   else

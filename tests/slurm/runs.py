@@ -6,8 +6,6 @@ import json
 import os
 import signal
 import struct
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 from cluster import wait_until
@@ -21,13 +19,24 @@ KEYS = (
 )
 """Both phases (the switch comes after step 24) in half a minute."""
 
+LONG_STEPS = 400
+LONG = (*KEYS, f"train-iters={LONG_STEPS}", "save-interval=1000", "tst.max-epochs=4")
+"""Longer than the shortest time limits that Slurm has; only a signal saves on the way."""
+
 UNINTERRUPTED = "uninterrupted"
 
 
-def submit(jobs: Jobs, name: str, *, options: tuple[str, ...] = (), **variables: str) -> str:
+def submit(
+    jobs: Jobs,
+    name: str,
+    *,
+    options: tuple[str, ...] = (),
+    keys: tuple[str, ...] = KEYS,
+    **variables: str,
+) -> str:
     """Submit a run with a run folder of its own."""
     variables = {"RUN_FOLDER": f"runs/{name}", "PREFLIGHT": "no", "WATCH_SECONDS": "1", **variables}
-    return jobs.submit("pretrain.sbatch", RECIPE, *KEYS, options=options, **variables)
+    return jobs.submit("pretrain.sbatch", RECIPE, *keys, options=options, **variables)
 
 
 def folder(jobs: Jobs, name: str) -> Path:
@@ -89,26 +98,16 @@ def preempt(jobs: Jobs, job: str, run: Path) -> None:
     wait_until(lambda: urgent not in jobs.cluster.jobs(), seconds=120, what="the urgent job")
 
 
-def nothing(jobs: Jobs, job: str, run: Path) -> None:
-    """The time limit comes by itself."""
-
-
-def finish(jobs: Jobs, job: str, run: Path, do: Callable[[Jobs, str, Path], None]) -> float:
-    """Do something to a run while it goes on, and wait until it is finished; seconds it took."""
-    began = time.monotonic()
-    do(jobs, job, run)
-    jobs.ended(job, "COMPLETED", seconds=600)
-    state = json.loads((run / "state.json").read_text())
-    assert (state["status"], state["step"]) == ("finished", STEPS)
-    return time.monotonic() - began
-
-
-def expect_same(jobs: Jobs, run: Path) -> None:
+def expect_same(
+    jobs: Jobs, run: Path, *, reference: str = UNINTERRUPTED, steps: int = STEPS
+) -> None:
     """The run was interrupted, went on, and has every number of the uninterrupted one."""
     assert names(run).count("start") > 1, events(run)
-    expected = losses(folder(jobs, UNINTERRUPTED))
-    assert len(expected) > STEPS
+    state = json.loads((run / "state.json").read_text())
+    assert (state["status"], state["step"]) == ("finished", steps)
+    expected = losses(folder(jobs, reference))
+    assert len(expected) > steps
     assert losses(run) == expected
     # Each step once, also in the file.
-    steps = [row["step"] for row in rows(run) if row["event"] == "step"]
-    assert steps == list(range(1, STEPS + 1))
+    done = [row["step"] for row in rows(run) if row["event"] == "step"]
+    assert done == list(range(1, steps + 1))

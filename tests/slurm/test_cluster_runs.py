@@ -53,25 +53,27 @@ def test_export_and_evaluation_follow_by_dependency(prepared, evaluated):
     prepared.ended(export, "COMPLETED", seconds=200)
     prepared.ended(evaluate, "COMPLETED", seconds=200)
     found = json.loads((prepared.folder / "exported-evaluation.json").read_text())
-    assert "arc_easy" in found["results"]
+    assert "arc_easy" in json.dumps(found)
 
 
 @pytest.fixture(scope="module")
 def faults(prepared, evaluated):
-    """Both faults at once: each run has its own nodes' worth of ranks."""
-    return {name: runs.submit(prepared, name) for name in FAULTS}
+    """Runs to which something has been done; both at once, since most of their time is waiting."""
+    jobs = {name: runs.submit(prepared, name) for name in FAULTS}
+    for name, job in jobs.items():
+        FAULTS[name](prepared, job, runs.folder(prepared, name))
+    return jobs
 
 
 @pytest.mark.parametrize("name", FAULTS)
 def test_run_with_a_fault_ends_as_one_without(prepared, faults, name):
-    run = runs.folder(prepared, name)
-    runs.finish(prepared, faults[name], run, FAULTS[name])
-    runs.expect_same(prepared, run)
+    prepared.ended(faults[name], "COMPLETED", seconds=400)
+    runs.expect_same(prepared, runs.folder(prepared, name))
 
 
 def test_status_shows_the_starts_of_a_run(prepared, faults):
     run = runs.folder(prepared, "a-killed-rank")
     command = [sys.executable, "-m", "tst_megatron", "status", str(run)]
     shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    assert "finished" in shown
-    assert "2 (jobs" in shown.replace("\n", " ") or "1 requeue" in shown
+    assert "finished" in shown and "1 requeue" in shown
+    assert faults["a-killed-rank"] in shown

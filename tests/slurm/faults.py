@@ -1,0 +1,97 @@
+"""Every fault that a run on a cluster must survive; ``make test-slurm``, a quarter of an hour.
+
+Not collected by ``make test``, which has two of them (``test_cluster_runs.py``).
+"""
+
+import time
+
+import pytest
+import runs
+from cluster import wait_until
+from jobs import events, names
+
+ROOMY = {"START_SECONDS": "300", "HANG_SECONDS": "300"}
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(prepared):
+    prepared.ended(runs.submit(prepared, runs.UNINTERRUPTED), "COMPLETED", seconds=400)
+
+
+CASES = {
+    "a-signal": (runs.ask_to_stop, (), ROOMY),
+    "a-killed-rank": (runs.kill_rank, (), ROOMY),
+    "a-hung-rank": (runs.hang_rank, (), {"START_SECONDS": "300", "HANG_SECONDS": "20"}),
+    "a-node-that-dies": (runs.kill_node, (), ROOMY),
+    "a-job-that-preempts": (runs.preempt, (), ROOMY),
+}
+
+
+@pytest.fixture
+def measured(request, record_property):
+    began = time.monotonic()
+    yield
+    print(f"\n{request.node.name}: {time.monotonic() - began:.0f} s")
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_run_ends_as_one_without_the_fault(prepared, uninterrupted, measured, name):
+    do, options, variables = CASES[name]
+    job = runs.submit(prepared, name, options=options, **variables)
+    run = runs.folder(prepared, name)
+    do(prepared, job, run)
+    prepared.ended(job, "COMPLETED", seconds=500)
+    runs.expect_same(prepared, run)
+    if name == "a-hung-rank":
+        assert "hang" in names(run)
+        stacks = (run / "logs" / "rank-0.log").read_text()
+        assert "Current thread" in stacks and "all_reduce" in stacks, "what rank 0 waited in"
+    if name == "a-node-that-dies":
+        first, second = (text for event, _, _, text in events(run) if event == "start")
+        assert first != second, "the job went on with the nodes that were left"
+        died = next(node for node in ("m1", "m2", "m3") if not node_is_up(prepared, node))
+        prepared.cluster.start_node(died)
+        wait_until(lambda: node_is_up(prepared, died), seconds=60, what=f"{died} to come back")
+
+
+def node_is_up(jobs, node):
+    return "idle" in jobs.cluster.run("sinfo", "-h", "-n", node, "-p", "cpu", "-o", "%T").strip("*")
+
+
+def test_run_longer_than_its_time_limit_ends_as_one_without(prepared, measured):
+    """A limit has whole minutes, and the signal comes up to a minute early: 90 to 150 s here."""
+    prepared.ended(runs.submit(prepared, "no-limit", keys=runs.LONG), "COMPLETED", seconds=600)
+    options = ("--time=4", "--signal=USR2@90")
+    job = runs.submit(prepared, "a-time-limit", keys=runs.LONG, options=options, **ROOMY)
+    run = runs.folder(prepared, "a-time-limit")
+    prepared.ended(job, "COMPLETED", seconds=1500)
+    texts = [text for event, _, _, text in events(run) if event == "end"]
+    assert set(texts[:-1]) == {"stopped: asked to stop; a checkpoint was saved"}
+    runs.expect_same(prepared, run, reference="no-limit", steps=runs.LONG_STEPS)
+
+
+def test_chain_of_jobs_ends_as_one_run(prepared, uninterrupted, measured):
+    chain = ("--no-requeue", "--dependency=singleton", "--job-name=chain-of-faults")
+    links = [runs.submit(prepared, "a-chain", options=chain, **ROOMY) for _ in range(3)]
+    run = runs.folder(prepared, "a-chain")
+    runs.ask_to_stop(prepared, links[0], run)
+    prepared.ended(links[0], "FAILED", seconds=200)
+    prepared.ended(links[1], "COMPLETED", seconds=200)
+    assert "this run is finished" in prepared.ended(links[2], "COMPLETED", seconds=100)
+    runs.expect_same(prepared, run)
+
+
+def test_stop_file_ends_a_run_with_a_checkpoint_and_its_deletion_lets_it_go_on(
+    prepared, uninterrupted, measured
+):
+    run = runs.folder(prepared, "a-stop-file")
+    job = runs.submit(prepared, "a-stop-file", **ROOMY)
+    runs.wait_for_step(run, 8)
+    (run / "STOP").touch()
+    prepared.ended(job, "FAILED", seconds=120)
+    assert prepared.cluster.fact(job, "ExitCode") == "75:0"
+    event, _, step, _ = events(run)[-1]
+    assert event == "stop-file" and step >= 8
+    (run / "STOP").unlink()
+    prepared.ended(runs.submit(prepared, "a-stop-file", **ROOMY), "COMPLETED", seconds=300)
+    runs.expect_same(prepared, run)
