@@ -1,7 +1,7 @@
 """Write what is generated in the documents.
 
 That is the table of the ``tst:`` block in README.md, the values of ours in each example's README,
-and the table of profiles in docs/profiles.md.
+and the tables of profiles and of their environment in docs/profiles.md.
 
 Run: uv run python tools/update_readme.py (``--check`` only says whether all are up to date)
 """
@@ -15,6 +15,7 @@ import re
 import sys
 from pathlib import Path
 
+from tst_megatron.environment import VARIABLES
 from tst_megatron.profiles import CHAINS
 from tst_megatron.recipe import TSTConfig
 
@@ -72,7 +73,16 @@ def profile_tables() -> str:
             value = " ".join(value) if isinstance(value, list) else value
             rows.append(f"| `{setting.key}` | `{value}` | {needs} | {setting.why} |")
         parts.append(f"### `{name}`{above}\n\n" + "\n".join(rows) + "\n")
-    return "\n".join(parts)
+    return "\n".join([*parts, environment_table()])
+
+
+def environment_table() -> str:
+    """The environment variables that go with the GPU profiles."""
+    rows = ["| variable | value | if | why |", "|---|---|---|---|"]
+    for variable in VARIABLES:
+        needs = ", ".join(need.text for need in variable.needs)
+        rows.append(f"| `{variable.name}` | `{variable.value}` | {needs} | {variable.why} |")
+    return "### Environment of the GPU profiles\n\n" + "\n".join(rows) + "\n"
 
 
 def documents() -> dict[Path, str]:

@@ -21,10 +21,34 @@ GUIDES = {path.parent.name: path for path in update_readme.EXAMPLES}
 NUM_GPUS = {"llama-270m": 8, "llama-600m": 8, "llama-3b": 64, "qwen3-10b-a1b": 64}
 
 
+def lines(document):
+    return "\n".join(re.findall(r"```bash\n(.*?)```", document, flags=re.DOTALL)).splitlines()
+
+
 def commands(document):
-    """The words of every command of ours in a document, those behind srun too."""
-    lines = "\n".join(re.findall(r"```bash\n(.*?)```", document, flags=re.DOTALL)).splitlines()
-    return [shlex.split(line) for line in lines if "tst-megatron" in line]
+    """The words of every command of ours in a document."""
+    return [shlex.split(line) for line in lines(document) if line.startswith("tst-megatron")]
+
+
+def training_jobs(document):
+    """(recipe, GPUs) of every training job: as the line says, and the script where it does not."""
+    found = []
+    for line in lines(document):
+        if "slurm/pretrain" not in line:
+            continue
+        words = shlex.split(line)
+        at = next(index for index, word in enumerate(words) if word.startswith("slurm/pretrain"))
+        script = (ROOT / words[at]).read_text(encoding="utf-8")
+        options = re.findall(r"^#SBATCH (--.*)", script, flags=re.MULTILINE) + words[:at]
+        values = dict(
+            word.split("=", 1) for word in options if word.startswith("--") and "=" in word
+        )
+        default = re.search(r"RECIPE:=([^}]*)", script)
+        given = [word.removeprefix("RECIPE=") for word in words[:at] if word.startswith("RECIPE=")]
+        recipe = [*words[at + 1 :], *given, *([default[1]] if default else [])][0]
+        assert values["--gpus-per-node"] == values["--ntasks-per-node"], "one task for each GPU"
+        found.append((recipe, int(values["--nodes"]) * int(values["--ntasks-per-node"])))
+    return found
 
 
 def parse(words):
@@ -55,10 +79,9 @@ def test_commands_of_a_guide_parse_and_name_the_recipe_and_its_gpus(model):
     assert recipes == {f"examples/{model}/{arm}.yaml" for arm in ("baseline", "tst")}
     checks = [params["nproc"] for words, params in parsed if "check" in words]
     assert checks == [NUM_GPUS[model]] * 2
-    starts = [words for words in found if words[0] == "srun"]
-    assert len(starts) == 2
-    for words in starts:
-        assert words[words.index("--ntasks") + 1] == str(NUM_GPUS[model])
+    assert sorted(training_jobs(GUIDES[model].read_text(encoding="utf-8"))) == [
+        (f"examples/{model}/{arm}.yaml", NUM_GPUS[model]) for arm in ("baseline", "tst")
+    ]
 
 
 @pytest.mark.parametrize("model", NUM_GPUS)
