@@ -176,7 +176,7 @@ after_the_end() {
     note give-up "the run must not be restarted: $reason"
     exit "$DO_NOT_RESTART"
   fi
-  try_again "${status:-no state}: ${reason:-the ranks never started}"
+  try_again "${status:-no state}: ${reason:-no rank came so far}"
 }
 
 # What a job does when Slurm ends it: at its time limit, by scancel, or for a job that preempts it.

@@ -8,7 +8,7 @@ import time
 import pytest
 import runs
 from cluster import wait_until
-from jobs import events, names
+from jobs import STUBS, Jobs, events, names
 
 ROOMY = {"START_SECONDS": "300", "HANG_SECONDS": "300"}
 
@@ -68,6 +68,30 @@ def test_run_longer_than_its_time_limit_ends_as_one_without(prepared, measured):
     texts = [text for event, _, _, text in events(run) if event == "end"]
     assert set(texts[:-1]) == {"stopped: asked to stop; a checkpoint was saved"}
     runs.expect_same(prepared, run, reference="no-limit", steps=runs.LONG_STEPS)
+
+
+def test_run_that_is_stuck_until_its_time_limit_is_started_again(cluster, checkout, measured):
+    jobs = Jobs(cluster, checkout, {"PATH_IN_FRONT": str(STUBS)})
+    variables = {"PREFLIGHT": "no", "STUB_ENDING": "never"}
+    options = ["--time=1", "--signal=USR2@30"]
+    job = jobs.submit("pretrain.sbatch", runs.RECIPE, options=options, **variables)
+    jobs.ended(job, "COMPLETED", seconds=240)
+    run = checkout / "runs" / "quickstart-tst"
+    assert names(run) == ["start", "end", "requeue", "start", "end"]
+    assert "TimeLimit" in next(text for event, _, _, text in events(run) if event == "end")
+
+
+def test_cancelled_job_stays_cancelled(cluster, checkout, measured):
+    jobs = Jobs(cluster, checkout, {"PATH_IN_FRONT": str(STUBS)})
+    variables = {"PREFLIGHT": "no", "STUB_ENDING": "never"}
+    job = jobs.submit("pretrain.sbatch", runs.RECIPE, **variables)
+    run = checkout / "runs" / "quickstart-tst"
+    wait_until((run / "was-stuck").exists, seconds=30, what="training")
+    cluster.run("scancel", job)
+    log = jobs.ended(job, "CANCELLED", seconds=60)
+    wait_until(lambda: not cluster.jobs(), seconds=60, what="the end of the job")
+    assert names(run) == ["start", "end"]
+    assert "ended from outside" in jobs.log(job), log
 
 
 def test_chain_of_jobs_ends_as_one_run(prepared, uninterrupted, measured):
