@@ -132,3 +132,25 @@ def test_readme_names_every_recipe_profile_and_params():
 def test_commands_of_the_profiles_parse():
     (command,) = commands(update_readme.PROFILES.read_text(encoding="utf-8"))
     assert parse(command)["overrides"] == ["profile=tuned", "moe-token-dispatcher-type=alltoall"]
+
+
+def test_commands_of_operations_parse_and_its_links_scripts_and_variables_exist():
+    path = ROOT / "docs" / "operations.md"
+    document = path.read_text(encoding="utf-8")
+    found = commands(document)
+    assert {words[1] for words in found} >= {"check", "data", "checkpoint"}
+    for words in found:
+        assert parse(words), words
+    links = re.findall(r"\]\(([^)#:]+)[^)]*\)", document)
+    assert [each for each in links if not (path.parent / each).exists()] == []
+    for script in re.findall(r"slurm/[\w.-]+\.sbatch", document):
+        assert (ROOT / script).exists(), script
+    for script in (ROOT / "slurm").glob("*.sbatch"):
+        assert f"`{script.name}`" in document
+    defaults = (ROOT / "slurm" / "pretrain.sbatch").read_text(encoding="utf-8")
+    rows = dict(re.findall(r"^\| `([A-Z_]+)` \| `?([^ |`]*)`? \|", document, flags=re.MULTILINE))
+    declared = dict(re.findall(r'^: "\$\{([A-Z_]+):=([^}]*)\}"', defaults, flags=re.MULTILINE))
+    assert rows.keys() - {"TST_ENVIRONMENT"} == declared.keys()
+    assert {name: rows[name] for name in declared if declared[name]} == {
+        name: value for name, value in declared.items() if value
+    }
