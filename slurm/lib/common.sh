@@ -21,7 +21,7 @@ JOB=${JOB:-$SLURM_JOB_ID}
 
 # In front of sbatch wins over the file, which wins over the defaults below.
 if [[ -r ${TST_SITE:-slurm/site.env} ]]; then
-  _given=$(declare -p | grep -E '^declare -[a-z-]* ?(TST_|NCCL_|GLOO_)[A-Z_]*=' || true)
+  _given=$(declare -p | grep -E '^declare -[a-z-]* ?(TST_|NCCL_|GLOO_)[A-Z0-9_]*=' || true)
   # shellcheck source=/dev/null
   . "${TST_SITE:-slurm/site.env}"
   eval "$_given"
@@ -53,7 +53,7 @@ give() {
 give_file() {
   local name value
   while IFS='=' read -r name value; do
-    [[ -n $name ]] && give "$name" "$value"
+    [[ -z $name ]] || give "$name" "$value"
   done <"$1"
 }
 
@@ -65,7 +65,7 @@ show_given() {
 
 give_defaults() {
   local name
-  for name in TST_VENV TST_SECRETS TST_SCRATCH TST_BIND NCCL_SOCKET_IFNAME GLOO_SOCKET_IFNAME NCCL_IB_HCA; do
+  for name in TST_VENV TST_SECRETS TST_SCRATCH TST_BIND "${!NCCL_@}" "${!GLOO_@}"; do
     [[ -z ${!name:-} ]] || give "$name" "${!name}"
   done
   # Both or none: gloo carries what NCCL does not.
@@ -101,7 +101,9 @@ meet_at() {
 mounts() {
   printf '%s:%s' "$PWD" "$PWD"
   local folder
-  for folder in "$@"; do [[ -z $folder || $folder == "$PWD"* ]] || printf ',%s:%s' "$folder" "$folder"; done
+  for folder in "$@" "${TST_SCRATCH:-}" "${TST_BASELINE:+$(realpath -m "$(dirname "$TST_BASELINE")")}"; do
+    [[ -z $folder || $folder/ == "$PWD"/* ]] || printf ',%s:%s' "$folder" "$folder"
+  done
   [[ -z ${TST_SECRETS:-} ]] || printf ',%s:%s:ro' "$TST_SECRETS" "$TST_SECRETS"
   [[ -z ${TST_MOUNTS:-} ]] || printf ',%s' "$TST_MOUNTS"
 }

@@ -8,10 +8,13 @@ preflight() {
   local folder=$1 status=0 node
   shift
   mkdir -p "$folder"
+  if [[ -n ${TST_BASELINE:-} && ! -r ${TST_BASELINE} && " $* " != *" --write-baseline "* ]]; then
+    die 2 "TST_BASELINE=$TST_BASELINE: no such file. sbatch slurm/preflight.sbatch --write-baseline makes it"
+  fi
   ask_nodes 1 "$folder" "$SLURM_JOB_NODELIST" "$SLURM_NNODES" "$@" || status=$?
   if ((status != 0)) && [[ -e $folder/sick-nodes && ! -s $folder/sick-nodes ]] && ((SLURM_NNODES > 2)); then
     say "no node is sick by itself: asking pairs of neighbours"
-    ask_pairs "$folder" "$@"
+    ask_pairs "$folder"
   fi
   for node in $(sick_nodes "$folder"); do
     say "sick node: $node"
@@ -34,30 +37,31 @@ ask_nodes() {
   # that finds itself sick must not end the others.
   run_tasks --kill-on-bad-exit=0 "--nodelist=$nodes" "--nodes=$number" "--ntasks=$ranks" "--time=$PREFLIGHT_MINUTES" -- \
     tst-megatron preflight "$folder" ${TST_BASELINE:+--baseline "$TST_BASELINE"} "$@" || true
-  run_tasks "--nodelist=$(scontrol show hostnames "$nodes" | head -n 1)" --nodes=1 --ntasks=1 -- tst-megatron preflight-verdict "$folder" \
+  run_tasks "--nodelist=$(scontrol show hostnames "$nodes" | head -n 1)" --nodes=1 --ntasks=1 "--time=$PREFLIGHT_MINUTES" -- \
+    tst-megatron preflight-verdict "$folder" \
     --hosts "$(scontrol show hostnames "$nodes" | paste -sd, -)" --ranks "$ranks"
 }
 
-# ask_pairs FOLDER [OPTION...]: a node is sick if every pair that it is in fails and not all pairs do.
+# ask_pairs FOLDER: a node is sick if every pair that it is in fails and not all pairs do.
 ask_pairs() {
-  local folder=$1 hosts first index pids=()
-  shift
+  local folder=$1 hosts first index well pids=()
   mapfile -t hosts < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
   # Pairs that share no node run at once: first those that begin at even places, then the others.
   for first in 0 1; do
     pids=()
     for ((index = first; index + 1 < ${#hosts[@]}; index += 2)); do
       (
-        ask_nodes $((2 + index)) "$folder/${hosts[index]}+${hosts[index + 1]}" "${hosts[index]},${hosts[index + 1]}" 2 "$@" &&
+        ask_nodes $((2 + index)) "$folder/${hosts[index]}+${hosts[index + 1]}" "${hosts[index]},${hosts[index + 1]}" 2 &&
           touch "$folder/${hosts[index]}+${hosts[index + 1]}/well"
       ) &
       pids+=($!)
     done
     wait "${pids[@]}" || true
   done
-  [[ -n $(find "$folder" -name well) ]] || return 0
+  well=$(find "$folder" -name well)
+  [[ -n $well ]] || return 0
   for first in "${hosts[@]}"; do
-    find "$folder" -name well | grep -qE "/($first\+[^/]*|[^/]*\+$first)/well$" ||
+    grep -qE "/($first\+[^/]*|[^/]*\+$first)/well$" <<<"$well" ||
       printf '%s\n' "$first" >>"$folder/sick-nodes"
   done
 }

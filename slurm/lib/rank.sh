@@ -20,8 +20,12 @@ if [[ -n ${MASTER_ADDR:-} ]]; then
   export RANK=$SLURM_PROCID LOCAL_RANK=$local_rank WORLD_SIZE=$SLURM_NTASKS
 fi
 # Compilers write thousands of small files: to the node's own disk, and no two jobs to one place.
+# A container may lack the host's.
+[[ -d ${TMPDIR:-/tmp} ]] || export TMPDIR=/tmp
 caches=${TST_SCRATCH:-${TMPDIR:-/tmp}}/tst-$(id -u)-$SLURM_JOB_ID
 export TRITON_CACHE_DIR=$caches/triton TORCHINDUCTOR_CACHE_DIR=$caches/inductor
+# Slurm's signal before the time limit is for the training alone: it ends a check that it finds.
+[[ ${2:-} == train ]] || trap '' USR2
 ulimit -c 0
 # As far as the node allows.
 ulimit -S -n "$(ulimit -H -n)"
@@ -40,7 +44,12 @@ if [[ ${TST_BIND:-numa} == numa && -n ${SLURM_GPUS_ON_NODE:-} ]] && command -v n
   elif ! command -v numactl >/dev/null; then
     once_per_node "ranks are not bound to processors: numactl is not installed"
   else
-    bound=(numactl "--cpunodebind=$numa" "--membind=$numa")
+    # Memory of another socket when this one's is full, and not the end of the rank.
+    bound=(numactl "--cpunodebind=$numa" "--preferred=$numa")
+    if ! "${bound[@]}" true 2>/dev/null; then
+      once_per_node "ranks are not bound to processors: the job may not use those of GPU $local_rank"
+      bound=()
+    fi
   fi
 fi
 

@@ -58,7 +58,10 @@ refuse_to_start() {
     exit "$FINISHED"
   fi
   other=$(events | awk -F'\t' '$3 == "start" { job = $2 } END { print job }')
-  if [[ -n $other && $other != "$JOB" && -n $(squeue -h -t R,CG,S -j "$other" 2>/dev/null || true) ]]; then
+  [[ $other != "$JOB" ]] || other=
+  # A link of a chain may start while the one before it is being cleaned up.
+  while [[ -n $other && -n $(squeue -h -t CG -j "$other" 2>/dev/null || true) ]]; do sleep 5; done
+  if [[ -n $other && -n $(squeue -h -t R,S -j "$other" 2>/dev/null || true) ]]; then
     die "$BAD_INPUT" "job $other is training in $RUN_FOLDER. Cancel it, or give another RUN_FOLDER"
   fi
   gave_up=$(events | awk -F'\t' '$3 == "give-up" { time = $1 } END { print time }')
@@ -96,11 +99,12 @@ try_again() {
     say "this job may not be requeued (--no-requeue); the next of its chain goes on"
     exit "$TRY_AGAIN"
   fi
+  # Beside those that were left out when the job was submitted.
+  nodes=$(printf '%s,%s' "$(job_fact ExcNodeList)" "$(cordoned)" | sed -E 's/\(null\)//; s/^,|,$//g')
   # Requeueing ends this script, after a moment that the nodes to avoid are told in.
   trap '' TERM
   note requeue "from step $(saved_step)"
   scontrol requeue "$JOB" || die "$TRY_AGAIN" "Slurm did not requeue this job; submit it again to go on"
-  nodes=$(cordoned)
   if [[ -n $nodes ]]; then
     scontrol update JobId="$JOB" ExcNodeList="$nodes" || say "could not leave out $nodes"
   fi
@@ -115,7 +119,7 @@ cordoned() { [[ ! -s $TST_CORDON ]] || cut -d' ' -f1 "$TST_CORDON" | sort -u | p
 # check_run RECIPE...: every problem of the input, on one processor before 64 GPUs wait for it.
 check_run() {
   local status=0
-  run_tasks --nodes=1 --ntasks=1 -- tst-megatron check "$@" --nproc "$SLURM_NTASKS" \
+  run_tasks --nodes=1 --ntasks=1 "--time=$((START_SECONDS / 60 + 1))" -- tst-megatron check "$@" --nproc "$SLURM_NTASKS" \
     --run-folder "$RUN_FOLDER" --environment "$RUN_FOLDER/slurm/environment" || status=$?
   ((status != BAD_INPUT)) || { note end "bad input"; exit "$BAD_INPUT"; }
   ((status == 0)) || try_again "the check of the recipe ended with status $status"
@@ -150,6 +154,7 @@ give_diagnosis() {
 # train_until_end RECIPE...: the run itself, under watch; returns when no rank is left.
 train_until_end() {
   local train watch
+  state_before=$(state_version)
   run_tasks -- tst-megatron train "$@" --run-folder "$RUN_FOLDER" &
   train=$!
   watch_run &
@@ -160,10 +165,20 @@ train_until_end() {
   wait "$watch" || true
 }
 
-# after_the_end: from what the run says.
+# Tells one writing of state.json from the next: it is written beside and renamed.
+state_version() { stat -c '%i %Y' "$RUN_FOLDER/state.json" 2>/dev/null || true; }
+
+# after_the_end: from what the run says, if it is of this start.
 after_the_end() {
-  local status reason
-  status=$(state_of status) reason=$(state_of reason)
+  local status reason node
+  if [[ $(state_version) == "$state_before" ]]; then
+    try_again "no rank came so far that it could say how it stands"
+  fi
+  status=$(state_of status) reason=$(state_of reason) node=$(state_of sick_node)
+  if [[ -n $node && $node != null ]]; then
+    printf '%s %s job %s: %s\n' "$node" "$(date -u +%FT%TZ)" "$JOB" "$reason" >>"$TST_CORDON"
+    note sick "$node: $reason"
+  fi
   if [[ $status == finished ]]; then
     note end "finished"
     exit "$FINISHED"
@@ -176,7 +191,7 @@ after_the_end() {
     note give-up "the run must not be restarted: $reason"
     exit "$DO_NOT_RESTART"
   fi
-  try_again "${status:-no state}: ${reason:-no rank came so far}"
+  try_again "$status: $reason"
 }
 
 # What a job does when Slurm ends it: at its time limit, by scancel, or for a job that preempts it.
@@ -187,7 +202,19 @@ on_term() {
 
 # --- watching -----------------------------------------------------------------------------------------
 
-step_id() { squeue -h -s -j "$JOB" -o %i | grep -E "^$JOB\.[0-9]+\$" | tail -n 1; }
+# to_step [--signal=NAME]: signal the step that runs, or end it; fails where none runs.
+to_step() {
+  local step
+  step=$(squeue -h -s -j "$JOB" -o %i | grep -E "^$JOB\.[0-9]+\$" | tail -n 1) || true
+  [[ -n $step ]] && scancel "$@" "$step"
+}
+
+# The newest step that the run has recorded.
+recorded_step() {
+  local step
+  step=$(tail -n 1 "$RUN_FOLDER/metrics.jsonl" 2>/dev/null | grep -oE '"step": [0-9]+' | grep -oE '[0-9]+') || true
+  printf '%s' "${step:-0}"
+}
 
 # Seconds since the run recorded a step: the heartbeat, written by the last rank with each step.
 silence() {
@@ -198,23 +225,21 @@ silence() {
 
 # watch_run: end the run with a checkpoint when STOP appears, and a run that hangs with its stacks.
 watch_run() {
-  local began limit
-  began=$(date +%s)
+  local began from limit asked=no
+  began=$(date +%s) from=$(saved_step)
   while sleep "$WATCH_SECONDS"; do
-    if [[ -e $RUN_FOLDER/STOP ]]; then
+    if [[ -e $RUN_FOLDER/STOP && $asked == no ]]; then
       say "$RUN_FOLDER/STOP is there: asking the ranks to save and stop"
-      scancel --signal=USR2 "$(step_id)"
-      # Once is enough, and what follows is srun's end.
-      return
+      to_step --signal=USR2 && asked=yes
     fi
     limit=$HANG_SECONDS
     # Until the first step of this start: building indexes, loading, compiling.
-    (($(stat -c %Y "$RUN_FOLDER/metrics.jsonl" 2>/dev/null || printf 0) > began)) || limit=$START_SECONDS
+    (($(recorded_step) > from)) || limit=$START_SECONDS
     (($(silence "$began") > limit)) || continue
     note hang "no step for $limit s: the stacks of all ranks are in $RUN_FOLDER/logs, and the run is restarted"
-    scancel --signal=USR1 "$(step_id)"
+    to_step --signal=USR1 || true
     sleep 10
-    scancel "$(step_id)"
+    to_step || true
     return
   done
 }

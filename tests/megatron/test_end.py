@@ -92,6 +92,16 @@ def test_refused_result_on_the_same_node_is_not_to_be_restarted(job, monkeypatch
     assert job.rank(0, fails(SystemExit(16))) == job.told_status() == 93
 
 
+def test_node_that_a_restart_must_avoid_is_in_the_state(job, monkeypatch):
+    monkeypatch.setattr(RunFolder, "is_finished", lambda *_: False)
+    refused = ("loss is NaN", "node7", "WILL_RERUN_FROM_CHECKPOINT")
+    monkeypatch.setattr(upstream, "refused_result", lambda: refused)
+    assert job.rank(0, fails(SystemExit(16))) == job.told_status() == 75
+    assert job.run.state()["sick_node"] == "node7"
+    assert job.rank(0, fails(SystemExit(0))) == 75
+    assert job.run.state()["sick_node"] is None
+
+
 def test_state_of_a_start_that_is_killed_has_the_status_of_a_failure(job):
     def look():
         assert job.told() == ("failed", "started, and ended without saying how")

@@ -4,6 +4,7 @@ import os
 import re
 import shutil
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -274,6 +275,35 @@ def test_sick_node_is_named_and_left_out(cluster, jobs, checkout, run):
     later = jobs.submit("pretrain.sbatch", RECIPE, **QUICK)
     assert "m1 is noted as sick" in jobs.ended(later, "COMPLETED", seconds=120)
     assert [text for event, _, _, text in events(run) if event == "start"] == ["m[1-2]", "m[2-3]"]
+
+
+def test_node_that_a_run_names_is_left_out_beside_those_of_the_user(cluster, jobs, checkout, run):
+    options = ["--nodes=1", "--exclude=m1"]
+    job = jobs.submit("pretrain.sbatch", RECIPE, options=options, STUB_SICK_RESULT="m2", **QUICK)
+    jobs.ended(job, "COMPLETED", seconds=60)
+    assert cluster.fact(job, "ExcNodeList") in ("m1,m2", "m[1-2]")
+    assert names(run) == ["start", "sick", "end", "requeue", "start", "end"]
+    assert [text for event, _, _, text in events(run) if event == "start"] == ["m2", "m3"]
+    assert "as the stub was told" in (checkout / "slurm" / "cordoned-nodes").read_text()
+
+
+def test_state_of_an_earlier_start_decides_nothing(cluster, jobs, run):
+    run.mkdir(parents=True)
+    refused = '{\n  "status": "failed",\n  "exit_status": 93,\n  "reason": "long ago"\n}\n'
+    (run / "state.json").write_text(refused)
+    stub = {"STUB_ENDING": "silent", "MAX_STARTS_WITHOUT_PROGRESS": "1"}
+    job = jobs.submit("pretrain.sbatch", RECIPE, **stub, **QUICK)
+    log = jobs.ended(job, "FAILED", seconds=60)
+    assert "1 starts in a row" in log and "long ago" not in log
+
+
+def test_signal_before_the_time_limit_ends_no_check(cluster, jobs, run):
+    job = jobs.submit("pretrain.sbatch", RECIPE, STUB_CHECK_SECONDS="4", **QUICK)
+    wait_until(lambda: "start" in names(run), seconds=30, what="the check")
+    time.sleep(1)
+    cluster.run("scancel", "--signal=USR2", job)
+    jobs.ended(job, "COMPLETED", seconds=60)
+    assert names(run) == ["start", "end"]
 
 
 def test_sweep_trains_a_run_for_each_line(cluster, jobs, checkout):

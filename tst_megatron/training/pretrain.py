@@ -82,14 +82,14 @@ def pretrain(
     if rank == 0:
         # Stands if the job is killed before it can say how it ended.
         _record(run, "failed", STARTED, exit_status=FAILED, device=device)
-    before = run.state()
+    before, sick_node = run.state(), None
     try:
         _train(checked, run, start=start, console=console, device=device)
         status, word, reason = FINISHED, "finished", ALL_STEPS
     except SystemExit as exit_:
         # Megatron ends a graceful stop by sys.exit inside pretrain.
         code = exit_.code if isinstance(exit_.code, int) else 1
-        status, word, reason = _meaning_of_exit(code)
+        status, word, reason, sick_node = _meaning_of_exit(code)
         if status == STOPPED and run.is_finished(checked):
             status, word, reason = FINISHED, "finished", run.reason_of_end(checked)
     except (Exception, upstream.CheckpointException) as error:
@@ -100,7 +100,7 @@ def pretrain(
         # A rank that fails may be the only one that knows: the first is then ended from outside.
         # At once: what waits for this rank fails when it ends, and its own reason comes second.
         if (rank == 0 or status == FAILED) and not run.has_failed_since(before):
-            _record(run, word, reason, exit_status=status, device=device)
+            _record(run, word, reason, exit_status=status, device=device, sick_node=sick_node)
     finally:
         # Also on a full disk: Python waits for them without a limit.
         upstream.end_checkpoint_worker()
@@ -108,17 +108,23 @@ def pretrain(
     return status
 
 
-def _meaning_of_exit(code: int) -> tuple[int, str, str]:
-    """Our status, the word for ``state.json`` and the reason for an exit status of Megatron's."""
+def _meaning_of_exit(code: int) -> tuple[int, str, str, str | None]:
+    """What an exit status of Megatron's means.
+
+    Returns:
+        Our status, the word for ``state.json``, the reason, and the node that a restart must not
+        be on, if there is one.
+    """
     if code == 0:
-        return STOPPED, "stopped", "asked to stop; a checkpoint was saved"
+        return STOPPED, "stopped", "asked to stop; a checkpoint was saved", None
     if code not in _REFUSED_RESULT:
-        return FAILED, "failed", f"exit status {code}"
+        return FAILED, "failed", f"exit status {code}", None
     from tst_megatron import upstream
 
     what, node, state = upstream.refused_result()
     status, word, verdict = _MEANING_OF_REFUSAL[state]
-    return status, word, f"{what}, {verdict.format(node=node)}"
+    reason = f"{what}, {verdict.format(node=node or 'one of the nodes')}"
+    return status, word, reason, node if status == STOPPED else None
 
 
 def _train(
@@ -229,10 +235,25 @@ def _run_flags(run: RunFolder) -> list[str]:
     return [*flags, "--load", str(run.checkpoints)]
 
 
-def _record(run: RunFolder, word: str, reason: str, *, exit_status: int, device: str) -> None:
+def _record(
+    run: RunFolder,
+    word: str,
+    reason: str,
+    *,
+    exit_status: int,
+    device: str,
+    sick_node: str | None = None,
+) -> None:
     checkpoint = run.last_checkpoint()
     step = step_of(checkpoint) if checkpoint else 0
-    run.write_state(word, reason=reason, step=step, device=device, exit_status=exit_status)
+    run.write_state(
+        word,
+        reason=reason,
+        step=step,
+        device=device,
+        exit_status=exit_status,
+        sick_node=sick_node,
+    )
 
 
 def redirect_output_to(path: str) -> Console:

@@ -215,7 +215,14 @@ class RunFolder:
         )
 
     def write_state(
-        self, status: str, *, reason: str, step: int, device: str, exit_status: int
+        self,
+        status: str,
+        *,
+        reason: str,
+        step: int,
+        device: str,
+        exit_status: int,
+        sick_node: str | None = None,
     ) -> None:
         """Record how the run stands: finished, stopped or failed; schedulers' scripts read this.
 
@@ -225,6 +232,7 @@ class RunFolder:
             step: that a start would go on from.
             device: the name of the accelerator.
             exit_status: what the process ends with (``exit_status``), or would if it were killed.
+            sick_node: that the next start must not be on.
         """
         checkpoint = self.last_checkpoint()
         state = {
@@ -234,6 +242,7 @@ class RunFolder:
             "checkpoint": str(checkpoint.relative_to(self.path)) if checkpoint else None,
             "device": device,
             "exit_status": exit_status,
+            "sick_node": sick_node,
         }
         write_beside(self.state_file, json.dumps(state, indent=2) + "\n")
 

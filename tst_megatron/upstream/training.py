@@ -7,6 +7,7 @@ import copy
 import functools
 import inspect
 import io
+import os
 import platform
 import sys
 import time
@@ -364,24 +365,25 @@ class _Observation:
         return tag.replace(" validation", " test") if self._is_test else tag
 
 
-def refused_result() -> tuple[str, str, str]:
+def refused_result() -> tuple[str, str | None, str]:
     """Ask all ranks which result was refused, where, and how far the search for the cause is.
 
     Every rank calls this together, after Megatron has ended the run for such a result.
 
     Returns:
-        The message of the check, the node that made it, and the name of the rerun state machine's
-        state.
+        The message of the check, the node that made it (as Slurm spells it; None where no rank
+        knows), and the name of the rerun state machine's state.
     """
     machine = names.get_rerun_state_machine()
     # An older call may still be there, of a result that was let through.
     is_ours = machine.rerun_requested and machine.failed_validation_call is not None
-    ours = (machine.failed_validation_call.caller.message, platform.node()) if is_ours else None
+    node = os.environ.get("SLURMD_NODENAME") or platform.node()
+    ours = (machine.failed_validation_call.caller.message, node) if is_ours else None
     of_ranks: list[Any] = [None] * torch.distributed.get_world_size()
     torch.distributed.all_gather_object(of_ranks, ours)
     refused = [of_rank for of_rank in of_ranks if of_rank is not None]
-    what, node = refused[0] if refused else ("an unexpected result", "one of the nodes")
-    return what, node, machine.state.name
+    what, where = refused[0] if refused else ("an unexpected result", None)
+    return what, where, machine.state.name
 
 
 def request_stop() -> None:
