@@ -19,9 +19,22 @@ die() {
 JOB=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}
 JOB=${JOB:-$SLURM_JOB_ID}
 
+# Formats of the user's own are not for these scripts.
+unset SLURM_TIME_FORMAT TST_RANKS "${!SQUEUE_@}"
+
+# ask COMMAND...: a question to Slurm, asked again while the controller does not answer.
+ask() {
+  local attempt
+  for attempt in 1 2 3 4 5; do
+    "$@" && return
+    ((attempt == 5)) || sleep 3
+  done
+  die 75 "Slurm does not answer: $*"
+}
+
 # In front of sbatch wins over the file, which wins over the defaults below.
 if [[ -r ${TST_SITE:-slurm/site.env} ]]; then
-  _given=$(declare -p | grep -E '^declare -[a-z-]* ?(TST_|NCCL_|GLOO_)[A-Z0-9_]*=' || true)
+  _given=$(declare -p | grep -E '^declare -[a-z-]* ?(TST_|NCCL_|GLOO_|UCX_)[A-Z0-9_]*=' || true)
   # shellcheck source=/dev/null
   . "${TST_SITE:-slurm/site.env}"
   eval "$_given"
@@ -65,7 +78,9 @@ show_given() {
 
 give_defaults() {
   local name
-  for name in TST_VENV TST_SECRETS TST_SCRATCH TST_BIND "${!NCCL_@}" "${!GLOO_@}"; do
+  # A virtual environment of the host's is none in a container.
+  [[ $TST_ENVIRONMENT == plain ]] || TST_VENV=
+  for name in TST_VENV TST_SECRETS TST_SCRATCH TST_BIND "${!NCCL_@}" "${!GLOO_@}" "${!UCX_@}"; do
     [[ -z ${!name:-} ]] || give "$name" "${!name}"
   done
   # Both or none: gloo carries what NCCL does not.
@@ -88,12 +103,18 @@ new_port() {
   printf '%s\n' "${TST_MASTER_PORT:-$((20000 + (SLURM_JOB_ID + 1009 * ${SLURM_RESTART_COUNT:-0} + 3001 * $1) % 10000))}"
 }
 
-# meet_at USE: tell the ranks of the next step where they find each other.
+# meet_at USE [NODELIST]: tell the ranks of the next step, on these nodes, where they find each other.
 meet_at() {
-  local first
-  first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
-  give MASTER_ADDR "${TST_MASTER_ADDR:-$first${TST_ADDRESS_SUFFIX:-}}"
+  local nodes=${2:-$SLURM_JOB_NODELIST} first
+  first=$(scontrol show hostnames "$nodes" | head -n 1)
+  # An address that was given is that of the job's first node, so it serves no other first node.
+  if [[ -n ${TST_MASTER_ADDR:-} && $first == "$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)" ]]; then
+    give MASTER_ADDR "$TST_MASTER_ADDR"
+  else
+    give MASTER_ADDR "$first${TST_ADDRESS_SUFFIX:-}"
+  fi
   give MASTER_PORT "$(new_port "$1")"
+  give TST_RANKS yes
 }
 
 # --- tasks ------------------------------------------------------------------------------------------
@@ -136,7 +157,8 @@ run_tasks() {
       inside+=("${TST_IMAGE:?TST_ENVIRONMENT=apptainer needs TST_IMAGE}")
       ;;
   esac
-  srun --kill-on-bad-exit=1 --wait=60 --label --cpu-bind=none ${options[@]+"${options[@]}"} \
+  # Ranks of a node follow each other, or experts would be spread over nodes.
+  srun --kill-on-bad-exit=1 --wait=60 --label --cpu-bind=none --distribution=block ${options[@]+"${options[@]}"} \
     ${inside[@]+"${inside[@]}"} bash slurm/lib/rank.sh "$@"
 }
 

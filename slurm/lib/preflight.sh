@@ -30,38 +30,40 @@ ask_nodes() {
   local use=$1 folder=$2 nodes=$3 number=$4 ranks=$(($4 * SLURM_NTASKS / SLURM_NNODES))
   shift 4
   mkdir -p "$folder"
-  # The first of these nodes, and a port that no other step has.
-  give MASTER_ADDR "${TST_MASTER_ADDR:-$(scontrol show hostnames "$nodes" | head -n 1)${TST_ADDRESS_SUFFIX:-}}"
-  give MASTER_PORT "$(new_port "$use")"
+  meet_at "$use" "$nodes"
   # A rank that hangs is ended by the limit, and found by the file that it did not finish. The first
   # that finds itself sick must not end the others.
-  run_tasks --kill-on-bad-exit=0 "--nodelist=$nodes" "--nodes=$number" "--ntasks=$ranks" "--time=$PREFLIGHT_MINUTES" -- \
-    tst-megatron preflight "$folder" ${TST_BASELINE:+--baseline "$TST_BASELINE"} "$@" || true
+  run_tasks --kill-on-bad-exit=0 --wait=0 "--nodelist=$nodes" "--nodes=$number" "--ntasks=$ranks" "--time=$PREFLIGHT_MINUTES" -- \
+    tst-megatron preflight "$folder" --timeout $((PREFLIGHT_MINUTES * 20)) ${TST_BASELINE:+--baseline "$TST_BASELINE"} "$@" || true
   run_tasks "--nodelist=$(scontrol show hostnames "$nodes" | head -n 1)" --nodes=1 --ntasks=1 "--time=$PREFLIGHT_MINUTES" -- \
     tst-megatron preflight-verdict "$folder" \
     --hosts "$(scontrol show hostnames "$nodes" | paste -sd, -)" --ranks "$ranks"
 }
 
-# ask_pairs FOLDER: a node is sick if every pair that it is in fails and not all pairs do.
+# ask_pairs FOLDER: on a ring of nodes, one is sick if both its pairs fail, and not all pairs do.
 ask_pairs() {
   local folder=$1 hosts first index well pids=()
   mapfile -t hosts < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
-  # Pairs that share no node run at once: first those that begin at even places, then the others.
+  # Pairs that share no node run at once: those from even places, from odd ones, and the ring's last.
   for first in 0 1; do
     pids=()
     for ((index = first; index + 1 < ${#hosts[@]}; index += 2)); do
-      (
-        ask_nodes $((2 + index)) "$folder/${hosts[index]}+${hosts[index + 1]}" "${hosts[index]},${hosts[index + 1]}" 2 &&
-          touch "$folder/${hosts[index]}+${hosts[index + 1]}/well"
-      ) &
+      ask_pair "$index" "$folder" "${hosts[index]}" "${hosts[index + 1]}" &
       pids+=($!)
     done
     wait "${pids[@]}" || true
   done
+  ask_pair "${#hosts[@]}" "$folder" "${hosts[0]}" "${hosts[-1]}"
   well=$(find "$folder" -name well)
   [[ -n $well ]] || return 0
   for first in "${hosts[@]}"; do
     grep -qE "/($first\+[^/]*|[^/]*\+$first)/well$" <<<"$well" ||
       printf '%s\n' "$first" >>"$folder/sick-nodes"
   done
+}
+
+# ask_pair NUMBER FOLDER FIRST SECOND: leaves a file `well` where the two passed.
+ask_pair() {
+  local folder=$2/$3+$4
+  ! ask_nodes $((2 + $1)) "$folder" "$3,$4" 2 || touch "$folder/well"
 }

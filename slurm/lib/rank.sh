@@ -16,13 +16,18 @@ fi
 
 local_rank=$SLURM_LOCALID
 # A command that meets no others is not told that it is a rank: libraries would wait for them.
-if [[ -n ${MASTER_ADDR:-} ]]; then
+if [[ ${TST_RANKS:-} == yes ]]; then
   export RANK=$SLURM_PROCID LOCAL_RANK=$local_rank WORLD_SIZE=$SLURM_NTASKS
 fi
 # Compilers write thousands of small files: to the node's own disk, and no two jobs to one place.
 # A container may lack the host's.
 [[ -d ${TMPDIR:-/tmp} ]] || export TMPDIR=/tmp
-caches=${TST_SCRATCH:-${TMPDIR:-/tmp}}/tst-$(id -u)-$SLURM_JOB_ID
+scratch=${TST_SCRATCH:-${TMPDIR:-/tmp}}
+caches=$scratch/tst-$(id -u)-$SLURM_JOB_ID
+if [[ $local_rank == 0 ]]; then
+  # Of jobs that ended long ago.
+  find "$scratch" -maxdepth 1 -name "tst-$(id -u)-*" -mtime +7 -exec rm -rf {} + 2>/dev/null || true
+fi
 export TRITON_CACHE_DIR=$caches/triton TORCHINDUCTOR_CACHE_DIR=$caches/inductor
 # Slurm's signal before the time limit is for the training alone: it ends a check that it finds.
 [[ ${2:-} == train ]] || trap '' USR2
@@ -35,7 +40,8 @@ once_per_node() { [[ $local_rank != 0 ]] || printf '%s: %s\n' "${SLURMD_NODENAME
 
 bound=()
 if [[ ${TST_BIND:-numa} == numa && -n ${SLURM_GPUS_ON_NODE:-} ]] && command -v nvidia-smi >/dev/null; then
-  bus=$(nvidia-smi --query-gpu=pci.bus_id --format=csv,noheader --id="$local_rank")
+  # A GPU that does not answer is for the checks of the nodes to find.
+  bus=$(timeout 60 nvidia-smi --query-gpu=pci.bus_id --format=csv,noheader --id="$local_rank" 2>/dev/null || true)
   # nvidia-smi writes eight digits of the domain, the kernel four.
   bus=${bus,,}
   numa=$(cat "/sys/bus/pci/devices/${bus#0000}/numa_node" 2>/dev/null || printf '%s' -1)

@@ -13,7 +13,7 @@ note() {
   local event=$1
   shift
   printf '%s\t%s\t%s\t%s\t%s\n' "$(date -u +%FT%TZ)" "$JOB" "$event" "$(saved_step)" "$*" \
-    >>"$RUN_FOLDER/slurm/events.tsv"
+    >>"$RUN_FOLDER/slurm/events.tsv" || say "could not write to events.tsv: is the disk full?"
   say "$event: $*"
 }
 
@@ -29,11 +29,15 @@ saved_step() {
 
 # state_of KEY: a value of state.json, which has a key a line; empty where there is none.
 state_of() {
-  sed -nE "s/^ *\"$1\": \"?(.*[^\",])\"?,?\$/\1/p" "$RUN_FOLDER/state.json" 2>/dev/null || true
+  sed -nE "/^ *\"$1\": /{s///; s/,\$//; s/^\"(.*)\"\$/\1/; p}" "$RUN_FOLDER/state.json" 2>/dev/null || true
 }
 
-# job_fact NAME: a field of this job, as Slurm has it now.
-job_fact() { scontrol show job "$JOB" | grep -oE "(^| )$1=[^ ]*" | head -n 1 | cut -d= -f2- || true; }
+# job_fact NAME: a field of this job, as Slurm has it now; ends the job where Slurm does not answer.
+job_fact() {
+  local facts
+  facts=$(ask scontrol show job "$JOB") || exit
+  grep -oE "(^| )$1=[^ ]*" <<<"$facts" | head -n 1 | cut -d= -f2- || true
+}
 
 # --- may it start? ------------------------------------------------------------------------------------
 
@@ -48,7 +52,7 @@ starts_without_progress() {
 
 # Also for jobs that waited in the queue when the run was given up or was finished.
 refuse_to_start() {
-  local other submitted gave_up
+  local other queue submitted gave_up
   if [[ -e $RUN_FOLDER/STOP ]]; then
     note stop-file "not started: $RUN_FOLDER/STOP is there. Delete it to go on"
     exit "$TRY_AGAIN"
@@ -60,12 +64,17 @@ refuse_to_start() {
   other=$(events | awk -F'\t' '$3 == "start" { job = $2 } END { print job }')
   [[ $other != "$JOB" ]] || other=
   # A link of a chain may start while the one before it is being cleaned up.
-  while [[ -n $other && -n $(squeue -h -t CG -j "$other" 2>/dev/null || true) ]]; do sleep 5; done
-  if [[ -n $other && -n $(squeue -h -t R,S -j "$other" 2>/dev/null || true) ]]; then
+  queue=$(ask squeue -h -o '%i %t')
+  while [[ -n $other ]] && grep -qx "$other CG" <<<"$queue"; do
+    sleep 5
+    queue=$(ask squeue -h -o '%i %t')
+  done
+  if [[ -n $other ]] && grep -qE "^$other (R|S|ST)\$" <<<"$queue"; then
     die "$BAD_INPUT" "job $other is training in $RUN_FOLDER. Cancel it, or give another RUN_FOLDER"
   fi
   gave_up=$(events | awk -F'\t' '$3 == "give-up" { time = $1 } END { print time }')
-  submitted=$(date -u -d "$(job_fact SubmitTime)" +%FT%TZ)
+  submitted=$(job_fact SubmitTime)
+  submitted=$(date -u -d "$submitted" +%FT%TZ)
   if [[ -n $gave_up && $submitted < $gave_up ]]; then
     say "not started: the run was given up at $gave_up, when this job was waiting. Submit again to go on"
     exit "$DO_NOT_RESTART"
@@ -89,30 +98,50 @@ give_up_without_progress() {
 try_again() {
   local nodes state
   note end "$*"
-  state=$(job_fact JobState)/$(job_fact Reason)
-  if [[ $state != RUNNING/* && $state != COMPLETING/TimeLimit ]]; then
+  state=$(job_fact JobState)
+  state+=/$(job_fact Reason)
+  # Newer versions say SIGNALING of a job that is being told of its end.
+  if [[ ! $state =~ ^(RUNNING|SIGNALING)/|^COMPLETING/TimeLimit$ ]]; then
     say "this job was ended from outside ($state), and is not requeued by this script"
     exit "$TRY_AGAIN"
   fi
   give_up_without_progress
+  # Beside those that were left out when the job was submitted.
+  nodes=$(job_fact ExcNodeList)
+  nodes=$(printf '%s,%s' "$nodes" "$(cordoned)" | sed -E 's/\(null\)//; s/^,|,$//g')
   if [[ $(job_fact Requeue) != 1 ]]; then
+    leave_out "$nodes" "$(ask squeue -h -t PD --me -n "$SLURM_JOB_NAME" -o %i)"
     say "this job may not be requeued (--no-requeue); the next of its chain goes on"
     exit "$TRY_AGAIN"
   fi
-  # Beside those that were left out when the job was submitted.
-  nodes=$(printf '%s,%s' "$(job_fact ExcNodeList)" "$(cordoned)" | sed -E 's/\(null\)//; s/^,|,$//g')
   # Requeueing ends this script, after a moment that the nodes to avoid are told in.
   trap '' TERM
-  note requeue "from step $(saved_step)"
-  scontrol requeue "$JOB" || die "$TRY_AGAIN" "Slurm did not requeue this job; submit it again to go on"
-  if [[ -n $nodes ]]; then
-    scontrol update JobId="$JOB" ExcNodeList="$nodes" || say "could not leave out $nodes"
+  if ! scontrol requeue "$JOB"; then
+    note end "Slurm did not requeue this job. Submit it again to go on"
+    exit "$TRY_AGAIN"
   fi
+  leave_out "$nodes" "$JOB"
+  note requeue "from step $(saved_step)"
   exit "$TRY_AGAIN"
 }
 
-# Nodes that were found sick, with commas.
-cordoned() { [[ ! -s $TST_CORDON ]] || cut -d' ' -f1 "$TST_CORDON" | sort -u | paste -sd, -; }
+# leave_out NODES JOBS: keep jobs that are pending from nodes.
+leave_out() {
+  local job
+  [[ -n $1 ]] || return 0
+  for job in $2; do
+    scontrol update JobId="$job" ExcNodeList="$1" || say "could not keep job $job from $1"
+  done
+}
+
+# Nodes that were found sick and that Slurm knows, with commas.
+cordoned() {
+  local node known=()
+  while read -r node; do
+    ! scontrol show node "$node" >/dev/null 2>&1 || known+=("$node")
+  done < <(cut -d' ' -f1 "$TST_CORDON" 2>/dev/null | sort -u)
+  (IFS=,; printf '%s' "${known[*]-}")
+}
 
 # --- one start ----------------------------------------------------------------------------------------
 
@@ -157,7 +186,7 @@ train_until_end() {
   state_before=$(state_version)
   run_tasks -- tst-megatron train "$@" --run-folder "$RUN_FOLDER" &
   train=$!
-  watch_run &
+  watch_run "$train" &
   watch=$!
   # A signal ends a wait and not what it waits for.
   while kill -0 "$train" 2>/dev/null; do wait "$train" || true; done
@@ -216,30 +245,39 @@ recorded_step() {
   printf '%s' "${step:-0}"
 }
 
-# Seconds since the run recorded a step: the heartbeat, written by the last rank with each step.
-silence() {
-  local beat
-  beat=$(stat -c %Y "$RUN_FOLDER/metrics.jsonl" 2>/dev/null || printf 0)
-  printf '%s' $(($(date +%s) - (beat > $1 ? beat : $1)))
-}
-
-# watch_run: end the run with a checkpoint when STOP appears, and a run that hangs with its stacks.
+# watch_run SRUN: end the run with a checkpoint when STOP appears, and a run that hangs with its
+# stacks. The heartbeat is metrics.jsonl, to which the last rank writes with each step; that it
+# changes is seen by this node's clock, whatever the clock of the file server.
 watch_run() {
-  local began from limit asked=no
-  began=$(date +%s) from=$(saved_step)
+  local train=$1 from limit beat last='' at=$SECONDS asked=no
+  from=$(saved_step)
   while sleep "$WATCH_SECONDS"; do
     if [[ -e $RUN_FOLDER/STOP && $asked == no ]]; then
       say "$RUN_FOLDER/STOP is there: asking the ranks to save and stop"
       to_step --signal=USR2 && asked=yes
     fi
+    beat=$(stat -c '%Y %s' "$RUN_FOLDER/metrics.jsonl" 2>/dev/null || true)
+    [[ $beat == "$last" ]] || { last=$beat at=$SECONDS; }
     limit=$HANG_SECONDS
     # Until the first step of this start: building indexes, loading, compiling.
     (($(recorded_step) > from)) || limit=$START_SECONDS
-    (($(silence "$began") > limit)) || continue
+    ((SECONDS - at > limit)) || continue
     note hang "no step for $limit s: the stacks of all ranks are in $RUN_FOLDER/logs, and the run is restarted"
     to_step --signal=USR1 || true
     sleep 10
-    to_step || true
+    end_step "$train"
     return
   done
+}
+
+# end_step SRUN: until it has ended; the controller may not answer, or a node no longer.
+end_step() {
+  local attempt
+  for attempt in 1 2 3 4 5 6 7 8 9 10; do
+    kill -0 "$1" 2>/dev/null || return 0
+    to_step || say "attempt $attempt to end the step"
+    sleep 30
+  done
+  # What is left of it ends with the job, which is requeued.
+  kill -KILL "$1" 2>/dev/null || true
 }

@@ -1,5 +1,6 @@
 """How a rank ends, whatever training did: what state.json says, and that no child is left."""
 
+import threading
 import traceback
 from types import SimpleNamespace
 
@@ -7,7 +8,7 @@ import pytest
 
 from tst_megatron import upstream
 from tst_megatron.training import pretrain as main_job
-from tst_megatron.training import stopping
+from tst_megatron.training import run_folder, stopping
 from tst_megatron.training.run_folder import RunFolder
 
 NO_SPACE = OSError(28, "No space left on device")
@@ -90,6 +91,20 @@ def test_refused_result_on_the_same_node_is_not_to_be_restarted(job, monkeypatch
     refused = ("loss is NaN", "node7", "RERUNNING_AGAIN_FROM_CHECKPOINT")
     monkeypatch.setattr(upstream, "refused_result", lambda: refused)
     assert job.rank(0, fails(SystemExit(16))) == job.told_status() == 93
+
+
+def test_no_rank_ends_before_the_first_has_said_how_the_run_stopped(job, monkeypatch):
+    """The first to end with a status has the scheduler end the others."""
+    monkeypatch.setattr(RunFolder, "is_finished", lambda *_: False)
+    running = {"reason": run_folder.STARTED, "step": 0, "device": "cpu", "exit_status": 1}
+    job.run.write_state("failed", **running)
+    rank_0 = threading.Timer(
+        0.5, lambda: job.run.write_state("stopped", **{**running, "reason": "asked to stop"})
+    )
+    rank_0.start()
+    assert job.rank(1, fails(SystemExit(0))) == 75
+    assert job.told() == ("stopped", "asked to stop")
+    rank_0.join()
 
 
 def test_node_that_a_restart_must_avoid_is_in_the_state(job, monkeypatch):

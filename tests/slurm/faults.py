@@ -37,11 +37,15 @@ def measured(request, record_property):
 @pytest.mark.parametrize("name", CASES)
 def test_run_ends_as_one_without_the_fault(prepared, uninterrupted, measured, name):
     do, options, variables = CASES[name]
-    job = runs.submit(prepared, name, options=options, **variables)
+    is_asked = name in ("a-signal", "a-job-that-preempts")
+    keys = runs.RARE_SAVES if is_asked else runs.KEYS
+    job = runs.submit(prepared, name, options=options, keys=keys, **variables)
     run = runs.folder(prepared, name)
     do(prepared, job, run)
     prepared.ended(job, "COMPLETED", seconds=500)
     runs.expect_same(prepared, run)
+    if is_asked:
+        runs.expect_saved_on_request(run)
     if name == "a-hung-rank":
         assert "hang" in names(run)
         stacks = (run / "logs" / "rank-0.log").read_text()

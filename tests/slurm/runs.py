@@ -68,10 +68,25 @@ def wait_for_step(run: Path, step: int) -> None:
     wait_until(lambda: last_step(run) >= step, seconds=240, what=f"step {step} of {run.name}")
 
 
+RARE_SAVES = (*KEYS, "save-interval=1000")
+"""Before the switch only a stop saves."""
+
+
 def ask_to_stop(jobs: Jobs, job: str, run: Path) -> None:
     """What a person does, and Slurm before the end of a job's time."""
     wait_for_step(run, 8)
     jobs.cluster.run("scancel", "--signal=USR2", job)
+
+
+def expect_saved_on_request(run: Path) -> None:
+    """A stop signal made the run save, and the next start went on from there."""
+    ended = [(step, text) for event, _, step, text in events(run) if event == "end"]
+    assert ended[0][1] == "stopped: asked to stop; a checkpoint was saved"
+    assert ended[0][0] >= 8 and ended[0][0] != 24, (
+        "saved because it was asked, and not for the switch"
+    )
+    started = [step for event, _, step, _ in events(run) if event == "start"]
+    assert started[1] == ended[0][0]
 
 
 def kill_rank(jobs: Jobs, job: str, run: Path) -> None:

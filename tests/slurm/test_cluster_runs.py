@@ -59,7 +59,8 @@ def test_export_and_evaluation_follow_by_dependency(prepared, evaluated):
 @pytest.fixture(scope="module")
 def faults(prepared, evaluated):
     """Runs to which something has been done; both at once, since most of their time is waiting."""
-    jobs = {name: runs.submit(prepared, name) for name in FAULTS}
+    keys = {"a-signal": runs.RARE_SAVES}
+    jobs = {name: runs.submit(prepared, name, keys=keys.get(name, runs.KEYS)) for name in FAULTS}
     for name, job in jobs.items():
         FAULTS[name](prepared, job, runs.folder(prepared, name))
     return jobs
@@ -68,7 +69,10 @@ def faults(prepared, evaluated):
 @pytest.mark.parametrize("name", FAULTS)
 def test_run_with_a_fault_ends_as_one_without(prepared, faults, name):
     prepared.ended(faults[name], "COMPLETED", seconds=400)
-    runs.expect_same(prepared, runs.folder(prepared, name))
+    run = runs.folder(prepared, name)
+    runs.expect_same(prepared, run)
+    if name == "a-signal":
+        runs.expect_saved_on_request(run)
 
 
 def test_status_shows_the_starts_of_a_run(prepared, faults):

@@ -110,6 +110,18 @@ def test_64_gpu_script_runs_unchanged_on_8_nodes_of_8(cluster, jobs, checkout):
     assert names(run) == ["start", "end"]
 
 
+def test_run_folder_outside_of_the_project_is_mounted(cluster, jobs, checkout):
+    """Also one whose name begins like the project's."""
+    image = checkout / "tst.sqsh"
+    image.touch()
+    outside = checkout.with_name("checkout-runs") / "one"
+    container = {"TST_ENVIRONMENT": "pyxis", "TST_IMAGE": str(image), "TST_SCRATCH": "/scratch"}
+    job = jobs.submit("pretrain.sbatch", RECIPE, RUN_FOLDER=str(outside), **container, **QUICK)
+    jobs.ended(job, "COMPLETED", seconds=60)
+    mounts = of_rank(outside, 1)["STUB_container_mounts"].split(",")
+    assert mounts == [f"{each}:{each}" for each in (checkout, outside, "/scratch")]
+
+
 def test_address_is_the_first_node_where_none_is_given(cluster, jobs, run):
     job = jobs.submit(
         "pretrain.sbatch", RECIPE, TST_MASTER_ADDR="", TST_ADDRESS_SUFFIX="i", **QUICK
@@ -274,6 +286,46 @@ def test_sick_node_is_named_and_left_out(cluster, jobs, checkout, run):
     shutil.rmtree(run)
     later = jobs.submit("pretrain.sbatch", RECIPE, **QUICK)
     assert "m1 is noted as sick" in jobs.ended(later, "COMPLETED", seconds=120)
+    assert [text for event, _, _, text in events(run) if event == "start"] == ["m[1-2]", "m[2-3]"]
+
+
+@pytest.mark.parametrize(
+    ("broken", "sick"), [("m2", {"m2"}), ("m1", {"m1"}), ("none", set()), ("all", set())]
+)
+def test_network_is_asked_in_pairs_where_no_node_is_sick_by_itself(
+    cluster, jobs, checkout, broken, sick
+):
+    job = jobs.submit(
+        "preflight.sbatch",
+        options=["--nodes=3"],
+        STUB_BROKEN_NETWORK=broken,
+        TST_MASTER_ADDR="address-of-m1",
+    )
+    jobs.ended(job, "COMPLETED" if broken == "none" else "FAILED", seconds=60)
+    folder = checkout / "preflight" / job
+    assert set((folder / "sick-nodes").read_text().split()) == sick
+    if broken != "none":
+        pairs = {path.name for path in folder.iterdir() if "+" in path.name}
+        assert pairs == {"m1+m2", "m2+m3", "m1+m3"}
+        # An address that was given is that of the first node.
+        assert (folder / "m2+m3" / "address-m2").read_text() == "m2\n"
+        assert (folder / "m1+m3" / "address-m3").read_text() == "address-of-m1\n"
+
+
+def test_merge_of_fewer_shards_than_there_are_is_refused(cluster, jobs, checkout):
+    for number in range(3):
+        (checkout / "text.shards" / f"{number:05d}").mkdir(parents=True)
+    job = jobs.submit("merge-data.sbatch", "text", "2")
+    assert "has more than 2 shards" in jobs.ended(job, "FAILED", seconds=60)
+
+
+def test_links_of_a_chain_are_kept_from_a_sick_node(cluster, jobs, run):
+    chain = ["--no-requeue", "--dependency=singleton", "--job-name=chain-and-sick"]
+    sick = {"STUB_SICK": "m1", "WATCH_SECONDS": "1"}
+    first = jobs.submit("pretrain.sbatch", RECIPE, options=chain, **sick)
+    second = jobs.submit("pretrain.sbatch", RECIPE, options=chain, **sick)
+    jobs.ended(first, "FAILED", seconds=60)
+    jobs.ended(second, "COMPLETED", seconds=60)
     assert [text for event, _, _, text in events(run) if event == "start"] == ["m[1-2]", "m[2-3]"]
 
 

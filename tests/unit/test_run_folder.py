@@ -373,6 +373,7 @@ def test_state_tells_how_the_run_stands(run):
         "checkpoint": None,
         "device": "cpu",
         "exit_status": 1,
+        "sick_node": None,
     }
     save_checkpoint(run, 4)
     run.write_state("stopped", reason="asked to stop", step=4, device="cpu", exit_status=75)

@@ -285,13 +285,13 @@ def test_run_that_was_only_prepared_has_not_started(folder):
 @pytest.mark.parametrize(
     ("step_seconds", "age_seconds", "state"),
     [
-        (2.0, 590.0, "running"),
-        (2.0, 610.0, "no sign of life"),
-        (300.0, 1490.0, "running"),
-        (300.0, 1510.0, "no sign of life"),
+        (2.0, 1790.0, "running"),
+        (2.0, 1810.0, "no sign of life"),
+        (600.0, 2990.0, "running"),
+        (600.0, 3010.0, "no sign of life"),
     ],
 )
-def test_no_sign_of_life_for_ten_minutes_or_five_steps(folder, step_seconds, age_seconds, state):
+def test_no_sign_of_life_for_half_an_hour_or_five_steps(folder, step_seconds, age_seconds, state):
     folder.steps(1, 60, age_seconds=age_seconds, step_seconds=step_seconds).started()
     assert folder.status().state == state
     assert folder.status().seconds_since_sign_of_life == age_seconds
@@ -336,6 +336,12 @@ def test_run_that_has_said_how_it_ended_is_believed_before_the_job_ends(running)
     running.event(5000, 811, "start")
     running.state("failed", "rank 0: KeyError('x')", exit_status=1, age_seconds=20)
     assert running.said() == ("failed", "rank 0: KeyError('x')")
+
+
+def test_start_that_slurm_itself_repeats_is_a_requeue(running):
+    """After the death of a node no script writes a word."""
+    running.event(90000, 811, "start").event(10, 811, "start", 60)
+    assert running.status().num_requeues == 1
 
 
 def test_requeued_run_waits_for_the_next_start(running):
@@ -478,7 +484,7 @@ def fixed_time(monkeypatch):
 
 
 def test_one_run_is_shown_in_words(running, fixed_time):
-    running.event(9000, 811, "start").event(8000, 811, "requeue").event(7300, 812, "start")
+    running.event(9000, 811, "start").event(8000, 811, "end").event(7300, 812, "start")
     code, text = show(running.path)
     assert code == 0
     lines = {" ".join(line.split()) for line in text.splitlines()}
@@ -494,7 +500,7 @@ def test_one_run_is_shown_in_words(running, fixed_time):
         "time left 29 min 20 s; ends about 2027-01-15 08:29 UTC",
         "last step 5 s ago",
         "checkpoint step 100; 20 steps are not in it yet",
-        "starts 2 (jobs 811, 812), 1 requeue",
+        "starts 2 (jobs 811, 812), 0 requeues",
         "without progress 1 link in a row",
     } <= lines
 

@@ -62,6 +62,14 @@ def since_last_start(events: Sequence[Event]) -> tuple[Event | None, Sequence[Ev
     return None, events
 
 
+def num_requeues(events: Sequence[Event]) -> int:
+    """How often a job was started again or waits for it; Slurm also does it by itself."""
+    starts = [event.job for event in events if event.name == START]
+    _, later = since_last_start(events)
+    is_waiting = any(event.name == REQUEUE for event in later)
+    return len(starts) - len(set(starts)) + is_waiting
+
+
 def links_without_progress(events: Sequence[Event]) -> int:
     """How many of the last starts, in a row, ended without a new checkpoint.
 

@@ -12,10 +12,10 @@ from typing import Any
 import yaml
 
 from tst_megatron.report.events import (
-    REQUEUE,
     START,
     Event,
     links_without_progress,
+    num_requeues,
     read_events,
     since_last_start,
 )
@@ -26,8 +26,8 @@ from tst_megatron.training.record import BAG_LOSS, LM_LOSS, VALIDATION_LOSS, rea
 from tst_megatron.training.run_folder import RunFolder
 
 NUM_STEPS_OF_MEDIAN = 50
-LEAST_PATIENCE_SECONDS = 600.0
-"""A start, an evaluation and a save take minutes, in which no step is recorded."""
+LEAST_PATIENCE_SECONDS = 1800.0
+"""As ``HANG_SECONDS`` of the job scripts: an evaluation and a save record no step."""
 PATIENCE_STEPS = 5
 
 
@@ -133,7 +133,7 @@ def run_status(path: Path, *, now: float) -> RunStatus:
         checkpoint_step=saved,
         steps_since_checkpoint=max(0, step - (saved or 0)),
         num_starts=sum(event.name == START for event in events),
-        num_requeues=sum(event.name == REQUEUE for event in events),
+        num_requeues=num_requeues(events),
         jobs=tuple(dict.fromkeys(event.job for event in events if event.name == START)),
         links_without_progress=links_without_progress(events),
         has_stop_file=run.stop_file.exists(),

@@ -101,6 +101,8 @@ def pretrain(
         # At once: what waits for this rank fails when it ends, and its own reason comes second.
         if (rank == 0 or status == FAILED) and not run.has_failed_since(before):
             _record(run, word, reason, exit_status=status, device=device, sick_node=sick_node)
+        elif status in (STOPPED, DO_NOT_RESTART):
+            run.wait_until_ended()
     finally:
         # Also on a full disk: Python waits for them without a limit.
         upstream.end_checkpoint_worker()

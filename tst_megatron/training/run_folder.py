@@ -246,6 +246,16 @@ class RunFolder:
         }
         write_beside(self.state_file, json.dumps(state, indent=2) + "\n")
 
+    def wait_until_ended(self, *, seconds: float = 120.0) -> None:
+        """Wait until the first rank has said how a run ended that all ranks end together.
+
+        A scheduler takes the first rank that ends with a status for a failure, and ends the others:
+        the first rank too, which may still be writing.
+        """
+        deadline = time.monotonic() + seconds
+        while (self.state() or {}).get("reason") == STARTED and time.monotonic() < deadline:
+            time.sleep(0.1)
+
     def state(self) -> dict[str, Any] | None:
         """What ``write_state`` last recorded."""
         if not self.state_file.exists():
