@@ -8,6 +8,7 @@ scratch folder; nothing of an installed Slurm's configuration is read.
 
 from __future__ import annotations
 
+import ctypes
 import getpass
 import os
 import shutil
@@ -31,6 +32,8 @@ GPUS_PER_NODE = 8
 SECONDS_TO_REQUEUE = 5
 """How long a requeued job waits: the life of a job's credential, 120 s where nothing is said."""
 SECONDS_TO_MISS_A_NODE = 10
+
+_PR_SET_PDEATHSIG = 1
 
 _SBIN = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
 
@@ -186,7 +189,11 @@ class Cluster:
         assert program is not None
         log = (self.folder / f"{name}.out").open("ab")
         self._daemons[name] = subprocess.Popen(
-            [program, *command[1:]], stdout=log, stderr=log, env=self.environment
+            [program, *command[1:]],
+            stdout=log,
+            stderr=log,
+            env=self.environment,
+            preexec_fn=_end_with_parent,
         )
 
     def start_node(self, name: str) -> None:
@@ -268,6 +275,11 @@ def wait_until(
             assert not fail, f"waited {seconds:.0f} s for {what}. {explain()}"
             return
         time.sleep(0.2)
+
+
+def _end_with_parent() -> None:
+    """Have the kernel end this process when the tests end, however they do."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _steps_of_node(name: str) -> list[int]:
