@@ -100,15 +100,18 @@ give_defaults() {
 # new_port USE: a port of this start of this job, above what services have and below what Linux
 # hands out by itself. USE tells one step of the job from another.
 new_port() {
-  printf '%s\n' "${TST_MASTER_PORT:-$((20000 + (SLURM_JOB_ID + 1009 * ${SLURM_RESTART_COUNT:-0} + 3001 * $1) % 10000))}"
+  local offset=$(((SLURM_JOB_ID + 1009 * ${SLURM_RESTART_COUNT:-0} + 3001 * $1) % 10000))
+  printf '%s\n' "${TST_MASTER_PORT:-$((20000 + offset))}"
 }
+
+first_node() { scontrol show hostnames "$1" | head -n 1; }
 
 # meet_at USE [NODELIST]: tell the ranks of the next step, on these nodes, where they find each other.
 meet_at() {
-  local nodes=${2:-$SLURM_JOB_NODELIST} first
-  first=$(scontrol show hostnames "$nodes" | head -n 1)
+  local first first_of_job
+  first=$(first_node "${2:-$SLURM_JOB_NODELIST}") first_of_job=$(first_node "$SLURM_JOB_NODELIST")
   # An address that was given is that of the job's first node, so it serves no other first node.
-  if [[ -n ${TST_MASTER_ADDR:-} && $first == "$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)" ]]; then
+  if [[ -n ${TST_MASTER_ADDR:-} && $first == "$first_of_job" ]]; then
     give MASTER_ADDR "$TST_MASTER_ADDR"
   else
     give MASTER_ADDR "$first${TST_ADDRESS_SUFFIX:-}"
@@ -122,7 +125,8 @@ meet_at() {
 mounts() {
   printf '%s:%s' "$PWD" "$PWD"
   local folder
-  for folder in "$@" "${TST_SCRATCH:-}" "${TST_BASELINE:+$(realpath -m "$(dirname "$TST_BASELINE")")}"; do
+  local baseline=${TST_BASELINE:+$(realpath -m "$(dirname "$TST_BASELINE")")}
+  for folder in "$@" "${TST_SCRATCH:-}" "$baseline"; do
     [[ -z $folder || $folder/ == "$PWD"/* ]] || printf ',%s:%s' "$folder" "$folder"
   done
   [[ -z ${TST_SECRETS:-} ]] || printf ',%s:%s:ro' "$TST_SECRETS" "$TST_SECRETS"
@@ -146,7 +150,8 @@ run_tasks() {
       given=$(IFS=,; printf '%s' "${GIVEN[*]}")
       options+=(
         "--container-image=${TST_IMAGE:?TST_ENVIRONMENT=pyxis needs TST_IMAGE}"
-        "--container-mounts=$(mounts "${RUN_FOLDER:-}")" "--container-workdir=$PWD" "--container-env=$given"
+        "--container-mounts=$(mounts "${RUN_FOLDER:-}")" "--container-workdir=$PWD"
+        "--container-env=$given"
         # A home folder's packages would come before the image's.
         --no-container-mount-home --no-container-entrypoint
       )

@@ -33,9 +33,11 @@ ask_nodes() {
   meet_at "$use" "$nodes"
   # A rank that hangs is ended by the limit, and found by the file that it did not finish. The first
   # that finds itself sick must not end the others.
-  run_tasks --kill-on-bad-exit=0 --wait=0 "--nodelist=$nodes" "--nodes=$number" "--ntasks=$ranks" "--time=$PREFLIGHT_MINUTES" -- \
-    tst-megatron preflight "$folder" --timeout $((PREFLIGHT_MINUTES * 20)) ${TST_BASELINE:+--baseline "$TST_BASELINE"} "$@" || true
-  run_tasks "--nodelist=$(scontrol show hostnames "$nodes" | head -n 1)" --nodes=1 --ntasks=1 "--time=$PREFLIGHT_MINUTES" -- \
+  run_tasks --kill-on-bad-exit=0 --wait=0 "--time=$PREFLIGHT_MINUTES" \
+    "--nodelist=$nodes" "--nodes=$number" "--ntasks=$ranks" -- \
+    tst-megatron preflight "$folder" --timeout $((PREFLIGHT_MINUTES * 20)) \
+    ${TST_BASELINE:+--baseline "$TST_BASELINE"} "$@" || true
+  run_tasks "--time=$PREFLIGHT_MINUTES" "--nodelist=$(first_node "$nodes")" --nodes=1 --ntasks=1 -- \
     tst-megatron preflight-verdict "$folder" \
     --hosts "$(scontrol show hostnames "$nodes" | paste -sd, -)" --ranks "$ranks"
 }

@@ -41,7 +41,8 @@ once_per_node() { [[ $local_rank != 0 ]] || printf '%s: %s\n' "${SLURMD_NODENAME
 bound=()
 if [[ ${TST_BIND:-numa} == numa && -n ${SLURM_GPUS_ON_NODE:-} ]] && command -v nvidia-smi >/dev/null; then
   # A GPU that does not answer is for the checks of the nodes to find.
-  bus=$(timeout 60 nvidia-smi --query-gpu=pci.bus_id --format=csv,noheader --id="$local_rank" 2>/dev/null || true)
+  ask=(nvidia-smi --query-gpu=pci.bus_id "--format=csv,noheader" --id="$local_rank")
+  bus=$(timeout 60 "${ask[@]}" 2>/dev/null || true)
   # nvidia-smi writes eight digits of the domain, the kernel four.
   bus=${bus,,}
   numa=$(cat "/sys/bus/pci/devices/${bus#0000}/numa_node" 2>/dev/null || printf '%s' -1)

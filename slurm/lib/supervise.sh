@@ -83,11 +83,13 @@ refuse_to_start() {
 }
 
 give_up_without_progress() {
-  local starts
+  local starts last
   starts=$(starts_without_progress)
   ((starts >= MAX_STARTS_WITHOUT_PROGRESS)) || return 0
-  note give-up "$starts starts in a row saved nothing beyond step $(saved_step) (MAX_STARTS_WITHOUT_PROGRESS=$MAX_STARTS_WITHOUT_PROGRESS)." \
-    "Last: $(events | awk -F'\t' '$3 == "end" { text = $5 } END { print text }'). Submit again when that is mended, or with a longer time limit than a save takes"
+  last=$(events | awk -F'\t' '$3 == "end" { text = $5 } END { print text }')
+  note give-up "$starts starts in a row saved nothing beyond step $(saved_step)" \
+    "(MAX_STARTS_WITHOUT_PROGRESS=$MAX_STARTS_WITHOUT_PROGRESS). Last: $last." \
+    "Submit again when that is mended, or with a longer time limit than a save takes"
   exit "$DO_NOT_RESTART"
 }
 
@@ -160,7 +162,8 @@ leave_cordoned_nodes() {
   local node here
   here=$(scontrol show hostnames "$SLURM_JOB_NODELIST")
   for node in $(cordoned | tr , ' '); do
-    ! grep -qx "$node" <<<"$here" || try_again "$node is noted as sick in $TST_CORDON. Delete its line when it is mended"
+    ! grep -qx "$node" <<<"$here" ||
+      try_again "$node is noted as sick in $TST_CORDON. Delete its line when it is mended"
   done
 }
 
@@ -262,7 +265,8 @@ watch_run() {
     # Until the first step of this start: building indexes, loading, compiling.
     (($(recorded_step) > from)) || limit=$START_SECONDS
     ((SECONDS - at > limit)) || continue
-    note hang "no step for $limit s: the stacks of all ranks are in $RUN_FOLDER/logs, and the run is restarted"
+    note hang "no step for $limit s: the stacks of all ranks are in $RUN_FOLDER/logs," \
+      "and the run is restarted"
     to_step --signal=USR1 || true
     sleep 10
     end_step "$train"
