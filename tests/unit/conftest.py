@@ -1,10 +1,15 @@
-"""One small tokenizer for all tests of this folder: training it takes about a second."""
+"""One small tokenizer for all tests of this folder: training it takes about a second.
+
+And the fixtures that several files on one subject share.
+"""
 
 import sysconfig
 from pathlib import Path
 
 import pytest
+from merge_shards import shards  # noqa: F401 - a fixture
 from sentencepiece import SentencePieceProcessor
+from status_folders import folder, running  # noqa: F401 - fixtures
 
 from tst_megatron.data.tokenizer import load_sentencepiece, train_sentencepiece
 
