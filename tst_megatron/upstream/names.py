@@ -18,7 +18,7 @@ try:
         from megatron.core import parallel_state
         from megatron.core.datasets import utils as dataset_utils
         from megatron.core.datasets.utils import Split
-        from megatron.core.dist_checkpointing.strategies import async_utils
+        from megatron.core.dist_checkpointing.strategies import async_utils, filesystem_async
         from megatron.core.distributed import finalize_model_grads
         from megatron.core.enums import ModelType
         from megatron.core.fusions.fused_cross_entropy import fused_vocab_parallel_cross_entropy
@@ -72,6 +72,7 @@ __all__ = [
     "VocabParallelEmbedding",
     "arguments",
     "async_utils",
+    "filesystem_async",
     "dataset_utils",
     "distrib_optimizer",
     "finalize_model_grads",

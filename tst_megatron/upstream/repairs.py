@@ -6,9 +6,11 @@ import argparse
 import functools
 import importlib
 import inspect
+import multiprocessing
 import queue
 import threading
 from collections.abc import Callable, Mapping
+from multiprocessing.managers import SyncManager
 from typing import Any
 
 import torch
@@ -35,6 +37,7 @@ def repair_wheel() -> None:
     if caller.async_loop is _loop_of_worker:
         # Not where the CPU host has put its own, which calls this one.
         caller.async_loop = staticmethod(checkpoint_worker)
+    wrap(names.filesystem_async, "get_write_results_queue", _with_a_server_that_ends)
     wrap(caller, "schedule_async_call", _of_a_snapshot)
     wrap(caller, "_get_process", _with_joins_that_end)
     wrap(caller, "is_current_async_call_done", _unless_the_worker_died)
@@ -207,6 +210,24 @@ def checkpoint_worker(*args: Any) -> None:
     """
     die_with_parent()
     _loop_of_worker(*args)
+
+
+def _with_a_server_that_ends(get_write_results_queue: Callable[..., Any]) -> Callable[..., Any]:
+    """Every save, synchronous too, has a process that serves a queue, and outlives a killed rank.
+
+    Remove when upstream's ends with its rank.
+    """
+
+    @functools.wraps(get_write_results_queue)
+    def wrapper(mp_mode: str = "spawn") -> Any:
+        if names.filesystem_async._results_queue is None:
+            manager = SyncManager(ctx=multiprocessing.get_context(mp_mode))
+            manager.start(initializer=die_with_parent)
+            # The queue keeps its manager.
+            names.filesystem_async._results_queue = manager.Queue()
+        return names.filesystem_async._results_queue
+
+    return wrapper
 
 
 def _of_a_snapshot(schedule_async_call: Callable[..., Any]) -> Callable[..., Any]:
