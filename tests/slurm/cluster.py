@@ -8,6 +8,7 @@ scratch folder; nothing of an installed Slurm's configuration is read.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import getpass
 import os
@@ -203,10 +204,13 @@ class Cluster:
     def kill_node(self, name: str) -> None:
         """End a node as a power cut does: its daemon, and the jobs that ran on it, at once."""
         daemon = self._daemons[name]
-        for process in _steps_of_node(name):
-            _kill_tree(process)
+        processes = _processes_of_node(name)
+        assert processes, f"nothing runs on {name}"
         daemon.kill()
         daemon.wait()
+        for process in processes:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process, signal.SIGKILL)
 
     def _all_idle(self) -> bool:
         states = self.run("sinfo", "-h", "-N", "-o", "%N %T", check=False).split("\n")
@@ -282,25 +286,32 @@ def _end_with_parent() -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-def _steps_of_node(name: str) -> list[int]:
-    """The daemons of the steps that run on a node."""
-    found = []
+def _processes_of_node(name: str) -> list[int]:
+    """What jobs run on a node, and above it the daemons of their steps, which hold the connections.
+
+    Those daemons do not say of which node they are; their tasks do.
+    """
+    tasks = []
     for folder in Path("/proc").glob("[0-9]*"):
         try:
-            command = (folder / "cmdline").read_bytes().split(b"\0")
             variables = (folder / "environ").read_bytes().split(b"\0")
         except OSError:
             continue
-        if b"slurmstepd" in command[0] and f"SLURMD_NODENAME={name}".encode() in variables:
-            found.append(int(folder.name))
-    return found
+        if f"SLURMD_NODENAME={name}".encode() in variables:
+            tasks.append(int(folder.name))
+    above = {parent for task in tasks if "slurmstepd" in _command(parent := _parent(task))}
+    return [*above, *tasks]
 
 
-def _kill_tree(process: int) -> None:
+def _parent(process: int) -> int:
     try:
-        children = Path(f"/proc/{process}/task/{process}/children").read_text().split()
-        os.kill(process, signal.SIGKILL)
-    except (OSError, ProcessLookupError):
-        return
-    for child in children:
-        _kill_tree(int(child))
+        return int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1])
+    except OSError:
+        return 0
+
+
+def _command(process: int) -> str:
+    try:
+        return Path(f"/proc/{process}/cmdline").read_text()
+    except OSError:
+        return ""
