@@ -26,7 +26,8 @@ unset SLURM_TIME_FORMAT TST_RANKS "${!SQUEUE_@}"
 ask() {
   local attempt
   for attempt in 1 2 3 4 5; do
-    "$@" && return
+    # With its status: a bare return in a trap has the status of what the trap interrupted.
+    "$@" && return 0
     ((attempt == 5)) || sleep 3
   done
   die 75 "Slurm does not answer: $*"
@@ -58,7 +59,7 @@ give() {
   # Apptainer lets the image win, except over these.
   export "APPTAINERENV_$1=$2"
   local name
-  for name in ${GIVEN[@]+"${GIVEN[@]}"}; do [[ $name == "$1" ]] && return; done
+  for name in ${GIVEN[@]+"${GIVEN[@]}"}; do [[ $name == "$1" ]] && return 0; done
   GIVEN+=("$1")
 }
 
@@ -169,7 +170,7 @@ run_tasks() {
 
 # check_image: before anything waits for it.
 check_image() {
-  [[ $TST_ENVIRONMENT == plain ]] && return
+  [[ $TST_ENVIRONMENT == plain ]] && return 0
   [[ -n ${TST_IMAGE:-} ]] || die 2 "TST_ENVIRONMENT=$TST_ENVIRONMENT needs TST_IMAGE, the image's file"
   # A name in a registry has no file.
   [[ $TST_IMAGE != /* || -r $TST_IMAGE ]] || die 2 "TST_IMAGE=$TST_IMAGE: no such file on $(hostname)"

@@ -35,7 +35,7 @@ state_of() {
 # job_fact NAME: a field of this job, as Slurm has it now; ends the job where Slurm does not answer.
 job_fact() {
   local facts
-  facts=$(ask scontrol show job "$JOB") || exit
+  facts=$(ask scontrol show job "$JOB") || exit 75
   grep -oE "(^| )$1=[^ ]*" <<<"$facts" | head -n 1 | cut -d= -f2- || true
 }
 
@@ -170,7 +170,7 @@ leave_cordoned_nodes() {
 # check_nodes: the checks of preflight.sbatch; nodes that fail are noted and left out from now on.
 check_nodes() {
   local folder=$RUN_FOLDER/slurm/preflight-$JOB-${SLURM_RESTART_COUNT:-0}
-  preflight "$folder" && return
+  preflight "$folder" && return 0
   note sick "$(sick_nodes "$folder" | paste -sd' ' -)"
   try_again "the nodes did not pass, see $folder"
 }
@@ -270,7 +270,7 @@ watch_run() {
     to_step --signal=USR1 || true
     sleep 10
     end_step "$train"
-    return
+    return 0
   done
 }
 

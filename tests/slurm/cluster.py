@@ -204,7 +204,7 @@ class Cluster:
     def kill_node(self, name: str) -> None:
         """End a node as a power cut does: its daemon, and the jobs that ran on it, at once."""
         daemon = self._daemons[name]
-        processes = _processes_of_node(name)
+        processes = _processes_of_node(name, self.environment["SLURM_CONF"])
         assert processes, f"nothing runs on {name}"
         daemon.kill()
         daemon.wait()
@@ -286,7 +286,7 @@ def _end_with_parent() -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-def _processes_of_node(name: str) -> list[int]:
+def _processes_of_node(name: str, configuration: str) -> list[int]:
     """What jobs run on a node, and above it the daemons of their steps, which hold the connections.
 
     Those daemons do not say of which node they are; their tasks do.
@@ -297,7 +297,9 @@ def _processes_of_node(name: str) -> list[int]:
             variables = (folder / "environ").read_bytes().split(b"\0")
         except OSError:
             continue
-        if f"SLURMD_NODENAME={name}".encode() in variables:
+        # Of this cluster alone: another may have a node of that name.
+        wanted = {f"SLURMD_NODENAME={name}".encode(), f"SLURM_CONF={configuration}".encode()}
+        if wanted <= set(variables):
             tasks.append(int(folder.name))
     above = {parent for task in tasks if "slurmstepd" in _command(parent := _parent(task))}
     return [*above, *tasks]
