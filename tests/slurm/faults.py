@@ -85,19 +85,6 @@ def test_run_that_is_stuck_until_its_time_limit_is_started_again(cluster, checko
     assert "TimeLimit" in next(text for event, _, _, text in events(run) if event == "end")
 
 
-def test_cancelled_job_stays_cancelled(cluster, checkout, measured):
-    jobs = Jobs(cluster, checkout, {"PATH_IN_FRONT": str(STUBS)})
-    variables = {"PREFLIGHT": "no", "STUB_ENDING": "never"}
-    job = jobs.submit("pretrain.sbatch", runs.RECIPE, **variables)
-    run = checkout / "runs" / "quickstart-tst"
-    wait_until((run / "was-stuck").exists, seconds=30, what="training")
-    cluster.run("scancel", job)
-    log = jobs.ended(job, "CANCELLED", seconds=60)
-    wait_until(lambda: not cluster.jobs(), seconds=60, what="the end of the job")
-    assert names(run) == ["start", "end"]
-    assert "ended from outside" in jobs.log(job), log
-
-
 def test_chain_of_jobs_ends_as_one_run(prepared, uninterrupted, measured):
     chain = ("--no-requeue", "--dependency=singleton", "--job-name=chain-of-faults")
     links = [runs.submit(prepared, "a-chain", options=chain, **ROOMY) for _ in range(3)]

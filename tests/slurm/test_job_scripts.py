@@ -230,6 +230,16 @@ def test_run_that_must_not_be_restarted_is_not(cluster, jobs, run):
     assert names(run) == ["start", "give-up"]
 
 
+def test_cancelled_job_stays_cancelled(cluster, jobs, run):
+    job = jobs.submit("pretrain.sbatch", RECIPE, STUB_ENDING="never", **QUICK)
+    wait_until((run / "was-stuck").exists, seconds=30, what="training")
+    cluster.run("scancel", job)
+    jobs.ended(job, "CANCELLED", seconds=60)
+    wait_until(lambda: not cluster.jobs(), seconds=60, what="the end of the job")
+    assert names(run) == ["start", "end"]
+    assert "ended from outside (COMPLETING/None)" in jobs.log(job)
+
+
 def test_chain_goes_on_link_by_link(cluster, jobs, run):
     chain = ["--no-requeue", "--dependency=singleton", "--job-name=a-chain"]
     first = jobs.submit("pretrain.sbatch", RECIPE, options=chain, STUB_ENDING="stopped", **QUICK)
