@@ -13,10 +13,11 @@ import dataclasses
 import inspect
 import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from tst_megatron.environment import VARIABLES
-from tst_megatron.profiles import CHAINS
+from tst_megatron.profiles import CHAINS, Setting
 from tst_megatron.recipe import TSTConfig
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -66,23 +67,24 @@ def profile_tables() -> str:
     for name, chain in CHAINS.items():
         before = {len(c): n for n, c in CHAINS.items() if c == chain[: len(c)] and n != name}
         above = f", on top of `{before[max(before)]}`" if before else ""
-        rows = ["| key | value | if | why |", "|---|---|---|---|"]
-        for setting in chain[-1]:
-            needs = ", ".join(need.text for need in setting.needs)
-            value = str(setting.value).lower() if isinstance(setting.value, bool) else setting.value
-            value = " ".join(value) if isinstance(value, list) else value
-            rows.append(f"| `{setting.key}` | `{value}` | {needs} | {setting.why} |")
-        parts.append(f"### `{name}`{above}\n\n" + "\n".join(rows) + "\n")
+        parts.append(f"### `{name}`{above}\n\n{settings_table('key', chain[-1])}")
     return "\n".join([*parts, environment_table()])
 
 
 def environment_table() -> str:
     """The environment variables that go with the GPU profiles."""
-    rows = ["| variable | value | if | why |", "|---|---|---|---|"]
-    for variable in VARIABLES:
-        needs = ", ".join(need.text for need in variable.needs)
-        rows.append(f"| `{variable.name}` | `{variable.value}` | {needs} | {variable.why} |")
-    return "### Environment of the GPU profiles\n\n" + "\n".join(rows) + "\n"
+    return f"### Environment of the GPU profiles\n\n{settings_table('variable', VARIABLES)}"
+
+
+def settings_table(head: str, settings: Sequence[Setting]) -> str:
+    """A row for each setting, with when it is given and why."""
+    rows = [f"| {head} | value | if | why |", "|---|---|---|---|"]
+    for setting in settings:
+        needs = ", ".join(need.text for need in setting.needs)
+        value = str(setting.value).lower() if isinstance(setting.value, bool) else setting.value
+        value = " ".join(value) if isinstance(value, list) else value
+        rows.append(f"| `{setting.key}` | `{value}` | {needs} | {setting.why} |")
+    return "\n".join(rows) + "\n"
 
 
 def documents() -> dict[Path, str]:

@@ -1,8 +1,8 @@
 """Environment variables that belong to a profile, each with its reason; set before a rank starts.
 
 CUDA, NCCL and Transformer Engine read them when they start, so a running rank cannot set them:
-whoever starts ranks does (``check --environment``), and ``train`` says which are missing. A start
-without them is the commonest reason for less throughput than published (Megatron-Bridge#4587).
+whoever starts ranks does (``check --environment``), and ``train`` says which are missing. They are
+part of a recipe: a published one ran out of memory without them (Megatron-Bridge#4587).
 None of them decides a number of the run. Untested on hardware, as the profiles are.
 """
 
@@ -10,22 +10,10 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from tst_megatron.flags import Flags
-from tst_megatron.profiles import GPU_PROFILES, GRAPHS, HYBRID_EP, Need, Values, is_on
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Variable:
-    """One environment variable of the GPU profiles."""
-
-    name: str
-    value: str
-    why: str
-    needs: tuple[Need, ...] = ()
-    """All of them, or the variable is left alone."""
+from tst_megatron.profiles import GPU_PROFILES, GRAPHS, HYBRID_EP, Need, Setting, Values, is_on
 
 
 def _is_split(value: Values) -> bool:
@@ -46,60 +34,60 @@ OVERLAP = Need(
 )
 
 VARIABLES = (
-    Variable(
-        name="CUDA_DEVICE_MAX_CONNECTIONS",
+    Setting(
+        key="CUDA_DEVICE_MAX_CONNECTIONS",
         value="32",
         why="streams for the exchange between experts beside computation; as NVIDIA's recipe",
         needs=(EXPERTS_OVERLAP,),
     ),
-    Variable(
-        name="CUDA_DEVICE_MAX_CONNECTIONS",
+    Setting(
+        key="CUDA_DEVICE_MAX_CONNECTIONS",
         value="1",
         why="below Blackwell Megatron wants the order of launches kept, and refuses to start else",
         needs=(SPLIT_WITHOUT_OVERLAP,),
     ),
-    Variable(
-        name="PYTORCH_CUDA_ALLOC_CONF",
+    Setting(
+        key="PYTORCH_CUDA_ALLOC_CONF",
         value="expandable_segments:True",
         why="less fragmented memory, where micro-batches route different numbers of positions",
     ),
-    Variable(
-        name="NCCL_GRAPH_REGISTER",
+    Setting(
+        key="NCCL_GRAPH_REGISTER",
         value="0",
         why="NCCL cannot register the expandable segments that a graph uses",
         needs=(GRAPHS,),
     ),
-    Variable(
-        name="TORCH_NCCL_HIGH_PRIORITY",
+    Setting(
+        key="TORCH_NCCL_HIGH_PRIORITY",
         value="1",
         why="collectives are not queued behind kernels that compute; as NVIDIA's recipe",
     ),
-    Variable(
-        name="NVTE_FWD_LAYERNORM_SM_MARGIN",
+    Setting(
+        key="NVTE_FWD_LAYERNORM_SM_MARGIN",
         value="20",
         why="leaves multiprocessors to collectives that overlap; as NVIDIA's recipe",
         needs=(OVERLAP,),
     ),
-    Variable(
-        name="NVTE_BWD_LAYERNORM_SM_MARGIN",
+    Setting(
+        key="NVTE_BWD_LAYERNORM_SM_MARGIN",
         value="20",
         why="the same in the backward pass",
         needs=(OVERLAP,),
     ),
-    Variable(
-        name="NVLINK_DOMAIN_SIZE",
+    Setting(
+        key="NVLINK_DOMAIN_SIZE",
         value="8",
         why="GPUs that NVLink joins in a node with 8; GB200 racks have 72",
         needs=(HYBRID_EP,),
     ),
-    Variable(
-        name="NUM_OF_HYBRID_EP_RANKS_PER_NVLINK_DOMAIN",
+    Setting(
+        key="NUM_OF_HYBRID_EP_RANKS_PER_NVLINK_DOMAIN",
         value="8",
         why="the same, in HybridEP's own words",
         needs=(HYBRID_EP,),
     ),
-    Variable(
-        name="USE_MNNVL",
+    Setting(
+        key="USE_MNNVL",
         value="0",
         why="NVLink ends at the node",
         needs=(HYBRID_EP,),
@@ -118,11 +106,7 @@ def environment_of(profile: str | None, values: Mapping[str, Any], flags: Flags)
     if profile not in GPU_PROFILES:
         return {}
     value = functools.partial(flags.value, values)
-    return {
-        variable.name: variable.value
-        for variable in VARIABLES
-        if all(need.holds(value) for need in variable.needs)
-    }
+    return {variable.key: variable.value for variable in VARIABLES if variable.is_wanted(value)}
 
 
 def differences(wanted: Mapping[str, str], found: Mapping[str, str]) -> list[str]:

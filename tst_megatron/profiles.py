@@ -34,13 +34,17 @@ class Need:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Setting:
-    """One flag of a profile."""
+    """One flag of a profile, or one environment variable that goes with it."""
 
     key: str
     value: Any
     why: str
     needs: tuple[Need, ...] = ()
-    """All of them, or the flag is left out."""
+    """All of them, or it is left out."""
+
+    def is_wanted(self, value: Values) -> bool:
+        """Whether a run, of which ``value`` tells what a key comes to, needs it."""
+        return all(need.holds(value) for need in self.needs)
 
 
 def is_on(key: str) -> Need:
@@ -342,8 +346,7 @@ def given_by(profile: str | None, recipe: Mapping[str, Any], flags: Flags) -> di
     given: dict[str, Any] = {}
     for setting in itertools.chain(*CHAINS[profile]):
         value = functools.partial(flags.value, {**given, **recipe})
-        is_wanted = all(need.holds(value) for need in setting.needs)
-        if is_wanted and flags.destination(setting.key) not in decided:
+        if setting.is_wanted(value) and flags.destination(setting.key) not in decided:
             given[setting.key] = setting.value
     return given
 

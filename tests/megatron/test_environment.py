@@ -54,7 +54,7 @@ def test_cpu_and_no_profile_have_none(flags):
 def test_every_variable_is_of_some_profile(flags):
     both = ({}, EXPERTS, {"tensor-model-parallel-size": 2})
     found = {name for p in GPU_PROFILES for r in both for name in variables(flags, p, **r)}
-    assert found == {variable.name for variable in VARIABLES}
+    assert found == {variable.key for variable in VARIABLES}
 
 
 def test_differences_say_what_is_and_what_should_be():
