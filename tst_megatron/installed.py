@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
 import importlib.util
 from types import ModuleType
 
@@ -12,6 +13,14 @@ def import_if_there(module: str) -> ModuleType | None:
     if importlib.util.find_spec(module.partition(".")[0]) is None:
         return None
     return importlib.import_module(module)
+
+
+def package_version(package: str) -> str | None:
+    """The installed version of a package, or None."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def has_transformer_engine() -> bool:

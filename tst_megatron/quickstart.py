@@ -22,8 +22,9 @@ from tst_megatron.data.manifest import Manifest
 from tst_megatron.data.prepare import prepare
 from tst_megatron.data.tokenizer import load_sentencepiece, train_sentencepiece
 from tst_megatron.host import cpu
+from tst_megatron.installed import package_version
 from tst_megatron.training.record import BAG_LOSS, VALIDATION_LOSS, read_metrics
-from tst_megatron.training.run_folder import RunFolder, package_version
+from tst_megatron.training.run_folder import RunFolder
 
 VOCAB_SIZE = 4096
 HELD_OUT_FRACTION = 0.03

@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from tst_megatron import __version__
+from tst_megatron.installed import package_version
 from tst_megatron.recipe import RecipeError, load_recipe
 from tst_megatron.training import run_folder
 from tst_megatron.training.run_folder import (
@@ -15,7 +16,6 @@ from tst_megatron.training.run_folder import (
     STARTED,
     RunFolder,
     check_run,
-    package_version,
     step_of,
 )
 

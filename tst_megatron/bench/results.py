@@ -10,7 +10,6 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from tst_megatron import __version__
 from tst_megatron.bench.profile import table as kernel_table
 from tst_megatron.bench.timing import Timing
 from tst_megatron.files import beside, write_beside
+from tst_megatron.installed import package_version
 
 PACKAGES = ("tst-megatron", "torch", "triton", "megatron-core", "transformer-engine", "numpy")
 
@@ -75,10 +75,7 @@ def version_of(package: str) -> str | None:
     """The installed version of a package, or None; this one may run from its folder alone."""
     if package == "tst-megatron":
         return __version__
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
+    return package_version(package)
 
 
 def contender_version(package: str) -> str:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import platform
 import shutil
+import socket
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from tst_megatron import __version__
 from tst_megatron.files import beside
+from tst_megatron.installed import package_version
 
 SHARED_MEMORY = Path("/dev/shm")
 MIN_SHARED_MEMORY_GIB = 1.0
@@ -25,14 +26,16 @@ MOST_SKEW_SECONDS = 5.0
 DRIVER = Path("/sys/module/nvidia/version")
 
 
+def host_name() -> str:
+    """This node's name as Slurm spells it, where Slurm started this process."""
+    return os.environ.get("SLURMD_NODENAME") or socket.gethostname()
+
+
 def versions() -> dict[str, str]:
     """Versions that must be one on all nodes, of what can be asked without importing it."""
     found = {"python": platform.python_version(), "tst_megatron": __version__}
     for package in ("torch", "megatron-core", "transformer-engine"):
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            found[package] = "none"
+        found[package] = package_version(package) or "none"
     try:
         found["driver"] = DRIVER.read_text(encoding="utf-8").strip()
     except OSError:

@@ -17,14 +17,13 @@ from tst_megatron.cluster.baseline import (
 )
 from tst_megatron.cluster.report import (
     OVER_ALL_NODES,
-    TRY_AGAIN,
     GaveUp,
     Progress,
     RankReport,
     attempt,
-    host_name,
     numbers,
 )
+from tst_megatron.training.exit_status import FINISHED, STOPPED
 
 if TYPE_CHECKING:
     from tst_megatron.cluster.collectives import AllReduce, Meeting
@@ -84,7 +83,7 @@ def preflight(folder: Path, place: Place, wanted: Wanted) -> int:
     is_judged = wanted.baseline is not None and not wanted.write_baseline
     baselines = read_baselines(wanted.baseline) if wanted.baseline and is_judged else []
     folder.mkdir(parents=True, exist_ok=True)
-    report = RankReport(rank=place.rank, host=host_name(), attempt=attempt())
+    report = RankReport(rank=place.rank, host=node.host_name(), attempt=attempt())
     report.versions = node.versions()
     progress = Progress(folder, report, timeout_seconds=wanted.timeout_seconds)
     try:
@@ -104,7 +103,7 @@ def preflight(folder: Path, place: Place, wanted: Wanted) -> int:
     except GaveUp:
         progress.end_at_once()
     progress.write()
-    return TRY_AGAIN if report.problems else 0
+    return STOPPED if report.problems else FINISHED
 
 
 def _look_at_node(progress: Progress, folder: Path, wanted: Wanted, *, has_gpus: bool) -> None:

@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import re
-import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,9 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from tst_megatron.files import write_beside
-
-TRY_AGAIN = 75
-"""Status of a rank that found a problem, and of a verdict that is not good."""
+from tst_megatron.training.exit_status import STOPPED
 
 CHECKS = (
     *("start", "nvidia-smi", "memory and disks"),
@@ -122,19 +119,14 @@ class Progress:
 
     def end_at_once(self) -> None:
         """End the process: destructors of NCCL wait for a collective that never ends."""
-        self._end(TRY_AGAIN)
+        self._end(STOPPED)
 
     def _give_up(self, problem: str) -> None:
         self.report.problems.append(problem)
         try:
             self.write()
         finally:
-            self._end(TRY_AGAIN)
-
-
-def host_name(environment: Mapping[str, str] = os.environ) -> str:
-    """The node's name as Slurm spells it, where Slurm started this process."""
-    return environment.get("SLURMD_NODENAME") or socket.gethostname()
+            self._end(STOPPED)
 
 
 def attempt(environment: Mapping[str, str] = os.environ) -> str:

@@ -78,9 +78,10 @@ def preflight_verdict(
     ranks: Annotated[int, typer.Option(min=1, help="Ranks of the job, evenly on its nodes.")],
 ) -> None:
     """Name the sick nodes and why, and write FOLDER/sick-nodes; status 75 if all is not well."""
-    from tst_megatron.cluster.report import TRY_AGAIN, attempt, read_reports
+    from tst_megatron.cluster.report import attempt, read_reports
     from tst_megatron.cluster.show import show, write_sick_nodes
     from tst_megatron.cluster.verdict import judge
+    from tst_megatron.training.exit_status import FINISHED, STOPPED
 
     names = [name.strip() for name in hosts.split(",") if name.strip()]
     reports, notes = read_reports(folder, attempt())
@@ -88,4 +89,4 @@ def preflight_verdict(
     folder.mkdir(parents=True, exist_ok=True)
     write_sick_nodes(folder, verdict)
     show(verdict, Console())
-    raise typer.Exit(0 if verdict.is_well else TRY_AGAIN)
+    raise typer.Exit(FINISHED if verdict.is_well else STOPPED)

@@ -33,7 +33,7 @@ def download(tasks: str, folder: Path, *, on_progress: Callable[[str], None]) ->
         ValueError: an unknown task, or one whose data is no file.
         ConnectionError: the hub does not give a data set.
     """
-    from tst_megatron.training.run_folder import package_version
+    from tst_megatron.installed import package_version
 
     data = data_of(task_names(tasks))
     folder.mkdir(parents=True, exist_ok=True)

@@ -56,7 +56,7 @@ def summary(
         settings: how it was evaluated.
         seconds: time that it took.
     """
-    from tst_megatron.training.run_folder import package_version
+    from tst_megatron.installed import package_version
 
     packages = {name: package_version(name) for name in _PACKAGES}
     return {

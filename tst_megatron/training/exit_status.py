@@ -1,4 +1,4 @@
-"""The exit statuses of training, by which a job script knows what to do next."""
+"""The exit statuses of training and of its checks, by which a job script knows what to do next."""
 
 from __future__ import annotations
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import platform
 import time
@@ -15,6 +14,7 @@ import yaml
 from tst_megatron import __version__
 from tst_megatron.data.cursor import shown
 from tst_megatron.files import copy_beside, is_beside, write_beside
+from tst_megatron.installed import package_version
 from tst_megatron.recipe import RecipeError
 from tst_megatron.training.checkpoints import (
     Start,
@@ -300,14 +300,6 @@ class RunFolder:
 def saves_manifest(checked: CheckedRecipe) -> bool:
     """Whether the run's checkpoints end with a manifest of hashes, which loading then needs."""
     return "--verify-integrity" in checked.flags
-
-
-def package_version(package: str) -> str | None:
-    """The installed version of a package, or None."""
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 def check_run(checked: CheckedRecipe, run: RunFolder, *, fresh: bool) -> None:

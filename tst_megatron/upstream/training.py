@@ -7,8 +7,6 @@ import copy
 import functools
 import inspect
 import io
-import os
-import platform
 import sys
 import time
 import warnings
@@ -18,6 +16,7 @@ from typing import Any, Protocol
 
 import torch
 
+from tst_megatron.cluster.node import host_name
 from tst_megatron.upstream import names
 from tst_megatron.upstream.repairs import gpt_config_from_args, wrap
 from tst_megatron.upstream.transformer_engine import transformer_engine_of_the_job
@@ -377,8 +376,7 @@ def refused_result() -> tuple[str, str | None, str]:
     machine = names.get_rerun_state_machine()
     # An older call may still be there, of a result that was let through.
     is_ours = machine.rerun_requested and machine.failed_validation_call is not None
-    node = os.environ.get("SLURMD_NODENAME") or platform.node()
-    ours = (machine.failed_validation_call.caller.message, node) if is_ours else None
+    ours = (machine.failed_validation_call.caller.message, host_name()) if is_ours else None
     of_ranks: list[Any] = [None] * torch.distributed.get_world_size()
     torch.distributed.all_gather_object(of_ranks, ours)
     refused = [of_rank for of_rank in of_ranks if of_rank is not None]
