@@ -15,7 +15,6 @@ die() {
 [[ -n ${SLURM_JOB_ID:-} ]] || die 2 "this is a job script: start it with sbatch, from the project's folder"
 
 # The task of an array by its own name: Slurm takes the number of its last one for the whole array.
-# shellcheck disable=SC2034  # other scripts use it
 JOB=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}
 JOB=${JOB:-$SLURM_JOB_ID}
 
@@ -77,7 +76,9 @@ show_given() {
   for name in "${GIVEN[@]}"; do say "environment: $name=${!name}"; done
 }
 
-give_defaults() {
+# set_up: the image is there, and the environment of every process but for its run's own part.
+set_up() {
+  check_image
   local name
   # A virtual environment of the host's is none in a container.
   [[ $TST_ENVIRONMENT == plain ]] || TST_VENV=
@@ -121,13 +122,24 @@ meet_at() {
   give TST_RANKS yes
 }
 
+# --- runs and nodes -----------------------------------------------------------------------------------
+
+# run_name RECIPE: the name of its run's folder where none is given; that of `tst-megatron train`.
+run_name() { printf '%s-%s' "$(basename "$(dirname "$(realpath "$1")")")" "$(basename "$1" .yaml)"; }
+
+# cordon NODE REASON: note a sick node, which no start of a run is on until its line is deleted.
+cordon() { printf '%s %s job %s: %s\n' "$1" "$(date -u +%FT%TZ)" "$JOB" "$2" >>"$TST_CORDON"; }
+
 # --- tasks ------------------------------------------------------------------------------------------
+
+# Folders that tasks read and write beside the project's; a container sees them under their names.
+FOLDERS=()
 
 mounts() {
   printf '%s:%s' "$PWD" "$PWD"
   local folder
   local baseline=${TST_BASELINE:+$(realpath -m "$(dirname "$TST_BASELINE")")}
-  for folder in "$@" "${TST_SCRATCH:-}" "$baseline"; do
+  for folder in ${FOLDERS[@]+"${FOLDERS[@]}"} "${TST_SCRATCH:-}" "$baseline"; do
     [[ -z $folder || $folder/ == "$PWD"/* ]] || printf ',%s:%s' "$folder" "$folder"
   done
   [[ -z ${TST_SECRETS:-} ]] || printf ',%s:%s:ro' "$TST_SECRETS" "$TST_SECRETS"
@@ -151,14 +163,14 @@ run_tasks() {
       given=$(IFS=,; printf '%s' "${GIVEN[*]}")
       options+=(
         "--container-image=${TST_IMAGE:?TST_ENVIRONMENT=pyxis needs TST_IMAGE}"
-        "--container-mounts=$(mounts "${RUN_FOLDER:-}")" "--container-workdir=$PWD"
+        "--container-mounts=$(mounts)" "--container-workdir=$PWD"
         "--container-env=$given"
         # A home folder's packages would come before the image's.
         --no-container-mount-home --no-container-entrypoint
       )
       ;;
     apptainer)
-      inside=(apptainer exec --no-home --bind "$(mounts "${RUN_FOLDER:-}")" --pwd "$PWD")
+      inside=(apptainer exec --no-home --bind "$(mounts)" --pwd "$PWD")
       [[ -z ${SLURM_GPUS_ON_NODE:-}${SLURM_JOB_GPUS:-} ]] || inside+=(--nv)
       inside+=("${TST_IMAGE:?TST_ENVIRONMENT=apptainer needs TST_IMAGE}")
       ;;

@@ -18,7 +18,7 @@ preflight() {
   fi
   for node in $(sick_nodes "$folder"); do
     say "sick node: $node"
-    printf '%s %s job %s, see %s\n' "$node" "$(date -u +%FT%TZ)" "$JOB" "$folder" >>"$TST_CORDON"
+    cordon "$node" "see $folder"
   done
   return "$status"
 }

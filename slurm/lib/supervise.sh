@@ -32,11 +32,21 @@ state_of() {
   sed -nE "/^ *\"$1\": /{s///; s/,\$//; s/^\"(.*)\"\$/\1/; p}" "$RUN_FOLDER/state.json" 2>/dev/null || true
 }
 
+# field NAME: of what `scontrol show job` printed, from standard input.
+field() { grep -oE "(^| )$1=[^ ]*" | head -n 1 | cut -d= -f2- || true; }
+
 # job_fact NAME: a field of this job, as Slurm has it now; ends the job where Slurm does not answer.
 job_fact() {
   local facts
   facts=$(ask scontrol show job "$JOB") || exit 75
-  grep -oE "(^| )$1=[^ ]*" <<<"$facts" | head -n 1 | cut -d= -f2- || true
+  field "$1" <<<"$facts"
+}
+
+# job_state: STATE/REASON, both of one moment.
+job_state() {
+  local facts
+  facts=$(ask scontrol show job "$JOB") || exit 75
+  printf '%s/%s' "$(field JobState <<<"$facts")" "$(field Reason <<<"$facts")"
 }
 
 # --- may it start? ------------------------------------------------------------------------------------
@@ -100,8 +110,7 @@ give_up_without_progress() {
 try_again() {
   local nodes state
   note end "$*"
-  state=$(job_fact JobState)
-  state+=/$(job_fact Reason)
+  state=$(job_state)
   # Newer versions say SIGNALING of a job that is being told of its end.
   if [[ ! $state =~ ^(RUNNING|SIGNALING)/|^COMPLETING/TimeLimit$ ]]; then
     say "this job was ended from outside ($state), and is not requeued by this script"
@@ -208,7 +217,7 @@ after_the_end() {
   fi
   status=$(state_of status) reason=$(state_of reason) node=$(state_of sick_node)
   if [[ -n $node && $node != null ]]; then
-    printf '%s %s job %s: %s\n' "$node" "$(date -u +%FT%TZ)" "$JOB" "$reason" >>"$TST_CORDON"
+    cordon "$node" "$reason"
     note sick "$node: $reason"
   fi
   if [[ $status == finished ]]; then
@@ -229,7 +238,7 @@ after_the_end() {
 # What a job does when Slurm ends it: at its time limit, by scancel, or for a job that preempts it.
 on_term() {
   trap '' TERM
-  try_again "ended by Slurm: $(job_fact JobState) $(job_fact Reason)"
+  try_again "ended by Slurm: $(job_state)"
 }
 
 # --- watching -----------------------------------------------------------------------------------------

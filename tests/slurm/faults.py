@@ -1,4 +1,4 @@
-"""Every fault that a run on a cluster must survive; ``make test-slurm``, a quarter of an hour.
+"""Every fault that a run on a cluster must survive; ``make test-slurm``, half an hour.
 
 Not collected by ``make test``, which has two of them (``test_cluster_runs.py``).
 """

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -82,11 +81,3 @@ def ranks_of(job: str) -> dict[int, int]:
         ):
             found[int(variables[b"SLURM_PROCID"])] = int(folder.name)
     return found
-
-
-def is_alive(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    return True
