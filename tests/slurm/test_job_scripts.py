@@ -240,6 +240,17 @@ def test_cancelled_job_stays_cancelled(cluster, jobs, run):
     assert "ended from outside (COMPLETING/None)" in jobs.log(job)
 
 
+def test_job_that_depends_on_a_run_waits_through_its_requeues(cluster, jobs, run):
+    job = jobs.submit("pretrain.sbatch", RECIPE, STUB_SICK_RESULT="m3", **QUICK)
+    wanted = ["--parsable", f"--dependency=afterok:{job}", "--output=/dev/null"]
+    after = cluster.run("sbatch", *wanted, "--wrap=true").strip()
+    wait_until(lambda: "requeue" in names(run), seconds=30, what="a requeue")
+    cluster.wait(job, state=["PENDING"], seconds=30)
+    assert cluster.fact(after, "JobState") == "PENDING"
+    jobs.ended(job, "COMPLETED", seconds=60)
+    jobs.ended(after, "COMPLETED", seconds=60)
+
+
 def test_chain_goes_on_link_by_link(cluster, jobs, run):
     chain = ["--no-requeue", "--dependency=singleton", "--job-name=a-chain"]
     first = jobs.submit("pretrain.sbatch", RECIPE, options=chain, STUB_ENDING="stopped", **QUICK)
