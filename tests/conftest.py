@@ -16,7 +16,7 @@ def text(tmp_path_factory) -> Path:
     """A prepared folder: part of the standard library's sources, 512 pieces."""
     from tst_megatron.data.corpus import write_standard_library_corpus
     from tst_megatron.data.prepare import prepare
-    from tst_megatron.data.tokenizer import train_sentencepiece
+    from tst_megatron.data.train_tokenizer import train_sentencepiece
 
     folder = tmp_path_factory.mktemp("text")
     corpus = folder / "corpus.jsonl"

@@ -39,7 +39,9 @@ def write_split(prefix: Path, lengths: list[int]) -> Split:
 def corpus_of(split: Split, *, weight: float = 1.0) -> Corpus:
     """A corpus of which the stream needs the training split alone."""
     folder = split.prefix.parent
-    manifest = SimpleNamespace(train=split, path=folder / "manifest.json", tokenizer_sha256="t")
+    manifest = SimpleNamespace(
+        train=split, path=folder / "manifest.json", tokenizer=SimpleNamespace(sha256="t")
+    )
     return Corpus(folder=folder, weight=weight, manifest=manifest, cache=folder / "index")
 
 

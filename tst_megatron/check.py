@@ -278,7 +278,7 @@ def _evaluation_problems(
     values: argparse.Namespace, schedule: Schedule, corpora: Sequence[Corpus]
 ) -> list[str]:
     problems = corpora_problems(corpora)
-    vocab_size = corpora[0].manifest.vocab_size
+    vocab_size = corpora[0].manifest.tokenizer.vocab_size
     if values.vocab_size and values.vocab_size < vocab_size:
         problems.append(
             f"vocab-size: {values.vocab_size} is smaller than the tokenizer's {vocab_size}"
@@ -318,10 +318,11 @@ def _stream(
 
 def _fixed_flags(values: argparse.Namespace, manifest: Manifest) -> list[str]:
     """What the training loop of this project needs of Megatron, whatever the recipe."""
-    flags = ["--dataloader-type", "single", "--tokenizer-type", "SentencePieceTokenizer"]
-    flags += ["--tokenizer-model", str(manifest.tokenizer_model)]
+    flags = ["--dataloader-type", "single"]
+    flags += ["--tokenizer-type", f"{manifest.tokenizer.kind}Tokenizer"]
+    flags += ["--tokenizer-model", str(manifest.tokenizer_path)]
     if values.vocab_size is None:
-        flags += ["--vocab-size", str(manifest.vocab_size)]
+        flags += ["--vocab-size", str(manifest.tokenizer.vocab_size)]
     if values.max_position_embeddings is None:
         flags += ["--max-position-embeddings", str(values.seq_length)]
     if not values.exit_duration_in_mins:

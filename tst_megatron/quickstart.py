@@ -20,7 +20,8 @@ from tst_megatron.data.corpus import write_standard_library_corpus
 from tst_megatron.data.encode import texts
 from tst_megatron.data.manifest import Manifest
 from tst_megatron.data.prepare import prepare
-from tst_megatron.data.tokenizer import load_sentencepiece, train_sentencepiece
+from tst_megatron.data.sentencepiece_tokenizer import load_sentencepiece
+from tst_megatron.data.train_tokenizer import train_sentencepiece
 from tst_megatron.host import cpu
 from tst_megatron.installed import package_version
 from tst_megatron.training.record import BAG_LOSS, VALIDATION_LOSS, read_metrics

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tst_megatron.data.tokenizer import train_sentencepiece
+from tst_megatron.data.train_tokenizer import train_sentencepiece
 from tst_megatron.hf.seam import seam
 
 ROOT = Path(__file__).parents[2]

@@ -153,7 +153,7 @@ def test_flags_say_what_the_recipe_the_host_and_the_data_say(text):
     assert (args.num_layers, args.lr, args.layernorm_epsilon) == (2, 0.01, 1e-6)
     assert args.transformer_impl == "local"  # the CPU host's
     assert args.apply_rope_fusion is False  # the CPU host's, against the recipe
-    assert args.tokenizer_model == str(load_manifest(text).tokenizer_model)
+    assert args.tokenizer_model == str(load_manifest(text).tokenizer_path)
     assert args.max_position_embeddings == 32
     assert args.dataloader_type == "single"
     assert args.create_attention_mask_in_dataloader is False

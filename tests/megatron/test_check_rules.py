@@ -297,7 +297,7 @@ def test_data_block_is_needed(text):
 def other_text(text, tmp_path_factory):
     """Another prepared folder with the same tokenizer, and one with another tokenizer."""
     from tst_megatron.data.prepare import prepare
-    from tst_megatron.data.tokenizer import train_sentencepiece
+    from tst_megatron.data.train_tokenizer import train_sentencepiece
 
     folder = tmp_path_factory.mktemp("other")
     corpus = text.parent / "corpus.jsonl"

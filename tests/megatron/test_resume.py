@@ -238,7 +238,9 @@ def test_other_text_and_tokenizer_are_refused_with_what_differs(uninterrupted):
     checked = checked_with(recipe)
     (corpus,) = checked.corpora
     train = replace(corpus.manifest.train, bin_fingerprint="other")
-    manifest = replace(corpus.manifest, train=train, tokenizer_sha256="another")
+    manifest = replace(
+        corpus.manifest, train=train, tokenizer=replace(corpus.manifest.tokenizer, sha256="another")
+    )
     changed = replace(checked, corpora=(replace(corpus, manifest=manifest, weight=2.0),))
     with pytest.raises(RecipeError) as refused:
         check_checkpoint(changed, run / "checkpoints" / "iter_0000012")

@@ -48,7 +48,7 @@ def test_trace_names_the_document_and_offset_of_every_sample(recipe, text, step,
     assert header.split()[:5] == ["sample", "corpus", "epoch", "document", "offset"]
     assert [int(row.split()[0]) for row in rows] == list(range(8 * step, 8 * step + 8))
     reader = IndexedReader(text / "train")
-    from tst_megatron.data.tokenizer import load_sentencepiece
+    from tst_megatron.data.sentencepiece_tokenizer import load_sentencepiece
 
     processor = load_sentencepiece(text / "tokenizer.model")
     for row in rows:

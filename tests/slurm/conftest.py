@@ -14,7 +14,7 @@ from cluster import Cluster, missing_programs
 from jobs import Jobs
 
 from tst_megatron.data import encode
-from tst_megatron.data.tokenizer import train_sentencepiece
+from tst_megatron.data.train_tokenizer import train_sentencepiece
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -7,11 +7,13 @@ import sysconfig
 from pathlib import Path
 
 import pytest
+from hugging_face_tokenizers import hugging_face  # noqa: F401 - a fixture
 from merge_shards import shards  # noqa: F401 - a fixture
 from sentencepiece import SentencePieceProcessor
 from status_folders import folder, running  # noqa: F401 - fixtures
 
-from tst_megatron.data.tokenizer import load_sentencepiece, train_sentencepiece
+from tst_megatron.data.sentencepiece_tokenizer import load_sentencepiece
+from tst_megatron.data.train_tokenizer import train_sentencepiece
 
 VOCAB_SIZE = 800
 LITERALS = "</s> <s> <unk> <0x0A>\n"

@@ -18,6 +18,7 @@ COMMANDS = {
     "data prepare": {
         *("inputs", "--tokenizer", "--output", "--text-key"),
         *("--held-out-fraction", "--test-fraction", "--workers", "--shard"),
+        *("--eod-token", "--special-tokens-in-text"),
     },
     "data merge": {"prepared", "--output"},
     "data index": {"recipe", "overrides"},

@@ -1,10 +1,10 @@
 from pathlib import Path
 
 import pytest
-from sentencepiece import SentencePieceProcessor
 
 from tst_megatron.data.encode import Encoder, encode_batch, split_of
 from tst_megatron.data.jsonl import LineBatch
+from tst_megatron.data.tokenizer import load_tokenizer
 
 BAD_LINES = {
     b"not json": r"line 3: not JSON in UTF-8 \(.*Write one JSON object per line",
@@ -17,11 +17,11 @@ BAD_LINES = {
 
 
 @pytest.mark.parametrize("line", BAD_LINES)
-def test_bad_line_is_named(processor: SentencePieceProcessor, line: bytes) -> None:
+def test_bad_line_is_named(tokenizer_model: Path, line: bytes) -> None:
     batch = LineBatch("source.jsonl", 1, [b'{"text": "fine"}', b"", line])
-    encoder = Encoder(Path("unused"), "text", 0.5, 0.0)
+    encoder = Encoder(load_tokenizer(tokenizer_model), "text", 0.5, 0.0)
     with pytest.raises(ValueError, match=r"source\.jsonl, " + BAD_LINES[line]):
-        encode_batch(batch, encoder, processor)
+        encode_batch(batch, encoder)
 
 
 def splits(held_out_fraction: float, test_fraction: float = 0.0, number: int = 4000) -> list[str]:

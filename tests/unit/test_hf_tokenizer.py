@@ -13,7 +13,7 @@ from sentencepiece import SentencePieceProcessor, SentencePieceTrainer, sentence
 from tokenizers import decoders  # type: ignore[import-untyped, unused-ignore]
 from transformers import AutoTokenizer
 
-from tst_megatron.data.tokenizer import train_sentencepiece
+from tst_megatron.data.train_tokenizer import train_sentencepiece
 from tst_megatron.hf import tokenizer as hf_tokenizer
 from tst_megatron.hf.tokenizer import export_tokenizer
 

@@ -10,8 +10,8 @@ from tst_megatron.data.manifest import load_manifest
     [
         ("junk", r"manifest\.json: not a manifest of prepared data"),
         ("[]", r"manifest\.json: not a manifest of prepared data"),
-        ('{"format_version": 99}', r"manifest format 99, this version reads 2"),
-        ('{"format_version": 2}', r"manifest is incomplete or damaged \(KeyError"),
+        ('{"format_version": 99}', r"manifest format 99, this version reads 3"),
+        ('{"format_version": 3}', r"manifest is incomplete or damaged \(KeyError"),
     ],
 )
 def test_foreign_manifest_is_refused(tmp_path: Path, content: str, message: str) -> None:

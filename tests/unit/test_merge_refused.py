@@ -10,7 +10,7 @@ from merge_shards import FRACTIONS, TEXTS, contents, edit, flip_last_byte, write
 from tst_megatron.data import merge as merging
 from tst_megatron.data.merge import merge
 from tst_megatron.data.prepare import prepare
-from tst_megatron.data.tokenizer import train_sentencepiece
+from tst_megatron.data.train_tokenizer import train_sentencepiece
 
 
 def test_all_mismatches_are_named_at_once(
@@ -27,7 +27,7 @@ def test_all_mismatches_are_named_at_once(
         workers=1,
     )
     edit(shards[1] / "manifest.json", lambda values: values["rules"].update(split="by chance"))
-    edit(shards[1] / "manifest.json", lambda values: values["tokenizer"].update(dtype="int32"))
+    edit(shards[1] / "manifest.json", lambda values: values.update(dtype="int32"))
     (tmp_path / "output").mkdir()
     (tmp_path / "output" / "precious").write_text("")
     (shards[0] / "test.idx").unlink()
@@ -40,8 +40,8 @@ def test_all_mismatches_are_named_at_once(
         f"{absent}: no such manifest.",
         f"{shards[1]}: token type is 'int32', in {shards[0]} it is 'uint16'.",
         f"{shards[1]}: its split rule is 'by chance', this version's is",
-        f"{tmp_path / 'different'}: tokenizer sha256 is ",
-        f"{tmp_path / 'different'}: vocabulary size is 900, in",
+        f"{tmp_path / 'different'}: tokenizer's sha256 is ",
+        f"{tmp_path / 'different'}: tokenizer's vocab_size is 900, in",
         f"{tmp_path / 'different'}: splits is ['train', 'validation'], in",
         f"{tmp_path / 'different'}: text_key is 'body', in",
         f"{tmp_path / 'different'}: held_out_fraction is 0.3, in",

@@ -17,7 +17,7 @@ from tst_megatron.data.encode import split_of
 from tst_megatron.data.indexed import IndexedReader
 from tst_megatron.data.manifest import changed_files
 from tst_megatron.data.prepare import Manifest, load_manifest, prepare
-from tst_megatron.data.tokenizer import encode_document
+from tst_megatron.data.sentencepiece_tokenizer import encode_document
 
 TEXTS = [f"document {number}\n" + "    some text </s>\n" * (number % 7) for number in range(200)]
 
@@ -70,8 +70,9 @@ def test_manifest_states_the_contract(
         out / "train",
         out / "validation",
     )
-    assert manifest.tokenizer_model.read_bytes() == tokenizer_model.read_bytes()
-    assert (manifest.vocab_size, manifest.eod_id, manifest.dtype) == (800, 2, "uint16")
+    assert manifest.tokenizer_path.read_bytes() == tokenizer_model.read_bytes()
+    assert (manifest.tokenizer.vocab_size, manifest.tokenizer.eod_id) == (800, 2)
+    assert manifest.dtype == "uint16"
     assert manifest.reused is False
     counts = Counter(
         token
@@ -83,7 +84,7 @@ def test_manifest_states_the_contract(
     entropy = -sum(frequency * math.log(frequency) for frequency in frequencies)
     assert manifest.unigram_entropy_nats == pytest.approx(entropy, rel=1e-12)
     values = json.loads(manifest.path.read_text(encoding="utf-8"))
-    assert values["rules"]["document"].startswith("no BOS; EOS")
+    assert values["rules"]["document"].startswith("no BOS; EOD (2)")
     assert "ordinary text" in values["rules"]["literal"]
     assert str(tmp_path) not in json.dumps(values)
 
@@ -145,9 +146,9 @@ def test_second_call_refuses_other_settings_and_names_them(
 @pytest.mark.parametrize(
     ("name", "content", "problem"),
     [
-        ("train.bin", b"x", "differs from its sha256"),
+        ("train.bin", b"x", "differs from its sha256 in manifest.json"),
         ("validation.idx", None, "is missing"),
-        ("tokenizer.model", b"x", "differs from its sha256"),
+        ("tokenizer.model", b"x", "is not the tokenizer that made this text"),
     ],
 )
 def test_second_call_refuses_a_damaged_folder(
@@ -162,7 +163,7 @@ def test_second_call_refuses_a_damaged_folder(
     (tmp_path / "out" / name).unlink()
     if content is not None:
         (tmp_path / "out" / name).write_bytes(content)
-    with pytest.raises(ValueError, match=rf"{name}: {problem}.*Delete the folder"):
+    with pytest.raises(ValueError, match=rf"{name}: {problem}\. Bring"):
         run(source, tokenizer_model, tmp_path / "out")
 
 
@@ -346,7 +347,7 @@ def test_missing_file_and_another_tokenizer_are_noticed_together(
 ) -> None:
     manifest = run(source, tokenizer_model, tmp_path / "out")
     (tmp_path / "out" / "train.bin").unlink()
-    manifest.tokenizer_model.write_bytes(b"another")
+    manifest.tokenizer_path.write_bytes(b"another")
     missing, tokenizer = changed_files(manifest)
     assert missing.endswith("train.bin: is missing. Prepare the text again")
     assert "is not the tokenizer that made this text" in tokenizer

@@ -35,7 +35,7 @@ def make_checked(folder, *overrides):
     )
     recipe = load_recipe(folder / "recipe.yaml", overrides)
     train = SimpleNamespace(bin_sha256="ab12")
-    manifest = SimpleNamespace(tokenizer_model=folder / "tokenizer.model", train=train, test=None)
+    manifest = SimpleNamespace(tokenizer_path=folder / "tokenizer.model", train=train, test=None)
     corpora = (SimpleNamespace(manifest=manifest),)
     schedule = recipe.schedule()
     return SimpleNamespace(
@@ -69,8 +69,8 @@ def test_prepare_makes_folders_and_keeps_what_describes_the_run(run, checked):
     for folder in (run.checkpoints, run.tensorboard, run.logs, run.report):
         assert folder.is_dir()
     assert (run.path / "recipe.yaml").read_bytes() == checked.recipe.path.read_bytes()
-    assert run.tokenizer.read_bytes() == b"pieces"
-    assert run.tokenizer.parent == run.checkpoints
+    assert (run.checkpoints / "tokenizer.model").read_bytes() == b"pieces"
+    assert run.tokenizer_of(checked) == run.checkpoints / "tokenizer.model"
     assert run.log(3) == run.path / "logs" / "rank-3.log"
     resolved = yaml.safe_load((run.path / "resolved.yaml").read_text())
     assert resolved["lr"] == 1e-6

@@ -7,14 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sentencepiece import SentencePieceProcessor, SentencePieceTrainer
 
-from tst_megatron.data.tokenizer import (
-    BOS_ID,
-    EOS_ID,
-    UNKNOWN_ID,
-    encode_document,
-    load_sentencepiece,
-    train_sentencepiece,
-)
+from tst_megatron.data.sentencepiece_tokenizer import encode_document, load_sentencepiece
+from tst_megatron.data.train_tokenizer import BOS_ID, EOS_ID, UNKNOWN_ID, train_sentencepiece
 
 SPACE = "\u2581"
 

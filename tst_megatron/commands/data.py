@@ -25,7 +25,7 @@ def data_tokenizer(
 ) -> None:
     """Train a SentencePiece tokenizer."""
     from tst_megatron.data.encode import texts
-    from tst_megatron.data.tokenizer import train_sentencepiece
+    from tst_megatron.data.train_tokenizer import train_sentencepiece
 
     train_sentencepiece(texts(inputs, text_key=text_key), output, vocab_size=vocab_size)
     typer.echo(f"{output}: {vocab_size} pieces")
@@ -34,7 +34,9 @@ def data_tokenizer(
 @data_app.command("prepare")
 def data_prepare(
     inputs: Annotated[list[Path], typer.Argument(help="Texts, JSONL files (also .gz and .zst).")],
-    tokenizer: Annotated[Path, typer.Option(help="SentencePiece model.")],
+    tokenizer: Annotated[
+        Path, typer.Option(help="SentencePiece model, or folder of a Hugging Face tokenizer.")
+    ],
     output: Annotated[Path, typer.Option(help="Folder for .bin, .idx and manifest.json.")],
     text_key: Annotated[str, typer.Option(help="Key of the text in each JSON line.")] = "text",
     held_out_fraction: Annotated[
@@ -43,6 +45,17 @@ def data_prepare(
     test_fraction: Annotated[
         float, typer.Option(help="Share of documents kept for one test after the last step, 0-1.")
     ] = 0.0,
+    eod_token: Annotated[
+        str | None,
+        typer.Option(help="Special token that ends documents. Default: the tokenizer's EOS."),
+    ] = None,
+    special_tokens_in_text: Annotated[
+        bool,
+        typer.Option(
+            "--special-tokens-in-text",
+            help="Text that spells a special token becomes its id; else it stays text.",
+        ),
+    ] = False,
     workers: Annotated[
         int | None, typer.Option(help="Processes that tokenise; default: one per core.")
     ] = None,
@@ -58,6 +71,8 @@ def data_prepare(
         inputs,
         tokenizer,
         output,
+        eod_token=eod_token,
+        special_tokens_in_text=special_tokens_in_text,
         text_key=text_key,
         held_out_fraction=held_out_fraction,
         test_fraction=test_fraction,

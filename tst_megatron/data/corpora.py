@@ -73,10 +73,11 @@ def corpora_problems(corpora: Sequence[Corpus]) -> list[str]:
                 f"data: {corpus.folder} is the same folder as {corpora[same].folder}. Name it once"
             )
     for corpus in corpora[1:]:
-        if corpus.manifest.tokenizer_sha256 != first.manifest.tokenizer_sha256:
+        if corpus.manifest.tokenizer != first.manifest.tokenizer:
             problems.append(
                 f"data: {corpus.folder} was prepared with another tokenizer than {first.folder}, "
-                "so its ids mean other text. Prepare all with one tokenizer"
+                "or with another rule for special tokens, so its ids mean other text. Prepare all "
+                "with one tokenizer and rule"
             )
         if (corpus.manifest.test is None) != (first.manifest.test is None):
             problems.append(

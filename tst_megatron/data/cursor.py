@@ -29,7 +29,7 @@ def stream_facts(plan: StreamPlan, corpora: Sequence[Corpus]) -> dict[str, Any]:
         "phases": [[phase.bag_size, phase.num_steps] for phase in schedule.phases],
         "tst.inputs": schedule.phases[0].inputs,
         "tst.targets": schedule.phases[0].targets,
-        "tokenizer": corpora[0].manifest.tokenizer_sha256,
+        "tokenizer": corpora[0].manifest.tokenizer.sha256,
         "number of corpora": len(corpora),
     }
     for number, corpus in enumerate(corpora, start=1):

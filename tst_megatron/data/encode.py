@@ -12,10 +12,9 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from sentencepiece import SentencePieceProcessor
 
 from tst_megatron.data.jsonl import LineBatch, check_inputs, line_batches
-from tst_megatron.data.tokenizer import encode_document, load_sentencepiece
+from tst_megatron.data.tokenizer import Tokenizer
 
 SPLITS = ("train", "validation", "test")
 
@@ -24,7 +23,7 @@ SPLITS = ("train", "validation", "test")
 class Encoder:
     """What a worker must know."""
 
-    tokenizer_model: Path
+    tokenizer: Tokenizer
     text_key: str
     held_out_fraction: float
     test_fraction: float
@@ -54,9 +53,8 @@ def encode_batches(
     """
     workers = workers or _num_cores()
     if workers == 1:
-        processor = load_sentencepiece(encoder.tokenizer_model)
         for batch in batches:
-            yield encode_batch(batch, encoder, processor)
+            yield encode_batch(batch, encoder)
         return
     # Not forked: the caller may have threads (torch, rich), and a fork would copy their locks.
     pool = ProcessPoolExecutor(
@@ -77,13 +75,13 @@ def encode_batches(
         pool.shutdown(cancel_futures=True)
 
 
-def encode_batch(batch: LineBatch, encoder: Encoder, processor: SentencePieceProcessor) -> Encoded:
+def encode_batch(batch: LineBatch, encoder: Encoder) -> Encoded:
     """Encode the documents of one batch; blank lines are skipped, empty texts counted.
 
     Raises:
         ValueError: a line is not a JSON object with the text.
     """
-    tokens: dict[str, list[npt.NDArray[np.int32]]] = {name: [] for name in SPLITS}
+    texts: dict[str, list[str]] = {name: [] for name in SPLITS}
     num_empty = 0
     for number, line in enumerate(batch.lines, start=batch.first_line):
         if not line.strip():
@@ -97,13 +95,14 @@ def encode_batch(batch: LineBatch, encoder: Encoder, processor: SentencePiecePro
             held_out_fraction=encoder.held_out_fraction,
             test_fraction=encoder.test_fraction,
         )
-        tokens[name].append(np.array(encode_document(processor, text), dtype=np.int32))
+        texts[name].append(text)
+    documents = {name: encoder.tokenizer.encode(texts[name]) for name in SPLITS}
     empty = np.empty(0, dtype=np.int32)
     return Encoded(
-        tokens={name: np.concatenate([empty, *documents]) for name, documents in tokens.items()},
+        tokens={name: np.concatenate([empty, *documents[name]]) for name in SPLITS},
         lengths={
-            name: np.array([len(document) for document in documents], dtype=np.int32)
-            for name, documents in tokens.items()
+            name: np.array([len(document) for document in documents[name]], dtype=np.int32)
+            for name in SPLITS
         },
         num_empty=num_empty,
     )
@@ -167,17 +166,19 @@ def _text(line: bytes, text_key: str, place: str) -> str:
     return text
 
 
-_worker: tuple[Encoder, SentencePieceProcessor] | None = None
+_worker: Encoder | None = None
 
 
 def _start_worker(encoder: Encoder) -> None:
     global _worker
-    _worker = encoder, load_sentencepiece(encoder.tokenizer_model)
+    # One thread each: the processes are as many as the cores.
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    _worker = encoder
 
 
 def _work(batch: LineBatch) -> Encoded:
     assert _worker is not None
-    return encode_batch(batch, *_worker)
+    return encode_batch(batch, _worker)
 
 
 def _num_cores() -> int:

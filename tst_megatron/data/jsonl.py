@@ -1,12 +1,13 @@
 """Read the lines of JSONL files, plain or compressed, in batches that know where they come from."""
 
 import gzip
-import importlib
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
+
+import zstandard
 
 BATCH_BYTES = 1 << 20
 _ZSTD_READ_BYTES = 1 << 17
@@ -28,7 +29,6 @@ def check_inputs(inputs: Sequence[Path]) -> None:
     Raises:
         ValueError: no inputs, or a file name of an unknown kind.
         FileNotFoundError: an input is missing.
-        RuntimeError: a .zst input and no zstandard package.
     """
     kinds = "Give .jsonl, .jsonl.gz or .jsonl.zst files with one JSON object per line."
     if not inputs:
@@ -38,8 +38,6 @@ def check_inputs(inputs: Sequence[Path]) -> None:
             raise ValueError(f"{path}: unknown kind of file. {kinds}")
         if not path.is_file():
             raise FileNotFoundError(f"{path}: no such input file. {kinds}")
-    if any(path.name.endswith(".zst") for path in inputs):
-        _zstandard()
 
 
 def line_batches(
@@ -87,7 +85,6 @@ def _lines(path: Path, file: IO[bytes]) -> Iterator[bytes]:
 
 def _zstd_blocks(file: IO[bytes]) -> Iterator[bytes]:
     # Not zstandard's stream_reader: it takes the end of a file cut short for the end of the text.
-    zstandard = _zstandard()
     decompressor = zstandard.ZstdDecompressor(max_window_size=2**31)
     frame = None
     try:
@@ -113,13 +110,3 @@ def _split_lines(blocks: Iterator[bytes]) -> Iterator[bytes]:
         parts.append(rest)
     if last := b"".join(parts):
         yield last
-
-
-def _zstandard() -> Any:
-    try:
-        return importlib.import_module("zstandard")
-    except ImportError as error:
-        raise RuntimeError(
-            "a .zst input needs the package zstandard. Install it with: pip install "
-            "'tst-megatron[data]'"
-        ) from error

@@ -6,23 +6,22 @@ and only if, it has a manifest: the whole folder gets its name by one rename (`p
 
 import hashlib
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from tst_megatron.data.fingerprint import fingerprint
 from tst_megatron.data.indexed import IndexedFacts, bin_path, idx_path, token_dtype
-from tst_megatron.data.tokenizer import DOCUMENT_RULE, LITERAL_RULE
+from tst_megatron.data.tokenizer import TokenizerFacts, tokenizer_rules, tokenizer_sha256
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 FILE_NAME = "manifest.json"
-TOKENIZER_NAME = "tokenizer.model"
+BRING_BACK = "Bring the file back, or delete the folder and prepare the text again."
 SPLIT_RULE = (
     "u = blake2b-64(document text) / 2^64: validation if u < held_out_fraction, test if u < "
     "held_out_fraction + test_fraction, else train"
 )
-RULES = {"document": DOCUMENT_RULE, "literal": LITERAL_RULE, "split": SPLIT_RULE}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,10 +51,9 @@ class Manifest:
     """None when the text was prepared without a test fraction."""
     unigram_entropy_nats: float
     """Entropy of the training tokens' frequencies: the loss of a model that knows these alone."""
-    tokenizer_model: Path
-    tokenizer_sha256: str
-    vocab_size: int
-    eod_id: int
+    tokenizer: TokenizerFacts
+    tokenizer_path: Path
+    """The copy in the folder: a SentencePiece model, or a folder in Hugging Face format."""
     dtype: str
     """Stored token type, uint16 or int32."""
     empty_documents: int
@@ -63,7 +61,7 @@ class Manifest:
     recipe: Mapping[str, Any]
     """Inputs, tokenizer and settings the folder was made from, as JSON values."""
     rules: Mapping[str, str]
-    """What was done to documents, in words; `RULES` if this version made the folder."""
+    """What was done to documents, in words."""
     versions: Mapping[str, str]
     """Packages that made the folder."""
     reused: bool = False
@@ -122,21 +120,43 @@ def verify_files(manifest: Manifest) -> None:
     Raises:
         ValueError: a file is missing or its content differs.
     """
-    expected = {manifest.tokenizer_model: manifest.tokenizer_sha256}
+    if problems := content_problems(manifest):
+        raise ValueError("\n".join(problems))
+
+
+def content_problems(
+    manifest: Manifest, advance: Callable[[int], None] = lambda num_bytes: None
+) -> list[str]:
+    """What differs from the manifest, in words; reads every byte of the folder.
+
+    Args:
+        manifest: of the folder.
+        advance: called with the size of each token file that has been read.
+    """
+    expected = {}
     for split in manifest.splits().values():
         expected[bin_path(split.prefix)] = split.bin_sha256
         expected[idx_path(split.prefix)] = split.idx_sha256
+    problems = tokenizer_problems(manifest)
     for file, sha256 in expected.items():
         if not file.is_file():
-            problem = "is missing"
+            problems.append(f"{file}: is missing. {BRING_BACK}")
         elif file_sha256(file) != sha256:
-            problem = "differs from its sha256 in manifest.json"
-        else:
-            continue
-        raise ValueError(
-            f"{file}: {problem}. Delete the folder {manifest.path.parent} and prepare the text "
-            "again."
-        )
+            problems.append(f"{file}: differs from its sha256 in {FILE_NAME}. {BRING_BACK}")
+        if file.is_file():
+            advance(file.stat().st_size)
+    return problems
+
+
+def tokenizer_problems(manifest: Manifest) -> list[str]:
+    """Whether a folder still has the tokenizer that made its tokens."""
+    path = manifest.tokenizer_path
+    try:
+        if tokenizer_sha256(path) == manifest.tokenizer.sha256:
+            return []
+    except FileNotFoundError:
+        return [f"{path}: is missing. Bring it back."]
+    return [f"{path}: is not the tokenizer that made this text. Bring it back."]
 
 
 def changed_files(manifest: Manifest) -> list[str]:
@@ -157,13 +177,7 @@ def changed_files(manifest: Manifest) -> list[str]:
                     f"{file}: its content is not what {manifest.path.name} recorded: it was "
                     "written anew or is damaged. Bring the file back, or prepare the text again"
                 )
-    if not manifest.tokenizer_model.is_file():
-        problems.append(f"{manifest.tokenizer_model}: is missing. Bring it back")
-    elif file_sha256(manifest.tokenizer_model) != manifest.tokenizer_sha256:
-        problems.append(
-            f"{manifest.tokenizer_model}: is not the tokenizer that made this text. Bring it back"
-        )
-    return problems
+    return problems + [problem.removesuffix(".") for problem in tokenizer_problems(manifest)]
 
 
 def file_sha256(path: Path) -> str:
@@ -177,8 +191,8 @@ def manifest_json(
     recipe: Mapping[str, Any],
     splits: Mapping[str, IndexedFacts],
     unigram_entropy_nats: float,
-    vocab_size: int,
-    eod_id: int,
+    tokenizer: TokenizerFacts,
+    tokenizer_name: str,
     empty_documents: int,
     versions: Mapping[str, str],
 ) -> str:
@@ -189,8 +203,8 @@ def manifest_json(
             folder.
         splits: what the writers of `train`, `validation` and perhaps `test` returned.
         unigram_entropy_nats: of the training tokens.
-        vocab_size: number of ids of the tokenizer.
-        eod_id: id after every document.
+        tokenizer: that made the tokens.
+        tokenizer_name: of its file or folder beside the manifest.
         empty_documents: documents left out.
         versions: package to version, for the record.
     """
@@ -210,14 +224,9 @@ def manifest_json(
         },
         "unigram_entropy_nats": unigram_entropy_nats,
         "empty_documents": empty_documents,
-        "tokenizer": {
-            "file": TOKENIZER_NAME,
-            "sha256": recipe["tokenizer_sha256"],
-            "vocab_size": vocab_size,
-            "eod_id": eod_id,
-            "dtype": token_dtype(vocab_size).name,
-        },
-        "rules": RULES,
+        "tokenizer": asdict(tokenizer) | {"name": tokenizer_name},
+        "dtype": token_dtype(tokenizer.vocab_size).name,
+        "rules": {**tokenizer_rules(tokenizer), "split": SPLIT_RULE},
         "recipe": recipe,
         "versions": versions,
     }
@@ -225,7 +234,8 @@ def manifest_json(
 
 
 def _from_json(path: Path, values: dict[str, Any]) -> Manifest:
-    tokenizer = values["tokenizer"]
+    tokenizer = dict(values["tokenizer"])
+    tokenizer_path = path.parent / tokenizer.pop("name")
     return Manifest(
         path=path,
         train=_split_from_json(path, values["splits"]["train"]),
@@ -234,11 +244,9 @@ def _from_json(path: Path, values: dict[str, Any]) -> Manifest:
         if "test" in values["splits"]
         else None,
         unigram_entropy_nats=float(values["unigram_entropy_nats"]),
-        tokenizer_model=path.parent / tokenizer["file"],
-        tokenizer_sha256=str(tokenizer["sha256"]),
-        vocab_size=int(tokenizer["vocab_size"]),
-        eod_id=int(tokenizer["eod_id"]),
-        dtype=str(tokenizer["dtype"]),
+        tokenizer=TokenizerFacts(**tokenizer),
+        tokenizer_path=tokenizer_path,
+        dtype=str(values["dtype"]),
         empty_documents=int(values["empty_documents"]),
         recipe=dict(values["recipe"]),
         rules=dict(values["rules"]),

@@ -28,7 +28,6 @@ from tst_megatron.data.indexed import (
 )
 from tst_megatron.data.manifest import (
     FILE_NAME,
-    TOKENIZER_NAME,
     Manifest,
     Split,
     file_sha256,
@@ -43,10 +42,13 @@ from tst_megatron.data.shards import (
     mixed_files,
     shard_problems,
 )
-from tst_megatron.files import copy_beside
+from tst_megatron.data.tokenizer import store_tokenizer
 
 BLOCK_BYTES = 1 << 23
 """A whole number of tokens."""
+
+TOKENIZER_KEYS = ("tokenizer_sha256", "eod_token", "special_tokens_in_text")
+"""Of a recipe; shards whose tokenizers are the same may differ in them, and the first's count."""
 
 
 def merge(shards: Sequence[Path], output: Path, *, console: Console | None = None) -> Manifest:
@@ -83,15 +85,16 @@ def merge(shards: Sequence[Path], output: Path, *, console: Console | None = Non
     output.parent.mkdir(parents=True, exist_ok=True)
     _check_space(manifests, output)
     with built_beside(output) as folder, _progress(console, manifests) as advance:
-        copy_beside(manifests[0].tokenizer_model, folder / TOKENIZER_NAME)
-        counts = np.zeros(manifests[0].vocab_size, dtype=np.int64)
+        stored = store_tokenizer(manifests[0].tokenizer_path, folder)
+        counts = np.zeros(manifests[0].tokenizer.vocab_size, dtype=np.int64)
         facts = _join(folder, manifests, counts, advance)
         write_manifest(
             folder,
             recipe=recipe,
             splits=facts,
             train_counts=counts,
-            eod_id=manifests[0].eod_id,
+            tokenizer=manifests[0].tokenizer,
+            tokenizer_name=stored.name,
             empty_documents=sum(manifest.empty_documents for manifest in manifests),
             versions=_versions(manifests),
         )
@@ -102,8 +105,7 @@ def _recipe(manifests: Sequence[Manifest]) -> dict[str, Any]:
     """What `prepare` records for all inputs in this order, and of which files each shard was."""
     return {
         "inputs": [entry for manifest in manifests for entry in inputs_of(manifest)],
-        "tokenizer_sha256": manifests[0].tokenizer_sha256,
-        **{key: manifests[0].recipe.get(key) for key in SETTINGS},
+        **{key: manifests[0].recipe.get(key) for key in (*TOKENIZER_KEYS, *SETTINGS)},
         "shards": [
             {
                 "num_inputs": len(inputs_of(manifest)),

@@ -6,7 +6,7 @@ The main process reads lines and writes tokens; workers parse, split and encode 
 """
 
 import platform
-import shutil
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from importlib.metadata import version
@@ -22,23 +22,29 @@ from tst_megatron.data.encode import SPLITS, Encoded, Encoder, encode_batches
 from tst_megatron.data.indexed import IndexedWriter
 from tst_megatron.data.jsonl import check_inputs, line_batches
 from tst_megatron.data.manifest import (
-    TOKENIZER_NAME,
     Manifest,
     Split,
     file_sha256,
     load_manifest,
 )
 from tst_megatron.data.prepared import built_beside, finished, write_manifest
-from tst_megatron.data.tokenizer import load_sentencepiece
+from tst_megatron.data.tokenizer import (
+    Tokenizer,
+    load_tokenizer,
+    store_tokenizer,
+    tokenizer_sha256,
+)
 
 __all__ = ["Manifest", "Split", "load_manifest", "prepare"]
 
 
 def prepare(
     inputs: Sequence[Path],
-    tokenizer_model: Path,
+    tokenizer: Path,
     output: Path,
     *,
+    eod_token: str | None = None,
+    special_tokens_in_text: bool = False,
     text_key: str = "text",
     held_out_fraction: float = 0.01,
     test_fraction: float = 0.0,
@@ -55,8 +61,11 @@ def prepare(
 
     Args:
         inputs: .jsonl, .jsonl.gz or .jsonl.zst files, one JSON object per line, read in this order.
-        tokenizer_model: SentencePiece .model file; a copy goes into the folder.
+        tokenizer: SentencePiece .model file, or a folder with a tokenizer in Hugging Face format; a
+            copy goes into the folder.
         output: folder to make; its parent is made too.
+        eod_token: special token that ends documents, where it is not the tokenizer's EOS.
+        special_tokens_in_text: text that spells a special token becomes its id; else it is text.
         text_key: key of the document's text in each object.
         held_out_fraction: share of documents (0-1, both excluded) that go to validation.
         test_fraction: share of documents that go to test, which is evaluated once, after the last
@@ -71,11 +80,13 @@ def prepare(
         ValueError: a setting, an input file or a line is wrong, a split gets no document, or
             `output` holds something else.
         FileNotFoundError: an input or the tokenizer is missing.
-        RuntimeError: a .zst input and no zstandard package.
     """
     _check_settings(inputs, held_out_fraction, test_fraction, workers)
-    load_sentencepiece(tokenizer_model)
-    recipe = _recipe(inputs, tokenizer_model, text_key, held_out_fraction, test_fraction)
+    with tempfile.TemporaryDirectory() as beside:
+        stored = store_tokenizer(tokenizer, Path(beside), eod_token=eod_token)
+        loaded = load_tokenizer(stored, special_tokens_in_text=special_tokens_in_text)
+    recipe = _recipe(inputs, tokenizer, text_key, held_out_fraction, test_fraction)
+    recipe |= {"eod_token": eod_token, "special_tokens_in_text": special_tokens_in_text}
     output = output.absolute()
     there = finished(output, recipe)
     if there is not None:
@@ -84,13 +95,13 @@ def prepare(
         return there
     output.parent.mkdir(parents=True, exist_ok=True)
     with built_beside(output) as folder:
-        shutil.copyfile(tokenizer_model, folder / TOKENIZER_NAME)
-        encoder = Encoder(folder / TOKENIZER_NAME, text_key, held_out_fraction, test_fraction)
+        stored = store_tokenizer(tokenizer, folder, eod_token=eod_token)
+        encoder = Encoder(loaded, text_key, held_out_fraction, test_fraction)
         with (
             _progress(console, inputs) as advance,
             closing(encode_batches(line_batches(inputs, advance), encoder, workers)) as encoded,
         ):
-            _write(folder, recipe, encoded, allow_empty_splits)
+            _write(folder, recipe, loaded, stored.name, encoded, allow_empty_splits)
     return load_manifest(output)
 
 
@@ -117,7 +128,7 @@ def _check_settings(
 
 def _recipe(
     inputs: Sequence[Path],
-    tokenizer_model: Path,
+    tokenizer: Path,
     text_key: str,
     held_out_fraction: float,
     test_fraction: float,
@@ -127,7 +138,7 @@ def _recipe(
             {"name": path.name, "bytes": path.stat().st_size, "sha256": file_sha256(path)}
             for path in inputs
         ],
-        "tokenizer_sha256": file_sha256(tokenizer_model),
+        "tokenizer_sha256": tokenizer_sha256(tokenizer),
         "text_key": text_key,
         "held_out_fraction": held_out_fraction,
         "test_fraction": test_fraction,
@@ -149,11 +160,12 @@ def _progress(console: Console | None, inputs: Sequence[Path]) -> Iterator[Calla
 def _write(
     folder: Path,
     recipe: dict[str, Any],
+    tokenizer: Tokenizer,
+    tokenizer_name: str,
     encoded_batches: Iterator[Encoded],
     allow_empty_splits: bool,
 ) -> None:
-    processor = load_sentencepiece(folder / TOKENIZER_NAME)
-    vocab_size = processor.get_piece_size()
+    vocab_size = tokenizer.facts.vocab_size
     counts = np.zeros(vocab_size, dtype=np.int64)
     num_empty = 0
     with ExitStack() as stack:
@@ -177,12 +189,15 @@ def _write(
         recipe=recipe,
         splits=facts,
         train_counts=counts,
-        eod_id=processor.eos_id(),
+        tokenizer=tokenizer.facts,
+        tokenizer_name=tokenizer_name,
         empty_documents=num_empty,
         versions={
             "tst_megatron": __version__,
             "python": platform.python_version(),
             "sentencepiece": version("sentencepiece"),
+            "tokenizers": version("tokenizers"),
+            "transformers": version("transformers"),
             "numpy": version("numpy"),
         },
     )

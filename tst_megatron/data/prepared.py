@@ -23,6 +23,7 @@ from tst_megatron.data.manifest import (
     manifest_json,
     verify_files,
 )
+from tst_megatron.data.tokenizer import TokenizerFacts
 from tst_megatron.files import flush_folder
 
 
@@ -96,7 +97,8 @@ def write_manifest(
     recipe: Mapping[str, Any],
     splits: Mapping[str, IndexedFacts],
     train_counts: npt.NDArray[np.int64],
-    eod_id: int,
+    tokenizer: TokenizerFacts,
+    tokenizer_name: str,
     empty_documents: int,
     versions: Mapping[str, str],
 ) -> None:
@@ -107,7 +109,8 @@ def write_manifest(
         recipe: as in `manifest_json`, like all that is not said here.
         splits: what the writers returned.
         train_counts: [vocabulary size] how often each token occurs in the training split.
-        eod_id: id after every document.
+        tokenizer: that made the tokens.
+        tokenizer_name: of its copy in the folder.
         empty_documents: documents left out.
         versions: package to version.
     """
@@ -115,8 +118,8 @@ def write_manifest(
         recipe=recipe,
         splits=splits,
         unigram_entropy_nats=_entropy_nats(train_counts),
-        vocab_size=len(train_counts),
-        eod_id=eod_id,
+        tokenizer=tokenizer,
+        tokenizer_name=tokenizer_name,
         empty_documents=empty_documents,
         versions=versions,
     )

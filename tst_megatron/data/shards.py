@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from tst_megatron.data.indexed import IndexedReader, idx_path, token_dtype
-from tst_megatron.data.manifest import RULES, Manifest, file_sha256, load_manifest
+from tst_megatron.data.manifest import SPLIT_RULE, Manifest, load_manifest, tokenizer_problems
 
 SETTINGS = ("text_key", "held_out_fraction", "test_fraction")
 """Keys of a recipe that must be the same in all shards."""
@@ -50,20 +51,17 @@ def _differences(manifests: Sequence[Manifest]) -> list[str]:
                     f"{manifests[0].path.parent} it is {first[name]!r}. Prepare all shards with "
                     "the same tokenizer and settings."
                 )
-        for name, rule in RULES.items():
-            if manifest.rules.get(name) != rule:
-                problems.append(
-                    f"{manifest.path.parent}: its {name} rule is {manifest.rules.get(name)!r}, "
-                    f"this version's is {rule!r}. Prepare the shard again."
-                )
+        if manifest.rules.get("split") != SPLIT_RULE:
+            problems.append(
+                f"{manifest.path.parent}: its split rule is {manifest.rules.get('split')!r}, "
+                f"this version's is {SPLIT_RULE!r}. Prepare the shard again."
+            )
     return problems
 
 
 def _settings(manifest: Manifest) -> dict[str, Any]:
     return {
-        "tokenizer sha256": manifest.tokenizer_sha256,
-        "vocabulary size": manifest.vocab_size,
-        "end-of-document id": manifest.eod_id,
+        **{f"tokenizer's {name}": value for name, value in asdict(manifest.tokenizer).items()},
         "token type": manifest.dtype,
         "splits": list(manifest.splits()),
         **{key: manifest.recipe.get(key) for key in SETTINGS},
@@ -116,11 +114,7 @@ def _empty_splits(manifests: Sequence[Manifest]) -> list[str]:
 
 def mixed_files(manifest: Manifest) -> list[str]:
     """What a look at the sizes tells before hours of copying; merging compares the content."""
-    problems = []
-    if not manifest.tokenizer_model.is_file():
-        problems.append(f"{manifest.tokenizer_model}: is missing. Bring it back.")
-    elif file_sha256(manifest.tokenizer_model) != manifest.tokenizer_sha256:
-        problems.append(damage(manifest.tokenizer_model))
+    problems = tokenizer_problems(manifest)
     for split in manifest.splits().values():
         try:
             reader = IndexedReader(split.prefix)
@@ -128,7 +122,7 @@ def mixed_files(manifest: Manifest) -> list[str]:
             problems.append(str(error))
             continue
         there = (reader.num_documents, reader.num_tokens, reader.dtype)
-        if there != (split.documents, split.tokens, token_dtype(manifest.vocab_size)):
+        if there != (split.documents, split.tokens, token_dtype(manifest.tokenizer.vocab_size)):
             problems.append(damage(idx_path(split.prefix)))
     return problems
 

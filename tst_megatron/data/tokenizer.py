@@ -1,176 +1,182 @@
-"""Train, load and apply SentencePiece tokenizers: one rule for every document, everywhere.
+"""The tokenizer of a text: what a document becomes, the same in preparation, training, evaluation.
 
-The rule: no beginning-of-sequence token, one end-of-document token (`</s>`) after every document,
-and text that spells a special token ("</s>", "<s>", "<unk>", "<0x0A>") is ordinary text, never the
-special id.
-
-BPE, not unigram: its merges are whole numbers in a fixed order, so the Hugging Face form
-(`hf/tokenizer.py`) can be proven to give the same ids. A unigram model decides by sums of float32
-scores, which `tokenizers` adds up in float64, and there "</s>" in text becomes the special id.
+A document is [BOS] text EOD. BOS is there if, and only if, the tokenizer itself puts it before a
+text: the template of a Hugging Face tokenizer decides, and a SentencePiece model has none. EOD is
+the tokenizer's EOS. Text that spells a special token ("</s>", "<|endoftext|>") is ordinary text,
+never the special id, unless that is asked for.
 """
 
-import io
-import os
-import tempfile
-from collections.abc import Iterable, Iterator
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import TYPE_CHECKING, Literal, Protocol, get_args
 
-from sentencepiece import SentencePieceProcessor, SentencePieceTrainer
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
 
-UNKNOWN_ID, BOS_ID, EOS_ID = 0, 1, 2
-DOCUMENT_RULE = "no BOS; EOS (end of document) after every document"
-LITERAL_RULE = "special-token strings inside text are ordinary text, never special ids"
+Kind = Literal["SentencePiece", "HuggingFace"]
 
-# SentencePiece drops longer sentences without an error; ours are cut below it.
-_CHUNK_BYTES = 4096
-_SMALLEST_VOCABULARY = 3 + 256 + 2
+SENTENCEPIECE_FILE = "tokenizer.model"
+HUGGING_FACE_FOLDER = "tokenizer"
+"""Names under which a prepared folder and a run keep their tokenizer."""
+
+HUGGING_FACE_FILES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "chat_template.jinja",
+    "chat_template.json",
+)
+"""What a tokenizer in Hugging Face format may consist of."""
 
 
-def train_sentencepiece(
-    texts: Iterable[str],
-    model_file: Path,
-    *,
-    vocab_size: int,
-    max_text_bytes: int = 64_000_000,
-    character_coverage: float = 0.9995,
-) -> SentencePieceProcessor:
-    """Train a BPE tokenizer that gives text back: byte fallback, no normalisation, all spaces.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TokenizerFacts:
+    """What must be known of a tokenizer to read the tokens that it made."""
 
-    The same texts in the same order give the same file, byte for byte. One exception to the round
-    trip: U+2581, SentencePiece's own sign for a space, comes back as a space.
+    kind: Kind
+    sha256: str
+    """Of its file, or of all its files (``tokenizer_sha256``)."""
+    vocab_size: int
+    """Largest id + 1, added tokens included."""
+    bos_id: int | None
+    """Id before every document; None for none."""
+    eod_id: int
+    """Id after every document."""
+    special_tokens_in_text: bool
+    """Whether text that spells a special token became its id."""
+
+    def __post_init__(self) -> None:
+        """Refuse values that a damaged manifest may hold."""
+        if self.kind not in get_args(Kind):
+            raise ValueError(f"tokenizer kind {self.kind!r}, known are {', '.join(get_args(Kind))}")
+
+
+class Tokenizer(Protocol):
+    """A tokenizer that is loaded. It can be sent to another process."""
+
+    @property
+    def facts(self) -> TokenizerFacts:
+        """What must be known of it."""
+        ...
+
+    def encode(self, texts: Sequence[str]) -> list[npt.NDArray[np.int32]]:
+        """The ids of whole documents, BOS and EOD included, in one thread.
+
+        Raises:
+            UnicodeEncodeError: a text holds half a surrogate pair, which has no UTF-8 form.
+        """
+        ...
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of ids, special tokens spelled out."""
+        ...
+
+
+def load_tokenizer(source: Path, *, special_tokens_in_text: bool = False) -> Tokenizer:
+    """Load a SentencePiece .model file or a folder in Hugging Face format.
 
     Args:
-        texts: documents of any length; shuffle them when they hold more than `max_text_bytes`.
-        model_file: the .model file; written beside and renamed.
-        vocab_size: number of ids, the 3 special tokens and the 256 bytes included.
-        max_text_bytes: UTF-8 bytes read from `texts`; the rest is not looked at.
-        character_coverage: share of characters (0-1) that get an own id; rarer ones are spelled in
-            bytes.
+        source: the file or the folder (also one that holds a model beside the tokenizer).
+        special_tokens_in_text: text that spells a special token becomes its id.
+
+    Raises:
+        FileNotFoundError: nothing there.
+        ValueError: not a tokenizer, or one by which documents cannot be told apart.
+    """
+    if source.is_dir():
+        from tst_megatron.data.hugging_face_tokenizer import load_hugging_face
+
+        return load_hugging_face(source, special_tokens_in_text=special_tokens_in_text)
+    from tst_megatron.data.sentencepiece_tokenizer import SentencePieceTokenizer
+
+    if special_tokens_in_text:
+        raise ValueError(
+            f"{source}: a SentencePiece model reads special tokens in text as text, always. Leave "
+            "special_tokens_in_text out, or use the tokenizer's Hugging Face form."
+        )
+    return SentencePieceTokenizer.load(source)
+
+
+def store_tokenizer(source: Path, folder: Path, *, eod_token: str | None = None) -> Path:
+    """Copy a tokenizer into a folder, under the name that prepared folders and runs give it.
+
+    Args:
+        source: a SentencePiece .model file or a folder in Hugging Face format.
+        folder: exists.
+        eod_token: the special token that ends documents, where it is not the tokenizer's EOS; the
+            copy has it as EOS, so that evaluation and export end texts with it too.
 
     Returns:
-        The trained tokenizer, loaded from `model_file`.
+        The copy.
 
     Raises:
-        ValueError: the vocabulary is too small for the special tokens, or too large for the text;
-            there is no text; or a text holds half a surrogate pair.
+        ValueError: ``eod_token`` is none of the tokenizer's added tokens, or given with a
+            SentencePiece model, or no file of a tokenizer is there.
     """
-    if vocab_size < _SMALLEST_VOCABULARY:
-        raise ValueError(
-            f"vocab_size {vocab_size}: at least {_SMALLEST_VOCABULARY} ids are needed (3 special "
-            "tokens, 256 bytes, space and newline). Use a larger vocabulary."
-        )
-    # Read before training: SentencePiece would wrap errors of the iterator in its own.
-    chunks = list(_chunks(texts, max_text_bytes))
-    if not chunks:
-        raise ValueError(
-            "texts: no text to train on. Give at least one document that is not empty."
-        )
-    model = io.BytesIO()
-    try:
-        SentencePieceTrainer.train(
-            sentence_iterator=iter(chunks),
-            model_writer=model,
-            model_type="bpe",
-            vocab_size=vocab_size,
-            character_coverage=character_coverage,
-            required_chars="\u2581\n",
-            byte_fallback=True,
-            normalization_rule_name="identity",
-            add_dummy_prefix=False,
-            remove_extra_whitespaces=False,
-            allow_whitespace_only_pieces=True,
-            max_sentence_length=2 * _CHUNK_BYTES,
-            num_threads=1,
-            minloglevel=2,
-            unk_id=UNKNOWN_ID,
-            bos_id=BOS_ID,
-            eos_id=EOS_ID,
-            pad_id=-1,
-        )
-    except RuntimeError as error:
-        raise ValueError(
-            f"vocab_size {vocab_size}: SentencePiece cannot train it on this text ({error}). Give "
-            "more text, or a vocabulary size the text allows."
-        ) from error
-    model_file.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(
-        prefix=f".{model_file.name}.", dir=model_file.parent
-    ) as beside:
-        temporary = Path(beside) / model_file.name
-        with temporary.open("wb") as file:
-            file.write(model.getvalue())
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(model_file)
-    return load_sentencepiece(model_file)
-
-
-def load_sentencepiece(model_file: Path) -> SentencePieceProcessor:
-    """Load a SentencePiece model whose end-of-document id is safe to use.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: not a SentencePiece model, or one without an EOS that text cannot spell.
-    """
-    if not model_file.is_file():
-        raise FileNotFoundError(
-            f"{model_file}: no such file. Give a SentencePiece .model file, or train one."
-        )
-    processor = SentencePieceProcessor()
-    try:
-        processor.load_from_serialized_proto(model_file.read_bytes())
-        num_pieces = processor.get_piece_size()
-    except RuntimeError as error:
-        raise ValueError(
-            f"{model_file}: not a SentencePiece model ({error}). Give the .model file, not the "
-            ".vocab file."
-        ) from error
-    eos = processor.eos_id()
-    if not 0 <= eos < num_pieces:
-        raise ValueError(
-            f"{model_file}: no EOS control symbol, so documents would end with id {eos}. Train the "
-            "tokenizer with one (train_sentencepiece does)."
-        )
-    return processor
-
-
-def encode_document(processor: SentencePieceProcessor, text: str) -> list[int]:
-    """Return the token ids of one whole document, by `DOCUMENT_RULE` and `LITERAL_RULE`.
-
-    Raises:
-        UnicodeEncodeError: the text holds half a surrogate pair, which has no UTF-8 form.
-    """
-    # As bytes: for half a surrogate pair in a str, SentencePiece's error names a C++ type.
-    data = text.encode()
-    ids = cast(list[int], processor.encode(data, out_type=int, add_bos=False, add_eos=False))
-    ids.append(processor.eos_id())
-    return ids
-
-
-def _chunks(texts: Iterable[str], max_text_bytes: int) -> Iterator[str]:
-    """Cut texts at line ends, so that newlines and indentation stay together and can be learned."""
-    num_bytes = 0
-    for number, text in enumerate(texts):
-        try:
-            num_bytes += len(text.encode())
-        except UnicodeEncodeError as error:
+    if not source.is_dir():
+        if eod_token is not None:
             raise ValueError(
-                f"text {number}: holds half a surrogate pair, which has no UTF-8 form ({error}). "
-                "Repair or remove that character."
-            ) from error
-        chunk = ""
-        for line in text.splitlines(keepends=True):
-            if chunk and len((chunk + line).encode()) > _CHUNK_BYTES:
-                yield chunk
-                chunk = ""
-            # A character has at most 4 bytes.
-            *full, line = [
-                line[i : i + _CHUNK_BYTES // 4] for i in range(0, len(line), _CHUNK_BYTES // 4)
-            ]
-            yield from full
-            chunk += line
-        if chunk:
-            yield chunk
-        if num_bytes >= max_text_bytes:
-            return
+                f"eod_token {eod_token!r}: documents of a SentencePiece model end with its EOS. "
+                "Leave eod_token out."
+            )
+        return Path(shutil.copyfile(source, folder / SENTENCEPIECE_FILE))
+    target = folder / HUGGING_FACE_FOLDER
+    target.mkdir()
+    if not copy_files(source, target):
+        raise ValueError(f"{source}: no file of a Hugging Face tokenizer is there.")
+    if eod_token is not None:
+        from tst_megatron.data.hugging_face_tokenizer import name_eos
+
+        name_eos(target, eod_token)
+    return target
+
+
+def copy_files(source: Path, target: Path) -> list[str]:
+    """Copy the files of a tokenizer in Hugging Face format; returns their names."""
+    names = [name for name in HUGGING_FACE_FILES if (source / name).is_file()]
+    for name in names:
+        shutil.copyfile(source / name, target / name)
+    return names
+
+
+def tokenizer_sha256(path: Path) -> str:
+    """SHA-256 of a tokenizer's file, or of the names and sums of all its files in a folder.
+
+    Raises:
+        FileNotFoundError: neither is there.
+    """
+    if not path.is_dir():
+        return _file_sha256(path)
+    names = [name for name in HUGGING_FACE_FILES if (path / name).is_file()]
+    if not names:
+        raise FileNotFoundError(f"{path}: no file of a Hugging Face tokenizer is there.")
+    lines = "".join(f"{_file_sha256(path / name)}  {name}\n" for name in names)
+    return hashlib.sha256(lines.encode()).hexdigest()
+
+
+def tokenizer_rules(facts: TokenizerFacts) -> dict[str, str]:
+    """What was done to every document, in words."""
+    bos = "no BOS" if facts.bos_id is None else f"BOS ({facts.bos_id}) before every document"
+    literal = "ordinary text, never special ids"
+    if facts.special_tokens_in_text:
+        literal = "read as the special ids"
+    return {
+        "document": f"{bos}; EOD ({facts.eod_id}) after every document",
+        "literal": f"special-token strings inside text are {literal}",
+    }
+
+
+def _file_sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

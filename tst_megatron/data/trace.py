@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from tst_megatron.data.corpora import Corpus
 from tst_megatron.data.stream import TokenStream
-from tst_megatron.data.tokenizer import load_sentencepiece
+from tst_megatron.data.tokenizer import load_tokenizer
 
 TOKENS_SHOWN = 16
 
@@ -39,7 +39,7 @@ def trace_step(stream: TokenStream, corpora: Sequence[Corpus], step: int) -> Ite
     """
     plan = stream.plan
     plan.schedule.phase_at(step)
-    processor = load_sentencepiece(corpora[0].manifest.tokenizer_model)
+    tokenizer = load_tokenizer(corpora[0].manifest.tokenizer_path)
     batch = plan.schedule.global_batch_size
     for sample in range(step * batch, (step + 1) * batch):
         number, spans = stream.spans(sample)
@@ -51,7 +51,7 @@ def trace_step(stream: TokenStream, corpora: Sequence[Corpus], step: int) -> Ite
             document=spans[0].document,
             offset=spans[0].offset,
             num_documents=len(spans),
-            text=processor.decode(tokens.tolist()),
+            text=tokenizer.decode(tokens.tolist()),
         )
 
 

@@ -19,6 +19,7 @@ import torch
 import yaml
 from torch import Tensor
 
+from tst_megatron.data.tokenizer import HUGGING_FACE_FOLDER, copy_files
 from tst_megatron.files import folder_appearing_whole
 from tst_megatron.flags import Flags
 from tst_megatron.hf import tokenizer_files
@@ -192,9 +193,9 @@ def _recipe(keys: Mapping[str, Any], output: Path) -> str:
 
 
 def _copy_tokenizer(hf_dir: Path, beside: Path) -> list[str]:
-    folder = beside / tokenizer_files.FOLDER
+    folder = beside / HUGGING_FACE_FOLDER
     folder.mkdir()
-    copied = tokenizer_files.copy_files(hf_dir, folder)
+    copied = copy_files(hf_dir, folder)
     if copied and (hf_dir / tokenizer_files.GENERATION).is_file():
         shutil.copyfile(hf_dir / tokenizer_files.GENERATION, folder / tokenizer_files.GENERATION)
     if not copied:

@@ -26,13 +26,14 @@ import torch
 from torch import Tensor
 
 from tst_megatron.data.encode import texts
+from tst_megatron.data.tokenizer import copy_files
 from tst_megatron.files import folder_appearing_whole
 from tst_megatron.hf.folder import INDEX, check_is_free, write_json
 from tst_megatron.hf.generate import load_in_transformers
 from tst_megatron.hf.memory import available_bytes
 from tst_megatron.hf.quantized_formats import BLOCK, FORMATS
 from tst_megatron.hf.quantized_proof import QUANTISED, QuantizationProof, Weights, prove
-from tst_megatron.hf.tokenizer_files import GENERATION, copy_files
+from tst_megatron.hf.tokenizer_files import GENERATION
 from tst_megatron.host.device import find as find_device
 
 _PROOF_SEQUENCES, _PROOF_TOKENS = 2, 256

@@ -26,7 +26,7 @@ from tokenizers import (  # type: ignore[import-untyped, unused-ignore]
 )
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from tst_megatron.data.tokenizer import load_sentencepiece
+from tst_megatron.data.sentencepiece_tokenizer import load_sentencepiece
 
 SPACE = "\u2581"
 _NORMAL, _UNKNOWN, _CONTROL, _BYTE = 1, 2, 3, 6

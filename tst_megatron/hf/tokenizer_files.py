@@ -8,23 +8,16 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-FOLDER = "tokenizer"
-FILES = (
-    "tokenizer.json",
-    "tokenizer.model",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "vocab.txt",
-    "merges.txt",
-    "chat_template.jinja",
-    "chat_template.json",
+from tst_megatron.data.tokenizer import (
+    HUGGING_FACE_FILES,
+    HUGGING_FACE_FOLDER,
+    SENTENCEPIECE_FILE,
+    copy_files,
 )
+
 GENERATION = "generation_config.json"
 
 
@@ -59,11 +52,13 @@ def find_tokenizer(
         ValueError: it is not on this machine.
     """
     named = Path(args.tokenizer_model) if args.tokenizer_model else None
-    places = (given,) if given else (beside / "tokenizer.model", beside / FOLDER, named)
+    places = (
+        (given,) if given else (beside / SENTENCEPIECE_FILE, beside / HUGGING_FACE_FOLDER, named)
+    )
     for place in filter(None, places):
         if place.is_file():
             return _sentencepiece(place)
-        if place.is_dir() and any((place / name).is_file() for name in FILES):
+        if place.is_dir() and any((place / name).is_file() for name in HUGGING_FACE_FILES):
             return _hugging_face(place)
     if given:
         where = f"{given} is neither a SentencePiece model nor a folder with a tokenizer"
@@ -75,14 +70,6 @@ def find_tokenizer(
         f"tokenizer: {where}. Name its file or folder with --tokenizer, or export the weights "
         "alone with --no-tokenizer."
     )
-
-
-def copy_files(source: Path, target: Path) -> list[str]:
-    """Copy the files of a tokenizer in Hugging Face format; returns their names."""
-    names = [name for name in FILES if (source / name).is_file()]
-    for name in names:
-        shutil.copyfile(source / name, target / name)
-    return names
 
 
 def write_tokenizer(tokenizer: TokenizerFiles, folder: Path) -> None:
@@ -103,7 +90,7 @@ def write_tokenizer(tokenizer: TokenizerFiles, folder: Path) -> None:
 
 
 def _sentencepiece(source: Path) -> TokenizerFiles:
-    from tst_megatron.data.tokenizer import load_sentencepiece
+    from tst_megatron.data.sentencepiece_tokenizer import load_sentencepiece
 
     processor = load_sentencepiece(source)
     return TokenizerFiles(

@@ -142,7 +142,7 @@ def _train(
     from tst_megatron.training.step import make_forward_step
 
     upstream.repair_wheel()
-    args = upstream.parse_arguments([*checked.flags, *_run_flags(run)])
+    args = upstream.parse_arguments([*checked.flags, *_run_flags(run, checked)])
     # Into every checkpoint, with Megatron's own arguments.
     facts = stream_facts(checked.stream, checked.corpora)
     args.tst = {**checked.recipe.resolved()["tst"], "phases": facts["phases"], "stream": facts}
@@ -229,9 +229,9 @@ def _teller(console: Console, start: Start | None) -> Callable[[str], None]:
     return say
 
 
-def _run_flags(run: RunFolder) -> list[str]:
+def _run_flags(run: RunFolder, checked: CheckedRecipe) -> list[str]:
     flags = ["--save", str(run.checkpoints), "--tensorboard-dir", str(run.tensorboard)]
-    flags += ["--tokenizer-model", str(run.tokenizer)]
+    flags += ["--tokenizer-model", str(run.tokenizer_of(checked))]
     # Also for a new run: whether there is anything to load is decided by the tracker file, and
     # other ranks must not read it before the first has set it.
     return [*flags, "--load", str(run.checkpoints)]

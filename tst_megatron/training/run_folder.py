@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+import shutil
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,7 +14,8 @@ import yaml
 
 from tst_megatron import __version__
 from tst_megatron.data.cursor import shown
-from tst_megatron.files import copy_beside, is_beside, write_beside
+from tst_megatron.data.tokenizer import HUGGING_FACE_FOLDER, SENTENCEPIECE_FILE, copy_files
+from tst_megatron.files import copy_beside, folder_appearing_whole, is_beside, write_beside
 from tst_megatron.installed import package_version
 from tst_megatron.recipe import RecipeError
 from tst_megatron.training.checkpoints import (
@@ -75,10 +77,9 @@ class RunFolder:
         """Where a rank's printed log goes."""
         return self.logs / f"rank-{rank}.log"
 
-    @property
-    def tokenizer(self) -> Path:
-        """The tokenizer, kept with the checkpoints so that they can be exported alone."""
-        return self.checkpoints / "tokenizer.model"
+    def tokenizer_of(self, checked: CheckedRecipe) -> Path:
+        """Where the run keeps its tokenizer: with the checkpoints, to be exported with them."""
+        return self.checkpoints / checked.corpora[0].manifest.tokenizer_path.name
 
     def is_prepared(self) -> bool:
         """Whether a first rank has said what run this is."""
@@ -112,11 +113,26 @@ class RunFolder:
         # Written once: other ranks of a resumed run may be reading it. What a killed start left
         # may be of another recipe.
         is_new = not self.resolved.exists()
-        if is_new or not self.tokenizer.exists():
-            copy_beside(checked.corpora[0].manifest.tokenizer_model, self.tokenizer)
+        self._keep_tokenizer(checked, is_new=is_new)
         if is_new or not self.recipe.exists():
             copy_beside(checked.recipe.path, self.recipe)
         write_beside(self.resolved, yaml.safe_dump(identity(checked), sort_keys=False))
+
+    def _keep_tokenizer(self, checked: CheckedRecipe, *, is_new: bool) -> None:
+        source, target = checked.corpora[0].manifest.tokenizer_path, self.tokenizer_of(checked)
+        if is_new:
+            for stale in self._tokenizers():
+                shutil.rmtree(stale) if stale.is_dir() else stale.unlink(missing_ok=True)
+        if target.exists():
+            return
+        if source.is_file():
+            copy_beside(source, target)
+            return
+        with folder_appearing_whole(target) as folder:
+            copy_files(source, folder)
+
+    def _tokenizers(self) -> tuple[Path, ...]:
+        return self.checkpoints / SENTENCEPIECE_FILE, self.checkpoints / HUGGING_FACE_FOLDER
 
     def _folders(self) -> tuple[Path, ...]:
         return self.checkpoints, self.tensorboard, self.logs, self.report
@@ -126,14 +142,15 @@ class RunFolder:
 
         Beside that, what a job script made before it.
         """
-        files = (self.tokenizer, self.recipe, self.resolved, self.stop_file)
+        kept = (*self._tokenizers(), self.recipe, self.resolved, self.stop_file)
 
         def is_ours(path: Path) -> bool:
-            if path.is_relative_to(self.slurm):
+            if path.is_relative_to(self.slurm) or path in self._folders():
                 return True
-            if path.is_dir():
-                return path in self._folders()
-            return path in files or any(is_beside(path, file) for file in files)
+            return any(
+                place in kept or any(is_beside(place, each) for each in kept)
+                for place in (path, path.parent)
+            )
 
         return all(is_ours(path) for path in self.path.rglob("*"))
 

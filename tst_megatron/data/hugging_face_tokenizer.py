@@ -1,0 +1,171 @@
+"""Documents by a Hugging Face tokenizer: as its template has it, and EOD at the end.
+
+transformers decides what a folder's files mean (`AutoTokenizer`, as in training, evaluation and
+everywhere else); its `tokenizers` backend alone then encodes, also in workers, which need not load
+transformers.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+from tokenizers import Tokenizer as Backend  # type: ignore[import-untyped, unused-ignore]
+
+from tst_megatron.data.tokenizer import HUGGING_FACE_FILES, TokenizerFacts, tokenizer_sha256
+
+_PROBE = "a"
+
+
+class HuggingFaceTokenizer:
+    """A tokenizer of the `tokenizers` library, loaded from its serialised form."""
+
+    def __init__(self, facts: TokenizerFacts, serialized: str) -> None:
+        """Load the backend, which ``load_hugging_face`` has checked."""
+        self.facts = facts
+        self._serialized = serialized
+        self._backend = _backend(serialized, facts.special_tokens_in_text)
+        # Some templates end a text with it themselves.
+        self._lacks_eod = not _template(self._backend)[1]
+
+    def __reduce__(self) -> tuple[type[Self], tuple[TokenizerFacts, str]]:
+        """Send the backend itself to another process, which then needs no transformers."""
+        return type(self), (self.facts, self._serialized)
+
+    def encode(self, texts: Sequence[str]) -> list[npt.NDArray[np.int32]]:
+        """The ids of whole documents, BOS and EOD included."""
+        documents = []
+        for encoding in self._backend.encode_batch_fast(list(texts), add_special_tokens=True):
+            ids = encoding.ids
+            if self._lacks_eod:
+                ids.append(self.facts.eod_id)
+            documents.append(np.array(ids, dtype=np.int32))
+        return documents
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of ids, special tokens spelled out."""
+        return str(self._backend.decode(list(ids), skip_special_tokens=False))
+
+
+def load_hugging_face(
+    folder: Path, *, special_tokens_in_text: bool = False
+) -> HuggingFaceTokenizer:
+    """Load a tokenizer in Hugging Face format, if documents can be told apart by its tokens.
+
+    Args:
+        folder: holds its files, perhaps beside a model.
+        special_tokens_in_text: text that spells a special token becomes its id.
+
+    Raises:
+        FileNotFoundError: no file of a tokenizer is there.
+        ValueError: it cannot be read, has no fast form or no EOS, or its template adds other
+            tokens than BOS before a text and EOS after it.
+    """
+    sha256 = tokenizer_sha256(folder)
+    tokenizer = _read(folder)
+    eod_id = tokenizer.eos_token_id
+    serialized = tokenizer.backend_tokenizer.to_str()
+    backend = _backend(serialized, special_tokens_in_text)
+    problems = _eod_problems(tokenizer, backend, special_tokens_in_text)
+    before, after = _template(backend)
+    if before is None or after is None:
+        problems.append("its template changes how a text is encoded. Give it one that only adds")
+    elif before not in ([], [tokenizer.bos_token_id]) or after not in ([], [eod_id]):
+        problems.append(
+            f"its template adds {_names(backend, before)} before a text and "
+            f"{_names(backend, after)} after it, only BOS ({tokenizer.bos_token!r}) and EOS "
+            f"({tokenizer.eos_token!r}) can be. Give it a template of these"
+        )
+    if problems:
+        raise ValueError(f"{folder}: not a tokenizer for documents: {'; '.join(problems)}.")
+    facts = TokenizerFacts(
+        kind="HuggingFace",
+        sha256=sha256,
+        vocab_size=max(backend.get_vocab(with_added_tokens=True).values()) + 1,
+        bos_id=before[0] if before else None,
+        eod_id=eod_id,
+        special_tokens_in_text=special_tokens_in_text,
+    )
+    return HuggingFaceTokenizer(facts, serialized)
+
+
+def name_eos(folder: Path, token: str) -> None:
+    """Make another added token of a tokenizer its EOS, in its files.
+
+    Raises:
+        ValueError: it has no such added token, which transformers would add as a new id.
+    """
+    added = _read(folder).get_added_vocab()
+    if token not in added:
+        raise ValueError(
+            f"eod_token {token!r}: not among the tokenizer's added tokens, which are "
+            f"{', '.join(sorted(added)[:20])}. Name one of these."
+        )
+    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+        path = folder / name
+        if path.is_file() or name == "tokenizer_config.json":
+            values = json.loads(path.read_bytes()) if path.is_file() else {}
+            values["eos_token"] = token
+            text = json.dumps(values, indent=2, ensure_ascii=False)
+            path.write_text(text + "\n", encoding="utf-8")
+
+
+def _read(folder: Path) -> Any:
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    # transformers, tokenizers and their parsers raise many kinds, also bare Exception.
+    except Exception as error:
+        raise ValueError(
+            f"{folder}: transformers cannot read a tokenizer there ({error}). Give a folder with "
+            f"one: some of {', '.join(HUGGING_FACE_FILES)}."
+        ) from error
+    if not getattr(tokenizer, "is_fast", False):
+        raise ValueError(
+            f"{folder}: {type(tokenizer).__name__} has no fast form (tokenizer.json), by which "
+            "documents are encoded. Save the tokenizer with one first."
+        )
+    return tokenizer
+
+
+def _backend(serialized: str, special_tokens_in_text: bool) -> Any:
+    backend = Backend.from_str(serialized)
+    # What a tokenizer.json says of lengths is for batches of a model, not for documents.
+    backend.no_truncation()
+    backend.no_padding()
+    # Not part of the serialised form.
+    backend.encode_special_tokens = not special_tokens_in_text
+    return backend
+
+
+def _eod_problems(tokenizer: Any, backend: Any, special_tokens_in_text: bool) -> list[str]:
+    token, eod_id = tokenizer.eos_token, tokenizer.eos_token_id
+    if eod_id is None:
+        return ["it has no EOS, which ends documents. Name one of its special tokens (eod_token)"]
+    if backend.token_to_id(token) != eod_id:
+        return [f"its EOS {token!r} is not in its vocabulary. Name a special token that is"]
+    if not special_tokens_in_text and eod_id in backend.encode(token, add_special_tokens=False).ids:
+        return [
+            f"text that spells its EOS {token!r} becomes its id {eod_id}, so text could end a "
+            "document. Name a special token as EOS (eod_token)"
+        ]
+    return []
+
+
+def _template(backend: Any) -> tuple[list[int] | None, list[int] | None]:
+    """What the template adds before and after a text; None if it does something else."""
+    text = backend.encode(_PROBE, add_special_tokens=False).ids
+    whole = backend.encode(_PROBE, add_special_tokens=True).ids
+    for start in range(len(whole) - len(text) + 1):
+        if whole[start : start + len(text)] == text:
+            return whole[:start], whole[start + len(text) :]
+    return None, None
+
+
+def _names(backend: Any, ids: Sequence[int]) -> str:
+    return " ".join(repr(backend.id_to_token(token_id)) for token_id in ids) or "nothing"
