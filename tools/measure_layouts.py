@@ -22,7 +22,7 @@ import parity  # noqa: E402
 from layouts import ALONE, LAYOUTS, MEASURED, PHASES, SWITCHES, TOLERANCE, Case  # noqa: E402
 
 from tst_megatron.data.corpus import write_standard_library_corpus  # noqa: E402
-from tst_megatron.data.encode import texts  # noqa: E402
+from tst_megatron.data.documents import texts  # noqa: E402
 from tst_megatron.data.train_tokenizer import train_sentencepiece  # noqa: E402
 
 DOCUMENT = ROOT / "docs" / "layouts.md"

@@ -26,7 +26,7 @@ from rich.console import Console
 from rich.progress import track
 
 from tst_megatron.data.corpus import write_standard_library_corpus
-from tst_megatron.data.encode import texts
+from tst_megatron.data.documents import texts
 from tst_megatron.data.prepare import prepare
 from tst_megatron.data.train_tokenizer import train_sentencepiece
 from tst_megatron.training.checkpoints import list_checkpoints, problems, step_of

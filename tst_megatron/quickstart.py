@@ -17,7 +17,7 @@ import torch
 from rich.console import Console
 
 from tst_megatron.data.corpus import write_standard_library_corpus
-from tst_megatron.data.encode import texts
+from tst_megatron.data.documents import texts
 from tst_megatron.data.manifest import Manifest
 from tst_megatron.data.prepare import prepare
 from tst_megatron.data.sentencepiece_tokenizer import load_sentencepiece

@@ -1,27 +1,6 @@
-from pathlib import Path
-
 import pytest
 
-from tst_megatron.data.encode import Encoder, encode_batch, split_of
-from tst_megatron.data.jsonl import LineBatch
-from tst_megatron.data.tokenizer import load_tokenizer
-
-BAD_LINES = {
-    b"not json": r"line 3: not JSON in UTF-8 \(.*Write one JSON object per line",
-    b"\xff\xfe": r"line 3: not JSON in UTF-8 \(.*decode byte",
-    b'["text"]': r"line 3: no object, a JSON object with the key 'text'.*text_key",
-    b'{"body": "x", "a": 1}': r"line 3: keys \['a', 'body'\], a JSON object with the key 'text'",
-    b'{"text": 5}': r"line 3: 'text' is int, text must be a string.*Convert it",
-    b'{"text": "\\ud800"}': r"line 3: 'text' holds half a surrogate pair.*Repair or remove",
-}
-
-
-@pytest.mark.parametrize("line", BAD_LINES)
-def test_bad_line_is_named(tokenizer_model: Path, line: bytes) -> None:
-    batch = LineBatch("source.jsonl", 1, [b'{"text": "fine"}', b"", line])
-    encoder = Encoder(load_tokenizer(tokenizer_model), "text", 0.5, 0.0)
-    with pytest.raises(ValueError, match=r"source\.jsonl, " + BAD_LINES[line]):
-        encode_batch(batch, encoder)
+from tst_megatron.data.split import split_of
 
 
 def splits(held_out_fraction: float, test_fraction: float = 0.0, number: int = 4000) -> list[str]:

@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 import zstandard
 
-from tst_megatron.data import jsonl
-from tst_megatron.data.jsonl import check_inputs, line_batches
+from tst_megatron.data import inputs, jsonl
+from tst_megatron.data.inputs import cut_into_units, find_inputs
+from tst_megatron.data.jsonl import line_batches, lines_before
 
 LINES = [f"line {number}".encode() * (number % 5) for number in range(300)]
 DATA = b"\n".join(LINES) + b"\n"
@@ -24,7 +25,7 @@ def plain(data: bytes) -> bytes:
 KINDS: dict[str, Callable[[bytes], bytes]] = {
     "a.jsonl": plain,
     "a.jsonl.gz": gzip.compress,
-    "a.jsonl.zst": zstd_frames,
+    "a.json.zst": zstd_frames,
 }
 
 
@@ -37,41 +38,43 @@ def test_lines_are_read_in_order_with_their_numbers(
     path = tmp_path / name
     path.write_bytes(KINDS[name](DATA))
     steps: list[int] = []
-    batches = list(line_batches([path, path], steps.append))
-    assert [line.rstrip(b"\n") for batch in batches for line in batch.lines] == LINES * 2
+    (unit,) = cut_into_units(find_inputs([path]))
+    batches = list(line_batches(unit, steps.append))
+    assert [line.rstrip(b"\n") for batch in batches for line in batch.lines] == LINES
     next_line = 1
-    for batch in batches[: len(batches) // 2]:
-        assert (batch.file, batch.first_line) == (str(path), next_line)
+    for batch in batches:
+        assert batch.first_line == next_line
         next_line += len(batch.lines)
     assert next_line == 301
-    assert sum(steps) == 2 * path.stat().st_size
+    assert sum(steps) == path.stat().st_size
 
 
-@pytest.mark.parametrize("name", ["a.jsonl.gz", "a.jsonl.zst"])
+@pytest.mark.parametrize("unit_bytes", [1, 2, 7, 64, 1000, 10**6])
+@pytest.mark.parametrize("end", [b"\n", b""])
+def test_units_share_out_the_lines_of_a_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unit_bytes: int, end: bytes
+) -> None:
+    monkeypatch.setattr(inputs, "UNIT_BYTES", unit_bytes)
+    data = DATA[:500].rstrip(b"\n") + end
+    (tmp_path / "a.jsonl").write_bytes(data)
+    units = cut_into_units(find_inputs([tmp_path / "a.jsonl"]))
+    assert len(units) == -(-len(data) // unit_bytes)
+    number = 0
+    lines: list[bytes] = []
+    for unit in units:
+        found = [line for batch in line_batches(unit) for line in batch.lines]
+        if found:
+            assert lines_before(unit) == number
+        number += len(found)
+        lines += found
+    assert lines == data.splitlines(keepends=True)
+
+
+@pytest.mark.parametrize("name", ["a.jsonl.gz", "a.json.zst"])
 @pytest.mark.parametrize("damage", [lambda data: data[:-9], lambda data: b"junk" + data])
 def test_damaged_file_is_named(tmp_path: Path, name: str, damage: Callable[[bytes], bytes]) -> None:
     path = tmp_path / name
     path.write_bytes(damage(KINDS[name](DATA)))
-    with pytest.raises(
-        ValueError, match=rf"{name}: compressed file is damaged or cut short.*again"
-    ):
-        list(line_batches([path]))
-
-
-@pytest.mark.parametrize(
-    ("name", "error", "message"),
-    [
-        ("a.parquet", ValueError, r"a\.parquet: unknown kind of file\. Give \.jsonl"),
-        ("none.jsonl", FileNotFoundError, r"none\.jsonl: no such input file\. Give \.jsonl"),
-    ],
-)
-def test_unusable_input_is_named(
-    tmp_path: Path, name: str, error: type[Exception], message: str
-) -> None:
-    with pytest.raises(error, match=message):
-        check_inputs([tmp_path / name])
-
-
-def test_no_inputs_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"inputs: no files\. Give \.jsonl"):
-        check_inputs([])
+    (unit,) = cut_into_units(find_inputs([path]))
+    with pytest.raises(ValueError, match=rf"{name}: packed file is damaged or cut short.*again"):
+        list(line_batches(unit))

@@ -16,11 +16,14 @@ from tst_megatron.data.manifest import Manifest, load_manifest
 from tst_megatron.data.merge import merge
 from tst_megatron.data.prepare import prepare
 
+# A file without a document is left out only if that is asked for.
+OPTIONS = {"workers": 1, "max_rejected_fraction": 0.01, **FRACTIONS}
+
 
 def prepare_shard(model: Path, folder: Path, name: str, texts: list[str]) -> Manifest:
     source = write_jsonl(folder / f"{name}.jsonl", texts)
     output = folder / name
-    return prepare([source], model, output, workers=1, allow_empty_splits=True, **FRACTIONS)
+    return prepare([source], model, output, allow_empty_splits=True, **OPTIONS)
 
 
 def test_shards_may_lack_a_split_or_all_documents(tokenizer_model: Path, tmp_path: Path) -> None:
@@ -38,7 +41,7 @@ def test_shards_may_lack_a_split_or_all_documents(tokenizer_model: Path, tmp_pat
     reader.check()
     assert (reader.num_documents, reader.num_tokens, len(reader.stretch(0, 9))) == (0, 0, 0)
     sources = [tmp_path / f"{name}.jsonl" for name in names]
-    prepare(sources, tokenizer_model, tmp_path / "whole", workers=1, **FRACTIONS)
+    prepare(sources, tokenizer_model, tmp_path / "whole", **OPTIONS)
     merge([tmp_path / name for name in names], tmp_path / "merged")
     whole, merged = contents(tmp_path / "whole"), contents(tmp_path / "merged")
     del whole["manifest.json"], merged["manifest.json"]
@@ -71,7 +74,7 @@ def test_shard_is_reused_as_a_shard_alone(tokenizer_model: Path, tmp_path: Path)
     prepare_shard(tokenizer_model, tmp_path, "a", [TRAINED_ON])
     assert prepare_shard(tokenizer_model, tmp_path, "a", [TRAINED_ON]).reused
     with pytest.raises(ValueError, match=r"give 1 train and 0 validation .*\(--shard\)"):
-        prepare([tmp_path / "a.jsonl"], tokenizer_model, tmp_path / "a", workers=1, **FRACTIONS)
+        prepare([tmp_path / "a.jsonl"], tokenizer_model, tmp_path / "a", **OPTIONS)
 
 
 def test_training_refuses_a_shard_with_an_empty_split(
@@ -101,7 +104,7 @@ def test_any_cut_of_a_text_merges_into_the_text(
         texts = TEXTS[cuts[number] : cuts[number + 1]]
         prepare_shard(tokenizer_model, folder, name, texts)
     sources = [folder / f"{name}.jsonl" for name in names]
-    whole = prepare(sources, tokenizer_model, folder / "whole", workers=1, **FRACTIONS)
+    whole = prepare(sources, tokenizer_model, folder / "whole", **OPTIONS)
     merged = merge([folder / name for name in names], folder / "merged")
     for name, split in whole.splits().items():
         assert merged.splits()[name] == replace(split, prefix=folder / "merged" / name)

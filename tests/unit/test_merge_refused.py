@@ -119,20 +119,20 @@ def test_merge_that_stops_half_way_leaves_nothing(
 ) -> None:
     copied: list[Path] = []
 
-    def stop_at_the_third(*arguments: object) -> list[str]:
+    def stop_at_the_third(*arguments: object, **options: object) -> Path | None:
         copied.append(tmp_path)
         if len(copied) == 3:
             assert list(tmp_path.glob("merged.partial-*"))
             raise error
-        return add(*arguments)
+        return append(*arguments, **options)
 
-    add = merging._add
-    monkeypatch.setattr(merging, "_add", stop_at_the_third)
+    append = merging.append
+    monkeypatch.setattr(merging, "append", stop_at_the_third)
     before = sorted(tmp_path.iterdir())
     with pytest.raises(error):
         merge(shards, tmp_path / "merged")
     assert sorted(tmp_path.iterdir()) == before
-    monkeypatch.setattr(merging, "_add", add)
+    monkeypatch.setattr(merging, "append", append)
     assert not merge(shards, tmp_path / "merged").reused
 
 

@@ -18,13 +18,15 @@ data_app = typer.Typer(no_args_is_help=True, help="Make a tokenizer and prepare 
 
 @data_app.command("tokenizer")
 def data_tokenizer(
-    inputs: Annotated[list[Path], typer.Argument(help="Texts to learn from, JSONL files.")],
+    inputs: Annotated[
+        list[str], typer.Argument(help="Texts to learn from, as `data prepare` takes them.")
+    ],
     output: Annotated[Path, typer.Option(help="Where the SentencePiece model goes.")],
     vocab_size: Annotated[int, typer.Option(help="Pieces, special ones included.")],
-    text_key: Annotated[str, typer.Option(help="Key of the text in each JSON line.")] = "text",
+    text_key: Annotated[str, typer.Option(help="Key or column of the text.")] = "text",
 ) -> None:
     """Train a SentencePiece tokenizer."""
-    from tst_megatron.data.encode import texts
+    from tst_megatron.data.documents import texts
     from tst_megatron.data.train_tokenizer import train_sentencepiece
 
     train_sentencepiece(texts(inputs, text_key=text_key), output, vocab_size=vocab_size)
@@ -33,12 +35,17 @@ def data_tokenizer(
 
 @data_app.command("prepare")
 def data_prepare(
-    inputs: Annotated[list[Path], typer.Argument(help="Texts, JSONL files (also .gz and .zst).")],
+    inputs: Annotated[
+        list[str],
+        typer.Argument(
+            help="Files, folders or patterns: .jsonl, .json (also .gz, .zst), .parquet."
+        ),
+    ],
     tokenizer: Annotated[
         Path, typer.Option(help="SentencePiece model, or folder of a Hugging Face tokenizer.")
     ],
     output: Annotated[Path, typer.Option(help="Folder for .bin, .idx and manifest.json.")],
-    text_key: Annotated[str, typer.Option(help="Key of the text in each JSON line.")] = "text",
+    text_key: Annotated[str, typer.Option(help="Key or column of the text.")] = "text",
     held_out_fraction: Annotated[
         float, typer.Option(help="Share of documents kept for validation, 0-1.")
     ] = 0.01,
@@ -55,6 +62,13 @@ def data_prepare(
             "--special-tokens-in-text",
             help="Text that spells a special token becomes its id; else it stays text.",
         ),
+    ] = False,
+    max_rejected_fraction: Annotated[
+        float,
+        typer.Option(help="Share of lines, 0-1, that may hold no document and are left out."),
+    ] = 0.0,
+    deduplicate: Annotated[
+        bool, typer.Option("--deduplicate", help="Leave out exact copies of earlier documents.")
     ] = False,
     workers: Annotated[
         int | None, typer.Option(help="Processes that tokenise; default: one per core.")
@@ -76,6 +90,8 @@ def data_prepare(
         text_key=text_key,
         held_out_fraction=held_out_fraction,
         test_fraction=test_fraction,
+        max_rejected_fraction=max_rejected_fraction,
+        deduplicate=deduplicate,
         workers=workers,
         allow_empty_splits=shard,
         console=Console(),

@@ -1,13 +1,16 @@
-"""Read the lines of JSONL files, plain or compressed, in batches that know where they come from."""
+"""Read lines of files, plain or packed, in batches that know where they come from."""
+
+from __future__ import annotations
 
 import gzip
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import IO
 
 import zstandard
+
+from tst_megatron.data.inputs import Unit
 
 BATCH_BYTES = 1 << 20
 _ZSTD_READ_BYTES = 1 << 17
@@ -15,72 +18,76 @@ _ZSTD_READ_BYTES = 1 << 17
 
 @dataclass(frozen=True, slots=True)
 class LineBatch:
-    """Consecutive lines of one file, about `BATCH_BYTES` long."""
+    """Consecutive lines of one unit, about `BATCH_BYTES` long."""
 
-    file: str
     first_line: int
-    """Counted from 1."""
+    """Counted from 1 in the unit."""
     lines: list[bytes]
 
 
-def check_inputs(inputs: Sequence[Path]) -> None:
-    """Check what can be checked without reading.
-
-    Raises:
-        ValueError: no inputs, or a file name of an unknown kind.
-        FileNotFoundError: an input is missing.
-    """
-    kinds = "Give .jsonl, .jsonl.gz or .jsonl.zst files with one JSON object per line."
-    if not inputs:
-        raise ValueError(f"inputs: no files. {kinds}")
-    for path in inputs:
-        if not path.name.endswith((".jsonl", ".jsonl.gz", ".jsonl.zst")):
-            raise ValueError(f"{path}: unknown kind of file. {kinds}")
-        if not path.is_file():
-            raise FileNotFoundError(f"{path}: no such input file. {kinds}")
-
-
 def line_batches(
-    inputs: Sequence[Path], advance: Callable[[int], None] = lambda num_bytes: None
+    unit: Unit, advance: Callable[[int], None] = lambda num_bytes: None
 ) -> Iterator[LineBatch]:
-    """Yield all lines of all files in order; a batch never spans two files.
+    """Yield the lines of a unit in order.
 
     Args:
-        inputs: files that `check_inputs` accepts.
-        advance: called with the bytes of the file (compressed, if it is) read since the last call.
+        unit: of a file of lines.
+        advance: called with the bytes of the file (packed, if it is) read since the last call.
 
     Raises:
-        ValueError: a compressed file is damaged or cut short.
+        ValueError: a packed file is damaged or cut short.
     """
-    for path in inputs:
-        with path.open("rb") as file:
-            lines: list[bytes] = []
-            first_line, num_bytes, position = 1, 0, 0
-            for line in _lines(path, file):
-                lines.append(line)
-                num_bytes += len(line)
-                if num_bytes >= BATCH_BYTES:
-                    yield LineBatch(str(path), first_line, lines)
-                    advance(file.tell() - position)
-                    first_line, num_bytes, position = first_line + len(lines), 0, file.tell()
-                    lines = []
-            if lines:
-                yield LineBatch(str(path), first_line, lines)
-            advance(file.tell() - position)
+    with unit.path.open("rb") as file:
+        lines: list[bytes] = []
+        first_line, num_bytes, position = 1, 0, unit.start
+        for line in _lines(unit, file):
+            lines.append(line)
+            num_bytes += len(line)
+            if num_bytes >= BATCH_BYTES:
+                yield LineBatch(first_line, lines)
+                advance(file.tell() - position)
+                first_line, num_bytes, position = first_line + len(lines), 0, file.tell()
+                lines = []
+        if lines:
+            yield LineBatch(first_line, lines)
+        advance(file.tell() - position)
 
 
-def _lines(path: Path, file: IO[bytes]) -> Iterator[bytes]:
+def lines_before(unit: Unit) -> int:
+    """Lines of the file that start before a unit does."""
+    if unit.start == 0:
+        return 0
+    num_lines, left = 0, unit.start
+    with unit.path.open("rb") as file:
+        while block := file.read(min(left, BATCH_BYTES)):
+            num_lines += block.count(b"\n")
+            left -= len(block)
+        # The line that the unit's first byte is inside of belongs to the unit before.
+        file.seek(unit.start - 1)
+        return num_lines + (file.read(1) != b"\n")
+
+
+def _lines(unit: Unit, file: IO[bytes]) -> Iterator[bytes]:
     try:
-        if path.name.endswith(".gz"):
+        if unit.path.name.endswith(".gz"):
             yield from gzip.GzipFile(fileobj=file)
-        elif path.name.endswith(".zst"):
+        elif unit.path.name.endswith(".zst"):
             yield from _split_lines(_zstd_blocks(file))
         else:
-            yield from file
+            yield from _lines_from(unit, file)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise ValueError(
-            f"{path}: compressed file is damaged or cut short ({error}). Copy or compress it again."
+            f"{unit.path}: packed file is damaged or cut short ({error}). Copy or pack it again."
         ) from error
+
+
+def _lines_from(unit: Unit, file: IO[bytes]) -> Iterator[bytes]:
+    """The lines that start inside the unit."""
+    if unit.start:
+        file.seek(unit.start - 1)
+        file.readline()
+    while (unit.stop is None or file.tell() < unit.stop) and (line := file.readline()):
+        yield line
 
 
 def _zstd_blocks(file: IO[bytes]) -> Iterator[bytes]:

@@ -13,15 +13,12 @@ from typing import Any
 
 from tst_megatron.data.fingerprint import fingerprint
 from tst_megatron.data.indexed import IndexedFacts, bin_path, idx_path, token_dtype
+from tst_megatron.data.split import SPLIT_RULE
 from tst_megatron.data.tokenizer import TokenizerFacts, tokenizer_rules, tokenizer_sha256
 
 FORMAT_VERSION = 3
 FILE_NAME = "manifest.json"
 BRING_BACK = "Bring the file back, or delete the folder and prepare the text again."
-SPLIT_RULE = (
-    "u = blake2b-64(document text) / 2^64: validation if u < held_out_fraction, test if u < "
-    "held_out_fraction + test_fraction, else train"
-)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,6 +38,18 @@ class Split:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class LeftOut:
+    """What the inputs held and the token files do not."""
+
+    empty: int
+    """Documents without text."""
+    rejected: int
+    """Lines, rows and files that hold no document; rejected.jsonl lists them."""
+    duplicates: int
+    """Documents with the text of an earlier one, where these were left out."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Manifest:
     """A prepared folder; every path is absolute."""
 
@@ -56,8 +65,7 @@ class Manifest:
     """The copy in the folder: a SentencePiece model, or a folder in Hugging Face format."""
     dtype: str
     """Stored token type, uint16 or int32."""
-    empty_documents: int
-    """Documents without text; they are left out."""
+    left_out: LeftOut
     recipe: Mapping[str, Any]
     """Inputs, tokenizer and settings the folder was made from, as JSON values."""
     rules: Mapping[str, str]
@@ -193,7 +201,7 @@ def manifest_json(
     unigram_entropy_nats: float,
     tokenizer: TokenizerFacts,
     tokenizer_name: str,
-    empty_documents: int,
+    left_out: LeftOut,
     versions: Mapping[str, str],
 ) -> str:
     """Return the text of manifest.json.
@@ -205,7 +213,7 @@ def manifest_json(
         unigram_entropy_nats: of the training tokens.
         tokenizer: that made the tokens.
         tokenizer_name: of its file or folder beside the manifest.
-        empty_documents: documents left out.
+        left_out: what is not in the splits.
         versions: package to version, for the record.
     """
     values = {
@@ -223,7 +231,7 @@ def manifest_json(
             for name, facts in splits.items()
         },
         "unigram_entropy_nats": unigram_entropy_nats,
-        "empty_documents": empty_documents,
+        "left_out": asdict(left_out),
         "tokenizer": asdict(tokenizer) | {"name": tokenizer_name},
         "dtype": token_dtype(tokenizer.vocab_size).name,
         "rules": {**tokenizer_rules(tokenizer), "split": SPLIT_RULE},
@@ -247,7 +255,7 @@ def _from_json(path: Path, values: dict[str, Any]) -> Manifest:
         tokenizer=TokenizerFacts(**tokenizer),
         tokenizer_path=tokenizer_path,
         dtype=str(values["dtype"]),
-        empty_documents=int(values["empty_documents"]),
+        left_out=LeftOut(**values["left_out"]),
         recipe=dict(values["recipe"]),
         rules=dict(values["rules"]),
         versions=dict(values["versions"]),

@@ -7,33 +7,37 @@ shard's manifest, hashed for the new one, and its training tokens are counted.
 from __future__ import annotations
 
 import errno
-import hashlib
 import shutil
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from rich.console import Console
-from rich.progress import Progress
 
 from tst_megatron.data.indexed import (
     IndexedFacts,
-    IndexedReader,
     IndexedWriter,
     bin_path,
     idx_path,
 )
+from tst_megatron.data.join import append
 from tst_megatron.data.manifest import (
     FILE_NAME,
+    LeftOut,
     Manifest,
-    Split,
-    file_sha256,
     load_manifest,
 )
-from tst_megatron.data.prepared import built_beside, finished, output_problems, write_manifest
+from tst_megatron.data.prepared import (
+    REJECTED_NAME,
+    built_beside,
+    finished,
+    output_problems,
+    write_manifest,
+)
+from tst_megatron.data.progress import byte_progress
 from tst_megatron.data.shards import (
     SETTINGS,
     damage,
@@ -43,9 +47,6 @@ from tst_megatron.data.shards import (
     shard_problems,
 )
 from tst_megatron.data.tokenizer import store_tokenizer
-
-BLOCK_BYTES = 1 << 23
-"""A whole number of tokens."""
 
 TOKENIZER_KEYS = ("tokenizer_sha256", "eod_token", "special_tokens_in_text")
 """Of a recipe; shards whose tokenizers are the same may differ in them, and the first's count."""
@@ -84,10 +85,14 @@ def merge(shards: Sequence[Path], output: Path, *, console: Console | None = Non
         return there
     output.parent.mkdir(parents=True, exist_ok=True)
     _check_space(manifests, output)
-    with built_beside(output) as folder, _progress(console, manifests) as advance:
+    with (
+        built_beside(output) as folder,
+        byte_progress(console, "merging", _num_bytes(manifests)) as advance,
+    ):
         stored = store_tokenizer(manifests[0].tokenizer_path, folder)
         counts = np.zeros(manifests[0].tokenizer.vocab_size, dtype=np.int64)
         facts = _join(folder, manifests, counts, advance)
+        _join_rejected(folder, manifests)
         write_manifest(
             folder,
             recipe=recipe,
@@ -95,7 +100,7 @@ def merge(shards: Sequence[Path], output: Path, *, console: Console | None = Non
             train_counts=counts,
             tokenizer=manifests[0].tokenizer,
             tokenizer_name=stored.name,
-            empty_documents=sum(manifest.empty_documents for manifest in manifests),
+            left_out=_left_out(manifests),
             versions=_versions(manifests),
         )
     return load_manifest(output)
@@ -123,6 +128,32 @@ def _recipe(manifests: Sequence[Manifest]) -> dict[str, Any]:
     }
 
 
+def _left_out(manifests: Sequence[Manifest]) -> LeftOut:
+    each = [manifest.left_out for manifest in manifests]
+    return LeftOut(
+        empty=sum(left_out.empty for left_out in each),
+        rejected=sum(left_out.rejected for left_out in each),
+        duplicates=sum(left_out.duplicates for left_out in each),
+    )
+
+
+def _join_rejected(folder: Path, manifests: Sequence[Manifest]) -> None:
+    """The shards' lists of what held no document, in one."""
+    for manifest in manifests:
+        there = manifest.path.parent / REJECTED_NAME
+        if there.is_file():
+            with (folder / REJECTED_NAME).open("ab") as file:
+                file.write(there.read_bytes())
+
+
+def _num_bytes(manifests: Sequence[Manifest]) -> int:
+    return sum(
+        bin_path(split.prefix).stat().st_size
+        for manifest in manifests
+        for split in manifest.splits().values()
+    )
+
+
 def _versions(manifests: Sequence[Manifest]) -> dict[str, str]:
     """Package to the versions that made the shards."""
     names = {name: None for manifest in manifests for name in manifest.versions}
@@ -148,49 +179,18 @@ def _join(
         for name, writer in writers.items():
             for manifest in manifests:
                 counted = counts if name == "train" else None
-                problems += _add(writer, manifest.splits()[name], counted, advance)
+                split = manifest.splits()[name]
+                damaged = append(
+                    writer,
+                    split.prefix,
+                    (split.bin_sha256, split.idx_sha256),
+                    counts=counted,
+                    advance=advance,
+                )
+                problems += [damage(damaged)] if damaged else []
         if problems:
             raise ValueError("\n".join(problems))
         return {name: writer.finish() for name, writer in writers.items()}
-
-
-def _add(
-    writer: IndexedWriter,
-    split: Split,
-    counts: npt.NDArray[np.int64] | None,
-    advance: Callable[[int], None],
-) -> list[str]:
-    """Append one split of a shard, and say which of its files is damaged."""
-    # Its pages stay in memory for the lengths, so the index too is read from disk once.
-    if file_sha256(idx_path(split.prefix)) != split.idx_sha256:
-        return [damage(idx_path(split.prefix))]
-    digest = hashlib.sha256()
-    num_counted = 0
-
-    def blocks() -> Iterator[bytes]:
-        nonlocal num_counted
-        with bin_path(split.prefix).open("rb") as file:
-            while block := file.read(BLOCK_BYTES):
-                digest.update(block)
-                if counts is not None:
-                    num_counted += _count(np.frombuffer(block, dtype=writer.dtype), counts)
-                advance(len(block))
-                yield block
-
-    writer.add_stored(blocks(), IndexedReader(split.prefix).document_lengths)
-    is_counted = counts is None or num_counted == split.tokens
-    if digest.hexdigest() != split.bin_sha256 or not is_counted:
-        return [damage(bin_path(split.prefix))]
-    return []
-
-
-def _count(ids: npt.NDArray[Any], counts: npt.NDArray[np.int64]) -> int:
-    """Add up how often each token occurs; ids that no vocabulary has are left out."""
-    # In a damaged file they are anything, and a count per number up to 2^31 would fill the memory.
-    if int(ids.min()) < 0 or int(ids.max()) >= len(counts):
-        ids = ids[(ids >= 0) & (ids < len(counts))]
-    counts += np.bincount(ids, minlength=len(counts))
-    return len(ids)
 
 
 def _check_space(manifests: Sequence[Manifest], output: Path) -> None:
@@ -207,21 +207,3 @@ def _check_space(manifests: Sequence[Manifest], output: Path) -> None:
             f"{output.parent}: {free / 1e9:.1f} GB are free, the merged folder needs "
             f"{needed / 1e9:.1f} GB. Make room, or give an output folder on another disk.",
         )
-
-
-@contextmanager
-def _progress(
-    console: Console | None, manifests: Sequence[Manifest]
-) -> Iterator[Callable[[int], None]]:
-    """Yield a function that takes the bytes copied since its last call."""
-    if console is None:
-        yield lambda num_bytes: None
-        return
-    with Progress(console=console) as progress:
-        total = sum(
-            bin_path(split.prefix).stat().st_size
-            for manifest in manifests
-            for split in manifest.splits().values()
-        )
-        task = progress.add_task("merging", total=total)
-        yield lambda num_bytes: progress.advance(task, num_bytes)

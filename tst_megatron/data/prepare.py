@@ -1,45 +1,41 @@
-"""JSONL to Megatron token files: parallel, the same for any number of workers, all or nothing.
+"""Text to Megatron token files: parallel, resumable, the same for any number of workers.
 
-The main process reads lines and writes tokens; workers parse, split and encode batches of lines
-(`encode.py`). Everything is built in a folder beside the output and renamed once it is complete
-(`prepared.py`).
+The text is cut into units; a worker makes a part of each (`encode.py`), which stays on disk until
+all are there, and this process joins the parts in their order (`join.py`). A run that was killed
+goes on from its parts. The output is built beside its name and renamed once it is complete.
 """
+
+from __future__ import annotations
 
 import platform
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 from rich.console import Console
-from rich.progress import Progress
 
 from tst_megatron import __version__
-from tst_megatron.data.encode import SPLITS, Encoded, Encoder, encode_batches
-from tst_megatron.data.indexed import IndexedWriter
-from tst_megatron.data.jsonl import check_inputs, line_batches
-from tst_megatron.data.manifest import (
-    Manifest,
-    Split,
-    file_sha256,
-    load_manifest,
-)
-from tst_megatron.data.prepared import built_beside, finished, write_manifest
-from tst_megatron.data.tokenizer import (
-    Tokenizer,
-    load_tokenizer,
-    store_tokenizer,
-    tokenizer_sha256,
-)
+from tst_megatron.data.build import Job, build
+from tst_megatron.data.encode import Encoder, Settings
+from tst_megatron.data.inputs import UNIT_BYTES, Input, cut_into_units, find_inputs
+from tst_megatron.data.manifest import Manifest, Split, file_sha256, load_manifest
+from tst_megatron.data.parts import begin_parts, part_folder, parts_folder
+from tst_megatron.data.prepared import check_documents, finished
+from tst_megatron.data.progress import byte_progress
+from tst_megatron.data.tokenizer import load_tokenizer, store_tokenizer, tokenizer_sha256
+from tst_megatron.data.workers import in_order, num_cores
 
 __all__ = ["Manifest", "Split", "load_manifest", "prepare"]
 
+# Hashing less takes less time than starting processes for it.
+_BYTES_HASHED_IN_THIS_PROCESS = 1 << 30
+
 
 def prepare(
-    inputs: Sequence[Path],
+    inputs: Sequence[Path | str],
     tokenizer: Path,
     output: Path,
     *,
@@ -48,167 +44,141 @@ def prepare(
     text_key: str = "text",
     held_out_fraction: float = 0.01,
     test_fraction: float = 0.0,
+    max_rejected_fraction: float = 0.0,
+    deduplicate: bool = False,
     workers: int | None = None,
     allow_empty_splits: bool = False,
     console: Console | None = None,
 ) -> Manifest:
-    """Tokenise JSONL files into a folder with training and held-out data and a manifest.
+    """Tokenise text into a folder with training and held-out data and a manifest.
 
-    The files do not depend on the number of workers, and a document's split (training, validation
-    or test) depends on its text alone. A finished folder with the same inputs, tokenizer and
-    settings is checked and returned with `reused` set. A run that was killed leaves
-    `<output>.partial-*` behind; delete it.
+    The files do not depend on the number of workers, nor on how often the run was killed: what is
+    done is kept in `<output>.parts`, and the same call goes on. A document's split (training,
+    validation or test) depends on its text alone. A finished folder with the same inputs, tokenizer
+    and settings is checked and returned with `reused` set.
 
     Args:
-        inputs: .jsonl, .jsonl.gz or .jsonl.zst files, one JSON object per line, read in this order.
+        inputs: files, folders and patterns of lines (.jsonl, .json; also .gz and .zst) and tables
+            (.parquet), read in this order.
         tokenizer: SentencePiece .model file, or a folder with a tokenizer in Hugging Face format; a
             copy goes into the folder.
         output: folder to make; its parent is made too.
         eod_token: special token that ends documents, where it is not the tokenizer's EOS.
         special_tokens_in_text: text that spells a special token becomes its id; else it is text.
-        text_key: key of the document's text in each object.
+        text_key: key or column of the documents' text.
         held_out_fraction: share of documents (0-1, both excluded) that go to validation.
         test_fraction: share of documents that go to test, which is evaluated once, after the last
             step; 0 for no test split.
+        max_rejected_fraction: share of lines and rows (0-1) that may hold no document and are left
+            out; if it is above 0, files without any may too. rejected.jsonl lists them.
+        deduplicate: leave out documents whose text an earlier one has.
         workers: processes that encode; by default one per available core. More than 1 needs
             the calling script to have an `if __name__ == "__main__"` guard.
         allow_empty_splits: for a shard that `merge` joins to others: a split may have no document.
             Training refuses such a folder.
-        console: where a progress bar is drawn; none when None.
+        console: where progress goes; nowhere when None.
 
     Raises:
         ValueError: a setting, an input file or a line is wrong, a split gets no document, or
             `output` holds something else.
-        FileNotFoundError: an input or the tokenizer is missing.
+        FileNotFoundError: the tokenizer is missing.
+        RuntimeError: a worker was killed.
     """
-    _check_settings(inputs, held_out_fraction, test_fraction, workers)
+    settings = Settings(
+        eod_token=eod_token,
+        special_tokens_in_text=special_tokens_in_text,
+        text_key=text_key,
+        held_out_fraction=held_out_fraction,
+        test_fraction=test_fraction,
+        deduplicate=deduplicate,
+    )
+    _check(settings, max_rejected_fraction, workers)
+    workers = workers or num_cores()
+    files = find_inputs(inputs)
+    output = output.absolute()
     with tempfile.TemporaryDirectory() as beside:
         stored = store_tokenizer(tokenizer, Path(beside), eod_token=eod_token)
         loaded = load_tokenizer(stored, special_tokens_in_text=special_tokens_in_text)
-    recipe = _recipe(inputs, tokenizer, text_key, held_out_fraction, test_fraction)
-    recipe |= {"eod_token": eod_token, "special_tokens_in_text": special_tokens_in_text}
-    output = output.absolute()
+    sums = _hash(files, workers, console)
+    made_by = {"tokenizer_sha256": tokenizer_sha256(tokenizer), **asdict(settings)}
+    recipe = {
+        "inputs": [
+            {"name": each.name, "bytes": each.num_bytes, "sha256": sums[each.path]}
+            for each in files
+        ],
+        **made_by,
+    }
     there = finished(output, recipe)
     if there is not None:
         if not allow_empty_splits:
-            _check_documents({n: split.documents for n, split in there.splits().items()}, recipe)
+            check_documents({n: split.documents for n, split in there.splits().items()}, recipe)
         return there
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with built_beside(output) as folder:
-        stored = store_tokenizer(tokenizer, folder, eod_token=eod_token)
-        encoder = Encoder(loaded, text_key, held_out_fraction, test_fraction)
-        with (
-            _progress(console, inputs) as advance,
-            closing(encode_batches(line_batches(inputs, advance), encoder, workers)) as encoded,
-        ):
-            _write(folder, recipe, loaded, stored.name, encoded, allow_empty_splits)
+    parts = parts_folder(output)
+    begin_parts(parts, {**made_by, "unit_bytes": UNIT_BYTES, "versions": _versions()})
+    job = Job(
+        parts=parts,
+        tasks=[(unit, part_folder(parts, unit, sums[unit.path])) for unit in cut_into_units(files)],
+        encoder=Encoder(loaded, settings),
+        workers=workers,
+        max_rejected_fraction=max_rejected_fraction,
+        allow_empty_splits=allow_empty_splits,
+        console=console,
+    )
+    build(job, tokenizer, recipe, _versions(), output)
     return load_manifest(output)
 
 
-def _check_settings(
-    inputs: Sequence[Path], held_out_fraction: float, test_fraction: float, workers: int | None
-) -> None:
+def _check(settings: Settings, max_rejected_fraction: float, workers: int | None) -> None:
     problems = []
-    if not 0.0 < held_out_fraction < 1.0:
+    if not 0.0 < settings.held_out_fraction < 1.0:
         problems.append(
-            f"held_out_fraction {held_out_fraction}: must lie between 0 and 1, both excluded. Try "
-            "0.01."
+            f"held_out_fraction {settings.held_out_fraction}: must lie between 0 and 1, both "
+            "excluded. Try 0.01."
         )
-    if not 0.0 <= test_fraction < 1.0 - held_out_fraction:
+    if not 0.0 <= settings.test_fraction < 1.0 - settings.held_out_fraction:
         problems.append(
-            f"test_fraction {test_fraction}: must be 0 or more, and leave text to train on beside "
-            f"held_out_fraction {held_out_fraction}. Try 0.01."
+            f"test_fraction {settings.test_fraction}: must be 0 or more, and leave text to train "
+            f"on beside held_out_fraction {settings.held_out_fraction}. Try 0.01."
+        )
+    if not 0.0 <= max_rejected_fraction < 1.0:
+        problems.append(
+            f"max_rejected_fraction {max_rejected_fraction}: must be 0 or more, and less than 1. "
+            "Try 0.001."
         )
     if workers is not None and workers < 1:
         problems.append(f"workers {workers}: must be at least 1. Leave it out to use all cores.")
     if problems:
         raise ValueError("\n".join(problems))
-    check_inputs(inputs)
 
 
-def _recipe(
-    inputs: Sequence[Path],
-    tokenizer: Path,
-    text_key: str,
-    held_out_fraction: float,
-    test_fraction: float,
-) -> dict[str, Any]:
+def _hash(files: Sequence[Input], workers: int, console: Console | None) -> dict[Path, str]:
+    """SHA-256 of each file."""
+    total = sum(each.num_bytes for each in files)
+    if total < _BYTES_HASHED_IN_THIS_PROCESS:
+        workers = 1
+    paths = [each.path for each in files]
+    sums = {}
+    with (
+        byte_progress(console if workers > 1 else None, "hashing the inputs", total) as advance,
+        closing(in_order(_sum_of, paths, workers=workers, advance=advance)) as results,
+    ):
+        for path, result in results:
+            if isinstance(result, Exception):
+                raise result
+            sums[path] = result
+    return sums
+
+
+def _sum_of(path: Path, advance: Callable[[int], None]) -> str:
+    result = file_sha256(path)
+    advance(path.stat().st_size)
+    return result
+
+
+def _versions() -> dict[str, str]:
+    packages = ("sentencepiece", "tokenizers", "transformers", "numpy")
     return {
-        "inputs": [
-            {"name": path.name, "bytes": path.stat().st_size, "sha256": file_sha256(path)}
-            for path in inputs
-        ],
-        "tokenizer_sha256": tokenizer_sha256(tokenizer),
-        "text_key": text_key,
-        "held_out_fraction": held_out_fraction,
-        "test_fraction": test_fraction,
+        "tst_megatron": __version__,
+        "python": platform.python_version(),
+        **{package: version(package) for package in packages},
     }
-
-
-@contextmanager
-def _progress(console: Console | None, inputs: Sequence[Path]) -> Iterator[Callable[[int], None]]:
-    """Yield a function that takes the input bytes read since its last call."""
-    if console is None:
-        yield lambda num_bytes: None
-        return
-    with Progress(console=console) as progress:
-        total = sum(path.stat().st_size for path in inputs)
-        task = progress.add_task("tokenising", total=total)
-        yield lambda num_bytes: progress.advance(task, num_bytes)
-
-
-def _write(
-    folder: Path,
-    recipe: dict[str, Any],
-    tokenizer: Tokenizer,
-    tokenizer_name: str,
-    encoded_batches: Iterator[Encoded],
-    allow_empty_splits: bool,
-) -> None:
-    vocab_size = tokenizer.facts.vocab_size
-    counts = np.zeros(vocab_size, dtype=np.int64)
-    num_empty = 0
-    with ExitStack() as stack:
-        writers = {
-            name: stack.enter_context(IndexedWriter(folder / name, vocab_size=vocab_size))
-            for name in SPLITS
-            if name != "test" or recipe["test_fraction"]
-        }
-        for encoded in encoded_batches:
-            num_empty += encoded.num_empty
-            for name, writer in writers.items():
-                writer.add_documents(encoded.tokens[name], encoded.lengths[name])
-            counts += np.bincount(encoded.tokens["train"], minlength=vocab_size)
-        if not allow_empty_splits:
-            _check_documents({n: writer.num_documents for n, writer in writers.items()}, recipe)
-        facts = {
-            name: writer.finish(allow_empty=allow_empty_splits) for name, writer in writers.items()
-        }
-    write_manifest(
-        folder,
-        recipe=recipe,
-        splits=facts,
-        train_counts=counts,
-        tokenizer=tokenizer.facts,
-        tokenizer_name=tokenizer_name,
-        empty_documents=num_empty,
-        versions={
-            "tst_megatron": __version__,
-            "python": platform.python_version(),
-            "sentencepiece": version("sentencepiece"),
-            "tokenizers": version("tokenizers"),
-            "transformers": version("transformers"),
-            "numpy": version("numpy"),
-        },
-    )
-
-
-def _check_documents(num_documents: dict[str, int], recipe: dict[str, Any]) -> None:
-    if 0 in num_documents.values():
-        raise ValueError(
-            f"held_out_fraction {recipe['held_out_fraction']} and test_fraction "
-            f"{recipe['test_fraction']}: give "
-            f"{' and '.join(f'{number} {name}' for name, number in num_documents.items())} "
-            "documents, each split needs at least one. Change the fractions or give more "
-            "documents; a shard that is merged with others later may lack them (--shard)."
-        )

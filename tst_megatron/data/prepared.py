@@ -18,6 +18,7 @@ import numpy.typing as npt
 from tst_megatron.data.indexed import IndexedFacts
 from tst_megatron.data.manifest import (
     FILE_NAME,
+    LeftOut,
     Manifest,
     load_manifest,
     manifest_json,
@@ -25,6 +26,9 @@ from tst_megatron.data.manifest import (
 )
 from tst_megatron.data.tokenizer import TokenizerFacts
 from tst_megatron.files import flush_folder
+
+REJECTED_NAME = "rejected.jsonl"
+"""Of the list of what held no document, where there was some."""
 
 
 def output_problems(output: Path, recipe: Mapping[str, Any]) -> list[str]:
@@ -99,7 +103,7 @@ def write_manifest(
     train_counts: npt.NDArray[np.int64],
     tokenizer: TokenizerFacts,
     tokenizer_name: str,
-    empty_documents: int,
+    left_out: LeftOut,
     versions: Mapping[str, str],
 ) -> None:
     """Write manifest.json, the last file of a folder.
@@ -111,7 +115,7 @@ def write_manifest(
         train_counts: [vocabulary size] how often each token occurs in the training split.
         tokenizer: that made the tokens.
         tokenizer_name: of its copy in the folder.
-        empty_documents: documents left out.
+        left_out: what is not in the splits.
         versions: package to version.
     """
     text = manifest_json(
@@ -120,13 +124,29 @@ def write_manifest(
         unigram_entropy_nats=_entropy_nats(train_counts),
         tokenizer=tokenizer,
         tokenizer_name=tokenizer_name,
-        empty_documents=empty_documents,
+        left_out=left_out,
         versions=versions,
     )
     with (folder / FILE_NAME).open("w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
+
+
+def check_documents(num_documents: Mapping[str, int], recipe: Mapping[str, Any]) -> None:
+    """Whether each split has a document.
+
+    Raises:
+        ValueError: one has none.
+    """
+    if 0 in num_documents.values():
+        raise ValueError(
+            f"held_out_fraction {recipe['held_out_fraction']} and test_fraction "
+            f"{recipe['test_fraction']}: give "
+            f"{' and '.join(f'{number} {name}' for name, number in num_documents.items())} "
+            "documents, each split needs at least one. Change the fractions or give more "
+            "documents; a shard that is merged with others later may lack them (--shard)."
+        )
 
 
 def _is_free(output: Path) -> bool:

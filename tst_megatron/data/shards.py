@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from tst_megatron.data.indexed import IndexedReader, idx_path, token_dtype
-from tst_megatron.data.manifest import SPLIT_RULE, Manifest, load_manifest, tokenizer_problems
+from tst_megatron.data.manifest import Manifest, load_manifest, tokenizer_problems
+from tst_megatron.data.split import SPLIT_RULE
 
-SETTINGS = ("text_key", "held_out_fraction", "test_fraction")
+SETTINGS = ("text_key", "held_out_fraction", "test_fraction", "deduplicate")
 """Keys of a recipe that must be the same in all shards."""
 
 

@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tst_megatron.data.encode import texts
+from tst_megatron.data.documents import texts
 from tst_megatron.data.tokenizer import copy_files
 from tst_megatron.files import folder_appearing_whole
 from tst_megatron.hf.folder import INDEX, check_is_free, write_json

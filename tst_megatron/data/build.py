@@ -1,0 +1,224 @@
+"""Make the parts of a text, and join them into a prepared folder."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from rich.console import Console
+
+from tst_megatron.data.documents import Rejected
+from tst_megatron.data.encode import Encoder, encode_unit
+from tst_megatron.data.indexed import IndexedWriter
+from tst_megatron.data.inputs import Unit, changed_inputs
+from tst_megatron.data.join import append, first_occurrences
+from tst_megatron.data.manifest import LeftOut
+from tst_megatron.data.parts import Part, load_part, read_hashes
+from tst_megatron.data.prepared import REJECTED_NAME, check_documents, write_manifest
+from tst_megatron.data.progress import byte_progress
+from tst_megatron.data.tokenizer import store_tokenizer
+from tst_megatron.data.workers import in_order
+from tst_megatron.files import flush_folder
+
+MOST_PROBLEMS = 20
+"""At so many, a preparation stops looking for more."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Job:
+    """What is to be made, and with what."""
+
+    parts: Path
+    """Folder of the parts."""
+    tasks: Sequence[tuple[Unit, Path]]
+    """The units of the text in their order, and the folder of each unit's part."""
+    encoder: Encoder
+    workers: int
+    max_rejected_fraction: float
+    allow_empty_splits: bool
+    console: Console | None
+
+
+def build(
+    job: Job, tokenizer: Path, recipe: Mapping[str, Any], versions: Mapping[str, str], output: Path
+) -> None:
+    """Make a prepared folder; its parts are deleted then, and only then.
+
+    Args:
+        job: what to do.
+        tokenizer: that the job's encoder has, on disk.
+        recipe: for the manifest.
+        versions: package to version, for the manifest.
+        output: absolute; does not exist, or is empty.
+
+    Raises:
+        ValueError: with every problem of the inputs that was found.
+    """
+    folder = job.parts / "joined"
+    # Of a run that was killed: joining again takes little time beside encoding.
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    stored = store_tokenizer(tokenizer, folder, eod_token=job.encoder.settings.eod_token)
+    facts = job.encoder.tokenizer.facts
+    counts = np.zeros(facts.vocab_size, dtype=np.int64)
+    with ExitStack() as stack:
+        writers = {
+            name: stack.enter_context(IndexedWriter(folder / name, vocab_size=facts.vocab_size))
+            for name in job.encoder.splits()
+        }
+        parts = stack.enter_context(closing(_parts(job)))
+        rejected, left_out = _join(job, parts, writers, counts)
+        if changed := changed_inputs(dict.fromkeys(unit.file for unit, _ in job.tasks)):
+            raise ValueError("\n".join(changed))
+        splits = {name: writer.finish(allow_empty=True) for name, writer in writers.items()}
+    if not job.allow_empty_splits:
+        _check_documents(job, {name: split.num_documents for name, split in splits.items()}, recipe)
+    if rejected:
+        (folder / REJECTED_NAME).write_text("".join(rejected), encoding="utf-8")
+    write_manifest(
+        folder,
+        recipe=recipe,
+        splits=splits,
+        train_counts=counts,
+        tokenizer=facts,
+        tokenizer_name=stored.name,
+        left_out=left_out,
+        versions=versions,
+    )
+    flush_folder(folder)
+    folder.rename(output)
+    flush_folder(output.parent)
+    shutil.rmtree(job.parts)
+
+
+def _check_documents(job: Job, num_documents: Mapping[str, int], recipe: Mapping[str, Any]) -> None:
+    try:
+        check_documents(num_documents, recipe)
+    except ValueError:
+        # So little text is made again at once, and other fractions could not go on from it.
+        shutil.rmtree(job.parts)
+        raise
+
+
+def _join(
+    job: Job,
+    parts: Iterator[tuple[Unit, Part]],
+    writers: Mapping[str, IndexedWriter],
+    counts: npt.NDArray[np.int64],
+) -> tuple[list[str], LeftOut]:
+    """Append all parts in order; returns the lines of rejected.jsonl, and what is left out."""
+    rejected: list[Rejected] = []
+    names: list[str] = []
+    num_documents = num_empty = num_duplicates = 0
+    for unit, part, keep in _with_masks(parts, job.encoder):
+        for name, writer in writers.items():
+            mask = keep.get(name)
+            split = part.splits[name]
+            damaged = append(
+                writer,
+                part.folder / name,
+                (split.bin_sha256, split.idx_sha256),
+                counts=counts if name == "train" else None,
+                keep=mask,
+            )
+            if damaged:
+                raise ValueError(
+                    f"{damaged}: was damaged after it was written. Delete {part.folder}; it will "
+                    "be made again."
+                )
+            num_documents += split.num_documents
+            num_duplicates += 0 if mask is None else int((~mask).sum())
+        num_empty += part.num_empty
+        rejected += part.rejected
+        names += [unit.file.name] * len(part.rejected)
+    _check_rejected(rejected, num_documents + num_empty, job.max_rejected_fraction)
+    lines = [
+        json.dumps({"file": name, "line": each.number, "problem": each.problem}) + "\n"
+        for name, each in zip(names, rejected, strict=True)
+    ]
+    return lines, LeftOut(empty=num_empty, rejected=len(rejected), duplicates=num_duplicates)
+
+
+def _with_masks(
+    parts: Iterator[tuple[Unit, Part]], encoder: Encoder
+) -> Iterator[tuple[Unit, Part, dict[str, npt.NDArray[np.bool_]]]]:
+    """Each part, and which documents of each split stay, where not all do."""
+    if not encoder.settings.deduplicate:
+        for unit, part in parts:
+            yield unit, part, {}
+        return
+    everything = list(parts)
+    masks = {
+        name: first_occurrences([read_hashes(part.folder / name) for _, part in everything])
+        for name in encoder.splits()
+    }
+    for number, (unit, part) in enumerate(everything):
+        yield unit, part, {name: mask[number] for name, mask in masks.items()}
+
+
+def _parts(job: Job) -> Generator[tuple[Unit, Part]]:
+    """Yield the parts of all units in order, as soon as they are there.
+
+    Raises:
+        ValueError: after the others have been tried too, with every problem.
+    """
+    there = {folder for _, folder in job.tasks if folder.is_dir()}
+    missing = {folder: (unit, folder) for unit, folder in job.tasks if folder not in there}
+    done = sum(unit.num_bytes for unit, folder in job.tasks if folder in there)
+    if there and job.console:
+        job.console.print(f"going on: {len(there)} of {len(job.tasks)} units are there")
+    problems: list[str] = []
+    with (
+        byte_progress(
+            job.console, "tokenising", sum(unit.num_bytes for unit, _ in job.tasks), done
+        ) as advance,
+        closing(
+            in_order(
+                partial(encode_unit, job.encoder),
+                list(missing.values()),
+                workers=min(job.workers, max(len(missing), 1)),
+                advance=advance,
+            )
+        ) as results,
+    ):
+        for unit, folder in job.tasks:
+            if missing.pop(folder, None):
+                _, error = next(results)
+                problems += [str(error)] if error else []
+            part = load_part(folder, unit)
+            if part and part.rejected and not job.max_rejected_fraction:
+                problems += map(str, part.rejected)
+            if len(problems) >= MOST_PROBLEMS:
+                break
+            if part and not problems:
+                yield unit, part
+    if problems:
+        kept = f"The parts that are done are kept in {job.parts}, and the same command goes on."
+        raise ValueError("\n".join([*_first(problems), kept]))
+
+
+def _check_rejected(
+    rejected: Sequence[Rejected], num_others: int, max_rejected_fraction: float
+) -> None:
+    lines = [each for each in rejected if each.number]
+    num_lines = len(lines) + num_others
+    if len(lines) <= max_rejected_fraction * num_lines:
+        return
+    problem = (
+        f"max_rejected_fraction {max_rejected_fraction:g}: {len(lines):,} of {num_lines:,} lines "
+        "hold no document. Repair the text, or allow more."
+    )
+    raise ValueError("\n".join([problem, *_first([str(each) for each in lines])]))
+
+
+def _first(problems: Sequence[str]) -> list[str]:
+    more = len(problems) - MOST_PROBLEMS
+    return [*problems[:MOST_PROBLEMS], *([f"... and {more:,} more"] if more > 0 else [])]

@@ -1,0 +1,179 @@
+"""Which files a text consists of, in which order, and how they are cut into units of work."""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+from pyarrow import parquet
+
+UNIT_BYTES = 1 << 26
+"""About what one unit reads of a file that can be cut: a minute's work, redone after a kill."""
+
+LINES = (".jsonl", ".json")
+COMPRESSIONS = ("", ".gz", ".zst")
+PARQUET = ".parquet"
+_ENDINGS = tuple(kind + packed for kind in LINES for packed in COMPRESSIONS) + (PARQUET,)
+KINDS = (
+    "Give .jsonl files (.json is read as one object per line too), packed as .gz or .zst or not, "
+    "or .parquet files; or folders or patterns of them."
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Input:
+    """One file of a text."""
+
+    path: Path
+    name: str
+    """What a manifest calls it: its path below the folder or pattern that was given."""
+    num_bytes: int
+    modified_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """What one worker reads at a time: a file, or a part of one."""
+
+    file: Input
+    start: int
+    stop: int | None
+    """The lines that start in these bytes, or these row groups; the whole file where None."""
+    num_bytes: int
+    """Of the file, about: for progress."""
+    is_whole_file: bool
+
+    @property
+    def path(self) -> Path:
+        """Of the file."""
+        return self.file.path
+
+
+def find_inputs(given: Sequence[Path | str]) -> list[Input]:
+    """The files that are meant, in their order: as given, and by name inside a folder or pattern.
+
+    Args:
+        given: files, folders (with all that lies below them) and patterns such as
+            "dclm/**/*.jsonl.zst"; of folders and patterns the files of known kinds are taken.
+
+    Raises:
+        ValueError: with every problem: nothing there, a file of another kind or named twice.
+    """
+    problems: list[str] = []
+    found: list[Input] = []
+    for each in given:
+        files, problem = _files_of(each)
+        if problem:
+            problems.append(f"{each}: {problem} {KINDS}")
+        found += [_input(path, name) for path, name in files]
+    if not given:
+        problems.append(f"inputs: no files. {KINDS}")
+    places: dict[Path, Path] = {}
+    for file in found:
+        place = file.path.resolve()
+        if place in places:
+            problems.append(f"{file.path}: is the same file as {places[place]}. Name it once.")
+        places.setdefault(place, file.path)
+    if problems:
+        raise ValueError("\n".join(problems))
+    return found
+
+
+def cut_into_units(inputs: Sequence[Input]) -> list[Unit]:
+    """Cut the files that can be read from within; packed lines are one unit for each file.
+
+    Raises:
+        ValueError: with every .parquet file that cannot be read.
+    """
+    problems: list[str] = []
+    units: list[Unit] = []
+    for each in inputs:
+        cuts = list(_cuts(each, problems))
+        units += [Unit(each, *cut, is_whole_file=len(cuts) == 1) for cut in cuts]
+    if problems:
+        raise ValueError("\n".join(problems))
+    return units
+
+
+def changed_inputs(inputs: Iterable[Input]) -> list[str]:
+    """The files that are not what `find_inputs` saw: the text is then of two states of them."""
+    return [
+        f"{each.path}: was changed while it was read. Start again when nothing writes to it."
+        for each in inputs
+        if not each.path.is_file() or _input(each.path, each.name) != each
+    ]
+
+
+def _input(path: Path, name: str) -> Input:
+    status = path.stat()
+    return Input(path, name, status.st_size, status.st_mtime_ns)
+
+
+def _cuts(each: Input, problems: list[str]) -> Iterator[tuple[int, int | None, int]]:
+    if each.path.name.endswith(LINES) and each.num_bytes:
+        for start in range(0, each.num_bytes, UNIT_BYTES):
+            stop = min(start + UNIT_BYTES, each.num_bytes)
+            yield start, stop, stop - start
+    elif each.path.name.endswith(PARQUET) and each.num_bytes:
+        try:
+            yield from _row_groups(each.path)
+        except (pa.ArrowException, OSError) as error:
+            problems.append(unreadable(each.path, error))
+    else:
+        yield 0, None, each.num_bytes
+
+
+def unreadable(path: Path, error: Exception) -> str:
+    """Say that a .parquet file is none."""
+    return f"{path}: cannot be read as Parquet ({error}). Copy or write it again."
+
+
+def _row_groups(path: Path) -> Iterator[tuple[int, int, int]]:
+    with parquet.ParquetFile(path) as file:
+        metadata = file.metadata
+        start, num_bytes = 0, 0
+        for group in range(metadata.num_row_groups):
+            columns = range(metadata.num_columns)
+            group_bytes = sum(
+                metadata.row_group(group).column(column).total_compressed_size for column in columns
+            )
+            if num_bytes and num_bytes + group_bytes > UNIT_BYTES:
+                yield start, group, num_bytes
+                start, num_bytes = group, 0
+            num_bytes += group_bytes
+        yield start, metadata.num_row_groups, num_bytes
+
+
+def _files_of(given: Path | str) -> tuple[list[tuple[Path, str]], str | None]:
+    """Files with their names, and what is wrong."""
+    path = Path(given)
+    if path.is_dir():
+        files = sorted(file for file in path.rglob("*") if _is_text(file))
+        named = [(file, file.relative_to(path).as_posix()) for file in files]
+        return named, None if files else "no file of text is in this folder."
+    if path.is_file():
+        return [(path, path.name)], None if _is_text(path) else "unknown kind of file."
+    if glob.has_magic(str(given)):
+        root = _fixed_part(path)
+        found = sorted(map(Path, glob.glob(str(given), recursive=True)))
+        files = [file for file in found if _is_text(file)]
+        named = [(file, file.relative_to(root).as_posix()) for file in files]
+        return named, None if files else "no file of text matches this pattern."
+    return [], "no such file or folder."
+
+
+def _fixed_part(pattern: Path) -> Path:
+    """The folder that a pattern starts from."""
+    parts = []
+    for part in pattern.parts[:-1]:
+        if glob.has_magic(part):
+            break
+        parts.append(part)
+    return Path(*parts)
+
+
+def _is_text(path: Path) -> bool:
+    return path.name.endswith(_ENDINGS) and not path.name.startswith(".") and path.is_file()

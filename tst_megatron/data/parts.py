@@ -1,0 +1,139 @@
+"""Parts: what the units of a text became, each a folder that is there whole or not at all.
+
+They lie in `<output>.parts/` until the output is finished. A run that was killed goes on from them.
+A part has its name from the content that it was made of, so that it also serves when other files
+are added, taken away or repaired meanwhile; `settings.json` says how all of them were made.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tst_megatron.data.documents import Rejected
+from tst_megatron.data.indexed import IndexedFacts
+from tst_megatron.data.inputs import Unit
+from tst_megatron.files import write_beside
+
+FILE_NAME = "part.json"
+SETTINGS_NAME = "settings.json"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Part:
+    """The documents of one unit, encoded."""
+
+    folder: Path
+    splits: dict[str, IndexedFacts]
+    num_empty: int
+    rejected: list[Rejected]
+
+
+def parts_folder(output: Path) -> Path:
+    """Where the parts of an output are."""
+    return output.with_name(f"{output.name}.parts")
+
+
+def part_folder(parts: Path, unit: Unit, sha256: str) -> Path:
+    """Where the part of a unit is, once it is made.
+
+    Args:
+        parts: of all units.
+        unit: of a file.
+        sha256: of the whole file.
+    """
+    return parts / f"{sha256[:32]}-{unit.start}-{unit.stop}"
+
+
+def hashes_path(prefix: Path) -> Path:
+    """The hashes of a split's documents, 16 bytes each, in their order."""
+    return prefix.with_name(f"{prefix.name}.hashes")
+
+
+def read_hashes(prefix: Path) -> npt.NDArray[np.uint64]:
+    """[documents, 2] uint64: the hashes of a split's documents."""
+    path = hashes_path(prefix)
+    # A unit without a document has no such file.
+    content = path.read_bytes() if path.is_file() else b""
+    return np.frombuffer(content, dtype=np.uint64).reshape(-1, 2)
+
+
+def write_part(
+    folder: Path,
+    splits: Mapping[str, IndexedFacts],
+    *,
+    num_empty: int,
+    rejected: Sequence[Rejected],
+) -> None:
+    """Write part.json, the last file of a part."""
+    values = {
+        "splits": {name: asdict(facts) for name, facts in splits.items()},
+        "num_empty": num_empty,
+        "rejected": [[each.number, each.problem] for each in rejected],
+    }
+    (folder / FILE_NAME).write_text(json.dumps(values), encoding="utf-8")
+
+
+def load_part(folder: Path, unit: Unit) -> Part | None:
+    """The part of a unit, if it has been made.
+
+    Args:
+        folder: as `part_folder` names it.
+        unit: that it was made of, or one with the same content.
+
+    Raises:
+        ValueError: it is damaged.
+    """
+    if not folder.is_dir():
+        return None
+    try:
+        values = json.loads((folder / FILE_NAME).read_bytes())
+        return Part(
+            folder=folder,
+            splits={name: IndexedFacts(**facts) for name, facts in values["splits"].items()},
+            num_empty=int(values["num_empty"]),
+            rejected=[Rejected(unit.path, *each) for each in values["rejected"]],
+        )
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise ValueError(
+            f"{folder}: is damaged ({error!r}). Delete this folder; it will be made again."
+        ) from error
+
+
+def begin_parts(parts: Path, settings: Mapping[str, Any]) -> None:
+    """Make the folder of parts, or go on with what is there.
+
+    Args:
+        parts: as `parts_folder` names it.
+        settings: what decides each part beside the content of its unit, as JSON values.
+
+    Raises:
+        ValueError: it holds parts that were made otherwise.
+    """
+    file = parts / SETTINGS_NAME
+    if not file.is_file():
+        if parts.is_dir() and any(parts.iterdir()):
+            raise ValueError(
+                f"{parts}: exists and is no folder of parts (no {SETTINGS_NAME}). Move it away, or "
+                "give another output folder."
+            )
+        parts.mkdir(parents=True, exist_ok=True)
+        write_beside(file, json.dumps(settings, indent=2) + "\n")
+        return
+    there = json.loads(file.read_bytes())
+    differences = [
+        f"{key}: {there.get(key)!r} then, {value!r} now"
+        for key, value in settings.items()
+        if there.get(key) != value
+    ]
+    if differences:
+        raise ValueError(
+            f"{parts}: was begun otherwise; {'; '.join(differences)}. Go on as it was begun, or "
+            "delete this folder to begin anew."
+        )
