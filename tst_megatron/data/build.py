@@ -21,7 +21,7 @@ from tst_megatron.data.indexed import IndexedWriter
 from tst_megatron.data.inputs import Unit, changed_inputs
 from tst_megatron.data.join import append, first_occurrences
 from tst_megatron.data.manifest import LeftOut
-from tst_megatron.data.parts import Part, load_part, read_hashes
+from tst_megatron.data.parts import Part, counts_path, load_part, read_hashes
 from tst_megatron.data.prepared import REJECTED_NAME, check_documents, write_manifest
 from tst_megatron.data.progress import byte_progress
 from tst_megatron.data.tokenizer import store_tokenizer
@@ -126,7 +126,7 @@ def _join(
                 writer,
                 part.folder / name,
                 (split.bin_sha256, split.idx_sha256),
-                counts=counts if name == "train" else None,
+                counts=counts if name == "train" and mask is not None else None,
                 keep=mask,
             )
             if damaged:
@@ -136,6 +136,8 @@ def _join(
                 )
             num_documents += split.num_documents
             num_duplicates += 0 if mask is None else int((~mask).sum())
+        if "train" not in keep:
+            counts += np.load(counts_path(part.folder))
         num_empty += part.num_empty
         rejected += part.rejected
         names += [unit.file.name] * len(part.rejected)

@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from tst_megatron.data.documents import Documents, Rejected, read_unit
 from tst_megatron.data.indexed import IndexedWriter
 from tst_megatron.data.inputs import Unit
-from tst_megatron.data.parts import hashes_path, write_part
+from tst_megatron.data.parts import counts_path, hashes_path, write_part
 from tst_megatron.data.split import SPLITS, split_of
 from tst_megatron.data.tokenizer import Tokenizer
 from tst_megatron.files import folder_appearing_whole
@@ -65,6 +66,7 @@ def encode_unit(encoder: Encoder, task: tuple[Unit, Path], advance: Callable[[in
     rejected: list[Rejected] = []
     num_empty = 0
     vocab_size = encoder.tokenizer.facts.vocab_size
+    counts = np.zeros(vocab_size, dtype=np.int64)
     with folder_appearing_whole(part) as folder, ExitStack() as stack:
         writers = {
             name: stack.enter_context(IndexedWriter(folder / name, vocab_size=vocab_size))
@@ -78,12 +80,18 @@ def encode_unit(encoder: Encoder, task: tuple[Unit, Path], advance: Callable[[in
                     f"{unit.path}: more than {MOST_REJECTED:,} lines hold no document. The first: "
                     f"{rejected[0]}"
                 )
-            _add(documents, encoder, writers)
+            _add(documents, encoder, writers, counts)
         facts = {name: writer.finish(allow_empty=True) for name, writer in writers.items()}
+        np.save(counts_path(folder), counts)
         write_part(folder, facts, num_empty=num_empty, rejected=rejected)
 
 
-def _add(documents: Documents, encoder: Encoder, writers: dict[str, IndexedWriter]) -> None:
+def _add(
+    documents: Documents,
+    encoder: Encoder,
+    writers: dict[str, IndexedWriter],
+    counts: npt.NDArray[np.int64],
+) -> None:
     texts: dict[str, list[str]] = {name: [] for name in writers}
     for text in documents.texts:
         split = split_of(
@@ -96,7 +104,11 @@ def _add(documents: Documents, encoder: Encoder, writers: dict[str, IndexedWrite
         encoded = encoder.tokenizer.encode(texts[name])
         if encoded:
             lengths = np.array([len(ids) for ids in encoded], dtype=np.int32)
-            writer.add_documents(np.concatenate(encoded), lengths)
+            tokens = np.concatenate(encoded)
+            writer.add_documents(tokens, lengths)
+            if name == "train":
+                # Here and not where parts are joined, which one process does for all workers.
+                counts += np.bincount(tokens, minlength=len(counts))
         if encoder.settings.deduplicate:
             with hashes_path(writer.prefix).open("ab") as file:
                 for text in texts[name]:

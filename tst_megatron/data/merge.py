@@ -111,6 +111,8 @@ def _recipe(manifests: Sequence[Manifest]) -> dict[str, Any]:
     return {
         "inputs": [entry for manifest in manifests for entry in inputs_of(manifest)],
         **{key: manifests[0].recipe.get(key) for key in (*TOKENIZER_KEYS, *SETTINGS)},
+        # Copies in different shards are still there.
+        "deduplicate": "each shard" if manifests[0].recipe.get("deduplicate") else False,
         "shards": [
             {
                 "num_inputs": len(inputs_of(manifest)),

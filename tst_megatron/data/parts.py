@@ -56,6 +56,11 @@ def hashes_path(prefix: Path) -> Path:
     return prefix.with_name(f"{prefix.name}.hashes")
 
 
+def counts_path(folder: Path) -> Path:
+    """How often each token occurs in a part's training documents, an int64 array."""
+    return folder / "counts.npy"
+
+
 def read_hashes(prefix: Path) -> npt.NDArray[np.uint64]:
     """[documents, 2] uint64: the hashes of a split's documents."""
     path = hashes_path(prefix)

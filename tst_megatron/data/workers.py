@@ -5,12 +5,14 @@ from __future__ import annotations
 import multiprocessing
 import os
 import threading
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from typing import Any
 
 _SECONDS_BETWEEN_LOOKS = 0.2
+_THREADS_OF_TOKENIZERS = "TOKENIZERS_PARALLELISM"
 
 
 def num_cores() -> int:
@@ -44,9 +46,12 @@ def in_order[Item, Result](
     if workers == 1:
         for item in items:
             try:
-                yield item, work(item, advance)
+                with _one_thread():
+                    result = work(item, advance)
             except (ValueError, OSError) as error:
                 yield item, error
+            else:
+                yield item, result
         return
     # Not forked: the caller may have threads (torch, rich), and a fork would copy their locks.
     context = multiprocessing.get_context("spawn")
@@ -64,6 +69,20 @@ def in_order[Item, Result](
             yield item, _result(future)
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """A worker is one thread, also in this process: `tokenizers` would take all cores."""
+    before = os.environ.get(_THREADS_OF_TOKENIZERS)
+    os.environ[_THREADS_OF_TOKENIZERS] = "false"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[_THREADS_OF_TOKENIZERS]
+        else:
+            os.environ[_THREADS_OF_TOKENIZERS] = before
 
 
 def _wait(future: Future[Any], counter: Any, advance: Callable[[int], None]) -> None:
@@ -95,8 +114,7 @@ _work_of_this_process: tuple[Callable[[Any, Callable[[int], None]], Any], Any] |
 
 def _start_worker(work: Callable[[Any, Callable[[int], None]], Any], counter: Any) -> None:
     global _work_of_this_process
-    # One thread each: the processes are as many as the cores.
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    os.environ[_THREADS_OF_TOKENIZERS] = "false"
     threading.Thread(target=_end_with_parent, daemon=True).start()
     _work_of_this_process = work, counter
 

@@ -1,0 +1,253 @@
+"""A preparation that was killed, stopped or refused goes on from what is done."""
+
+import io
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import zstandard
+from merge_shards import contents, flip_last_byte, write_jsonl
+from rich.console import Console
+
+from tst_megatron.data import build
+from tst_megatron.data.prepare import prepare
+
+NUM_FILES = 24
+OPTIONS = {"held_out_fraction": 0.1, "workers": 1}
+
+
+def write_folder(folder: Path, texts: list[str]) -> Path:
+    """Files of text, a fifth of the texts in each."""
+    folder.mkdir()
+    for number in range(NUM_FILES):
+        some = [f"{number}\n{text}" for text in texts[number % 5 :: 5]]
+        write_jsonl(folder / f"{number:02d}.jsonl", some)
+    return folder
+
+
+@pytest.fixture
+def folder(training_texts: list[str], tmp_path: Path) -> Path:
+    """Files of text that are encoded in a moment."""
+    return write_folder(tmp_path / "text", [text[:900] for text in training_texts])
+
+
+def parts_of(output: Path) -> dict[Path, int]:
+    """The parts that are done, and when each was."""
+    files = output.with_name(f"{output.name}.parts").glob("[!.]*/part.json")
+    return {file.parent: file.stat().st_mtime_ns for file in files}
+
+
+def run_until(output: Path, command: list[str], num_parts: int, delay: float) -> None:
+    """Start a preparation, and kill all its processes once so many parts are done."""
+    process = subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while len(parts_of(output)) < num_parts and process.poll() is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    time.sleep(delay)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def test_killed_at_random_and_started_again_gives_the_same_files(
+    training_texts: list[str], tokenizer_model: Path, tmp_path: Path
+) -> None:
+    folder = write_folder(tmp_path / "text", [text[:20_000] for text in training_texts])
+    whole, output = tmp_path / "whole", tmp_path / "output"
+    prepare([folder], tokenizer_model, whole, **OPTIONS)
+    command = [sys.executable, "-m", "tst_megatron", "data", "prepare", str(folder)]
+    command += ["--tokenizer", str(tokenizer_model), "--output", str(output)]
+    command += ["--held-out-fraction", "0.1", "--workers", "2"]
+    chance = random.Random(8)
+    for _ in range(3):
+        before = parts_of(output)
+        wanted = len(before) + chance.randrange(2, 6)
+        run_until(output, command, wanted, chance.uniform(0, 0.3))
+        after = parts_of(output)
+        assert not output.exists() and len(after) >= wanted
+        assert before.items() <= after.items(), "what was done is not done again"
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert f"going on: {len(after)} of {NUM_FILES} units are there" in done.stdout
+    assert contents(output) == contents(whole)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["output", "text", "whole"]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError])
+def test_stopped_while_joining_keeps_the_parts(
+    folder: Path, tokenizer_model: Path, tmp_path: Path, monkeypatch, error: type[BaseException]
+) -> None:
+    def stop(*arguments: object, **options: object) -> None:
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(build, "write_manifest", stop)
+        with pytest.raises(error):
+            prepare([folder], tokenizer_model, tmp_path / "output", **OPTIONS)
+    parts = parts_of(tmp_path / "output")
+    assert len(parts) == NUM_FILES and not (tmp_path / "output").exists()
+    monkeypatch.setattr(build, "encode_unit", lambda *arguments: pytest.fail("encoded again"))
+    prepare([folder], tokenizer_model, tmp_path / "output", **OPTIONS)
+    monkeypatch.undo()
+    prepare([folder], tokenizer_model, tmp_path / "whole", **OPTIONS)
+    assert contents(tmp_path / "output") == contents(tmp_path / "whole")
+
+
+def test_all_that_cannot_be_read_is_named_at_once_and_the_rest_is_kept(
+    folder: Path, tokenizer_model: Path, tmp_path: Path
+) -> None:
+    good = (folder / "03.jsonl").read_bytes()
+    packed = zstandard.ZstdCompressor().compress(good)
+    (folder / "03.jsonl").unlink()
+    (folder / "03.jsonl.zst").write_bytes(packed[: len(packed) // 2])
+    (folder / "05.jsonl").write_bytes(b"")
+    with (folder / "07.jsonl").open("a") as file:
+        file.write("{}\n[1]\n")
+    output = tmp_path / "output"
+    with pytest.raises(ValueError) as caught:
+        prepare([folder], tokenizer_model, output, held_out_fraction=0.1, workers=2)
+    lines = str(caught.value).splitlines()
+    number = len(good.splitlines())
+    starts = [
+        f"{folder}/03.jsonl.zst: packed file is damaged or cut short (the last frame has no end)",
+        f"{folder}/05.jsonl: holds no document.",
+        f"{folder}/07.jsonl, line {number + 1}: keys [], a JSON object with the key 'text'",
+        f"{folder}/07.jsonl, line {number + 2}: no object, a JSON object with the key 'text'",
+        f"The parts that are done are kept in {output}.parts",
+    ]
+    assert [line[: len(start)] for line, start in zip(lines, starts, strict=True)] == starts
+    before = parts_of(output)
+    assert len(before) == NUM_FILES - 1 and not output.exists()
+    # Mended, and with a file more: what was right is not made again.
+    (folder / "03.jsonl.zst").write_bytes(packed)
+    (folder / "05.jsonl").unlink()
+    (folder / "07.jsonl").write_bytes((folder / "07.jsonl").read_bytes()[: -len("{}\n[1]\n")])
+    write_jsonl(folder / "00-first.jsonl", ["another text\n" * 9])
+    text = io.StringIO()
+    prepare([folder], tokenizer_model, output, **OPTIONS, console=Console(file=text))
+    assert f"going on: {NUM_FILES - 3} of {NUM_FILES} units are there" in text.getvalue()
+    prepare([folder], tokenizer_model, tmp_path / "whole", **OPTIONS)
+    assert contents(output) == contents(tmp_path / "whole")
+
+
+def test_many_problems_end_the_search(folder: Path, tokenizer_model: Path, tmp_path: Path) -> None:
+    for path in folder.iterdir():
+        path.write_text("{}\n" * 30)
+    with pytest.raises(ValueError) as caught:
+        prepare([folder], tokenizer_model, tmp_path / "output", **OPTIONS)
+    lines = str(caught.value).splitlines()
+    assert len(lines) == 22 and lines[20] == "... and 10 more"
+    assert len(parts_of(tmp_path / "output")) == 1
+
+
+def test_unit_with_hardly_any_document_is_given_up(tokenizer_model: Path, tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "a.jsonl", [f"text {number}" for number in range(10_050)], key="body")
+    with pytest.raises(ValueError, match=r"more than 10,000 lines hold no document\. The first: "):
+        prepare(
+            [tmp_path / "a.jsonl"],
+            tokenizer_model,
+            tmp_path / "output",
+            max_rejected_fraction=0.999,
+            **OPTIONS,
+        )
+
+
+def test_rejected_lines_are_left_out_and_listed_if_allowed(
+    folder: Path, tokenizer_model: Path, tmp_path: Path
+) -> None:
+    prepare([folder], tokenizer_model, tmp_path / "whole", **OPTIONS)
+    (folder / "empty.jsonl").write_bytes(b"")
+    for name in ("04.jsonl", "11.jsonl"):
+        text = (folder / name).read_text()
+        (folder / name).write_text("nothing\n" + text)
+    num_lines = 2 + sum(len(path.read_text().splitlines()) for path in folder.iterdir()) - 2
+    output = tmp_path / "output"
+    allowed = {"max_rejected_fraction": 2 / num_lines, **OPTIONS}
+    with pytest.raises(ValueError, match=rf": 2 of {num_lines:,} lines hold no document"):
+        prepare(
+            [folder],
+            tokenizer_model,
+            output,
+            **{**allowed, "max_rejected_fraction": 1.9 / num_lines},
+        )
+    parts = parts_of(output)
+    assert len(parts) == NUM_FILES + 1
+    manifest = prepare([folder], tokenizer_model, output, **allowed)
+    assert manifest.left_out.rejected == 3
+    listed = [json.loads(line) for line in (output / "rejected.jsonl").read_text().splitlines()]
+    assert [(each["file"], each["line"]) for each in listed] == [
+        ("04.jsonl", 1),
+        ("11.jsonl", 1),
+        ("empty.jsonl", 0),
+    ]
+    assert "not JSON in UTF-8" in listed[0]["problem"]
+    for name in ("train.bin", "train.idx", "validation.bin", "validation.idx"):
+        assert (output / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_other_settings_do_not_go_on_from_the_parts(
+    folder: Path, tokenizer_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(build, "append", lambda *arguments, **options: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        prepare([folder], tokenizer_model, tmp_path / "output", **OPTIONS)
+    before = parts_of(tmp_path / "output")
+    options = {**OPTIONS, "held_out_fraction": 0.2, "text_key": "body"}
+    message = (
+        r"output\.parts: was begun otherwise; text_key: 'text' then, 'body' now; "
+        r"held_out_fraction: 0\.1 then, 0\.2 now\. Go on as it was begun, or delete this folder"
+    )
+    with pytest.raises(ValueError, match=message):
+        prepare([folder], tokenizer_model, tmp_path / "output", **options)
+    assert parts_of(tmp_path / "output") == before
+
+
+def test_foreign_folder_in_the_place_of_the_parts_is_left_alone(
+    folder: Path, tokenizer_model: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "output.parts").mkdir()
+    (tmp_path / "output.parts" / "precious").write_text("")
+    with pytest.raises(ValueError, match=r"output\.parts: exists and is no folder of parts"):
+        prepare([folder], tokenizer_model, tmp_path / "output", **OPTIONS)
+    assert list(contents(tmp_path / "output.parts")) == ["precious"]
+
+
+@pytest.mark.parametrize("name", ["train.bin", "train.idx", "part.json"])
+def test_damaged_part_is_noticed(
+    folder: Path, tokenizer_model: Path, tmp_path: Path, name: str
+) -> None:
+    output = tmp_path / "output"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(build, "write_manifest", lambda *arguments, **options: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            prepare([folder], tokenizer_model, output, **OPTIONS)
+    damaged = sorted(parts_of(output))[4]
+    flip_last_byte(damaged / name)
+    with pytest.raises(ValueError, match=rf"{damaged.name}.*damaged.*Delete"):
+        prepare([folder], tokenizer_model, output, **OPTIONS)
+    for file in damaged.iterdir():
+        file.unlink()
+    damaged.rmdir()
+    prepare([folder], tokenizer_model, output, **OPTIONS)
+    prepare([folder], tokenizer_model, tmp_path / "whole", **OPTIONS)
+    assert contents(output) == contents(tmp_path / "whole")
+
+
+def test_text_that_changes_meanwhile_is_refused(
+    folder: Path, tokenizer_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encode_unit = build.encode_unit
+
+    def encode_and_write(encoder, task, advance) -> None:
+        encode_unit(encoder, task, advance)
+        os.utime(folder / "02.jsonl")
+
+    monkeypatch.setattr(build, "encode_unit", encode_and_write)
+    with pytest.raises(ValueError, match=r"02\.jsonl: was changed while it was read"):
+        prepare([folder], tokenizer_model, tmp_path / "output", **OPTIONS)
+    assert not (tmp_path / "output").exists()
