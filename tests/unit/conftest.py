@@ -7,6 +7,7 @@ import sysconfig
 from pathlib import Path
 
 import pytest
+from doctor_facts import doctor  # noqa: F401 - a fixture
 from merge_shards import shards  # noqa: F401 - a fixture
 from sentencepiece import SentencePieceProcessor
 from status_folders import folder, running  # noqa: F401 - fixtures
