@@ -207,7 +207,8 @@ def _shadowed(packages: Packages, modules: Mapping[str, str]) -> Iterator[Findin
         if not origin or not copies or _is_in(origin, copies[0].folder):
             continue
         found = f"imported from {origin}, while {copies[0].version} is in {copies[0].folder}"
-        fix = f"Take the folder of {origin} off PYTHONPATH, or start elsewhere"
+        root, _, _ = origin.rpartition(f"/{module.replace('.', '/')}")
+        fix = f"take {root or '/'} off PYTHONPATH, or start elsewhere"
         if name == OURS:
             yield note(name, found, needed="one copy", fix=f"{fix}; or install that folder")
         else:
