@@ -64,7 +64,8 @@ def copies(**changes):
 
 
 def healthy():
-    disks = ("temporary folder", "Triton's cache", "cache of torch.compile")
+    caches = ("Triton's cache", "cache of torch.compile")
+    disks = [Disk(name=name, path="/tmp", free_gib=9.0, is_of_compilers=True) for name in caches]
     return Facts(
         packages=Packages(
             python="3.12.3", requires_python="<3.13,>=3.12", required=REQUIRED, copies=copies()
@@ -81,7 +82,7 @@ def healthy():
         gpus=GPUs(driver="580.95.05", health=parse(HEALTH, FIELDS)),
         machine=Machine(
             shared_memory=Disk(name="shared memory", path="/dev/shm", free_gib=64.0),
-            disks=tuple(Disk(name=name, path="/tmp", free_gib=100.0) for name in disks),
+            disks=(Disk(name="temporary folder", path="/tmp", free_gib=9.0), *disks),
             limits={
                 "nofile": (65536, 65536),
                 "nproc": (-1, -1),
@@ -93,6 +94,8 @@ def healthy():
             may_lock_memory=False,
             infiniband=("mlx5_0",),
             interfaces=("lo", "eth0", "ib0"),
+            compiler="/usr/bin/gcc",
+            has_python_headers=True,
             user="someone",
             is_clock_synchronised=True,
             now=NOW,

@@ -167,6 +167,14 @@ def test_missing_hybrid_ep_is_a_note_with_the_other_dispatcher():
     assert by_level(of.with_probe(healthy(), "deep_ep", None), "bf16", "note") == []
 
 
+def test_apex_on_the_path_is_taken_off_it_and_not_uninstalled():
+    facts = of.with_packages(healthy(), copies=of.copies(apex="0.9.10.dev0"))
+    facts = of.with_modules(facts, apex="/src/apex/apex/__init__.py")
+    facts = of.with_machine(facts, environment={"PYTHONPATH": "/other:/src/apex"})
+    (finding,) = by_level(facts, "bf16", "problem")
+    assert finding.fix == "take /src/apex off PYTHONPATH"
+
+
 def test_nvidias_apex_is_fine_on_a_gpu_and_a_problem_on_the_cpu(tmp_path):
     for part in ("normalization", "multi_tensor_apply"):
         (tmp_path / "apex" / part).mkdir(parents=True)

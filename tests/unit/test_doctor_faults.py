@@ -240,6 +240,18 @@ FAULTS = {
         "Triton's cache",
         ["/nobody/.triton: Permission denied", "export TRITON_CACHE_DIR=FOLDER"],
     ),
+    "there is no compiler": (
+        lambda f: of.with_machine(f, compiler=None),
+        "bf16",
+        "C compiler",
+        ["none", "needed: gcc, clang", "fix: apt-get install gcc"],
+    ),
+    "there are no headers of Python": (
+        lambda f: of.with_machine(f, has_python_headers=False),
+        "bf16",
+        "Python.h",
+        ["not there", "fix: apt-get install python3.12-dev"],
+    ),
     "the user has no name": (
         lambda f: of.with_machine(f, user=None),
         "bf16",

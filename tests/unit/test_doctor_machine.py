@@ -4,7 +4,7 @@ import doctor_facts as of
 import pytest
 from doctor_facts import by_level, healthy, without_gpu
 
-from tst_megatron.doctor.facts import Image
+from tst_megatron.doctor.facts import Disk, Image
 from tst_megatron.environment import VARIABLES, strange_values
 
 
@@ -108,6 +108,17 @@ def test_hub_is_a_note_where_there_is_often_no_network():
     assert len(notes(of.with_packages(healthy(), image=Image()))) == 1
     offline = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
     assert notes(with_variables(SLURM_JOB_ID="1", **offline)) == []
+
+
+# --- compilers ------------------------------------------------------------------------------------
+
+
+def test_nothing_is_compiled_on_the_cpu():
+    facts = of.with_machine(without_gpu(), compiler=None, has_python_headers=False, user=None)
+    cache = Disk(name="Triton's cache", path="/root", problem="denied", is_of_compilers=True)
+    facts = of.with_machine(facts, disks=(*facts.machine.disks[:1], cache))
+    assert problems(facts, "cpu") == []
+    assert len(problems(facts, "bf16")) == len(problems(without_gpu(), "bf16")) + 4
 
 
 # --- user -----------------------------------------------------------------------------------------

@@ -80,17 +80,32 @@ def test_project_that_is_not_installed_says_that_its_requirements_are_not_known(
 
 
 def test_lacking_extra_is_a_note_with_its_install_line():
-    required = {**of.REQUIRED, "data": ("zstandard", "pyarrow"), "eval": ("numpy>=2",)}
+    required = {**of.REQUIRED, "data": ("zstandard", "pyarrow", "numpy"), "eval": ("lm-eval",)}
     (finding,) = notes(of.with_packages(healthy(), required=required))
     assert finding.check == "extra data"
     assert finding.found == "zstandard: not installed; pyarrow: not installed"
     assert "pip install 'tst-megatron[data]'" in finding.fix
 
 
+def test_extra_that_nobody_asked_for_is_no_note_and_a_wrong_version_of_it_is():
+    facts = of.with_packages(healthy(), required={**of.REQUIRED, "eval": ("lm-eval==0.4.13",)})
+    assert notes(facts) == []
+    (finding,) = notes(of.with_packages(facts, copies=of.copies(lm_eval="0.4.9")))
+    assert finding.found == "lm-eval: 0.4.9"
+
+
 def test_what_packages_require_in_turn_is_a_note_through_all_of_them():
     requires = {"torch": ("numpy<2",), "numpy": ("absent>=3",), "transformer-engine": ("no-more",)}
     (finding,) = notes(of.with_packages(healthy(), requires=requires))
     assert finding.found == "absent>=3 of numpy: not installed; numpy<2 of torch: 2.3.0"
+
+
+def test_what_is_missing_is_said_once():
+    facts = of.with_packages(
+        healthy(), requires={"torch": ("numpy",)}, copies=of.copies(numpy=None)
+    )
+    assert [each.check for each in problems(facts)] == ["numpy"]
+    assert notes(facts) == []
 
 
 # --- copies ---------------------------------------------------------------------------------------

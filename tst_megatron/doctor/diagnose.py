@@ -55,7 +55,8 @@ def findings_of(facts: Facts, profile: str) -> list[Finding]:
         *gpus.gloo_findings(facts),
         *machine.memory_findings(facts.machine),
         *limits.limit_findings(facts.machine, profile),
-        *machine.disk_findings(facts.machine),
+        *machine.disk_findings(facts.machine, profile),
+        *machine.compiler_findings(facts.machine, profile),
         *machine.clock_findings(facts.machine),
         *machine.environment_findings(facts.machine, profile, is_compute=is_compute),
     ]

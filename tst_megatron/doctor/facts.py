@@ -83,6 +83,8 @@ class Disk:
 
     name: str
     path: str
+    is_of_compilers: bool = False
+    """Whether only Triton and torch.compile write there, which the CPU host does without."""
     free_gib: float | None = None
     problem: str | None = None
     """Why it could not be written to."""
@@ -104,6 +106,10 @@ class Machine:
     """Names of its adapters."""
     interfaces: tuple[str, ...]
     """Names of network interfaces."""
+    compiler: str | None
+    """The C compiler that Triton takes."""
+    has_python_headers: bool
+    """Whether Python.h is there, against which Triton compiles."""
     user: str | None
     """Name of the user; None where there is none for this number."""
     is_clock_synchronised: bool | None

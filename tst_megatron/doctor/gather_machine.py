@@ -6,12 +6,15 @@ import ctypes
 import getpass
 import os
 import resource
+import shutil
 import socket
 import struct
+import sysconfig
 import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from tst_megatron.cluster import node
 from tst_megatron.doctor.facts import Disk, Machine
@@ -42,6 +45,8 @@ def machine(folder: Path | None, package: Path) -> Machine:
         may_lock_memory=_has_capability(CAP_IPC_LOCK),
         infiniband=_names(Path("/sys/class/infiniband")),
         interfaces=tuple(name for _, name in socket.if_nameindex()),
+        compiler=_compiler(),
+        has_python_headers=Path(sysconfig.get_paths()["include"], "Python.h").exists(),
         user=_user(),
         is_clock_synchronised=_is_clock_synchronised(),
         now=time.time(),
@@ -66,19 +71,21 @@ def _disks(folder: Path | None) -> Iterator[Disk]:
     home = os.environ.get("TRITON_HOME") or os.path.expanduser("~")
     triton = os.environ.get("TRITON_CACHE_DIR") or Path(home) / ".triton" / "cache"
     compiled = os.environ.get("TORCHINDUCTOR_CACHE_DIR") or temporary / f"torchinductor_{_user()}"
-    yield _disk("Triton's cache", Path(triton))
-    yield _disk("cache of torch.compile", Path(compiled))
+    yield _disk("Triton's cache", Path(triton), is_of_compilers=True)
+    yield _disk("cache of torch.compile", Path(compiled), is_of_compilers=True)
 
 
-def _disk(name: str, path: Path) -> Disk:
+def _disk(name: str, path: Path, *, is_of_compilers: bool = False) -> Disk:
     """Free space, and whether a file can be written, in a folder or where it would be made."""
     try:
         place = next(each for each in (path, *path.absolute().parents) if each.exists())
         free = node.free_gib(place)
         node.probe_seconds(place)
     except OSError as error:
-        return Disk(name=name, path=str(path), problem=error.strerror or str(error))
-    return Disk(name=name, path=str(path), free_gib=free)
+        seen: dict[str, Any] = {"problem": error.strerror or str(error)}
+    else:
+        seen = {"free_gib": free}
+    return Disk(name=name, path=str(path), is_of_compilers=is_of_compilers, **seen)
 
 
 # --- process --------------------------------------------------------------------------------------
@@ -105,6 +112,11 @@ def _names(folder: Path) -> tuple[str, ...]:
         return tuple(sorted(path.name for path in folder.iterdir()))
     except OSError:
         return ()
+
+
+def _compiler() -> str | None:
+    """As triton.runtime.build looks for it."""
+    return os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")
 
 
 def _user() -> str | None:

@@ -31,6 +31,13 @@ HURTS = {
 ATTENTION = ("NVTE_FLASH_ATTN", "NVTE_FUSED_ATTN", "NVTE_UNFUSED_ATTN")
 """Megatron sets them by `attention-backend`, and refuses to start if they were set otherwise."""
 
+FOLDERS = {
+    "temporary folder": "TMPDIR",
+    "Triton's cache": "TRITON_CACHE_DIR",
+    "cache of torch.compile": "TORCHINDUCTOR_CACHE_DIR",
+}
+"""The variable that moves each of them."""
+
 OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
 
 
@@ -46,22 +53,42 @@ def memory_findings(machine: Machine) -> list[Finding]:
     ]
 
 
-def disk_findings(machine: Machine) -> list[Finding]:
+def disk_findings(machine: Machine, profile: str) -> list[Finding]:
     """Whether there is room and permission where a run writes."""
     fix = "free space there, correct its permissions, or choose another folder"
-    variables = {
-        "temporary folder": "TMPDIR",
-        "Triton's cache": "TRITON_CACHE_DIR",
-        "cache of torch.compile": "TORCHINDUCTOR_CACHE_DIR",
-    }
-    found = [
-        _disk_finding(
-            disk,
-            needed_gib=node.MIN_FREE_GIB,
-            fix=f"{fix}: export {variables[disk.name]}=FOLDER" if disk.name in variables else fix,
+    found = []
+    for disk in machine.disks:
+        if disk.is_of_compilers and profile not in GPU_PROFILES:
+            continue
+        variable = FOLDERS.get(disk.name)
+        choice = f"{fix}: export {variable}=FOLDER" if variable else fix
+        found.append(_disk_finding(disk, needed_gib=node.MIN_FREE_GIB, fix=choice))
+    return found
+
+
+def compiler_findings(machine: Machine, profile: str) -> list[Finding]:
+    """Whether Triton and torch.compile can compile, which the CPU host does without."""
+    if profile not in GPU_PROFILES:
+        return []
+    found = []
+    if machine.compiler is None:
+        found.append(
+            problem(
+                "C compiler",
+                "none",
+                needed="gcc, clang or what CC names: Triton compiles a part of each kernel with it",
+                fix="apt-get install gcc, or export CC=COMPILER",
+            )
         )
-        for disk in machine.disks
-    ]
+    if not machine.has_python_headers:
+        found.append(
+            problem(
+                "Python.h",
+                "not there",
+                needed="the headers of this Python, against which Triton compiles",
+                fix="apt-get install python3.12-dev, or a Python that uv brings",
+            )
+        )
     names = "TORCHINDUCTOR_CACHE_DIR", "LOGNAME", "USER"
     if machine.user is None and not any(name in machine.environment for name in names):
         found.append(
@@ -72,11 +99,11 @@ def disk_findings(machine: Machine) -> list[Finding]:
                 fix="export USER=NAME",
             )
         )
-    return found
+    return found or [ok("C compiler", f"{machine.compiler}, with Python.h")]
 
 
 def _disk_finding(disk: Disk, *, needed_gib: float, fix: str) -> Finding:
-    name, needed = f"{disk.name}", f"{needed_gib:g} GiB free, and permission to write"
+    name, needed = disk.name, f"{needed_gib:g} GiB free, and permission to write"
     if disk.problem or disk.free_gib is None:
         return problem(name, f"{disk.path}: {disk.problem}", needed=needed, fix=fix)
     if node.space_problems(name, disk.free_gib, needed_gib):

@@ -108,13 +108,17 @@ def extra_findings(packages: Packages) -> list[Finding]:
     for extra, texts in packages.required.items():
         if extra in ("", "gpu"):
             continue
+        requirements = [Requirement(text) for text in texts]
         lacking = [
             f"{requirement.name}: {wrong}"
-            for requirement in map(Requirement, texts)
+            for requirement in requirements
             if (wrong := _mismatch(requirement, packages))
         ]
         if not lacking:
             found.append(ok(f"extra {extra}", "as required"))
+            continue
+        if not any(canonicalize_name(each.name) in packages.copies for each in requirements):
+            found.append(ok(f"extra {extra}", "not installed, which training does not need"))
             continue
         found.append(
             note(
@@ -148,15 +152,18 @@ def indirect_findings(packages: Packages) -> list[Finding]:
     works. Importing Megatron tells.
     """
     names = [canonicalize_name(Requirement(text).name) for text in packages.required.get("", ())]
-    reached, wrong = set(names), []
+    # What is wrong with those is said already.
+    reached, said, wrong = set(names), set(names), []
     while names:
         name = names.pop()
         for requirement in map(Requirement, packages.requires.get(name, ())):
-            if mismatch := _mismatch(requirement, packages):
+            needed = canonicalize_name(requirement.name)
+            mismatch = _mismatch(requirement, packages)
+            if mismatch and not (needed in said and needed not in packages.copies):
                 wrong.append(f"{requirement} of {name}: {mismatch}")
-            if (next_ := canonicalize_name(requirement.name)) not in reached:
-                reached.add(next_)
-                names.append(next_)
+            if needed not in reached:
+                reached.add(needed)
+                names.append(needed)
     if not wrong:
         return []
     return [

@@ -190,7 +190,9 @@ def _apex(facts: Facts, modules: Mapping[str, str], profile: str) -> list[Findin
     place = Path(modules[APEX])
     folder = place.parent if place.suffix else place
     found = f"{version or 'of unknown version'} in {folder}"
-    fix = "pip uninstall apex" if version else f"take {folder.parent} off PYTHONPATH"
+    is_on_path = str(folder.parent) in facts.machine.environment.get("PYTHONPATH", "").split(":")
+    fix = f"take {folder.parent} off PYTHONPATH"
+    fix = fix if is_on_path or not version else "pip uninstall apex"
     if not (folder / "normalization").is_dir() or not (folder / "multi_tensor_apply").is_dir():
         return [
             problem(
