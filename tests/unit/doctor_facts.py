@@ -11,7 +11,7 @@ from tst_megatron.doctor import gather
 from tst_megatron.doctor.diagnose import findings_of
 from tst_megatron.doctor.facts import Copy, Disk, Facts, GPUs, Machine, Packages, Probe
 
-SITE = "/env/lib/python3.12/site-packages"
+SITE = "/env/site-packages"
 HEALTH = "".join(f"{gpu}, 0, No, No, Completed, {30 + gpu}, 4\n" for gpu in range(8))
 NCCL_FILE = f"{SITE}/nvidia/nccl/lib/libnccl.so.2"
 NOW = 1.8e9
@@ -173,6 +173,11 @@ def doctor(monkeypatch, capsys):
         return caught.value.code or 0, printed.out
 
     return run
+
+
+def namesake(facts):
+    facts = with_packages(facts, copies=copies(apex="0.9.10.dev0"))
+    return with_modules(facts, apex=f"{SITE}/apex/__init__.py")
 
 
 def by_level(facts, profile, level):

@@ -1,8 +1,10 @@
 """The command on invented machines: verdicts, grades, and how they are shown."""
 
 import json
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import doctor_facts as of
 import pytest
@@ -14,6 +16,7 @@ from tst_megatron.doctor.diagnose import findings_of
 from tst_megatron.doctor.facts import Image, Probe
 from tst_megatron.doctor.gpus import default_profile
 
+ROOT = Path(__file__).resolve().parents[2]
 B200 = {"name": "NVIDIA B200", "capability": [10, 0]}
 
 
@@ -198,6 +201,18 @@ def test_table_is_readable_in_a_log_and_ends_with_the_verdict(doctor):
     assert lines[at + 1].strip().startswith("needed: 1 GiB free")
     assert lines[at + 2].strip().startswith("fix: start the container")
     assert lines[-1].startswith("1 problem, 0 notes: training with profile bf16 cannot work")
+
+
+def test_sample_of_the_guide_is_what_it_prints(doctor, monkeypatch):
+    document = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
+    sample = document.partition("```text\nnode-17")[2].partition("```")[0].splitlines()
+    monkeypatch.setenv("SLURMD_NODENAME", "node-17")
+    _, out = doctor(without_shared_memory(of.namesake(healthy())), "--profile", "tuned")
+    printed = {re.sub(r"[\d.]+ s[.]$", "", line.rstrip()) for line in out.splitlines()}
+    assert len(sample) > 10
+    assert {
+        re.sub(r"[\d.]+ s[.]$", "", line) for line in ("node-17" + sample[0], *sample[1:])
+    } <= printed
 
 
 def test_json_has_the_verdict_and_each_finding_in_full(doctor):

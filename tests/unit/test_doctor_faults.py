@@ -15,11 +15,6 @@ def with_disk(facts, **changes):
     return of.with_machine(facts, disks=(*facts.machine.disks, disk))
 
 
-def namesake(facts):
-    facts = of.with_packages(facts, copies=of.copies(apex="0.9.10.dev0"))
-    return of.with_modules(facts, apex=f"{of.SITE}/apex/__init__.py")
-
-
 FAULTS = {
     "torch is missing": (
         of.without_torch,
@@ -140,13 +135,13 @@ FAULTS = {
         ["2.9.0+abc", "needed: 2.12.0 or newer for profile tuned", "fix: pip install"],
     ),
     "Apex is the namesake": (
-        namesake,
+        of.namesake,
         "bf16",
         "Apex",
         ["0.9.10.dev0", "a namesake: another project", "fix: pip uninstall apex"],
     ),
     "Apex is the namesake, on the CPU": (
-        lambda f: namesake(without_gpu()),
+        lambda f: of.namesake(without_gpu()),
         "cpu",
         "Apex",
         ["a namesake: another project", "fix: pip uninstall apex"],
