@@ -18,6 +18,7 @@ from tst_megatron.commands.bench import bench_app
 from tst_megatron.commands.checkpoint import checkpoint_app
 from tst_megatron.commands.cluster import preflight, preflight_verdict
 from tst_megatron.commands.data import data_app
+from tst_megatron.commands.doctor import doctor
 from tst_megatron.commands.evaluate import evaluate, evaluate_data
 from tst_megatron.commands.hugging_face import export, generate, import_
 from tst_megatron.commands.params import params
@@ -51,6 +52,7 @@ app.command()(evaluate)
 app.command()(evaluate_data)
 app.command()(quantize)
 app.command()(status)
+app.command()(doctor)
 app.command()(preflight)
 app.command()(preflight_verdict)
 

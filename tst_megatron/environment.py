@@ -117,3 +117,15 @@ def differences(wanted: Mapping[str, str], found: Mapping[str, str]) -> list[str
         for name, value in wanted.items()
         if found.get(name) != value
     ]
+
+
+def strange_values(found: Mapping[str, str]) -> dict[str, list[str]]:
+    """Variables that are set to what no recipe wants, each with the values that recipes want."""
+    wanted: dict[str, list[str]] = {}
+    for variable in VARIABLES:
+        wanted.setdefault(variable.key, []).append(variable.value)
+    return {
+        name: values
+        for name, values in wanted.items()
+        if name in found and found[name] not in values
+    }

@@ -7,6 +7,7 @@ import sysconfig
 from pathlib import Path
 
 import pytest
+from doctor_facts import doctor  # noqa: F401 - a fixture
 from hugging_face_tokenizers import hugging_face  # noqa: F401 - a fixture
 from merge_shards import shards  # noqa: F401 - a fixture
 from sentencepiece import SentencePieceProcessor

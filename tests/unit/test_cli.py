@@ -41,6 +41,7 @@ COMMANDS = {
         *("hf_dir", "output", "--format", "--text", "--text-key", "--num-sequences"),
         *("--sequence-length", "--device"),
     },
+    "doctor": {"--profile", "--folder", "--imports", "--json"},
     "preflight": {
         *("folder", "--backend", "--mebibytes", "--baseline", "--write-baseline"),
         *("--min-fraction", "--min-free-gib", "--timeout"),

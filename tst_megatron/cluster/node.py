@@ -18,6 +18,9 @@ SHARED_MEMORY = Path("/dev/shm")
 MIN_SHARED_MEMORY_GIB = 1.0
 """NCCL and the workers of data loaders pass through it. Containers start with 64 MiB."""
 
+MIN_FREE_GIB = 1.0
+"""Of a disk that logs and small files go to; a checkpoint needs more."""
+
 PROBE_BYTES = 2**20
 
 MOST_SKEW_SECONDS = 5.0
@@ -36,11 +39,16 @@ def versions() -> dict[str, str]:
     found = {"python": platform.python_version(), "tst_megatron": __version__}
     for package in ("torch", "megatron-core", "transformer-engine"):
         found[package] = package_version(package) or "none"
-    try:
-        found["driver"] = DRIVER.read_text(encoding="utf-8").strip()
-    except OSError:
-        found["driver"] = "none"
+    found["driver"] = driver_version() or "none"
     return found
+
+
+def driver_version() -> str | None:
+    """The version of NVIDIA's kernel module; None where it is not loaded."""
+    try:
+        return DRIVER.read_text(encoding="utf-8").strip()
+    except OSError:
+        return None
 
 
 def free_gib(folder: Path) -> float:
@@ -61,7 +69,7 @@ def probe_seconds(folder: Path) -> float:
     Raises:
         OSError: the disk failed, or gave back something else.
     """
-    path = beside(folder / "preflight-probe")
+    path = beside(folder / "probe")
     content = os.urandom(PROBE_BYTES)
     start = time.perf_counter()
     try:

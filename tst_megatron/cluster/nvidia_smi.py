@@ -79,11 +79,12 @@ def parse(text: str, fields: Sequence[str]) -> Answer:
     return Answer(rows=tuple(rows), problem=problem)
 
 
-def gpu_problems(answer: Answer) -> list[str]:
-    """What is wrong with the GPUs of a node on which nothing should run yet.
+def gpu_problems(answer: Answer, *, is_idle: bool = True) -> list[str]:
+    """What is wrong with the GPUs of a node.
 
     Args:
         answer: to ``FIELDS``.
+        is_idle: whether nothing should run there yet, so that heat and used memory are problems.
     """
     problems = [answer.problem] if answer.problem else []
     for row in answer.rows:
@@ -91,7 +92,7 @@ def gpu_problems(answer: Answer) -> list[str]:
         gpu = f"GPU {values['index']}"
         for name, rule in _RULES.items():
             value = values[name].strip("[]")
-            if value.lower() in NOT_KNOWN:
+            if value.lower() in NOT_KNOWN or (name in _OF_WORK and not is_idle):
                 continue
             try:
                 problem = rule(value)
@@ -169,3 +170,6 @@ _RULES = {
     "temperature.gpu": _temperature,
     "memory.used": _memory,
 }
+
+_OF_WORK = ("temperature.gpu", "memory.used")
+"""What any work changes."""

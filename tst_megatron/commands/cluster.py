@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from tst_megatron.cluster.node import MIN_FREE_GIB
 from tst_megatron.commands.shared import rank_of_environment
 
 
@@ -44,7 +45,7 @@ def preflight(
     min_free_gib: Annotated[
         float,
         typer.Option(min=0, help="Free space needed in FOLDER and the temporary folder, GiB."),
-    ] = 1.0,
+    ] = MIN_FREE_GIB,
     timeout: Annotated[
         float, typer.Option(min=1, help="How long a rank waits for the others, seconds.")
     ] = 120.0,

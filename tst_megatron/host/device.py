@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import re
+import warnings
+from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -55,6 +58,60 @@ def library_versions(backend: str) -> dict[str, str]:
     """Versions of CUDA and NCCL that torch brings, and what carries collectives here."""
     found = {"backend": backend, "cuda": str(torch.version.cuda)}
     if backend == "nccl" and torch.cuda.is_available():
-        version = torch.cuda.nccl.version()  # type: ignore[no-untyped-call]
-        found["nccl"] = ".".join(str(part) for part in version)
+        found["nccl"] = _nccl_version()
     return found
+
+
+def seen_by_torch() -> dict[str, Any]:
+    """What torch says of itself, of the GPUs that it can use, and of what carries collectives.
+
+    Returns:
+        ``version``, ``cuda`` (None where torch was built without), ``gpus`` (name and compute
+        capability of each), ``warnings`` (why CUDA does not start), ``sum_problem`` (why the first
+        GPU does not compute), ``carriers``, ``nccl``, ``gloo_problem`` (why gloo does not start).
+    """
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        num_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        problem = (
+            _problem_of(lambda: torch.ones(2, device="cuda").sum().item()) if num_gpus else None
+        )
+    gpus = [] if problem else [_gpu(index) for index in range(num_gpus)]
+    is_built = torch.distributed.is_available()
+    available = {"gloo": is_built and torch.distributed.is_gloo_available()}
+    available["nccl"] = is_built and torch.distributed.is_nccl_available()
+    return {
+        "version": torch.__version__,
+        "cuda": torch.version.cuda,
+        "num_gpus": num_gpus,
+        "gpus": gpus,
+        "warnings": [" ".join(str(each.message).split()) for each in caught],
+        "sum_problem": problem,
+        "carriers": [name for name, is_there in available.items() if is_there],
+        "nccl": _nccl_version() if available["nccl"] else None,
+        "gloo_problem": _problem_of(_start_gloo) if available["gloo"] else None,
+    }
+
+
+def _gpu(index: int) -> dict[str, Any]:
+    seen = torch.cuda.get_device_properties(index)
+    return {"name": seen.name, "capability": [seen.major, seen.minor]}
+
+
+def _nccl_version() -> str:
+    return ".".join(map(str, torch.cuda.nccl.version()))  # type: ignore[no-untyped-call]
+
+
+def _start_gloo() -> None:
+    # A host name that leads nowhere shows here.
+    store = torch.distributed.HashStore()  # type: ignore[attr-defined]
+    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    torch.distributed.destroy_process_group()
+
+
+def _problem_of(action: Callable[[], object]) -> str | None:
+    try:
+        action()
+    except RuntimeError as error:
+        return str(error).strip().partition("\n")[0]
+    return None

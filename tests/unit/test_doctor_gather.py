@@ -1,0 +1,286 @@
+"""What is collected from the real machine, and what broken packages and tools give."""
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tst_megatron.cluster import nvidia_smi
+from tst_megatron.doctor import gather, gather_machine, probe
+from tst_megatron.doctor.facts import Image
+from tst_megatron.doctor.probe import ask
+
+
+def put(folder, **files):
+    """Modules by their dotted names with their text."""
+    for name, text in files.items():
+        path = folder / f"{name.replace('__', '/')}.py"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+
+
+@pytest.fixture
+def path(tmp_path, monkeypatch):
+    """A folder in front of all others on Python's path."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+    return tmp_path
+
+
+# --- probes ---------------------------------------------------------------------------------------
+
+WGRAD = "fused_weight_gradient_mlp_cuda"
+CRASH = "import os, signal; os.kill(os.getpid(), signal.SIGSEGV)"
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        (
+            "raise OSError('libcudart.so.13: no such file')",
+            "OSError: libcudart.so.13: no such file",
+        ),
+        ("import absent_package", "ModuleNotFoundError: No module named 'absent_package'"),
+        ("raise ImportError('first\\n  second')", "ImportError: first second"),
+        ("raise SystemExit(3)", "SystemExit: 3"),
+        ("1 +", "SyntaxError: invalid syntax (deep_ep.py, line 1)"),
+        (CRASH, "the process was ended by SIGSEGV"),
+        ("import os; os._exit(7)", "the process ended with status 7: no word"),
+        ("raise RuntimeError('x' * 900)", f"RuntimeError: {'x' * 386}..."),
+    ],
+)
+def test_broken_package_is_an_answer_of_one_line(path, text, problem):
+    put(path, deep_ep=text)
+    assert ask("deep_ep").problem == problem
+
+
+def test_package_that_hangs_is_an_answer(path):
+    put(path, deep_ep="import time; time.sleep(60)")
+    start = time.monotonic()
+    assert ask("deep_ep", seconds=1).problem == "hung for 1 s"
+    assert time.monotonic() - start < 20
+
+
+def test_process_that_a_package_left_behind_is_not_waited_for(path):
+    put(path, deep_ep="import subprocess; subprocess.Popen(['sleep', '15'])\nHybridEPBuffer = 1")
+    start = time.monotonic()
+    assert ask("deep_ep").answers == {"has_hybrid_ep": True}
+    assert time.monotonic() - start < 10
+
+
+def test_package_may_print_and_crash_at_its_end(path):
+    put(path, deep_ep=f"print('hello')\nimport atexit\natexit.register(lambda: exec({CRASH!r}))")
+    answer = ask("deep_ep")
+    assert (answer.answers, answer.problem) == ({"has_hybrid_ep": False}, None)
+
+
+def test_modules_are_found_without_being_imported(path):
+    put(path, apex__other="", deep_ep="raise SystemExit('imported')")
+    (path / "apex" / "__init__.py").write_text("raise SystemExit('imported')")
+    answers = ask("modules").answers
+    assert answers["apex"] == str(path / "apex" / "__init__.py")
+    assert answers["deep_ep"] == str(path / "deep_ep.py")
+    assert "transformers" in answers and WGRAD not in answers
+
+
+def test_extension_of_megatron_for_another_python_is_named(path):
+    put(path, megatron__core__datasets__other="")
+    for folder in ("megatron", "megatron/core"):
+        (path / folder / "__init__.py").touch()
+    (path / "megatron/core/datasets/helpers_cpp.cpython-310-x86_64-linux-gnu.so").touch()
+    assert "there is helpers_cpp.cpython-310-x86_64-linux-gnu.so" in ask("helpers").problem
+
+
+def test_extension_that_is_no_library_is_named(path):
+    put(path, megatron__core__datasets__other="")
+    for folder in ("megatron", "megatron/core"):
+        (path / folder / "__init__.py").touch()
+    suffix = probe.importlib.machinery.EXTENSION_SUFFIXES[0]
+    (path / f"megatron/core/datasets/helpers_cpp{suffix}").write_text("no library")
+    assert "ImportError" in ask("helpers").problem
+
+
+# --- packages -------------------------------------------------------------------------------------
+
+
+def test_requirements_are_those_of_the_checkout(tmp_path):
+    project = tmp_path / "pyproject.toml"
+    project.write_text(
+        '[project]\nrequires-python = ">=3.12"\n'
+        'dependencies = ["a>=1", "b; python_version < \'3\'", "c>2; python_version > \'3\'"]\n'
+        '[project.optional-dependencies]\ndata = ["d[x]==1"]\n'
+    )
+    assert gather._required(project) == (">=3.12", {"": ("a>=1", "c>2"), "data": ("d[x]==1",)})
+
+
+def test_requirements_of_an_installed_package_are_those_of_its_metadata(path):
+    folder = path / "tst_megatron-9.dist-info"
+    folder.mkdir()
+    (folder / "METADATA").write_text(
+        "Metadata-Version: 2.4\nName: tst-megatron\nVersion: 9\nRequires-Python: >=3.12\n"
+        "Requires-Dist: torch>=2.11\nRequires-Dist: zstandard; extra == 'data'\n"
+        "Provides-Extra: data\n"
+    )
+    assert gather._required(path / "pyproject.toml") == (
+        ">=3.12",
+        {"": ("torch>=2.11",), "data": ("zstandard",)},
+    )
+
+
+def test_copies_are_in_the_order_of_the_path_and_editable_ones_are_at_their_source(path):
+    for folder, text in (("Tst_Megatron-1.dist-info", "9.1"), ("broken-2.dist-info", "")):
+        (path / folder).mkdir()
+        name = "Tst_Megatron" if text else "broken"
+        version = f"Version: {text}\n" if text else ""
+        (path / folder / "METADATA").write_text(f"Metadata-Version: 2.4\nName: {name}\n{version}")
+    (path / "nameless-1.dist-info").mkdir()
+    (path / "Tst_Megatron-1.dist-info" / "direct_url.json").write_text(
+        json.dumps({"url": "file:///src/with%20space", "dir_info": {"editable": True}})
+    )
+    copies = gather._copies(list(gather.importlib.metadata.distributions()))
+    assert (copies["tst-megatron"][0].version, copies["tst-megatron"][0].folder) == (
+        *("9.1", "/src/with space"),
+    )
+    assert copies["broken"][0].version is None
+    assert "nameless" not in copies and "torch" in copies
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("{", "JSONDecodeError"),
+        ("[]", "TypeError"),
+        ("{}", "KeyError: 'versions'"),
+        ('{"versions": []}', "AttributeError"),
+    ],
+)
+def test_damaged_file_of_an_image_is_a_problem(tmp_path, text, problem):
+    file = tmp_path / "image.json"
+    file.write_text(text)
+    assert problem in gather.read_image(file).problem
+
+
+def test_file_of_an_image_is_read_and_may_be_missing(tmp_path):
+    file = tmp_path / "image.json"
+    assert gather.read_image(file) is None
+    file.write_text(json.dumps({"versions": {"torch": "2.13.0a0+81"}, "apex": False, "base": "x"}))
+    assert gather.read_image(file) == Image(versions={"torch": "2.13.0a0+81"}, has_apex=False)
+
+
+# --- machine --------------------------------------------------------------------------------------
+
+
+def test_facts_of_this_machine_are_of_this_process(tmp_path):
+    facts = gather_machine.machine(tmp_path / "runs" / "new", Path(__file__))
+    assert [disk.name for disk in facts.disks][0] == "run folder"
+    assert all(disk.free_gib and not disk.problem for disk in facts.disks[:2])
+    assert "lo" in facts.interfaces
+    assert facts.limits.keys() == {"nofile", "nproc", "memlock", "core", "as"}
+    assert abs(facts.now - time.time()) < 60
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_folder_that_cannot_be_written_to_is_a_problem(tmp_path, monkeypatch):
+    def refuse(folder):
+        raise PermissionError(13, "Permission denied", str(folder))
+
+    monkeypatch.setattr(gather_machine.node, "probe_seconds", refuse)
+    assert gather_machine._disk("run folder", tmp_path).problem == "Permission denied"
+
+
+def test_file_in_place_of_a_folder_is_a_problem(tmp_path):
+    (tmp_path / "runs").write_text("")
+    assert gather_machine._disk("run folder", tmp_path / "runs").problem == "Not a directory"
+
+
+def test_machine_without_a_temporary_folder_is_a_problem(monkeypatch):
+    def refuse():
+        raise FileNotFoundError("No usable temporary directory found")
+
+    monkeypatch.setattr(gather_machine.tempfile, "gettempdir", refuse)
+    (disk,) = gather_machine._disks(None)
+    assert "No usable temporary directory" in disk.problem
+
+
+def test_caches_are_where_the_variables_say(tmp_path, monkeypatch):
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "triton"))
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "inductor"))
+    paths = {disk.name: disk.path for disk in gather_machine._disks(None)}
+    assert paths["Triton's cache"] == str(tmp_path / "triton")
+    assert paths["cache of torch.compile"] == str(tmp_path / "inductor")
+
+
+def test_clock_is_read_and_left_alone(monkeypatch):
+    assert gather_machine._is_clock_synchronised() in (True, False, None)
+
+    class Library:
+        def __init__(self, status, state):
+            self.status, self.state = status, state
+
+        def adjtimex(self, answer):
+            assert answer.raw == bytes(gather_machine.TIMEX_BYTES), "modes of 0 change nothing"
+            gather_machine.struct.pack_into("i", answer, 40, self.status)
+            return self.state
+
+    for status, state, wanted in ((0x40, 5, False), (0x2001, 0, True), (0, -1, None)):
+        monkeypatch.setattr(gather_machine.ctypes, "CDLL", lambda _, s=(status, state): Library(*s))
+        assert gather_machine._is_clock_synchronised() is wanted
+
+
+def test_user_without_a_name_is_none(monkeypatch):
+    def refuse():
+        raise KeyError("getpwuid(): uid not found: 70000")
+
+    monkeypatch.setattr(gather_machine.getpass, "getuser", refuse)
+    assert gather_machine._user() is None
+
+
+def test_nvidia_smi_that_is_on_the_path_is_asked(tmp_path, monkeypatch):
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text("#!/bin/sh\necho '0, 3, No, No, Completed, 30, 4'\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    problems = nvidia_smi.gpu_problems(gather._gpus().health, is_idle=False)
+    assert problems == ["GPU 0: 3 uncorrected ECC errors since its last reset. Reset it"]
+
+
+# --- all of it ------------------------------------------------------------------------------------
+
+
+def test_questions_follow_what_is_there(monkeypatch, tmp_path):
+    asked = []
+
+    def answer(name, *, seconds):
+        asked.append(name)
+        modules = {"torch": "t", "megatron.core": "m"} if name == "modules" else {}
+        return probe.Probe(answers=modules)
+
+    monkeypatch.setattr(gather, "ask", answer)
+    facts = gather.gather(folder=None, image=tmp_path / "image.json")
+    assert sorted(asked) == ["helpers", "modules", "torch"]
+    assert facts.probes.keys() == {"modules", "torch", "helpers"}
+    assert facts.packages.image is None
+    gather.gather(folder=None, with_imports=True, image=tmp_path / "image.json")
+    assert asked.count("megatron") == 1
+
+
+def test_answers_belong_to_their_questions(monkeypatch, tmp_path):
+    def answer(name, *, seconds):
+        time.sleep(0.05 if name == "torch" else 0)
+        modules = {"torch": "t", "megatron.core": "m"} if name == "modules" else {"name": name}
+        return probe.Probe(answers=modules)
+
+    monkeypatch.setattr(gather, "ask", answer)
+    facts = gather.gather(folder=None, image=tmp_path / "image.json")
+    assert {name: facts.probes[name].answers["name"] for name in ("torch", "helpers")} == {
+        "torch": "torch",
+        "helpers": "helpers",
+    }
+
+
+def test_path_of_the_process_that_asks_is_that_of_the_one_that_answers(path):
+    put(path, deep_ep="import sys; raise ImportError(sys.path[0])")
+    assert ask("deep_ep").problem == f"ImportError: {path}"
+    assert sys.path[0] == str(path)
