@@ -4,6 +4,7 @@ import io
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from merge_shards import contents, flip_last_byte, write_jsonl
 from rich.console import Console
 
 from tst_megatron.data import build
+from tst_megatron.data.indexed import IndexedReader
 from tst_megatron.data.prepare import prepare
 
 NUM_FILES = 12
@@ -251,3 +253,51 @@ def test_text_that_changes_meanwhile_is_refused(
     with pytest.raises(ValueError, match=r"02\.jsonl: was changed while it was read"):
         prepare([folder], tokenizer_model, tmp_path / "output", **OPTIONS)
     assert not (tmp_path / "output").exists()
+
+
+def test_parts_of_a_finished_output_are_deleted(
+    folder: Path, tokenizer_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = tmp_path / "output"
+    with monkeypatch.context() as patch:
+        patch.setattr(build, "delete_parts", lambda parts: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            prepare([folder], tokenizer_model, output, **OPTIONS)
+    assert output.is_dir() and parts_of(output)
+    assert prepare([folder], tokenizer_model, output, **OPTIONS).reused
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["output", "text"]
+
+
+def test_tokenizer_is_named_as_it_was_given(
+    folder: Path, hugging_face: Path, tmp_path: Path
+) -> None:
+    for name in ("none.model", "none"):
+        with pytest.raises(
+            FileNotFoundError, match=rf"{name}: no such file\. Give a SentencePiece"
+        ):
+            prepare([folder], tmp_path / name, tmp_path / "output", **OPTIONS)
+    with pytest.raises(FileNotFoundError, match=r"text: no file of a Hugging Face tokenizer"):
+        prepare([folder], folder, tmp_path / "output", **OPTIONS)
+    copy = Path(shutil.copytree(hugging_face, tmp_path / "copy"))
+    (copy / "tokenizer.json").write_text("{}")
+    for eod_token in (None, "<|turn|>"):
+        with pytest.raises(ValueError, match=rf"^{copy}: transformers cannot read"):
+            prepare([folder], copy, tmp_path / "output", eod_token=eod_token, **OPTIONS)
+    with pytest.raises(ValueError, match=r"eod_token 'x': not among the tokenizer's added tokens"):
+        prepare([folder], hugging_face, tmp_path / "output", eod_token="x", **OPTIONS)
+    assert not (tmp_path / "output").exists()
+
+
+def test_hugging_face_tokenizer_gives_the_same_files_with_any_number_of_workers(
+    folder: Path, hugging_face: Path, tmp_path: Path
+) -> None:
+    one = prepare([folder], hugging_face, tmp_path / "one", eod_token="<|turn|>", **OPTIONS)
+    options = {**OPTIONS, "workers": 2}
+    prepare([folder], hugging_face, tmp_path / "two", eod_token="<|turn|>", **options)
+    assert contents(tmp_path / "one" / "tokenizer") == contents(tmp_path / "two" / "tokenizer")
+    for path in sorted((tmp_path / "one").glob("*.*")):
+        assert path.read_bytes() == (tmp_path / "two" / path.name).read_bytes()
+    assert (one.tokenizer.bos_id, one.tokenizer.eod_id) == (0, 2)
+    assert one.recipe["eod_token"] == "<|turn|>"
+    tokens = IndexedReader(one.train.prefix)
+    assert all(tokens.tokens(n)[0] == 0 and tokens.tokens(n)[-1] == 2 for n in range(20))

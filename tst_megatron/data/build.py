@@ -21,7 +21,7 @@ from tst_megatron.data.indexed import IndexedWriter
 from tst_megatron.data.inputs import Unit, changed_inputs
 from tst_megatron.data.join import append, first_occurrences
 from tst_megatron.data.manifest import LeftOut
-from tst_megatron.data.parts import Part, counts_path, load_part, read_hashes
+from tst_megatron.data.parts import Part, counts_path, delete_parts, load_part, read_hashes
 from tst_megatron.data.prepared import REJECTED_NAME, check_documents, write_manifest
 from tst_megatron.data.progress import byte_progress
 from tst_megatron.data.tokenizer import store_tokenizer
@@ -96,7 +96,7 @@ def build(
     flush_folder(folder)
     folder.rename(output)
     flush_folder(output.parent)
-    shutil.rmtree(job.parts)
+    delete_parts(job.parts)
 
 
 def _check_documents(job: Job, num_documents: Mapping[str, int], recipe: Mapping[str, Any]) -> None:
@@ -104,7 +104,7 @@ def _check_documents(job: Job, num_documents: Mapping[str, int], recipe: Mapping
         check_documents(num_documents, recipe)
     except ValueError:
         # So little text is made again at once, and other fractions could not go on from it.
-        shutil.rmtree(job.parts)
+        delete_parts(job.parts)
         raise
 
 

@@ -8,6 +8,7 @@ are added, taken away or repaired meanwhile; `settings.json` says how all of the
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -109,6 +110,12 @@ def load_part(folder: Path, unit: Unit) -> Part | None:
         raise ValueError(
             f"{folder}: is damaged ({error!r}). Delete this folder; it will be made again."
         ) from error
+
+
+def delete_parts(parts: Path) -> None:
+    """Delete a folder of parts, if it is one."""
+    if (parts / SETTINGS_NAME).is_file():
+        shutil.rmtree(parts)
 
 
 def begin_parts(parts: Path, settings: Mapping[str, Any]) -> None:

@@ -22,10 +22,16 @@ from tst_megatron.data.build import Job, build
 from tst_megatron.data.encode import Encoder, Settings
 from tst_megatron.data.inputs import UNIT_BYTES, Input, cut_into_units, find_inputs
 from tst_megatron.data.manifest import Manifest, Split, file_sha256, load_manifest
-from tst_megatron.data.parts import begin_parts, part_folder, parts_folder
+from tst_megatron.data.parts import begin_parts, delete_parts, part_folder, parts_folder
 from tst_megatron.data.prepared import check_documents, finished
 from tst_megatron.data.progress import byte_progress
-from tst_megatron.data.tokenizer import load_tokenizer, store_tokenizer, tokenizer_sha256
+from tst_megatron.data.tokenizer import (
+    HUGGING_FACE_FOLDER,
+    Tokenizer,
+    load_tokenizer,
+    store_tokenizer,
+    tokenizer_sha256,
+)
 from tst_megatron.data.workers import in_order, num_cores
 
 __all__ = ["Manifest", "Split", "load_manifest", "prepare"]
@@ -96,9 +102,7 @@ def prepare(
     workers = workers or num_cores()
     files = find_inputs(inputs)
     output = output.absolute()
-    with tempfile.TemporaryDirectory() as beside:
-        stored = store_tokenizer(tokenizer, Path(beside), eod_token=eod_token)
-        loaded = load_tokenizer(stored, special_tokens_in_text=special_tokens_in_text)
+    loaded = _load(tokenizer, settings)
     sums = _hash(files, workers, console)
     made_by = {"tokenizer_sha256": tokenizer_sha256(tokenizer), **asdict(settings)}
     recipe = {
@@ -110,6 +114,8 @@ def prepare(
     }
     there = finished(output, recipe)
     if there is not None:
+        # Of a run that was killed after its output had its name.
+        delete_parts(parts_folder(output))
         if not allow_empty_splits:
             check_documents({n: split.documents for n, split in there.splits().items()}, recipe)
         return there
@@ -149,6 +155,20 @@ def _check(settings: Settings, max_rejected_fraction: float, workers: int | None
         problems.append(f"workers {workers}: must be at least 1. Leave it out to use all cores.")
     if problems:
         raise ValueError("\n".join(problems))
+
+
+def _load(tokenizer: Path, settings: Settings) -> Tokenizer:
+    """The tokenizer as its copy will be."""
+    asked = {"special_tokens_in_text": settings.special_tokens_in_text}
+    if settings.eod_token is None:
+        return load_tokenizer(tokenizer, **asked)
+    with tempfile.TemporaryDirectory() as beside:
+        try:
+            stored = store_tokenizer(tokenizer, Path(beside), eod_token=settings.eod_token)
+            return load_tokenizer(stored, **asked)
+        except ValueError as error:
+            copy = str(Path(beside) / HUGGING_FACE_FOLDER)
+            raise ValueError(str(error).replace(copy, str(tokenizer))) from error
 
 
 def _hash(files: Sequence[Input], workers: int, console: Console | None) -> dict[Path, str]:

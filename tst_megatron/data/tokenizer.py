@@ -122,7 +122,7 @@ def store_tokenizer(source: Path, folder: Path, *, eod_token: str | None = None)
 
     Raises:
         ValueError: ``eod_token`` is none of the tokenizer's added tokens, or given with a
-            SentencePiece model, or no file of a tokenizer is there.
+            SentencePiece model.
     """
     if not source.is_dir():
         if eod_token is not None:
@@ -133,8 +133,7 @@ def store_tokenizer(source: Path, folder: Path, *, eod_token: str | None = None)
         return Path(shutil.copyfile(source, folder / SENTENCEPIECE_FILE))
     target = folder / HUGGING_FACE_FOLDER
     target.mkdir()
-    if not copy_files(source, target):
-        raise ValueError(f"{source}: no file of a Hugging Face tokenizer is there.")
+    copy_files(source, target)
     if eod_token is not None:
         from tst_megatron.data.hugging_face_tokenizer import name_eos
 
