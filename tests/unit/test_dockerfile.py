@@ -172,3 +172,18 @@ def test_commit_of_apex_is_pinned_whole():
     (commit,) = [each for each in of("ARG") if each.startswith("APEX_COMMIT=")]
     assert re.fullmatch(r"APEX_COMMIT=[0-9a-f]{40}", commit)
     assert "BUILD_APEX=0" in of("ARG"), "a build that needs nothing of the network but an index"
+
+
+def test_guide_names_every_build_argument_and_links_to_what_exists():
+    path = ROOT / "docs" / "image.md"
+    guide = path.read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (`[A-Z_0-9`, ]+) \| `?([^|`]*)`? \|", guide, flags=re.MULTILINE)
+    named = {name: default.strip() for cell, default in rows for name in re.findall(r"\w+", cell)}
+    declared = dict(re.fullmatch(r"(\w+)=?\"?([^\"]*)\"?", each).groups() for each in of("ARG"))
+    assert named.keys() == declared.keys()
+    for name in ("BUILD_APEX", "TORCH_CUDA_ARCH_LIST", "SOURCE"):
+        assert named[name] == declared[name]
+    targets = re.findall(r"\]\(([^)#:]+)[^)]*\)", guide)
+    assert targets and [each for each in targets if not (path.parent / each).exists()] == []
+    for script in re.findall(r"tools/[\w.]+", guide):
+        assert (ROOT / script).exists(), script
