@@ -101,5 +101,7 @@ USER 65532:65532
 WORKDIR /tmp
 RUN --mount=type=bind,source=tools,target=/run/tools \
     python /run/tools/image_record.py check /opt/tst_megatron/image.json \
-    && tst-megatron --version
+    && tst-megatron --version \
+    # What it left in its home would be in every other user's way.
+    && find /tmp -mindepth 1 -delete
 CMD ["tst-megatron", "doctor"]

@@ -126,7 +126,10 @@ build
 step "container"
 container=$(image from --pull-never checked)
 root=$(image mount "$container")
-du -sh "$root" "$root/opt/tst_megatron"
+du -sh "$root"
+# Of another user's, so that nobody else could write there.
+[[ -z $(ls -A "$root/tmp") ]] || fail "the build left files in /tmp, everybody's home: $(ls -A "$root/tmp")"
+[[ -z $(find "$root/opt/tst_megatron" -not -perm -o+r) ]] || fail "not everybody can read /opt/tst_megatron"
 image inspect --type image --format '{{.OCIv1.Config.Labels}}' checked
 step "doctor, as $ANY_USER without a network"
 inside tst-megatron doctor
