@@ -2,7 +2,8 @@
 UV := $(shell uv --version >/dev/null 2>&1 && command -v uv || echo .uv/bin/uv)
 RUN := $(UV) run --frozen
 
-.PHONY: quickstart test test-fast test-gpu test-slurm gpu-check soak layouts export-full-size lint
+.PHONY: quickstart test test-fast test-gpu test-slurm gpu-check image-check soak layouts \
+	export-full-size lint
 .DEFAULT_GOAL := quickstart
 
 quickstart: $(UV)  ## the whole chain on this machine, with or without a GPU
@@ -29,6 +30,9 @@ gpu-check: $(UV)  ## everything that needs one GPU: correctness, then speed; wri
 	$(RUN) python tools/gpu_check.py $(PARTS)
 endif
 
+image-check: $(UV)  ## the Dockerfile built for real and run by any user without a network, as root
+	$(RUN) tools/image_check.sh
+
 soak: $(UV)  ## 20 kills at random moments, with and without asynchronous saves; half an hour
 	$(RUN) python tools/soak.py --kills 20 --folder runs/soak
 	$(RUN) python tools/soak.py --kills 20 --seed 2 --folder runs/soak-async --async-save
@@ -44,6 +48,7 @@ lint: $(UV)
 	$(RUN) ruff check .
 	$(RUN) ruff format --check .
 	$(RUN) mypy
+	$(RUN) hadolint Dockerfile
 
 .uv/bin/uv:
 	python3 -m venv .uv

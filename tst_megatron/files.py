@@ -33,6 +33,12 @@ def flush_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+FILES_OF_EVERYTHING_ELSE = 1024
+"""As many as a process may open by default: what is open already, sockets, libraries."""
+FEWEST_FILES_OF_EVERYTHING_ELSE = 256
+"""Where a machine allows no more, as some containers do."""
+
+
 def allow_open_files(number: int) -> None:
     """Raise this process's limit of open files so that ``number`` more can be open.
 
@@ -40,16 +46,15 @@ def allow_open_files(number: int) -> None:
         ValueError: the machine does not allow it.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    # As many as are allowed by default stay for everything else.
-    wanted = number + 1024
+    wanted = number + FILES_OF_EVERYTHING_ELSE
     if resource.RLIM_INFINITY in (soft, hard) or wanted <= soft:
         return
-    if wanted > hard:
+    if number + FEWEST_FILES_OF_EVERYTHING_ELSE > hard:
         raise ValueError(
             f"{number} files of text and indexes are open at once, and this machine allows a "
             f"process {hard}. Raise the limit (ulimit -Hn {wanted}), or use fewer corpora or epochs"
         )
-    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(wanted, hard), hard))
 
 
 def write_beside(path: Path, text: str) -> None:

@@ -68,3 +68,13 @@ def test_limit_of_open_files_is_raised_as_far_as_it_is_needed(monkeypatch):
     assert limits[-1] == (2024, 4096)
     with pytest.raises(ValueError, match="4000 files .* allows a process 4096. Raise the limit"):
         allow_open_files(4000)
+
+
+def test_few_files_are_opened_where_a_container_allows_no_more_than_1024(monkeypatch):
+    limits = [(1024, 1024)]
+    monkeypatch.setattr(resource, "getrlimit", lambda _: limits[-1])
+    monkeypatch.setattr(resource, "setrlimit", lambda _, new: limits.append(new))
+    allow_open_files(6)
+    assert limits[-1] == (1024, 1024)
+    with pytest.raises(ValueError, match="800 files .* allows a process 1024. Raise the limit"):
+        allow_open_files(800)
