@@ -1,5 +1,6 @@
-# WHEELS=DIR: everything comes from the wheels of that folder, with this machine's python3 and no
-# network (docs/offline.md). uv is one of them.
+# WHEELS=DIR: everything comes from the wheels of that folder (docs/offline.md), with this machine's
+# Python and no network. uv is one of them.
+PYTHON ?= python3
 ifdef WHEELS
 UV := .venv/bin/uv
 RUN := $(UV) run --no-sync --offline
@@ -31,7 +32,7 @@ test-slurm: $(UV)  ## every fault that a run on a cluster must survive, on a rea
 # Over this machine's own packages: any wheels will do, and torch may be the machine's.
 ifdef WHEELS
 gpu-check:
-	python3 tools/gpu_check.py --wheels $(WHEELS) $(PARTS)
+	$(PYTHON) tools/gpu_check.py --wheels $(WHEELS) $(PARTS)
 else
 gpu-check: $(UV)  ## everything that needs one GPU: correctness, then speed; writes benchmarks/results
 	$(RUN) python tools/gpu_check.py $(PARTS)
@@ -58,7 +59,7 @@ lint: $(UV)
 
 ifdef WHEELS
 .venv/bin/uv: $(WHEELS)/requirements.txt
-	python3 tools/install_wheels.py .venv --wheels $(WHEELS) --editable .
+	$(PYTHON) tools/install_wheels.py .venv --wheels $(WHEELS) --editable .
 
 $(WHEELS)/requirements.txt:
 	@echo "$@ is not there. tools/wheelhouse.sh $(WHEELS) makes that folder, where there is a network"

@@ -55,16 +55,17 @@ In a checkout of the sources, so that VENV uses those:
 
 docs/offline.md has the rest.
 """
-NOT_BUILT = """
-{name} {version} is NOT in the folder. It is locked as a source whose build needs torch and a CUDA
-toolkit. On a machine with a CUDA toolkit and a network:
+NOT_BUILT = """\
+{names}: locked as a source whose build needs torch and a CUDA toolkit. It is not built here, and
+without it the folder would install what cannot be imported: its list is not written. Build it on a
+machine with a CUDA toolkit and a network,
 
+    tools/wheelhouse.sh {folder}    # without --gpu
     python3 {folder}/install.py scratch-venv
     scratch-venv/bin/pip install wheel ninja
-    scratch-venv/bin/pip wheel {name}=={version} --no-deps --no-build-isolation --wheel-dir {folder}
+    scratch-venv/bin/pip wheel {names} --no-deps --no-build-isolation --wheel-dir {folder}
 
-Then start this script again: it takes that wheel. Or use an image that has it: docs/offline.md.
-"""
+and start this command again: it takes that wheel. Or use an image that has it (docs/offline.md)"""
 
 
 def main() -> int:
@@ -152,7 +153,8 @@ def collect(packages: Sequence[Package], folder: Path) -> None:
     """Bring a folder to exactly these packages and the project's own wheel.
 
     Raises:
-        RuntimeError: a fetched file is not the locked one; the network, the disk or a build fails.
+        RuntimeError: a fetched file is not the locked one; the network, the disk or a build fails;
+            a package is neither built here nor there.
     """
     folder.mkdir(parents=True, exist_ok=True)
     recorded = recorded_sums(folder)
@@ -167,15 +169,14 @@ def collect(packages: Sequence[Package], folder: Path) -> None:
         if not package.is_wheel:
             found = wheel_of_source(package, folder, recorded)
             files += [found] if found else []
-            absent += [] if found else [package]
+            absent += [] if found else [f"{package.name}=={package.version}"]
+    if absent:
+        raise RuntimeError(NOT_BUILT.format(names=" ".join(absent), folder=folder))
     print("building the project", flush=True)
     files.append(build(["--no-index", str(ROOT)], folder))
     finish(folder, files, recorded)
     total = sum(path.stat().st_size for path in files)
     print(f"{folder}: {len(files)} wheels, {total / 1e9:.2f} GB. Its {README} says how to install")
-    for each in absent:
-        text = NOT_BUILT.format(name=each.name, version=each.version, folder=folder)
-        print(text, file=sys.stderr)
 
 
 def wheel_of_source(package: Package, folder: Path, recorded: dict[str, str]) -> Path | None:

@@ -26,7 +26,6 @@ from wheelhouse import (
     glibc_of,
     of_platform,
     recorded_sums,
-    wheel_of_source,
 )
 
 LINUX = [Tag("cp312", "cp312", "manylinux_2_28_x86_64"), Tag("py3", "none", "any")]
@@ -212,16 +211,22 @@ def test_wheels_of_an_older_lock_go_and_those_that_somebody_built_stay(index, tm
     assert "needs-cuda" not in (old.parent / "requirements.txt").read_text()
 
 
-def test_package_that_needs_cuda_is_told_of_until_its_wheel_is_there(index, tmp_path, capsys):
+def test_folder_without_a_package_that_needs_cuda_is_not_finished_until_its_wheel_is_there(
+    index, tmp_path, monkeypatch
+):
+    """An environment with half of Transformer Engine would look like one that has it."""
     folder = tmp_path / "wheels"
-    package = package_of(write_source(index, "needs-cuda"))
-    collect([package], folder)
-    said = capsys.readouterr().err
-    assert "needs-cuda 1.0 is NOT in the folder. It is locked as a source whose build needs" in said
-    assert f"--no-build-isolation --wheel-dir {folder}" in said
-    assert "needs-cuda" not in (folder / "requirements.txt").read_text()
-    built = write_wheel(folder, "needs-cuda")
-    assert wheel_of_source(package, folder, {}) == built
+    monkeypatch.setattr(wheelhouse, "build", lambda _, folder: write_wheel(folder, "the-project"))
+    packages = [package_of(write_source(index, "needs-cuda")), package_of(write_wheel(index, "a"))]
+    with pytest.raises(RuntimeError, match="^needs-cuda==1.0: locked as a source whose") as told:
+        collect(packages, folder)
+    assert f"pip wheel needs-cuda==1.0 --no-deps --no-build-isolation --wheel-dir {folder}" in str(
+        told.value
+    )
+    assert names_in(folder) == ["a-1.0-py3-none-any.whl"]
+    write_wheel(folder, "needs-cuda")
+    collect(packages, folder)
+    assert "needs-cuda==1.0" in (folder / "requirements.txt").read_text()
 
 
 def test_wrong_files_are_all_refused_and_the_others_stay(index, tmp_path):
@@ -265,6 +270,7 @@ def test_machine_without_a_network_is_told_and_nothing_more_is_tried(index, tmp_
 )
 def test_failure_of_pip_is_said_in_words(index, tmp_path, monkeypatch, said, meant):
     (tmp_path / "stand-in" / "pip").mkdir(parents=True)
+    (tmp_path / "stand-in" / "pip" / "__init__.py").touch()
     (tmp_path / "stand-in" / "pip" / "__main__.py").write_text(f"raise SystemExit({said!r})")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "stand-in"))
     with pytest.raises(RuntimeError, match=meant) as failure:
