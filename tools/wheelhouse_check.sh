@@ -57,5 +57,4 @@ report "network $network"
 report "installed, $(du -sh "$scratch/checkout/.venv" | cut -f1)"
 "${off[@]}" make -C "$scratch/checkout" --no-print-directory "WHEELS=$wheels" test-fast
 report "tests have passed"
-left=$(find "$scratch/home" -type f | head -3)
-report "left in the home folder: ${left:-nothing}"
+report "caches and configuration it made: $(du -sh "$scratch/home" | cut -f1)"
