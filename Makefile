@@ -1,9 +1,17 @@
+# WHEELS=DIR: everything comes from the wheels of that folder (docs/offline.md), with this machine's
+# Python and no network. uv is one of them.
+PYTHON ?= python3
+ifdef WHEELS
+UV := .venv/bin/uv
+RUN := $(UV) run --no-sync --offline
+else
 # uv is used where it is, and fetched into .uv/ where it is not.
 UV := $(shell uv --version >/dev/null 2>&1 && command -v uv || echo .uv/bin/uv)
 RUN := $(UV) run --frozen
+endif
 
-.PHONY: quickstart test test-fast test-gpu test-slurm gpu-check image-check soak layouts \
-	export-full-size lint
+.PHONY: quickstart test test-fast test-gpu test-slurm gpu-check image-check wheelhouse-check soak \
+	layouts export-full-size lint
 .DEFAULT_GOAL := quickstart
 
 quickstart: $(UV)  ## the whole chain on this machine, with or without a GPU
@@ -21,10 +29,10 @@ test-gpu: $(UV)  ## what needs a CUDA device; skipped by `test` without one
 test-slurm: $(UV)  ## every fault that a run on a cluster must survive, on a real Slurm; half an hour
 	$(RUN) pytest tests/slurm/faults.py -s
 
-# WHEELS=DIR: from the wheels of a folder, with this machine's python3, and no network.
+# Over this machine's own packages: any wheels will do, and torch may be the machine's.
 ifdef WHEELS
 gpu-check:
-	python3 tools/gpu_check.py --wheels $(WHEELS) $(PARTS)
+	$(PYTHON) tools/gpu_check.py --wheels $(WHEELS) $(PARTS)
 else
 gpu-check: $(UV)  ## everything that needs one GPU: correctness, then speed; writes benchmarks/results
 	$(RUN) python tools/gpu_check.py $(PARTS)
@@ -44,11 +52,23 @@ export-full-size: $(UV)  ## 10B-A1B from checkpoint to Hugging Face format: 42 G
 	$(RUN) python tools/measure_export.py runs/export-full-size
 	$(RUN) python tools/measure_export.py runs/export-modelopt --num-layers 2 --with-modelopt
 
+wheelhouse-check:  ## collect all wheels, switch the network off, install from them, test: 15 GB of disk
+	tools/wheelhouse_check.sh
+
 lint: $(UV)
 	$(RUN) ruff check .
 	$(RUN) ruff format --check .
 	$(RUN) mypy
 	$(RUN) hadolint Dockerfile
+
+ifdef WHEELS
+.venv/bin/uv: $(WHEELS)/requirements.txt
+	$(PYTHON) tools/install_wheels.py .venv --wheels $(WHEELS) --editable .
+
+$(WHEELS)/requirements.txt:
+	@echo "$@ is not there. tools/wheelhouse.sh $(WHEELS) makes that folder, where there is a network"
+	@false
+endif
 
 .uv/bin/uv:
 	python3 -m venv .uv

@@ -8,8 +8,9 @@ Each part is a process of its own with a limit of ten minutes; one that fails do
 others. At the end there is one table, and `gpu-check.json` beside the results and a log of each
 part. What needs Transformer Engine says so where it is absent. Exit status 1 if a part failed.
 
-With WHEELS the wheels are installed into `.gpu-check/venv` over this Python's own packages, without
-their dependencies and without an index: what a machine has already, such as torch, is used.
+With WHEELS the wheels, those of tools/wheelhouse.sh or any others, are installed into
+`.gpu-check/venv` over this Python's own packages, without their dependencies and without an index:
+what a machine has already, such as torch, is used.
 """
 
 from __future__ import annotations
@@ -23,10 +24,11 @@ import signal
 import subprocess
 import sys
 import time
-import venv
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+
+from install_wheels import make_environment
 
 ROOT = Path(__file__).resolve().parents[1]
 LIMIT_SECONDS = 600
@@ -218,19 +220,6 @@ def parts_of(machine: Machine, output: Path) -> Iterator[Part]:
         yield Part(name, command, [f"{name}/step.json"], num_layers=num_layers)
 
 
-def make_environment(wheels: Path) -> Path:
-    """A virtual environment over this Python's packages, with every wheel of a folder."""
-    found = sorted(map(str, wheels.glob("*.whl")))
-    if not found:
-        raise SystemExit(f"{wheels}: no wheel in it. WHEELS is a folder of .whl files")
-    folder = ROOT / ".gpu-check" / "venv"
-    venv.create(folder, system_site_packages=True, with_pip=True, clear=True)
-    python = folder / "bin" / "python"
-    install = [python, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps", *found]
-    subprocess.run(install, check=True)
-    return python
-
-
 def table(outcomes: Sequence[Outcome]) -> str:
     """One table of all parts."""
     lines = ["| part | | seconds | |", "|---|---|---|---|"]
@@ -248,7 +237,10 @@ def main() -> int:
     parser.add_argument("--limit", type=float, default=LIMIT_SECONDS, help="seconds of a part")
     parser.add_argument("--learn", type=float, default=0, help="minutes for the two small runs")
     options = parser.parse_args()
-    python = make_environment(options.wheels) if options.wheels else Path(sys.executable)
+    python = Path(sys.executable)
+    if options.wheels:
+        environment = ROOT / ".gpu-check" / "venv"
+        python = make_environment(options.wheels, environment, over_this_python=True)
     machine = Machine(python)
     slug = re.sub(r"[^a-z0-9]+", "-", machine.name.lower()).strip("-")
     output = (options.output or ROOT / "benchmarks" / "results" / slug).resolve()

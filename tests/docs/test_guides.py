@@ -134,6 +134,22 @@ def test_commands_of_the_profiles_parse():
     assert parse(command)["overrides"] == ["profile=tuned", "moe-token-dispatcher-type=alltoall"]
 
 
+def test_commands_of_offline_exist_and_its_links_lead_somewhere():
+    path = ROOT / "docs" / "offline.md"
+    document = path.read_text(encoding="utf-8")
+    options = re.findall(r"^\| `(--[a-z-]+)` \|", document, flags=re.MULTILINE)
+    script = (ROOT / "tools" / "wheelhouse.py").read_text(encoding="utf-8")
+    assert options == re.findall(r'add_argument\("(--[a-z-]+)"', script)
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
+    used = set(re.findall(r"\bmake ([a-z-]+)", document)) & {"test-fast", "wheelhouse-check"}
+    assert used == {"test-fast", "wheelhouse-check"} and used <= targets
+    for script in re.findall(r"tools/[\w.]+|tests/[\w./]+\.py", document):
+        assert (ROOT / script).exists(), script
+    links = re.findall(r"\]\(([^)#:]+)[^)]*\)", document)
+    assert [each for each in links if not (path.parent / each).exists()] == []
+    assert "](offline.md)" in (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
+
+
 def test_commands_of_operations_parse_and_its_links_scripts_and_variables_exist():
     path = ROOT / "docs" / "operations.md"
     document = path.read_text(encoding="utf-8")

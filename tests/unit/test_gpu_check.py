@@ -92,30 +92,3 @@ def test_one_table_of_all_parts():
         "| kernels | passed | 12 | a<br>b/c |",
         "| loss | failed | 1 |  |",
     ]
-
-
-def test_folder_without_wheels_is_refused(tmp_path):
-    with pytest.raises(SystemExit, match="no wheel in it. WHEELS is a folder of .whl files"):
-        gpu_check.make_environment(tmp_path)
-
-
-def test_wheels_are_installed_without_a_network(tmp_path, monkeypatch):
-    """A wheel of one module, into an environment over this Python's packages."""
-    import zipfile
-
-    monkeypatch.setattr(gpu_check, "ROOT", tmp_path)
-    with zipfile.ZipFile(tmp_path / "tiny_thing-1.0-py3-none-any.whl", "w") as wheel:
-        wheel.writestr("tiny_thing.py", "VALUE = 41\n")
-        info = "tiny_thing-1.0.dist-info"
-        wheel.writestr(
-            f"{info}/METADATA", "Metadata-Version: 2.1\nName: tiny-thing\nVersion: 1.0\n"
-        )
-        tags = "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
-        wheel.writestr(f"{info}/WHEEL", tags)
-        wheel.writestr(f"{info}/RECORD", "")
-    python = gpu_check.make_environment(tmp_path)
-    other = Machine.__new__(Machine)
-    other.python, other.environment, other.has_engine = python, {}, False
-    assert run(other, tmp_path, "import tiny_thing; assert tiny_thing.VALUE == 41").status == (
-        "passed"
-    )
