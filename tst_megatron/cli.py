@@ -24,6 +24,7 @@ from tst_megatron.commands.params import params
 from tst_megatron.commands.quantize import quantize
 from tst_megatron.commands.shared import (
     BAD_INPUT,
+    FAILED,
     Overrides,
     RecipePath,
     announce,
@@ -53,8 +54,6 @@ app.command()(quantize)
 app.command()(status)
 app.command()(preflight)
 app.command()(preflight_verdict)
-
-FAILED = 1
 
 WRONG_PATHS = (
     FileNotFoundError,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from tst_megatron.commands.shared import Overrides, RecipePath, checked_recipe
+from tst_megatron.commands.shared import FAILED, Overrides, RecipePath, checked_recipe
 
 if TYPE_CHECKING:
     from tst_megatron.data.manifest import Manifest
@@ -146,3 +146,29 @@ def data_trace(
     stream = TokenStream(checked.stream, checked.corpora)
     for line in trace_lines(stream, checked.corpora, step):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+@data_app.command("verify")
+def data_verify(
+    prepared: Annotated[
+        list[Path], typer.Argument(help="Folders of `data prepare`.", show_default=False)
+    ],
+    against: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="A file that the folder was made of; name each, in order, to compare the tokens.",
+            show_default=False,
+        ),
+    ] = None,
+    sample: Annotated[
+        float | None,
+        typer.Option(
+            min=0, max=1, help="Share of the documents to compare, 0-1; 0.001 if not given."
+        ),
+    ] = None,
+) -> None:
+    """Read prepared folders again and say which are whole; status 1 if one is not."""
+    from tst_megatron.report.prepared import verify
+
+    is_whole = verify(prepared, Console(), against=against or [], sample=sample)
+    raise typer.Exit(0 if is_whole else FAILED)
