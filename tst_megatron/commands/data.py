@@ -172,3 +172,29 @@ def data_verify(
 
     is_whole = verify(prepared, Console(), against=against or [], sample=sample)
     raise typer.Exit(0 if is_whole else FAILED)
+
+
+@data_app.command("inspect")
+def data_inspect(
+    prepared: Annotated[Path, typer.Argument(help="Folder of `data prepare`.", show_default=False)],
+    samples: Annotated[int, typer.Option(min=0, help="Documents to show as text.")] = 3,
+    split: Annotated[
+        str, typer.Option(help="Whose tokens to look at: train, validation or test.")
+    ] = "train",
+    seed: Annotated[int, typer.Option(help="Of the choice of documents.")] = 0,
+    picture: Annotated[
+        Path | None,
+        typer.Option(help="PNG file for the distribution of lengths.", show_default=False),
+    ] = None,
+) -> None:
+    """Show what a prepared folder holds: lengths, frequent tokens and documents as text."""
+    from tst_megatron.data.inspect import inspect
+    from tst_megatron.data.manifest import load_manifest
+    from tst_megatron.report.inspection import draw_lengths, lines
+
+    found = inspect(load_manifest(prepared), split=split, num_samples=samples, seed=seed)
+    for line in lines(found):
+        typer.echo(line)
+    if picture is not None:
+        draw_lengths(found.lengths[split], split, picture)
+        typer.echo(f"\n{picture}: lengths of documents, {split}")
