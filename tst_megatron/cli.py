@@ -25,6 +25,7 @@ from tst_megatron.commands.params import params
 from tst_megatron.commands.quantize import quantize
 from tst_megatron.commands.shared import (
     BAD_INPUT,
+    FAILED,
     Overrides,
     RecipePath,
     announce,
@@ -55,8 +56,6 @@ app.command()(status)
 app.command()(doctor)
 app.command()(preflight)
 app.command()(preflight_verdict)
-
-FAILED = 1
 
 WRONG_PATHS = (
     FileNotFoundError,

@@ -24,6 +24,8 @@ COMMANDS = {
     "data merge": {"prepared", "--output"},
     "data index": {"recipe", "overrides"},
     "data trace": {"recipe", "overrides", "--step"},
+    "data verify": {"prepared", "--against", "--sample"},
+    "data inspect": {"prepared", "--samples", "--split", "--seed", "--picture"},
     "checkpoint verify": {"folder", "--quick"},
     "status": {"runs", "--json"},
     "evaluate": {
@@ -121,7 +123,7 @@ def test_help_without_a_command_names_every_command():
         result = CliRunner().invoke(app, arguments)
         assert result.exit_code in (0, 2)
         wanted = (
-            ("tokenizer", "prepare", "merge", "index", "trace")
+            ("tokenizer", "prepare", "merge", "index", "trace", "verify", "inspect")
             if "data" in arguments
             else {n.split()[0] for n in COMMANDS}
         )

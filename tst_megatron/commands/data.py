@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from tst_megatron.commands.shared import Overrides, RecipePath, checked_recipe
+from tst_megatron.commands.shared import FAILED, Overrides, RecipePath, checked_recipe
 
 if TYPE_CHECKING:
     from tst_megatron.data.manifest import Manifest
@@ -162,3 +162,55 @@ def data_trace(
     stream = TokenStream(checked.stream, checked.corpora)
     for line in trace_lines(stream, checked.corpora, step):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+@data_app.command("verify")
+def data_verify(
+    prepared: Annotated[
+        list[Path], typer.Argument(help="Folders of `data prepare`.", show_default=False)
+    ],
+    against: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="A file that the folder was made of; name each, in order, to compare the tokens.",
+            show_default=False,
+        ),
+    ] = None,
+    sample: Annotated[
+        float | None,
+        typer.Option(
+            min=0, max=1, help="Share of the documents to compare, 0-1; 0.001 if not given."
+        ),
+    ] = None,
+) -> None:
+    """Read prepared folders again and say which are whole; status 1 if one is not."""
+    from tst_megatron.report.prepared import verify
+
+    is_whole = verify(prepared, Console(), against=against or [], sample=sample)
+    raise typer.Exit(0 if is_whole else FAILED)
+
+
+@data_app.command("inspect")
+def data_inspect(
+    prepared: Annotated[Path, typer.Argument(help="Folder of `data prepare`.", show_default=False)],
+    samples: Annotated[int, typer.Option(min=0, help="Documents to show as text.")] = 3,
+    split: Annotated[
+        str, typer.Option(help="Whose tokens to look at: train, validation or test.")
+    ] = "train",
+    seed: Annotated[int, typer.Option(help="Of the choice of documents.")] = 0,
+    picture: Annotated[
+        Path | None,
+        typer.Option(help="PNG file for the distribution of lengths.", show_default=False),
+    ] = None,
+) -> None:
+    """Show what a prepared folder holds: lengths, frequent tokens and documents as text."""
+    from tst_megatron.data.inspect import inspect
+    from tst_megatron.data.manifest import load_manifest
+    from tst_megatron.report.inspection import draw_lengths, lines
+
+    found = inspect(load_manifest(prepared), split=split, num_samples=samples, seed=seed)
+    for line in lines(found):
+        typer.echo(line)
+    if picture is not None:
+        draw_lengths(found.lengths[split], split, picture)
+        typer.echo(f"\n{picture}: lengths of documents, {split}")

@@ -14,6 +14,7 @@ from tst_megatron.recipe import RecipeError, load_recipe
 if TYPE_CHECKING:
     from tst_megatron.check import CheckedRecipe
 
+FAILED = 1
 BAD_INPUT = 2
 
 RecipePath = Annotated[Path, typer.Argument(help="Recipe, a YAML file.", show_default=False)]

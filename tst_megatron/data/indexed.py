@@ -7,6 +7,7 @@ one sequence here. Megatron itself is not imported: that takes ten seconds, and 
 and fixed.
 """
 
+import bisect
 import hashlib
 import os
 import shutil
@@ -241,7 +242,9 @@ class IndexedReader:
         self.dtype = _DTYPES[code]
         self.document_lengths: npt.NDArray[np.int32] = index[_HEADER.size : start].view("<i4")
         """[num_documents] int32: tokens of each document, its end-of-document token included."""
-        self._offsets: npt.NDArray[np.int64] = index[start : start + 8 * num_sequences].view("<i8")
+        stop = start + 8 * num_sequences
+        self._offsets: npt.NDArray[np.int64] = index[start:stop].view("<i8")
+        self._document_index: npt.NDArray[np.int64] = index[stop:].view("<i8")
         self.num_documents = len(self.document_lengths)
         # The last document's end, since the sum would read the whole index on every rank.
         self.num_tokens = 0
@@ -257,16 +260,37 @@ class IndexedReader:
         """
         end = 0
         for first in range(0, self.num_documents, _DOCUMENTS_PER_CHECK):
-            lengths = self.document_lengths[first : first + _DOCUMENTS_PER_CHECK]
+            part = slice(first, first + _DOCUMENTS_PER_CHECK)
+            lengths = self.document_lengths[part]
             ends = end + np.cumsum(lengths, dtype=np.int64)
-            starts = self._offsets[first : first + _DOCUMENTS_PER_CHECK] // self.dtype.itemsize
-            wrong = np.flatnonzero((starts != ends - lengths) | (lengths < 1))
+            starts = (ends - lengths) * self.dtype.itemsize
+            wrong = np.flatnonzero((self._offsets[part] != starts) | (lengths < 1))
             if len(wrong):
                 raise ValueError(
                     f"{idx_path(self.prefix)}: document {first + int(wrong[0])} is empty or does "
                     "not start where the one before it ends. Prepare the text again."
                 )
             end = int(ends[-1])
+            # Megatron reads documents through it; here it only counts them.
+            numbers = self._document_index[first : first + len(lengths) + 1]
+            wrong = np.flatnonzero(numbers != np.arange(first, first + len(numbers)))
+            if len(wrong):
+                raise ValueError(
+                    f"{idx_path(self.prefix)}: its document index skips or repeats a sequence at "
+                    f"document {first + int(wrong[0])}. Prepare the text again."
+                )
+
+    def document_at(self, position: int) -> int:
+        """The document that holds a raw token of the file; the number of documents at its end."""
+        if position >= self.num_tokens:
+            return self.num_documents
+        offset = position * self.dtype.itemsize
+        # Not numpy's: it would copy the whole array, since the file's numbers are not aligned.
+        return bisect.bisect_right(self._offsets, offset) - 1
+
+    def starts(self, first: int, stop: int) -> npt.NDArray[np.int64]:
+        """Where in the file documents [first, stop) start, in raw tokens."""
+        return self._offsets[first:stop] // self.dtype.itemsize
 
     def stretch(self, start: int, stop: int) -> npt.NDArray[Any]:
         """Raw tokens [start, stop) of all documents in the file's order, a read-only view."""

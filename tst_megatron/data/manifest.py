@@ -6,7 +6,7 @@ and only if, it has a manifest: the whole folder gets its name by one rename (`p
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -95,6 +95,11 @@ def load_manifest(path: Path) -> Manifest:
         FileNotFoundError: no manifest there.
         ValueError: not a manifest, or one of another format version.
     """
+    if path.suffix in (".bin", ".idx") or bin_path(path).is_file():
+        raise ValueError(
+            f"{path}: a .bin/.idx pair, which has no manifest of its own. Give the folder that "
+            "`prepare` made; pairs that other tools made have none, so prepare that text again."
+        )
     path = (path / FILE_NAME if path.is_dir() else path).absolute()
     if not path.is_file():
         raise FileNotFoundError(
@@ -128,32 +133,28 @@ def verify_files(manifest: Manifest) -> None:
     Raises:
         ValueError: a file is missing or its content differs.
     """
-    if problems := content_problems(manifest):
+    problems = tokenizer_problems(manifest)
+    for split in manifest.splits().values():
+        for file, sha256 in (
+            (bin_path(split.prefix), split.bin_sha256),
+            (idx_path(split.prefix), split.idx_sha256),
+        ):
+            if not file.is_file():
+                problems.append(missing(file))
+            elif file_sha256(file) != sha256:
+                problems.append(differs(file))
+    if problems:
         raise ValueError("\n".join(problems))
 
 
-def content_problems(
-    manifest: Manifest, advance: Callable[[int], None] = lambda num_bytes: None
-) -> list[str]:
-    """What differs from the manifest, in words; reads every byte of the folder.
+def missing(file: Path) -> str:
+    """Say that a file of a folder is not there."""
+    return f"{file}: is missing. {BRING_BACK}"
 
-    Args:
-        manifest: of the folder.
-        advance: called with the size of each token file that has been read.
-    """
-    expected = {}
-    for split in manifest.splits().values():
-        expected[bin_path(split.prefix)] = split.bin_sha256
-        expected[idx_path(split.prefix)] = split.idx_sha256
-    problems = tokenizer_problems(manifest)
-    for file, sha256 in expected.items():
-        if not file.is_file():
-            problems.append(f"{file}: is missing. {BRING_BACK}")
-        elif file_sha256(file) != sha256:
-            problems.append(f"{file}: differs from its sha256 in {FILE_NAME}. {BRING_BACK}")
-        if file.is_file():
-            advance(file.stat().st_size)
-    return problems
+
+def differs(file: Path) -> str:
+    """Say that a file of a folder is not the one whose hash was recorded."""
+    return f"{file}: differs from its sha256 in {FILE_NAME}. {BRING_BACK}"
 
 
 def tokenizer_problems(manifest: Manifest) -> list[str]:

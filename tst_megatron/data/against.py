@@ -1,0 +1,174 @@
+"""Documents of the source text, encoded again and looked up where they must stand."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from tst_megatron.data.encode import split_of, texts
+from tst_megatron.data.indexed import IndexedReader, bin_path
+from tst_megatron.data.manifest import FILE_NAME, Manifest
+from tst_megatron.data.shards import inputs_of
+from tst_megatron.data.tokenizer import Tokenizer, load_tokenizer
+
+DOCUMENTS_PER_STEP = 1000
+"""Of the progress."""
+
+
+@dataclass(slots=True)
+class Comparison:
+    """What was compared, and what differs, in words."""
+
+    num_compared: int
+    problems: list[str]
+
+
+@dataclass(slots=True)
+class _Place:
+    """Where the documents of a split have come to."""
+
+    reader: IndexedReader
+    num_documents: int = 0
+    num_wrong: int = 0
+    first_wrong: str = ""
+
+
+def compare_with_inputs(
+    manifest: Manifest,
+    inputs: Sequence[Path],
+    *,
+    sample: float,
+    advance: Callable[[int], None] = lambda documents: None,
+) -> Comparison:
+    """Read the files that a folder was made of again, and compare some documents with its tokens.
+
+    Args:
+        manifest: of a folder whose files are sound.
+        inputs: the files, in the order of preparation.
+        sample: share of documents (0-1) that is encoded again; all are read and counted.
+        advance: called with the number of documents read since the last call.
+    """
+    if problems := _input_problems(manifest, inputs):
+        return Comparison(0, problems)
+    tokenizer = load_tokenizer(
+        manifest.tokenizer_path, special_tokens_in_text=manifest.tokenizer.special_tokens_in_text
+    )
+    try:
+        return compare_with_texts(
+            manifest, tokenizer, _documents(manifest, inputs), sample=sample, advance=advance
+        )
+    except (ValueError, OSError) as error:
+        return Comparison(0, [str(error)])
+
+
+def _documents(manifest: Manifest, inputs: Sequence[Path]) -> Iterator[str]:
+    """The texts that were prepared, in their order: the one use of preparation's readers here."""
+    return (text for text in texts(inputs, text_key=manifest.recipe["text_key"]) if text)
+
+
+def compare_with_texts(
+    manifest: Manifest,
+    tokenizer: Tokenizer,
+    documents: Iterable[str],
+    *,
+    sample: float,
+    advance: Callable[[int], None] = lambda documents: None,
+) -> Comparison:
+    """Compare documents with the tokens at the place where preparation must have put them.
+
+    Args:
+        manifest: of a folder whose files are sound.
+        tokenizer: of the folder.
+        documents: all texts that were prepared, in their order.
+        sample: share of them (0-1) that is encoded again. A document's text decides, so that
+            every call compares the same ones.
+        advance: called with the number of documents read since the last call.
+    """
+    places = {
+        name: _Place(IndexedReader(split.prefix)) for name, split in manifest.splits().items()
+    }
+    num_compared = 0
+    for number, text in enumerate(documents, start=1):
+        place = places[_split_of(manifest, text)]
+        if place.num_documents < place.reader.num_documents and _is_sampled(text, sample):
+            num_compared += 1
+            _compare(place, tokenizer, text, number)
+        place.num_documents += 1
+        if number % DOCUMENTS_PER_STEP == 0:
+            advance(DOCUMENTS_PER_STEP)
+    return Comparison(num_compared, _differences(places))
+
+
+def _split_of(manifest: Manifest, text: str) -> str:
+    return split_of(
+        text,
+        held_out_fraction=manifest.recipe["held_out_fraction"],
+        test_fraction=manifest.recipe["test_fraction"],
+    )
+
+
+def _is_sampled(text: str, sample: float) -> bool:
+    # Not the hash that decides the split: a sample of it would be of one split alone.
+    digest = hashlib.blake2b(text.encode(), digest_size=8, person=b"sample").digest()
+    return int.from_bytes(digest, "big") / 2**64 < sample
+
+
+def _compare(place: _Place, tokenizer: Tokenizer, text: str, number: int) -> None:
+    (expected,) = tokenizer.encode([text])
+    stored = place.reader.tokens(place.num_documents)
+    if np.array_equal(stored, expected):
+        return
+    place.num_wrong += 1
+    if not place.first_wrong:
+        shared = min(len(stored), len(expected))
+        same = int(np.argmin(np.append(stored[:shared] == expected[:shared], False)))
+        place.first_wrong = (
+            f"document {place.num_documents:,} ({number:,} of the text) has {len(stored):,} tokens "
+            f"and the text gives {len(expected):,}, the first {same:,} of them the same"
+        )
+
+
+def _differences(places: dict[str, _Place]) -> list[str]:
+    fix = "Name the files in the order of preparation; if they are, prepare the text again."
+    problems = []
+    for place in places.values():
+        path = bin_path(place.reader.prefix)
+        if place.num_documents != place.reader.num_documents:
+            problems.append(
+                f"{path}: {place.reader.num_documents:,} documents, the text has "
+                f"{place.num_documents:,}. {fix}"
+            )
+        if place.num_wrong:
+            problems.append(
+                f"{path}: {place.num_wrong:,} sampled documents are not what the text gives; the "
+                f"first: {place.first_wrong}. {fix}"
+            )
+    return problems
+
+
+def _input_problems(manifest: Manifest, inputs: Sequence[Path]) -> list[str]:
+    """Whether the files are those that the manifest names, as far as names and sizes tell."""
+    if absent := [path for path in inputs if not path.is_file()]:
+        return [f"{path}: no such input file." for path in absent]
+    recorded = [(entry["name"], entry["bytes"]) for entry in inputs_of(manifest)]
+    given = [(path.name, path.stat().st_size) for path in inputs]
+    if given == recorded:
+        return []
+    if len(given) != len(recorded):
+        return [
+            f"--against: {len(given)} files, {manifest.path.parent} was made of {len(recorded)}. "
+            f"Name all of them, in the order of {FILE_NAME}."
+        ]
+    number, (its, ours) = next(
+        (number, pair)
+        for number, pair in enumerate(zip(recorded, given, strict=True), start=1)
+        if pair[0] != pair[1]
+    )
+    return [
+        f"--against: file {number} is {ours[0]} of {ours[1]:,} bytes, {manifest.path.parent} was "
+        f"made of {its[0]} of {its[1]:,}. Name the files in the order of {FILE_NAME}."
+    ]

@@ -1,0 +1,149 @@
+"""Say of prepared folders whether they are whole."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
+
+from tst_megatron.data.against import compare_with_inputs
+from tst_megatron.data.indexed import bin_path, idx_path
+from tst_megatron.data.manifest import Manifest, load_manifest
+from tst_megatron.data.verify import Findings, verify_folder
+
+SAMPLE = 0.001
+
+
+def verify(
+    folders: Sequence[Path],
+    console: Console,
+    *,
+    against: Sequence[Path] = (),
+    sample: float | None = None,
+) -> bool:
+    """Print a line per folder that is whole, and every problem of those that are not.
+
+    Args:
+        folders: prepared folders.
+        console: where the lines and the progress go.
+        against: the files that the one folder was made of, in that order.
+        sample: share of their documents (0-1) that is encoded again; ``SAMPLE`` when None.
+
+    Returns:
+        Whether all are whole.
+
+    Raises:
+        ValueError: ``against`` with several folders, or ``sample`` without it.
+    """
+    if against and len(folders) > 1:
+        raise ValueError(
+            f"--against: the text of one folder, and {len(folders)} are given. Verify them one by "
+            "one."
+        )
+    if sample is not None and not against:
+        raise ValueError("--sample: a share of no text. Name its files with --against.")
+    manifests = {folder: _load(folder) for folder in folders}
+    num_damaged = 0
+    for folder, manifest in manifests.items():
+        findings = Findings()
+        if isinstance(manifest, Manifest):
+            findings = _verify_one(manifest, console)
+            if against:
+                _compare(manifest, against, SAMPLE if sample is None else sample, findings, console)
+        else:
+            findings.problems.append(manifest)
+        num_damaged += bool(findings.problems)
+        _show(folder, manifest, findings, console)
+    return not num_damaged
+
+
+def _load(folder: Path) -> Manifest | str:
+    try:
+        return load_manifest(folder)
+    except (ValueError, OSError) as error:
+        return str(error)
+
+
+def _verify_one(manifest: Manifest, console: Console) -> Findings:
+    files = [
+        path
+        for split in manifest.splits().values()
+        for path in (bin_path(split.prefix), idx_path(split.prefix))
+    ]
+    total = sum(path.stat().st_size for path in files if path.is_file())
+    columns = (DownloadColumn(), TransferSpeedColumn())
+    with _progress(f"reading {manifest.path.parent.name}", total, columns, console) as advance:
+        return verify_folder(manifest, advance)
+
+
+def _compare(
+    manifest: Manifest,
+    inputs: Sequence[Path],
+    sample: float,
+    findings: Findings,
+    console: Console,
+) -> None:
+    """Compare with the text, and add what was found."""
+    if findings.problems:
+        findings.notes.append("not compared with the text: that needs files without a fault.")
+        return
+    total = sum(split.documents for split in manifest.splits().values())
+    with _progress("reading the text", total, (MofNCompleteColumn(),), console) as advance:
+        found = compare_with_inputs(manifest, inputs, sample=sample, advance=advance)
+    findings.problems += found.problems
+    if not found.problems:
+        more = "" if found.num_compared else " Compare more with a larger --sample."
+        findings.notes.append(
+            f"{found.num_compared:,} of {total:,} documents were encoded again: the tokens are the "
+            f"same.{more}"
+        )
+
+
+@contextmanager
+def _progress(
+    what: str, total: int, columns: Sequence[ProgressColumn], console: Console
+) -> Iterator[Callable[[int], None]]:
+    """A bar on a terminal; the function moves it on."""
+    bar = Progress(
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        *columns,
+        TimeRemainingColumn(),
+        console=console,
+        disable=not console.is_terminal,
+        transient=True,
+    )
+    with bar:
+        task = bar.add_task(what, total=total)
+        yield lambda amount: bar.advance(task, amount)
+
+
+def _show(folder: Path, manifest: Manifest | str, findings: Findings, console: Console) -> None:
+    def line(text: str, style: str | None = None) -> None:
+        console.print(text, style=style, highlight=False, markup=False, soft_wrap=True)
+
+    if isinstance(manifest, Manifest) and not findings.problems:
+        splits = "; ".join(
+            f"{name} {split.documents:,} documents, {split.tokens:,} tokens"
+            for name, split in manifest.splits().items()
+        )
+        line(f"{folder}: whole: {splits}")
+    else:
+        noun = "problem" if len(findings.problems) == 1 else "problems"
+        line(f"{folder}: {len(findings.problems)} {noun}", "red")
+        for problem in findings.problems:
+            line(f"  - {problem}", "red")
+    for note in findings.notes:
+        line(f"  note: {note}")
