@@ -170,9 +170,9 @@ def data_verify(
         list[Path], typer.Argument(help="Folders of `data prepare`.", show_default=False)
     ],
     against: Annotated[
-        list[Path] | None,
+        list[str] | None,
         typer.Option(
-            help="A file that the folder was made of; name each, in order, to compare the tokens.",
+            help="Input that the folder was made of; name each, in order, to compare the tokens.",
             show_default=False,
         ),
     ] = None,

@@ -9,10 +9,12 @@ from pathlib import Path
 
 import numpy as np
 
-from tst_megatron.data.encode import split_of, texts
+from tst_megatron.data.documents import read_unit
 from tst_megatron.data.indexed import IndexedReader, bin_path
+from tst_megatron.data.inputs import Input, cut_into_units, find_inputs
 from tst_megatron.data.manifest import FILE_NAME, Manifest
 from tst_megatron.data.shards import inputs_of
+from tst_megatron.data.split import split_of
 from tst_megatron.data.tokenizer import Tokenizer, load_tokenizer
 
 DOCUMENTS_PER_STEP = 1000
@@ -39,7 +41,7 @@ class _Place:
 
 def compare_with_inputs(
     manifest: Manifest,
-    inputs: Sequence[Path],
+    inputs: Sequence[Path | str],
     *,
     sample: float,
     advance: Callable[[int], None] = lambda documents: None,
@@ -48,26 +50,34 @@ def compare_with_inputs(
 
     Args:
         manifest: of a folder whose files are sound.
-        inputs: the files, in the order of preparation.
+        inputs: what was given to `prepare`: files, folders and patterns, in that order.
         sample: share of documents (0-1) that is encoded again; all are read and counted.
         advance: called with the number of documents read since the last call.
     """
-    if problems := _input_problems(manifest, inputs):
+    if manifest.recipe["deduplicate"]:
+        return Comparison(0, [f"--against: copies were left out of {manifest.path.parent}."])
+    try:
+        files = find_inputs(inputs)
+    except ValueError as error:
+        return Comparison(0, str(error).splitlines())
+    if problems := _input_problems(manifest, files):
         return Comparison(0, problems)
     tokenizer = load_tokenizer(
         manifest.tokenizer_path, special_tokens_in_text=manifest.tokenizer.special_tokens_in_text
     )
     try:
         return compare_with_texts(
-            manifest, tokenizer, _documents(manifest, inputs), sample=sample, advance=advance
+            manifest, tokenizer, _documents(manifest, files), sample=sample, advance=advance
         )
     except (ValueError, OSError) as error:
         return Comparison(0, [str(error)])
 
 
-def _documents(manifest: Manifest, inputs: Sequence[Path]) -> Iterator[str]:
-    """The texts that were prepared, in their order: the one use of preparation's readers here."""
-    return (text for text in texts(inputs, text_key=manifest.recipe["text_key"]) if text)
+def _documents(manifest: Manifest, files: Sequence[Input]) -> Iterator[str]:
+    """The texts that were prepared, in their order."""
+    for unit in cut_into_units(files):
+        for documents in read_unit(unit, manifest.recipe["text_key"]):
+            yield from documents.texts
 
 
 def compare_with_texts(
@@ -150,12 +160,10 @@ def _differences(places: dict[str, _Place]) -> list[str]:
     return problems
 
 
-def _input_problems(manifest: Manifest, inputs: Sequence[Path]) -> list[str]:
+def _input_problems(manifest: Manifest, files: Sequence[Input]) -> list[str]:
     """Whether the files are those that the manifest names, as far as names and sizes tell."""
-    if absent := [path for path in inputs if not path.is_file()]:
-        return [f"{path}: no such input file." for path in absent]
     recorded = [(entry["name"], entry["bytes"]) for entry in inputs_of(manifest)]
-    given = [(path.name, path.stat().st_size) for path in inputs]
+    given = [(each.name, each.num_bytes) for each in files]
     if given == recorded:
         return []
     if len(given) != len(recorded):

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from tst_megatron.data.counts import count_tokens
 from tst_megatron.data.indexed import IndexedReader, IndexedWriter, bin_path, idx_path
 from tst_megatron.data.manifest import file_sha256
 
@@ -57,7 +58,7 @@ def append(
                     kept = tokens[_mask(position, len(tokens), ends, keep)]
                 position += len(tokens)
                 if counts is not None and len(kept):
-                    _count(kept, counts)
+                    count_tokens(kept, counts)
                 yield block if kept is tokens else kept.tobytes()
 
     writer.add_stored(blocks(), lengths if keep is None else lengths[keep])
@@ -90,11 +91,3 @@ def _mask(
     last = int(np.searchsorted(ends, position + num_tokens, side="left"))
     bounds = np.minimum(ends[first : last + 1], position + num_tokens)
     return np.repeat(keep[first : last + 1], np.diff(bounds, prepend=position))
-
-
-def _count(ids: npt.NDArray[Any], counts: npt.NDArray[np.int64]) -> None:
-    """Add up how often each token occurs; ids that no vocabulary has are left out."""
-    # In a damaged file they are anything, and a count per number up to 2^31 would fill the memory.
-    if int(ids.min()) < 0 or int(ids.max()) >= len(counts):
-        ids = ids[(ids >= 0) & (ids < len(counts))]
-    counts += np.bincount(ids, minlength=len(counts))

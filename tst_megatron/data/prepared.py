@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from tst_megatron.data.counts import entropy_nats
 from tst_megatron.data.indexed import IndexedFacts
 from tst_megatron.data.manifest import (
     FILE_NAME,
@@ -121,7 +122,7 @@ def write_manifest(
     text = manifest_json(
         recipe=recipe,
         splits=splits,
-        unigram_entropy_nats=_entropy_nats(train_counts),
+        unigram_entropy_nats=entropy_nats(train_counts),
         tokenizer=tokenizer,
         tokenizer_name=tokenizer_name,
         left_out=left_out,
@@ -160,10 +161,3 @@ def _difference(key: str, there: Any, wanted: Any) -> str:
     pairs = enumerate(zip_longest(there or [], wanted), start=1)
     number, (its, ours) = next((number, pair) for number, pair in pairs if pair[0] != pair[1])
     return f"{key}: number {number} is {its!r} there, {ours!r} wanted"
-
-
-def _entropy_nats(counts: npt.NDArray[np.int64]) -> float:
-    if not counts.any():
-        return 0.0
-    frequencies = counts[counts > 0] / counts.sum()
-    return float(-(frequencies * np.log(frequencies)).sum())

@@ -1,4 +1,4 @@
-"""Progress in bytes: a bar on a terminal, a line a minute in a job's log."""
+"""Progress: a bar on a terminal; of bytes also a line a minute in a job's log."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.progress import (
     BarColumn,
     DownloadColumn,
+    MofNCompleteColumn,
     Progress,
     TextColumn,
     TimeRemainingColumn,
@@ -35,7 +36,7 @@ def byte_progress(
         yield lambda num_bytes: None
     elif console.is_terminal:
         bar = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             DownloadColumn(),
             TransferSpeedColumn(),
@@ -47,6 +48,23 @@ def byte_progress(
             yield lambda num_bytes: bar.advance(task, num_bytes)
     else:
         yield _lines(console, what, total, done)
+
+
+@contextmanager
+def document_progress(console: Console, what: str, total: int) -> Iterator[Callable[[int], None]]:
+    """A bar of documents on a terminal; the function moves it on."""
+    bar = Progress(
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        disable=not console.is_terminal,
+        transient=True,
+    )
+    task = bar.add_task(what, total=total)
+    with bar:
+        yield lambda documents: bar.advance(task, documents)
 
 
 def _lines(console: Console, what: str, total: int, done: int) -> Callable[[int], None]:

@@ -7,15 +7,14 @@ others wait for the files.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from tst_megatron.data.corpora import Corpus, changed_text
 from tst_megatron.data.index import problem_of
 from tst_megatron.data.plan import StreamPlan
+from tst_megatron.data.progress import document_progress
 from tst_megatron.data.stream import ensure_indexes, index_facts
 from tst_megatron.recipe import RecipeError
 
@@ -54,7 +53,7 @@ def build_indexes(plan: StreamPlan, corpora: Sequence[Corpus], console: Console)
         console.print(text, style="yellow", highlight=False, markup=False, soft_wrap=True)
 
     try:
-        with _progress(console, num_documents) as advance:
+        with document_progress(console, "indexing documents", num_documents) as advance:
             return ensure_indexes(plan, corpora, note=note, advance=advance)
     except ValueError as error:
         raise RecipeError([f"data: {error}"]) from error
@@ -79,20 +78,3 @@ def wait_until_ready(
                         f"within {seconds:.0f} s. Is it on a file system that all nodes share?"
                     )
                 time.sleep(0.2)
-
-
-@contextmanager
-def _progress(console: Console, num_documents: int) -> Iterator[Callable[[int], None]]:
-    """A bar of documents on a terminal; the function moves it on."""
-    bar = Progress(
-        TextColumn("indexing documents"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        console=console,
-        disable=not console.is_terminal,
-        transient=True,
-    )
-    task = bar.add_task("indexing", total=num_documents)
-    with bar:
-        yield lambda documents: bar.advance(task, documents)

@@ -86,7 +86,11 @@ def _origin(inspection: Inspection) -> Iterator[str]:
     )
     for name, rule in manifest.rules.items():
         yield f"  {name:<9}  {rule}"
-    yield f"  empty      {manifest.empty_documents:,} documents without text were left out"
+    left_out = manifest.left_out
+    yield (
+        f"  left out   {left_out.empty:,} empty texts, {left_out.rejected:,} lines that hold no "
+        f"document, {left_out.duplicates:,} copies"
+    )
 
 
 def _table(inspection: Inspection) -> Iterator[str]:

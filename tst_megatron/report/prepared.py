@@ -2,25 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    MofNCompleteColumn,
-    Progress,
-    ProgressColumn,
-    TextColumn,
-    TimeRemainingColumn,
-    TransferSpeedColumn,
-)
 
 from tst_megatron.data.against import compare_with_inputs
 from tst_megatron.data.indexed import bin_path, idx_path
 from tst_megatron.data.manifest import Manifest, load_manifest
+from tst_megatron.data.progress import byte_progress, document_progress
 from tst_megatron.data.verify import Findings, verify_folder
 
 SAMPLE = 0.001
@@ -30,7 +20,7 @@ def verify(
     folders: Sequence[Path],
     console: Console,
     *,
-    against: Sequence[Path] = (),
+    against: Sequence[Path | str] = (),
     sample: float | None = None,
 ) -> bool:
     """Print a line per folder that is whole, and every problem of those that are not.
@@ -83,14 +73,13 @@ def _verify_one(manifest: Manifest, console: Console) -> Findings:
         for path in (bin_path(split.prefix), idx_path(split.prefix))
     ]
     total = sum(path.stat().st_size for path in files if path.is_file())
-    columns = (DownloadColumn(), TransferSpeedColumn())
-    with _progress(f"reading {manifest.path.parent.name}", total, columns, console) as advance:
+    with byte_progress(console, f"reading {manifest.path.parent.name}", total) as advance:
         return verify_folder(manifest, advance)
 
 
 def _compare(
     manifest: Manifest,
-    inputs: Sequence[Path],
+    inputs: Sequence[Path | str],
     sample: float,
     findings: Findings,
     console: Console,
@@ -100,7 +89,7 @@ def _compare(
         findings.notes.append("not compared with the text: that needs files without a fault.")
         return
     total = sum(split.documents for split in manifest.splits().values())
-    with _progress("reading the text", total, (MofNCompleteColumn(),), console) as advance:
+    with document_progress(console, "reading the text", total) as advance:
         found = compare_with_inputs(manifest, inputs, sample=sample, advance=advance)
     findings.problems += found.problems
     if not found.problems:
@@ -109,25 +98,6 @@ def _compare(
             f"{found.num_compared:,} of {total:,} documents were encoded again: the tokens are the "
             f"same.{more}"
         )
-
-
-@contextmanager
-def _progress(
-    what: str, total: int, columns: Sequence[ProgressColumn], console: Console
-) -> Iterator[Callable[[int], None]]:
-    """A bar on a terminal; the function moves it on."""
-    bar = Progress(
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        *columns,
-        TimeRemainingColumn(),
-        console=console,
-        disable=not console.is_terminal,
-        transient=True,
-    )
-    with bar:
-        task = bar.add_task(what, total=total)
-        yield lambda amount: bar.advance(task, amount)
 
 
 def _show(folder: Path, manifest: Manifest | str, findings: Findings, console: Console) -> None:
