@@ -87,7 +87,8 @@ def export(
     Raises:
         ValueError: no such checkpoint or tokenizer, no form in a known family, or an output that
             is not empty.
-        RuntimeError: the export is not the trained model; nothing is left behind.
+        RuntimeError: the export is not the trained model, or its tokenizer gives other ids;
+            nothing is left behind.
     """
     start = time.perf_counter()
     say = on_progress or (lambda _: None)
@@ -112,15 +113,16 @@ def export(
     weights = TrainedWeights(opened)
     sizes = _sizes(config, dtype)
     with folder_appearing_whole(output) as beside:
-        say(f"writing {dtype} weights")
-        tensors = _counted(_exported(weights, config, dtype), sum(sizes.values()), on_weight)
-        num_files = write_weights(beside, tensors, sizes)
         write_json(beside / "config.json", config)
         if found.generation:
             shutil.copyfile(found.generation, beside / GENERATION)
         else:
             write_json(beside / GENERATION, _generation_config(config))
+        # Before the weights, which take long: it may be refused.
         write_tokenizer(found, beside)
+        say(f"writing {dtype} weights")
+        tensors = _counted(_exported(weights, config, dtype), sum(sizes.values()), on_weight)
+        num_files = write_weights(beside, tensors, sizes)
         say("comparing transformers with Megatron" if verify else "not verified, as asked")
         proof = verify_export(weights, beside, compute=compute, text=text) if verify else None
         num_parameters = sum(sizes.values()) // dtype.itemsize
