@@ -13,6 +13,7 @@ from types import SimpleNamespace
 
 import pytest
 import tiny
+import transformers
 import yaml
 from hugging_face_tokenizers import BOS, EOS, OTHER, PLAIN_ADDED, build_hugging_face
 from interrupted import interrupted_at
@@ -177,7 +178,9 @@ def test_export_has_the_tokenizer_and_its_ids(case):
     for name in ("config.json", "generation_config.json"):
         found = json.loads((exported / name).read_text())
         assert (found["bos_token_id"], found["eos_token_id"]) == (0, 1)
-    assert json.loads((exported / "config.json").read_text())["vocab_size"] == VOCABULARY
+    config = json.loads((exported / "config.json").read_text())
+    assert config["vocab_size"] == VOCABULARY
+    assert config["transformers_version"] == transformers.__version__
 
 
 def test_trace_shows_text(case):

@@ -26,6 +26,7 @@ from tst_megatron.hf.tokenizer_files import (
 from tst_megatron.hf.verify import VerificationReport
 from tst_megatron.hf.verify import verify as verify_export
 from tst_megatron.hf.weights import rules, shapes, split
+from tst_megatron.installed import package_version
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -110,6 +111,9 @@ def export(
         bos_token_id=found.bos_token_id,
         eos_token_id=found.eos_token_id,
     )
+    # Without it transformers 5.14 takes the tokenizer of any large vocabulary for an old one of
+    # Mistral's, and advises an option that changes its ids.
+    config["transformers_version"] = package_version("transformers")
     weights = TrainedWeights(opened)
     sizes = _sizes(config, dtype)
     with folder_appearing_whole(output) as beside:
