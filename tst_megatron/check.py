@@ -29,6 +29,7 @@ from tst_megatron.rules import (
     tst_problems,
 )
 from tst_megatron.schedule import Schedule
+from tst_megatron.training.resharding import padded_vocabulary
 
 DANGEROUS_DEFAULTS = {
     "hidden-dropout": "0.1",
@@ -321,8 +322,12 @@ def _fixed_flags(values: argparse.Namespace, manifest: Manifest) -> list[str]:
     flags = ["--dataloader-type", "single"]
     flags += ["--tokenizer-type", f"{manifest.tokenizer.kind}Tokenizer"]
     flags += ["--tokenizer-model", str(manifest.tokenizer_path)]
+    vocab_size = values.vocab_size or manifest.tokenizer.vocab_size
     if values.vocab_size is None:
-        flags += ["--vocab-size", str(manifest.tokenizer.vocab_size)]
+        flags += ["--vocab-size", str(vocab_size)]
+    if values.padded_vocab_size is None:
+        # Megatron would give the model the tokenizer's rows, whatever the vocab-size.
+        flags += ["--padded-vocab-size", str(padded_vocabulary(vocab_size, values))]
     if values.max_position_embeddings is None:
         flags += ["--max-position-embeddings", str(values.seq_length)]
     if not values.exit_duration_in_mins:

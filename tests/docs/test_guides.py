@@ -109,7 +109,34 @@ def test_guide_says_what_has_not_been_measured(model):
     text = " ".join(GUIDES[model].read_text(encoding="utf-8").split())
     assert "Nothing here has run on a GPU" in text
     assert "FP8 and MXFP8 are untested on hardware" in text
-    assert "**Not there yet**: `tst-megatron data prepare` takes SentencePiece tokenizers" in text
+    assert "The whole text was not prepared here" in text
+
+
+TOKENIZERS = {"qwen3-10b-a1b": "data/qwen3-tokenizer"}
+
+
+@pytest.mark.parametrize("model", NUM_GPUS)
+def test_guide_prepares_with_the_tokenizer_that_it_fetches(model):
+    text = GUIDES[model].read_text(encoding="utf-8")
+    folder = TOKENIZERS.get(model, "data/llama3-tokenizer")
+    assert re.search(rf"^hf download .*tokenizer.json .*--local-dir {folder}$", text, flags=re.M)
+    prepared = [parse(words) for words in commands(text) if "prepare" in words]
+    assert {str(params["tokenizer"]) for params in prepared} == {folder}
+    # The EOS of Qwen3's tokenizer ends turns of a chat.
+    end = "<|endoftext|>" if "qwen3" in model else None
+    assert {params["eod_token"] for params in prepared} == {end}
+
+
+def test_commands_and_links_of_data_preparation_lead_somewhere():
+    path = ROOT / "docs" / "data-preparation.md"
+    document = path.read_text(encoding="utf-8")
+    assert commands(document)
+    for words in commands(document):
+        assert parse(words), words
+    links = re.findall(r"\]\(([^)#:]+)[^)]*\)", document)
+    assert [each for each in links if not (path.parent / each).exists()] == []
+    for file in re.findall(r"`(tests/[\w/.]+)`", document):
+        assert (ROOT / file).exists(), file
 
 
 def test_links_of_the_guides_and_of_the_profiles_lead_somewhere():

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -115,6 +116,7 @@ def test_file_says_what_the_numbers_depend_on(evaluated, data, model):
     assert (found["settings"]["dtype"], found["settings"]["device"]) == ("bfloat16", "cpu")
     assert found["settings"]["max_length_tokens"] == config["max_position_embeddings"]
     assert found["tokenizer"]["adds_bos"] is False
+    assert found["tokenizer"]["special_tokens_in_text"] is False
     assert found["versions"]["lm-eval"] == "0.4.13" and all(found["versions"].values())
     assert not any("git" in key for key in found)
 
@@ -190,13 +192,14 @@ def test_limit_makes_a_trial_and_says_so(model, data, tmp_path, monkeypatch, cap
     output = tmp_path / "new" / "r.json"
     status, printed = command.run(
         *(monkeypatch, capsys, "evaluate", model, "--tasks", "openbookqa", "--limit", "2"),
-        *("--data", data, "--output", output, "--dtype", "fp32"),
+        *("--data", data, "--output", output, "--dtype", "fp32", "--special-tokens-in-text"),
     )
     assert status == 0
     assert "first 2 items of each task: a trial, no result" in printed
     found = json.loads(output.read_text())
     assert found["tasks"]["openbookqa"]["num_items"] == 2
     assert found["settings"]["dtype"] == "float32"
+    assert found["tokenizer"]["special_tokens_in_text"] is True
     assert os.listdir(output.parent) == ["r.json"]
 
 
@@ -258,6 +261,20 @@ def test_incomplete_model_is_refused_with_all_that_is_missing(tmp_path, monkeypa
     assert (
         "config.json is missing; no *.safetensors file is there; no tokenizer is there" in printed
     )
+
+
+def test_tokenizer_that_is_none_for_documents_is_refused_before_anything_is_loaded(
+    model, tmp_path, monkeypatch, capsys
+):
+    folder = tmp_path / "hf"
+    shutil.copytree(model, folder)
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    del config["eos_token"]
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    status, printed = command.run(monkeypatch, capsys, "evaluate", folder, "--tasks", "boolq")
+    assert status == 2
+    assert "not a tokenizer for documents: it has no EOS, which ends documents" in printed
+    assert "loading" not in printed
 
 
 def test_output_that_exists_is_refused_and_kept(model, data, tmp_path, monkeypatch, capsys):

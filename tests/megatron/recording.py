@@ -26,6 +26,7 @@ def record_tokens(folder: Path) -> None:
                 "step": upstream.get_args().curr_iteration,
                 "replica": parallel_state.get_data_parallel_rank(),
                 "tokens": tokens_BT.tolist(),
+                "end of document": upstream.end_of_document_id(),
             }
             with (folder / f"rank-{torch.distributed.get_rank()}.jsonl").open("a") as file:
                 file.write(json.dumps(row) + "\n")
@@ -33,6 +34,12 @@ def record_tokens(folder: Path) -> None:
 
     folder.mkdir(parents=True, exist_ok=True)
     step.read_raw_tokens = read_and_note
+
+
+def ends_of_documents(folder: Path) -> set[int]:
+    """The token after which targets would be masked, as every rank had it in every step."""
+    lines = [line for path in folder.glob("rank-*.jsonl") for line in path.read_text().splitlines()]
+    return {json.loads(line)["end of document"] for line in lines}
 
 
 def batches(folder: Path) -> dict[int, list[list[int]]]:

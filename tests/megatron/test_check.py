@@ -163,8 +163,17 @@ def test_flags_say_what_the_recipe_the_host_and_the_data_say(text):
 def test_what_a_recipe_may_leave_out_is_filled_in(text):
     checked = check(text, TST, without=("vocab-size",))
     args = upstream.argument_parser().parse_args(list(checked.flags))
-    assert args.vocab_size == tiny.VOCABULARY
+    assert args.vocab_size == args.padded_vocab_size == tiny.VOCABULARY
     assert args.exit_duration_in_mins == 5256000
+
+
+def test_model_has_the_rows_of_the_recipe_not_of_the_tokenizer(text):
+    wide = {"vocab_size": 600, "make_vocab_size_divisible_by": 100}
+    assert check(text, TST, **wide).arguments.padded_vocab_size == 600
+    halves = check(text, TST, vocab_size=600, tensor_model_parallel_size=2, sequence_parallel=True)
+    assert halves.arguments.padded_vocab_size == 768
+    stated = check(text, TST, vocab_size=600, padded_vocab_size=610)
+    assert stated.arguments.padded_vocab_size == 610
 
 
 @pytest.mark.parametrize(

@@ -330,10 +330,9 @@ def test_bucket_and_vocabulary_sizes_are_megatrons(monkeypatch):
         wanted = training.resolve_ddp_bucket_size(config, group, overlap, 10**9)
         said = resharding._bucket_size(args)
         assert said == ("all parameters" if wanted is None else f"{wanted:,} parameters")
-    args = SimpleNamespace(
-        vocab_size=1001, make_vocab_size_divisible_by=12, tensor_model_parallel_size=4
-    )
-    assert resharding.padded_vocabulary(args) == calculate_padded_vocab_size(1001, 12, 4, False)
+    args = SimpleNamespace(make_vocab_size_divisible_by=12, tensor_model_parallel_size=4)
+    wanted = calculate_padded_vocab_size(1001, 12, 4, False)
+    assert resharding.padded_vocabulary(1001, args) == wanted
 
 
 def test_search_for_a_fault_is_seen_in_a_checkpoint(runs):

@@ -30,7 +30,7 @@ COMMANDS = {
     "status": {"runs", "--json"},
     "evaluate": {
         *("hf_dir", "--tasks", "--limit", "--batch-size", "--device", "--dtype"),
-        *("--output", "--data", "--compare"),
+        *("--output", "--data", "--compare", "--special-tokens-in-text"),
     },
     "evaluate-data": {"output", "--tasks"},
     "export": {

@@ -152,7 +152,7 @@ def test_export_names_the_first_text_that_does_not_come_back(
 def test_export_compares_the_texts_it_is_given(
     tokenizer_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(hf_tokenizer, "_PROBES", ())
+    monkeypatch.setattr(hf_tokenizer, "PROBES", ())
     monkeypatch.setattr(hf_tokenizer, "_merges", lambda scores: [])
     with pytest.raises(RuntimeError, match=r"text 'return x'"):
         export_tokenizer(tokenizer_model, tmp_path, probe_texts=["q", "return x"])

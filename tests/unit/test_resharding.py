@@ -45,7 +45,10 @@ def arguments(**more):
         "moe_expert_capacity_factor": None,
     }
     assert set(more) <= set(plain) | {"pipeline_model_parallel_layout"}
-    return SimpleNamespace(**{**plain, **more})
+    args = SimpleNamespace(**{**plain, **more})
+    # As `check` states it where the recipe does not.
+    args.padded_vocab_size = args.padded_vocab_size or padded_vocabulary(args.vocab_size, args)
+    return args
 
 
 def problems(content, saved=None, now=None, rerun=None):
@@ -144,11 +147,10 @@ def test_padded_vocabulary_is_a_multiple_of_both():
         (513, 1, 2, 514),
     ):
         args = arguments(
-            vocab_size=vocab_size,
             make_vocab_size_divisible_by=divisor,
             tensor_model_parallel_size=tensor,
         )
-        assert padded_vocabulary(args) == rows
+        assert padded_vocabulary(vocab_size, args) == rows
 
 
 @pytest.mark.parametrize(
@@ -183,6 +185,15 @@ def test_vocabulary_that_the_recipe_pads_itself_stays():
     assert problems(MODEL, {}, wider)
     stated = {"padded_vocab_size": 512}
     assert problems(MODEL, stated, {**wider, **stated}) == []
+
+
+def test_model_that_got_the_rows_of_its_tokenizer_is_named():
+    """As runs of older versions did, whatever the recipe's vocab-size."""
+    (problem,) = problems(
+        MODEL, {"vocab_size": 1000, "padded_vocab_size": 512}, {"vocab_size": 1000}
+    )
+    assert problem.startswith("vocab-size: 1000 is more than the 512 rows of the checkpoint, whose")
+    assert problem.endswith("or start again in another --run-folder")
 
 
 def test_without_the_distributed_optimizer_sizes_above_1_may_change():

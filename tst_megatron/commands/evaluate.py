@@ -31,6 +31,13 @@ def evaluate(
         Path | None,
         typer.Option(help="Folder of evaluate-data; asks no network. Default: lm-eval downloads."),
     ] = None,
+    special_tokens_in_text: Annotated[
+        bool,
+        typer.Option(
+            "--special-tokens-in-text",
+            help="Read text that spells a special token as its id, as `data prepare` was told to.",
+        ),
+    ] = False,
     compare: Annotated[
         list[str] | None,
         typer.Option(help="Runs of the paper beside ours. Default: 10b-base and 10b-tst."),
@@ -59,6 +66,7 @@ def evaluate(
             device=device,
             dtype=dtype,
             data=data,
+            special_tokens_in_text=special_tokens_in_text,
         ),
         on_progress=lambda text: console.print(text, highlight=False, markup=False, soft_wrap=True),
     )

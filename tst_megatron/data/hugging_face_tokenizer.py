@@ -8,6 +8,7 @@ transformers.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -29,8 +30,8 @@ class HuggingFaceTokenizer:
         self.facts = facts
         self._serialized = serialized
         self._backend = _backend(serialized, facts.special_tokens_in_text)
-        # Some templates end a text with it themselves.
-        self._lacks_eod = not _template(self._backend)[1]
+        self.template_adds_eod = bool(_template(self._backend)[1])
+        """Whether transformers itself ends every text with EOD."""
 
     def __reduce__(self) -> tuple[type[Self], tuple[TokenizerFacts, str]]:
         """Send the backend itself to another process, which then needs no transformers."""
@@ -41,14 +42,31 @@ class HuggingFaceTokenizer:
         documents = []
         for encoding in self._backend.encode_batch_fast(list(texts), add_special_tokens=True):
             ids = encoding.ids
-            if self._lacks_eod:
+            if not self.template_adds_eod:
                 ids.append(self.facts.eod_id)
             documents.append(np.array(ids, dtype=np.int32))
         return documents
 
-    def decode(self, ids: Sequence[int]) -> str:
-        """The text of ids, special tokens spelled out."""
-        return str(self._backend.decode(list(ids), skip_special_tokens=False))
+    def beginning(self, text: str) -> list[int]:
+        """The ids of a document of which this is the beginning: BOS by the template, no EOD."""
+        (document,) = self.encode([text])
+        return [int(token_id) for token_id in document[:-1]]
+
+    def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = False) -> str:
+        """The text of ids, special tokens spelled out or left out."""
+        return str(self._backend.decode(list(ids), skip_special_tokens=skip_special_tokens))
+
+    def markup_tokens(self) -> dict[str, int]:
+        """Added tokens that look like markup and are not special, so that text spells their ids.
+
+        Such as Qwen3's "<tool_call>" and "<|fim_prefix|>": they become their ids in every text,
+        in preparation, training and evaluation alike.
+        """
+        return {
+            token.content: token_id
+            for token_id, token in sorted(self._backend.get_added_tokens_decoder().items())
+            if not token.special and re.fullmatch(r"<.+>", token.content)
+        }
 
 
 def load_hugging_face(
@@ -149,12 +167,33 @@ def _eod_problems(tokenizer: Any, backend: Any, special_tokens_in_text: bool) ->
         return ["it has no EOS, which ends documents. Name one of its special tokens (eod_token)"]
     if backend.token_to_id(token) != eod_id:
         return [f"its EOS {token!r} is not in its vocabulary. Name a special token that is"]
-    if not special_tokens_in_text and eod_id in backend.encode(token, add_special_tokens=False).ids:
+    if special_tokens_in_text:
+        return []
+    if eod_id in backend.encode(token, add_special_tokens=False).ids:
         return [
             f"text that spells its EOS {token!r} becomes its id {eod_id}, so text could end a "
             "document. Name a special token as EOS (eod_token)"
         ]
-    return []
+    return _spelled_problems(tokenizer, backend)
+
+
+def _spelled_problems(tokenizer: Any, backend: Any) -> list[str]:
+    """Special tokens that text can spell although it is to be text, as words of a vocabulary."""
+    spelled = [
+        token.content
+        for token_id, token in sorted(backend.get_added_tokens_decoder().items())
+        if token.special
+        # What the vocabulary lacks becomes the unknown token, in any text.
+        and token.content != tokenizer.unk_token
+        and token_id in backend.encode(token.content, add_special_tokens=False).ids
+    ]
+    if not spelled:
+        return []
+    return [
+        f"text that spells {', '.join(map(repr, spelled[:5]))} becomes the special id, by the "
+        "vocabulary itself. Take these words out of it, or let text spell special tokens "
+        "(special_tokens_in_text)"
+    ]
 
 
 def _template(backend: Any) -> tuple[list[int] | None, list[int] | None]:

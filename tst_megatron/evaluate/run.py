@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tst_megatron.data.hugging_face_tokenizer import HuggingFaceTokenizer, load_hugging_face
 from tst_megatron.evaluate import results
 from tst_megatron.evaluate.definitions import data_of, manager, task_names, write_overlay
 from tst_megatron.evaluate.local_data import MANIFEST, check_files, sha256_of
@@ -41,6 +42,9 @@ class Settings:
     """A key of ``DTYPES``; ``auto`` is what config.json says."""
     data: Path | None = None
     """Folder of task data; None lets lm-eval download."""
+    special_tokens_in_text: bool = False
+    """Text that spells a special token becomes its id, as in a text prepared so; else it is
+    text."""
 
 
 def evaluate(
@@ -58,8 +62,8 @@ def evaluate(
         What the file holds; ``results.summary`` says what that is.
 
     Raises:
-        ValueError: an unknown task, missing or damaged data, an incomplete model or an output that
-            exists; before anything is run.
+        ValueError: an unknown task, missing or damaged data, an incomplete model, a tokenizer that
+            is none for documents or an output that exists; before anything is run.
     """
     start = time.perf_counter()
     if output.exists():
@@ -70,20 +74,21 @@ def evaluate(
     # lm-eval would take any GPU, or none, for a name that it does not know.
     device = find_device(settings.device)
     names = task_names(settings.tasks)
+    documents = load_hugging_face(hf_dir, special_tokens_in_text=settings.special_tokens_in_text)
     if settings.data is not None:
         check_files(settings.data, data_of(names), settings.tasks)
     output.parent.mkdir(parents=True, exist_ok=True)
     on_progress(f"loading {len(names)} tasks")
     loaded = load_tasks(names, settings.data)
     on_progress(f"loading {hf_dir}")
-    model = _load_model(hf_dir, settings, device)
+    model = _load_model(hf_dir, documents, settings, device)
     on_progress(f"evaluating {len(loaded['tasks'])} tasks, prompts and metrics of lm-eval")
     raw = _run(model, loaded, settings.limit)
     summary = results.summary(
         raw,
         names=names,
         model={"folder": str(hf_dir), **_model_facts(hf_dir, model)},
-        tokenizer=_tokenizer_facts(hf_dir, model),
+        tokenizer=_tokenizer_facts(hf_dir, model, documents),
         settings=_settings_facts(settings, model),
         seconds=time.perf_counter() - start,
     )
@@ -152,11 +157,13 @@ def load_tasks(names: list[str], data: Path | None) -> Any:
     return loaded
 
 
-def _load_model(hf_dir: Path, settings: Settings, device: str) -> Any:
-    from lm_eval.models.huggingface import HFLM
+def _load_model(
+    hf_dir: Path, documents: HuggingFaceTokenizer, settings: Settings, device: str
+) -> Any:
+    from tst_megatron.evaluate.model import DocumentModel
 
-    # add_bos_token stays None: the tokenizer decides, as in training and export.
-    return HFLM(
+    return DocumentModel(
+        documents,
         pretrained=str(hf_dir),
         backend="causal",
         device=device,
@@ -185,7 +192,7 @@ def _model_facts(hf_dir: Path, model: Any) -> dict[str, Any]:
     }
 
 
-def _tokenizer_facts(hf_dir: Path, model: Any) -> dict[str, Any]:
+def _tokenizer_facts(hf_dir: Path, model: Any, documents: HuggingFaceTokenizer) -> dict[str, Any]:
     tokenizer = model.tokenizer
     files = [hf_dir / name for name in ("tokenizer.json", "tokenizer_config.json")]
     return {
@@ -193,7 +200,8 @@ def _tokenizer_facts(hf_dir: Path, model: Any) -> dict[str, Any]:
         "vocab_size": len(tokenizer),
         "bos_token_id": tokenizer.bos_token_id,
         "eos_token_id": tokenizer.eos_token_id,
-        "adds_bos": model.tok_encode("a")[0] == tokenizer.bos_token_id,
+        "adds_bos": documents.facts.bos_id is not None,
+        "special_tokens_in_text": documents.facts.special_tokens_in_text,
         "sha256": {file.name: sha256_of(file) for file in files if file.is_file()},
     }
 

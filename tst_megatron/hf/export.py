@@ -26,6 +26,7 @@ from tst_megatron.hf.tokenizer_files import (
 from tst_megatron.hf.verify import VerificationReport
 from tst_megatron.hf.verify import verify as verify_export
 from tst_megatron.hf.weights import rules, shapes, split
+from tst_megatron.installed import package_version
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -87,7 +88,8 @@ def export(
     Raises:
         ValueError: no such checkpoint or tokenizer, no form in a known family, or an output that
             is not empty.
-        RuntimeError: the export is not the trained model; nothing is left behind.
+        RuntimeError: the export is not the trained model, or its tokenizer gives other ids;
+            nothing is left behind.
     """
     start = time.perf_counter()
     say = on_progress or (lambda _: None)
@@ -109,18 +111,22 @@ def export(
         bos_token_id=found.bos_token_id,
         eos_token_id=found.eos_token_id,
     )
+    # Without it transformers 5.14 takes the tokenizer of any large vocabulary for an old one of
+    # Mistral's, and advises an option that changes its ids.
+    config["transformers_version"] = package_version("transformers")
     weights = TrainedWeights(opened)
     sizes = _sizes(config, dtype)
     with folder_appearing_whole(output) as beside:
-        say(f"writing {dtype} weights")
-        tensors = _counted(_exported(weights, config, dtype), sum(sizes.values()), on_weight)
-        num_files = write_weights(beside, tensors, sizes)
         write_json(beside / "config.json", config)
         if found.generation:
             shutil.copyfile(found.generation, beside / GENERATION)
         else:
             write_json(beside / GENERATION, _generation_config(config))
+        # Before the weights, which take long: it may be refused.
         write_tokenizer(found, beside)
+        say(f"writing {dtype} weights")
+        tensors = _counted(_exported(weights, config, dtype), sum(sizes.values()), on_weight)
+        num_files = write_weights(beside, tensors, sizes)
         say("comparing transformers with Megatron" if verify else "not verified, as asked")
         proof = verify_export(weights, beside, compute=compute, text=text) if verify else None
         num_parameters = sum(sizes.values()) // dtype.itemsize

@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+from tst_megatron.data.hugging_face_tokenizer import load_hugging_face
+
 
 def load_in_transformers(
     hf_dir: Path, dtype: torch.dtype | None = None
@@ -44,7 +46,8 @@ def generate_text(
 
     Args:
         hf_dir: a folder in Hugging Face format that has a tokenizer.
-        prompt: the text before.
+        prompt: the text before; it begins as a document of the training text does, and what
+            spells a special token in it is text.
         num_tokens: tokens to add at most; fewer if the model ends the text.
         dtype: type of the weights in memory; the type of the files when not given.
 
@@ -52,13 +55,12 @@ def generate_text(
         The continuation, without the prompt.
 
     Raises:
-        ValueError: the folder has no model or no tokenizer, or the prompt has no tokens.
+        ValueError: the folder has no model or no tokenizer for documents, or the prompt has no
+            tokens.
     """
     _check(hf_dir)
-    from transformers import AutoTokenizer
-
-    tokenizer: Any = AutoTokenizer.from_pretrained(hf_dir, local_files_only=True)
-    ids = tokenizer.encode(prompt, add_special_tokens=False)
+    tokenizer = load_hugging_face(hf_dir)
+    ids = tokenizer.beginning(prompt)
     if not ids:
         raise ValueError("--prompt: has no tokens. Give a text to go on from.")
     model, _ = load_in_transformers(hf_dir, dtype)
@@ -70,10 +72,7 @@ def generate_text(
             max_new_tokens=num_tokens,
             do_sample=False,
         )
-    text: str = tokenizer.decode(
-        result_BT[0, tokens_BT.shape[1] :].tolist(), skip_special_tokens=True
-    )
-    return text
+    return tokenizer.decode(result_BT[0, tokens_BT.shape[1] :].tolist(), skip_special_tokens=True)
 
 
 def _check(hf_dir: Path) -> None:

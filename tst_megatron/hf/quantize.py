@@ -18,7 +18,6 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,7 @@ import torch
 from torch import Tensor
 
 from tst_megatron.data.documents import texts
+from tst_megatron.data.hugging_face_tokenizer import load_hugging_face
 from tst_megatron.data.tokenizer import copy_files
 from tst_megatron.files import folder_appearing_whole
 from tst_megatron.hf.folder import INDEX, check_is_free, write_json
@@ -194,18 +194,15 @@ def _too_large(hf_dir: Path) -> list[str]:
 
 
 def _calibration_tokens(hf_dir: Path, calibration: Calibration) -> Tensor:
-    """Documents one after the other, each ended by EOS as in training, cut into sequences."""
-    from transformers import AutoTokenizer
-
+    """Documents one after the other, as training has them, cut into sequences."""
     length = calibration.sequence_length
     longest = json.loads((hf_dir / "config.json").read_text()).get("max_position_embeddings")
     if longest is not None and length > longest:
         raise ValueError(f"--sequence-length {length}: the model has {longest} positions.")
-    tokenizer = AutoTokenizer.from_pretrained(hf_dir, local_files_only=True)
-    end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    tokenizer = load_hugging_face(hf_dir)
     tokens: list[int] = []
     for text in texts([calibration.text], text_key=calibration.text_key):
-        tokens += chain(tokenizer(text)["input_ids"], end)
+        tokens += tokenizer.encode([text])[0].tolist()
         if len(tokens) >= calibration.num_sequences * length:
             break
     num_sequences = min(len(tokens) // length, calibration.num_sequences)

@@ -30,7 +30,7 @@ from tst_megatron.data.sentencepiece_tokenizer import load_sentencepiece
 
 SPACE = "\u2581"
 _NORMAL, _UNKNOWN, _CONTROL, _BYTE = 1, 2, 3, 6
-_PROBES = (
+PROBES = (
     "",
     "word",
     " leading and trailing ",
@@ -48,6 +48,7 @@ _PROBES = (
     "a" * 33 + "ab" * 33 + "aba" * 33 + "-" * 80 + "=" * 79,
     "0123456789 3.14159 1e-5 0xFF",
 )
+"""Texts on which tokenizers are compared: what one may cut, join, strip or rewrite otherwise."""
 
 
 def export_tokenizer(model_file: Path, output: Path, *, probe_texts: Iterable[str] = ()) -> None:
@@ -94,7 +95,7 @@ def export_tokenizer(model_file: Path, output: Path, *, probe_texts: Iterable[st
         # transformers takes another tokenizer class for some kinds of models (qwen2, in 5.14).
         if (output / "config.json").is_file():
             shutil.copyfile(output / "config.json", Path(beside) / "config.json")
-        _prove(processor, Path(beside), (*_PROBES, *probe_texts))
+        _prove(processor, Path(beside), (*PROBES, *probe_texts))
         for file in files:
             file.replace(output / file.name)
 

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tst_megatron.data.tokenizer import (
     HUGGING_FACE_FILES,
@@ -73,11 +75,17 @@ def find_tokenizer(
 
 
 def write_tokenizer(tokenizer: TokenizerFiles, folder: Path) -> None:
-    """Write a tokenizer into a folder as transformers reads it.
+    """Write a tokenizer into a folder as transformers reads it, and prove that the ids are equal.
+
+    Files in Hugging Face format are copied byte for byte.
 
     Args:
         tokenizer: as ``find_tokenizer`` found it.
-        folder: exists.
+        folder: holds the model's config.json already, which has a say in how the files are read.
+
+    Raises:
+        ValueError: it is none for documents (``load_hugging_face``), or has no exact form there.
+        RuntimeError: the ids differ; the message shows the first text.
     """
     if tokenizer.source is None:
         return
@@ -87,6 +95,40 @@ def write_tokenizer(tokenizer: TokenizerFiles, folder: Path) -> None:
         export_tokenizer(tokenizer.source, folder)
         return
     copy_files(tokenizer.source, folder)
+    _prove(tokenizer.source, folder)
+
+
+def _prove(source: Path, folder: Path) -> None:
+    """Compare what transformers makes of texts with the documents of the original."""
+    from transformers import AutoTokenizer
+
+    from tst_megatron.data.hugging_face_tokenizer import load_hugging_face
+
+    original = load_hugging_face(source)
+    copy = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    for text in _probe_texts(copy):
+        expected = original.encode([text])[0].tolist()
+        if not original.template_adds_eod:
+            expected.pop()
+        # As documents are read: text that spells a special token is text.
+        actual = copy(text, split_special_tokens=True)["input_ids"]
+        if actual != expected:
+            raise RuntimeError(
+                f"exported tokenizer: text {text[:200]!r} gives ids {actual[:50]}, the tokenizer "
+                f"that the model was trained with gives {expected[:50]}. Beside this config.json "
+                f"transformers reads it as {type(copy).__name__}. Say how to read it in a copy of "
+                f'{source} ("tokenizer_class": "PreTrainedTokenizerFast" in its '
+                "tokenizer_config.json reads tokenizer.json as it is), and name the copy with "
+                "--tokenizer."
+            )
+
+
+def _probe_texts(tokenizer: Any) -> Iterator[str]:
+    from tst_megatron.hf.tokenizer import PROBES
+
+    yield from PROBES
+    for token in tokenizer.get_added_vocab():
+        yield f"a {token} b{token}"
 
 
 def _sentencepiece(source: Path) -> TokenizerFiles:

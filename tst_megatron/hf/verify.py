@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tst_megatron.data.hugging_face_tokenizer import load_hugging_face
 from tst_megatron.hf.checkpoint import TrainedWeights, load_model
 from tst_megatron.hf.folder import HuggingFaceWeights, read_config
 from tst_megatron.hf.generate import load_in_transformers
@@ -79,8 +80,8 @@ def verify(
         hf_dir: the folder in Hugging Face format.
         compute: also compare logits and a greedy continuation; where both models fit into memory
             when not given.
-        text: what the logits are computed on, with the folder's tokenizer, its first 512 tokens;
-            random tokens when not given.
+        text: what the logits are computed on: the first 512 tokens of the document that the
+            folder's tokenizer makes of it; random tokens when not given.
         num_greedy_tokens: length of the greedy continuation.
 
     Raises:
@@ -214,10 +215,7 @@ def _compute(
 
 def _tokens(hf_dir: Path, config: Mapping[str, Any], text: str | None) -> Tensor:
     if text is not None:
-        from transformers import AutoTokenizer
-
-        tokenizer: Any = AutoTokenizer.from_pretrained(hf_dir, local_files_only=True)
-        ids = tokenizer.encode(text, add_special_tokens=False)
+        ids = load_hugging_face(hf_dir).beginning(text)
         if not ids:
             raise ValueError("the text to verify on has no tokens. Give one that is not empty")
         return torch.tensor([ids[: min(_MAX_TOKENS, config["max_position_embeddings"])]])

@@ -188,13 +188,16 @@ def _as_list(value: Any) -> list[Any]:
 
 def _vocabulary_problems(saved: argparse.Namespace, now: argparse.Namespace) -> list[str]:
     """Megatron would load it and fill what is new with noise: the softmax is over all of it."""
-    if now.padded_vocab_size is not None:
-        # The recipe says it, today as when the run was started.
-        return []
-    before, after = padded_vocabulary(saved), padded_vocabulary(now)
+    before, after = saved.padded_vocab_size, now.padded_vocab_size
     if before == after:
         return []
     tensor = now.tensor_model_parallel_size
+    if before < now.vocab_size:
+        return [
+            f"vocab-size: {now.vocab_size} is more than the {before} rows of the checkpoint, whose "
+            "model got those of the tokenizer. Go on with the version of this project that "
+            "started the run, or start again in another --run-folder"
+        ]
     fix = (
         f"Set make-vocab-size-divisible-by: {before // tensor}"
         if before % tensor == 0
@@ -290,10 +293,12 @@ def _bucket_size(args: argparse.Namespace) -> str:
     return f"{max(40_000_000, 1_000_000 * replicas) if size is None else size:,} parameters"
 
 
-def padded_vocabulary(args: argparse.Namespace) -> int:
-    """The rows of the embedding, as ``calculate_padded_vocab_size`` of Megatron has them.
+def padded_vocabulary(vocab_size: int, args: argparse.Namespace) -> int:
+    """The rows of an embedding, as ``calculate_padded_vocab_size`` of Megatron has them.
 
-    ``padded_vocab_size`` of saved arguments is not them: it is made from the tokenizer's own size.
+    Args:
+        vocab_size: tokens, which may be more than the tokenizer has.
+        args: Megatron's arguments of the layout.
     """
     multiple = args.make_vocab_size_divisible_by * args.tensor_model_parallel_size
-    return int(math.ceil(args.vocab_size / multiple) * multiple)
+    return int(math.ceil(vocab_size / multiple) * multiple)

@@ -121,8 +121,9 @@ class RunFolder:
     def _keep_tokenizer(self, checked: CheckedRecipe, *, is_new: bool) -> None:
         source, target = checked.corpora[0].manifest.tokenizer_path, self.tokenizer_of(checked)
         if is_new:
-            for stale in self._tokenizers():
-                shutil.rmtree(stale) if stale.is_dir() else stale.unlink(missing_ok=True)
+            for path in self.checkpoints.iterdir():
+                if any(path == place or is_beside(path, place) for place in self._tokenizers()):
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
         if target.exists():
             return
         if source.is_file():

@@ -1,0 +1,81 @@
+"""Texts that a model gets in export, generation and quantisation begin as its documents did."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from hugging_face_tokenizers import BOS, EOS, OTHER, build_hugging_face
+
+from tst_megatron.data.hugging_face_tokenizer import load_hugging_face
+from tst_megatron.hf import generate, quantize, verify
+
+TEXT = f"{BOS}def f(x): {EOS}{OTHER}"
+
+
+@pytest.fixture(params=[None, f"{BOS} $A", f"$A {EOS}"])
+def model(request, training_texts: list[str], tmp_path: Path) -> Path:
+    """The folder of a model without weights."""
+    folder = build_hugging_face(tmp_path / "hf", training_texts[:1], single=request.param)
+    (folder / "config.json").write_text(json.dumps({"model_type": "llama"}))
+    return folder
+
+
+class Parrot:
+    """Stands for a model: goes on with a word and EOS."""
+
+    def __init__(self, word: list[int]) -> None:
+        self.read: list[list[int]] = []
+        self._word = word
+
+    def generate(self, tokens_BT: torch.Tensor, **_: object) -> torch.Tensor:
+        self.read += tokens_BT.tolist()
+        return torch.cat([tokens_BT, torch.tensor([[*self._word, 1]])], dim=1)
+
+
+def test_generation_goes_on_from_the_beginning_of_a_document(model: Path, monkeypatch) -> None:
+    tokenizer = load_hugging_face(model)
+    parrot = Parrot([each for each in tokenizer.beginning(" return") if each != 0])
+    monkeypatch.setattr(generate, "load_in_transformers", lambda *_: (parrot, {}))
+    assert generate.generate_text(model, TEXT, 4) == " return"
+    (document,) = tokenizer.encode([TEXT])
+    assert parrot.read == [document[:-1].tolist()]
+
+
+def test_prompt_without_a_text_needs_a_bos(model: Path, monkeypatch) -> None:
+    parrot = Parrot([5])
+    monkeypatch.setattr(generate, "load_in_transformers", lambda *_: (parrot, {}))
+    if load_hugging_face(model).facts.bos_id is None:
+        with pytest.raises(ValueError, match="--prompt: has no tokens"):
+            generate.generate_text(model, "", 4)
+    else:
+        generate.generate_text(model, "", 4)
+        assert parrot.read == [[0]]
+
+
+def test_logits_are_compared_on_the_beginning_of_a_document(model: Path) -> None:
+    (document,) = load_hugging_face(model).encode([TEXT])
+    tokens = verify._tokens(model, {"max_position_embeddings": 512}, TEXT)
+    assert tokens.tolist() == [document[:-1].tolist()]
+    short = verify._tokens(model, {"max_position_embeddings": 4}, TEXT)
+    assert short.tolist() == [document[:4].tolist()]
+
+
+def test_calibration_reads_whole_documents(model: Path, tmp_path: Path) -> None:
+    texts = [TEXT, "import os\n", f"{EOS}x"] * 3
+    file = tmp_path / "text.jsonl"
+    file.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    documents = [ids.tolist() for ids in load_hugging_face(model).encode(texts)]
+    whole = [each for document in documents for each in document]
+    calibration = quantize.Calibration(text=file, num_sequences=100, sequence_length=8)
+    tokens = quantize._calibration_tokens(model, calibration)
+    assert tokens.flatten().tolist() == whole[: len(whole) // 8 * 8]
+
+
+def test_tokenizer_that_is_none_for_documents_is_refused_in_words(
+    training_texts: list[str], tmp_path: Path
+) -> None:
+    folder = build_hugging_face(tmp_path / "hf", training_texts[:1], single=f"{OTHER} $A")
+    (folder / "config.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"hf: not a tokenizer for documents: its template adds"):
+        generate.generate_text(folder, "a", 1)

@@ -1,0 +1,68 @@
+"""lm-eval's model of transformers, which is given texts as training was."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lm_eval.models.huggingface import HFLM
+from torch import Tensor
+
+from tst_megatron.data.hugging_face_tokenizer import HuggingFaceTokenizer
+
+
+class DocumentModel(HFLM):  # type: ignore[misc, unused-ignore]
+    """What it reads begins as a document of the training text: BOS by the template, never EOS.
+
+    HFLM of lm-eval 0.4.13 by itself takes the EOS of a template into the middle of a text, leaves
+    BOS out where a text spells it, puts it twice before a text whose likelihood as a whole is
+    asked, and BOS before an answer without a question where the template adds none. For removal
+    when it does none of these.
+    """
+
+    def __init__(self, documents: HuggingFaceTokenizer, **options: Any) -> None:
+        """Load a model.
+
+        Args:
+            documents: its tokenizer, as text was prepared with it.
+            options: HFLM's own.
+        """
+        self._documents = documents
+        bos_id, eod_id = documents.facts.bos_id, documents.facts.eod_id
+        self._bos = [] if bos_id is None else [bos_id]
+        # Without BOS, what stands before a document in training is the EOD of another.
+        super().__init__(prefix_token_id=eod_id if bos_id is None else bos_id, **options)
+
+    def tok_encode(
+        self,
+        string: str,
+        add_special_tokens: bool | None = None,
+        left_truncate_len: int | None = None,
+        **_: Any,
+    ) -> list[int]:
+        """The ids of a text without BOS, which is added where a context is made of it."""
+        ids = self._documents.beginning(string)[len(self._bos) :]
+        return ids[-left_truncate_len:] if left_truncate_len else ids
+
+    def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
+        before, after = super()._encode_pair(context, continuation)
+        return self._context(before), after
+
+    def tok_batch_encode(
+        self,
+        strings: list[str],
+        padding_side: str = "left",
+        left_truncate_len: int | None = None,
+        truncation: bool = False,
+    ) -> tuple[Tensor, Tensor]:
+        """The ids of prompts to go on from, padded, and where they are not padding."""
+        ids = [self._context(self.tok_encode(string)) for string in strings]
+        if left_truncate_len:
+            ids = [prompt[-left_truncate_len:] for prompt in ids]
+        padded = self.tokenizer.pad(
+            {"input_ids": ids}, padding_side=padding_side, return_tensors="pt"
+        )
+        return padded["input_ids"], padded["attention_mask"]
+
+    def _context(self, ids: list[int]) -> list[int]:
+        """What the model reads before it is asked for more; at least one token."""
+        return [*self._bos, *ids] or [self.prefix_token_id]
