@@ -2,7 +2,7 @@
 UV := $(shell uv --version >/dev/null 2>&1 && command -v uv || echo .uv/bin/uv)
 RUN := $(UV) run --frozen
 
-.PHONY: quickstart test test-fast test-gpu test-slurm gpu-check soak layouts export-full-size lint
+.PHONY: quickstart test test-fast test-gpu test-slurm gpu-check soak layouts export-full-size measure-prepare lint
 .DEFAULT_GOAL := quickstart
 
 quickstart: $(UV)  ## the whole chain on this machine, with or without a GPU
@@ -39,6 +39,10 @@ layouts: $(UV)  ## gradients of every parallel layout against one process; write
 export-full-size: $(UV)  ## 10B-A1B from checkpoint to Hugging Face format: 42 GB of disk, 10 minutes
 	$(RUN) python tools/measure_export.py runs/export-full-size
 	$(RUN) python tools/measure_export.py runs/export-modelopt --num-layers 2 --with-modelopt
+
+# MEGATRON_TOOL=FILE: tools/preprocess_data.py of Megatron-LM core_v0.19.0, which no package ships.
+measure-prepare: $(UV)  ## tokens per second of data preparation; writes benchmarks/results
+	$(RUN) python tools/measure_prepare.py $(if $(MEGATRON_TOOL),--megatron-tool $(MEGATRON_TOOL))
 
 lint: $(UV)
 	$(RUN) ruff check .
