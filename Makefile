@@ -11,7 +11,7 @@ RUN := $(UV) run --frozen
 endif
 
 .PHONY: quickstart test test-fast test-gpu test-slurm gpu-check image-check wheelhouse-check soak \
-	layouts export-full-size lint
+	layouts export-full-size measure-prepare lint
 .DEFAULT_GOAL := quickstart
 
 quickstart: $(UV)  ## the whole chain on this machine, with or without a GPU
@@ -54,6 +54,10 @@ export-full-size: $(UV)  ## 10B-A1B from checkpoint to Hugging Face format: 42 G
 
 wheelhouse-check:  ## collect all wheels, switch the network off, install from them, test: 15 GB of disk
 	tools/wheelhouse_check.sh
+
+# MEGATRON_TOOL=FILE: tools/preprocess_data.py of Megatron-LM core_v0.19.0, which no package ships.
+measure-prepare: $(UV)  ## tokens per second of data preparation; writes benchmarks/results
+	$(RUN) python tools/measure_prepare.py $(if $(MEGATRON_TOOL),--megatron-tool $(MEGATRON_TOOL))
 
 lint: $(UV)
 	$(RUN) ruff check .

@@ -23,19 +23,24 @@ _PROBE = "a"
 
 
 class HuggingFaceTokenizer:
-    """A tokenizer of the `tokenizers` library, loaded from its serialised form."""
+    """A tokenizer of the `tokenizers` library, loaded from its serialised form.
+
+    Attributes:
+        facts: what must be known of it.
+        serialized: the form, as a tokenizer.json holds it.
+    """
 
     def __init__(self, facts: TokenizerFacts, serialized: str) -> None:
         """Load the backend, which ``load_hugging_face`` has checked."""
         self.facts = facts
-        self._serialized = serialized
+        self.serialized = serialized
         self._backend = _backend(serialized, facts.special_tokens_in_text)
         self.template_adds_eod = bool(_template(self._backend)[1])
         """Whether transformers itself ends every text with EOD."""
 
     def __reduce__(self) -> tuple[type[Self], tuple[TokenizerFacts, str]]:
         """Send the backend itself to another process, which then needs no transformers."""
-        return type(self), (self.facts, self._serialized)
+        return type(self), (self.facts, self.serialized)
 
     def encode(self, texts: Sequence[str]) -> list[npt.NDArray[np.int32]]:
         """The ids of whole documents, BOS and EOD included."""

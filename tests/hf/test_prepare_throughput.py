@@ -1,0 +1,47 @@
+"""A worker of `data prepare` encodes nearly as fast as the library that it calls."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+GATE = 0.8
+"""Of plain encoding, by the time of the cores: other work on the machine slows one or the other,
+and this text is short. 32 MB give what docs/data-preparation.md says."""
+
+
+@pytest.fixture(scope="module")
+def case(tmp_path_factory):
+    """Three rounds of the tool behind `make measure-prepare`, on less text."""
+    folder = tmp_path_factory.mktemp("throughput")
+    command = [sys.executable, str(ROOT / "tools" / "measure_prepare.py"), "--megabytes", "6"]
+    command += ["--rounds", "3", "--vocab-size", "8000", "--no-sentencepiece"]
+    command += ["--only", "data prepare, 1 worker", "fast encoder alone"]
+    done = subprocess.run(
+        [*command, "--output", str(folder)],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    document = json.loads((folder / "prepare.json").read_text())
+    assert (folder / "prepare.md").read_text().strip() in done.stdout
+    assert document["device"]["name"].startswith("CPU, ")
+    (only,) = document["cases"]
+    return {way["name"]: way for way in only["ways"]}
+
+
+def test_worker_is_nearly_as_fast_as_plain_encoding(case):
+    way = case["data prepare, 1 worker"]
+    assert len(way["rounds"]) == 3
+    assert way["ratio_per_cpu_second"]["median"] >= GATE
+
+
+def test_fast_encoder_is_several_times_faster(case):
+    pytest.importorskip("gigatoken")
+    assert case["fast encoder alone"]["ratio_per_cpu_second"]["median"] >= 5

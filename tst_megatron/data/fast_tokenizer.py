@@ -1,0 +1,223 @@
+"""Documents by gigatoken: the ids of a Hugging Face tokenizer, faster and checked against it.
+
+gigatoken is another implementation of byte-level BPE. It reads some tokenizers wrongly without an
+error, so it is trusted only where it agrees with the reference, which is the `tokenizers` library:
+
+- before the first document, on texts that are hard for tokenizers and on texts of the user's own;
+- while it runs, on one document in a thousand;
+- documents with text that spells an added token, whose rules are many, and those that the tokenizer
+  would normalise are encoded by the reference alone.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import unicodedata
+import zlib
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from tst_megatron.data.hugging_face_tokenizer import HuggingFaceTokenizer
+from tst_megatron.data.tokenizer import Tokenizer, TokenizerFacts
+from tst_megatron.installed import import_if_there, package_version
+
+DOCUMENTS_PER_CHECK = 1000
+"""One document in so many is encoded by the reference too; the hash of its text decides which."""
+
+_SHOWN_IDS = 16
+
+_PROBES = (
+    "",
+    " ",
+    "\n",
+    " leading and trailing ",
+    "def f(x):\n\tif x:\n\t\treturn [1, 22, 333, 4444, 12345678]  # don't\r\n\r\n",
+    "I'll we've THEY'RE it's can'T x'D 'tis ''s 'ſ",
+    "naïve café Ångström ﬁﬂ ＡＢＣ K Å",
+    "cafe\u0301 a\u0308\u0323 o\u0302\u0301 \u0301alone e\u0301\u0301\u0301",
+    "中文分词测试。日本語のテキスト、カタカナ ｶﾀｶﾅ 한국어 문장 \u1112\u1161\u11ab",
+    "Съешь ещё этих мягких булок. Ελληνικά κείμενο. ქართული. Հայերեն",
+    "שָׁלוֹם עוֹלָם مَرْحَبًا بِالْعَالَمِ ١٢٣ हिन्दी क्षत्रिय தமிழ் ภาษาไทย မြန်မာ ትግርኛ",
+    "🙂👍🏽👩‍👩‍👧‍👦🏳️‍🌈🇩🇪1️⃣ ☎️ 𝔘𝔫𝔦𝔠𝔬𝔡𝔢 𝟙𝟚𝟛 𠜎𠜱",
+    "".join(map(chr, range(32))) + "\x7f\x80\x85\x9f a\x00b\x00\x00c",
+    "a\u00a0b\u2003c\u2028d\u2029e\u3000f\u200bg\ufeffh\u00adi\u202ej\ufffdk\uffffl\U0010fffd",
+    "  a   b    c     d\n\n\ne\n \n  \n\t\n \t x\r\ry \r\n z   ",
+    "½²³ⅧⅨ①②㊿ 1,234.56 −12 0x1F 1e-9 ٣٤٥٦٧٨ 〇一二三",
+    "https://example.org/a_b-c?d=e&f=%20#g <b>x</b> && || != === ... ----- _____ $$$ ```",
+    "a" * 3000,
+    " " * 3000 + "x",
+    "\n" * 500 + "\t" * 500,
+    "ab" * 1000 + "中" * 1000 + "🙂" * 300 + "=" * 1000 + "7" * 1000,
+    "x" + "\u0301" * 500,
+)
+# Each letter, mark, digit and space of most alphabets beside a letter, a digit and itself.
+_CHARACTERS = tuple(
+    "".join(f"a{chr(c)}1 {chr(c)}{chr(c)}b\n" for c in range(first, first + 256))
+    for first in range(0, 0x3100, 256)
+)
+
+Encode = Callable[[list[bytes]], list[npt.NDArray[Any]]]
+"""The ids of texts in UTF-8, without BOS and EOD."""
+
+
+class FastTokenizer:
+    """A tokenizer that encodes by gigatoken; ``fast_tokenizer`` makes it and checks it first."""
+
+    def __init__(self, reference: HuggingFaceTokenizer) -> None:
+        """Load gigatoken; nothing is compared here."""
+        self.facts: TokenizerFacts = reference.facts
+        self._reference = reference
+        self._encode = load_gigatoken(reference.serialized)
+        form = json.loads(reference.serialized)
+        self._normalizes = form["normalizer"] is not None
+        added = sorted(token["content"] for token in form["added_tokens"])
+        self._added = re.compile("|".join(map(re.escape, added))) if added else None
+
+    def __reduce__(self) -> tuple[type[Self], tuple[HuggingFaceTokenizer]]:
+        """Send the reference to another process, where gigatoken is loaded from it."""
+        return type(self), (self._reference,)
+
+    def encode(self, texts: Sequence[str]) -> list[npt.NDArray[np.int32]]:
+        """The ids of whole documents, BOS and EOD included, in one thread.
+
+        Raises:
+            UnicodeEncodeError: a text holds half a surrogate pair.
+            RuntimeError: a document that was looked at has other ids by the reference.
+        """
+        data = [text.encode() for text in texts]
+        is_fast = [not self._needs_reference(text) for text in texts]
+        fast = self._documents([each for each, own in zip(data, is_fast, strict=True) if own])
+        slow = self._reference.encode(
+            [text for text, own in zip(texts, is_fast, strict=True) if not own]
+        )
+        fast_documents, slow_documents = iter(fast), iter(slow)
+        documents = [next(fast_documents if own else slow_documents) for own in is_fast]
+        looked_at = [
+            place
+            for place, own in enumerate(is_fast)
+            if own and zlib.crc32(data[place]) % DOCUMENTS_PER_CHECK == 0
+        ]
+        self._check([texts[place] for place in looked_at], [documents[i] for i in looked_at])
+        return documents
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of ids, special tokens spelled out."""
+        return self._reference.decode(ids)
+
+    def check(self, texts: Sequence[str]) -> None:
+        """Encode texts by gigatoken and by the reference.
+
+        Raises:
+            RuntimeError: the ids differ; the first such text and both lists are named.
+        """
+        self._check(texts, self.encode(texts))
+
+    def _needs_reference(self, text: str) -> bool:
+        if self._added is not None and self._added.search(text):
+            return True
+        return self._normalizes and not unicodedata.is_normalized("NFC", text)
+
+    def _documents(self, data: list[bytes]) -> list[npt.NDArray[np.int32]]:
+        """Put BOS, if there is one, and EOD around the ids of each text."""
+        bos = [] if self.facts.bos_id is None else [self.facts.bos_id]
+        documents = []
+        for ids in self._encode(data):
+            document = np.empty(len(bos) + len(ids) + 1, dtype=np.int32)
+            document[: len(bos)] = bos
+            document[len(bos) : -1] = ids
+            document[-1] = self.facts.eod_id
+            documents.append(document)
+        return documents
+
+    def _check(self, texts: Sequence[str], documents: Sequence[npt.NDArray[np.int32]]) -> None:
+        for text, fast, reference in zip(
+            texts, documents, self._reference.encode(texts), strict=True
+        ):
+            if not np.array_equal(fast, reference):
+                raise RuntimeError(self._difference(text, fast, reference))
+
+    def _difference(
+        self, text: str, fast: npt.NDArray[np.int32], reference: npt.NDArray[np.int32]
+    ) -> str:
+        num_common = min(len(fast), len(reference))
+        differs = np.flatnonzero(fast[:num_common] != reference[:num_common])
+        first = max(0, (int(differs[0]) if len(differs) else num_common) - _SHOWN_IDS // 4)
+        stop = first + _SHOWN_IDS
+        return (
+            f"gigatoken {package_version('gigatoken')} gives other ids than tokenizers "
+            f"{package_version('tokenizers')}: a text of {len(text):,} characters that begins "
+            f"{text[:60]!r} has at token {first:,}, near "
+            f"{self.decode(reference[first:stop].tolist())!r}, "
+            f"{fast[first:stop].tolist()} against {reference[first:stop].tolist()}. Do without the "
+            "fast encoder, and delete what it has made."
+        )
+
+
+def fast_tokenizer(reference: Tokenizer, sample: Sequence[str]) -> FastTokenizer:
+    """A faster tokenizer with the same ids, if it gives them for built-in texts and a sample.
+
+    Args:
+        reference: loaded from a Hugging Face tokenizer.
+        sample: documents of the text that is to be encoded.
+
+    Raises:
+        ImportError: gigatoken is not installed.
+        ValueError: this kind of tokenizer has no fast form that can be trusted.
+        RuntimeError: the ids of a text differ; the message shows the text and both lists.
+    """
+    if not isinstance(reference, HuggingFaceTokenizer):
+        raise ValueError(
+            "fast encoder: a SentencePiece model has no fast form with the same ids. Leave it out, "
+            "or use a byte-level BPE tokenizer in Hugging Face format."
+        )
+    if problems := _problems(json.loads(reference.serialized)):
+        raise ValueError(
+            f"fast encoder: not for this tokenizer: {'; '.join(problems)}. Leave it out."
+        )
+    tokenizer = FastTokenizer(reference)
+    tokenizer.check([*_PROBES, *_CHARACTERS, *sample])
+    return tokenizer
+
+
+def load_gigatoken(serialized: str) -> Encode:
+    """Load gigatoken from the text of a tokenizer.json.
+
+    Raises:
+        ImportError: it is not installed.
+        ValueError: it does not know this kind of tokenizer.
+    """
+    gigatoken = import_if_there("gigatoken")
+    if gigatoken is None:
+        raise ImportError(
+            "fast encoder: gigatoken is not installed: pip install 'tst-megatron[fast]'"
+        )
+    try:
+        tokenizer = gigatoken.Tokenizer.from_json(serialized)
+    except (RuntimeError, ValueError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ValueError(
+            f"fast encoder: gigatoken cannot read this tokenizer ({reason}). Leave it out."
+        ) from error
+
+    def encode(data: list[bytes]) -> list[npt.NDArray[Any]]:
+        layout = tokenizer.encode_batch(data, parallel=False).layout
+        return [layout.content.data[start:stop] for start, stop in pairwise(layout.offsets.data)]
+
+    return encode
+
+
+def _problems(form: dict[str, Any]) -> list[str]:
+    model, normalizer = form["model"], form["normalizer"]
+    problems = []
+    if model["type"] != "BPE" or model.get("byte_fallback"):
+        problems.append("its model is not byte-level BPE")
+    if model.get("dropout"):
+        problems.append("it has dropout, so its ids are random")
+    if normalizer is not None and normalizer["type"] != "NFC":
+        problems.append(f"it normalises text ({normalizer['type']}), other than by NFC")
+    return problems
