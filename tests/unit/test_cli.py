@@ -19,7 +19,7 @@ COMMANDS = {
         *("inputs", "--tokenizer", "--output", "--text-key"),
         *("--held-out-fraction", "--test-fraction", "--workers", "--shard"),
         *("--eod-token", "--special-tokens-in-text"),
-        *("--max-rejected-fraction", "--deduplicate"),
+        *("--max-rejected-fraction", "--deduplicate", "--fast"),
     },
     "data merge": {"prepared", "--output"},
     "data index": {"recipe", "overrides"},

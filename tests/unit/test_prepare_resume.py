@@ -15,8 +15,10 @@ import pytest
 import zstandard
 from merge_shards import contents, flip_last_byte, write_jsonl
 from rich.console import Console
+from typer.testing import CliRunner
 
-from tst_megatron.data import build
+from tst_megatron.cli import app
+from tst_megatron.data import build, fast_tokenizer
 from tst_megatron.data.indexed import IndexedReader
 from tst_megatron.data.prepare import prepare
 
@@ -301,3 +303,43 @@ def test_hugging_face_tokenizer_gives_the_same_files_with_any_number_of_workers(
     assert one.recipe["eod_token"] == "<|turn|>"
     tokens = IndexedReader(one.train.prefix)
     assert all(tokens.tokens(n)[0] == 0 and tokens.tokens(n)[-1] == 2 for n in range(20))
+
+
+def test_killed_worker_and_missing_fast_encoder_are_said_with_status_1(
+    folder: Path, hugging_face: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["data", "prepare", str(folder), "--tokenizer", str(hugging_face)]
+    words += ["--output", str(tmp_path / "output"), "--workers", "1"]
+    monkeypatch.setattr(fast_tokenizer, "import_if_there", lambda name: None)
+    result = CliRunner().invoke(app, [*words, "--fast"])
+    assert result.exit_code == 1 and "pip install 'tst-megatron[fast]'" in result.stderr
+
+    def killed(*arguments: object, **options: object) -> None:
+        raise RuntimeError("a worker process was killed")
+
+    monkeypatch.setattr(build, "in_order", killed)
+    result = CliRunner().invoke(app, words)
+    assert result.exit_code == 1 and result.stderr == "a worker process was killed\n"
+
+
+def test_fast_encoder_gives_the_same_files(
+    folder: Path, hugging_face: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("gigatoken")
+    slow = prepare([folder], hugging_face, tmp_path / "slow", **OPTIONS)
+    options = {**OPTIONS, "workers": 2}
+    fast = prepare([folder], hugging_face, tmp_path / "fast", fast=True, **options)
+    assert fast.train.bin_sha256 == slow.train.bin_sha256
+    assert fast.validation.idx_sha256 == slow.validation.idx_sha256
+    assert "gigatoken" in fast.versions and "gigatoken" not in slow.versions
+    right = fast_tokenizer.FastTokenizer._documents
+
+    def documents(self, data):
+        return [
+            ids[::-1] if b"Google" in text else ids for ids, text in zip(right(self, data), data)
+        ]
+
+    monkeypatch.setattr(fast_tokenizer.FastTokenizer, "_documents", documents)
+    with pytest.raises(RuntimeError, match=r"gigatoken .* gives other ids than tokenizers"):
+        prepare([folder], hugging_face, tmp_path / "wrong", fast=True, **OPTIONS)
+    assert not (tmp_path / "wrong").exists()

@@ -70,6 +70,10 @@ def data_prepare(
     deduplicate: Annotated[
         bool, typer.Option("--deduplicate", help="Leave out exact copies of earlier documents.")
     ] = False,
+    fast: Annotated[
+        bool,
+        typer.Option("--fast", help="Encode by gigatoken, checked against the tokenizer."),
+    ] = False,
     workers: Annotated[
         int | None, typer.Option(help="Processes that tokenise; default: one per core.")
     ] = None,
@@ -81,21 +85,27 @@ def data_prepare(
     """Tokenise text once, into the form that a recipe's data: block names."""
     from tst_megatron.data.prepare import prepare
 
-    manifest = prepare(
-        inputs,
-        tokenizer,
-        output,
-        eod_token=eod_token,
-        special_tokens_in_text=special_tokens_in_text,
-        text_key=text_key,
-        held_out_fraction=held_out_fraction,
-        test_fraction=test_fraction,
-        max_rejected_fraction=max_rejected_fraction,
-        deduplicate=deduplicate,
-        workers=workers,
-        allow_empty_splits=shard,
-        console=Console(),
-    )
+    try:
+        manifest = prepare(
+            inputs,
+            tokenizer,
+            output,
+            eod_token=eod_token,
+            special_tokens_in_text=special_tokens_in_text,
+            text_key=text_key,
+            held_out_fraction=held_out_fraction,
+            test_fraction=test_fraction,
+            max_rejected_fraction=max_rejected_fraction,
+            deduplicate=deduplicate,
+            fast=fast,
+            workers=workers,
+            allow_empty_splits=shard,
+            console=Console(),
+        )
+    except (RuntimeError, ImportError) as error:
+        # A worker that was killed, or a fast encoder that is not there or is wrong.
+        typer.echo(str(error), err=True)
+        raise typer.Exit(FAILED) from None
     _say_what_is_there(output, manifest, "is prepared")
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import platform
 import tempfile
 from collections.abc import Callable, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -19,8 +19,9 @@ from rich.console import Console
 
 from tst_megatron import __version__
 from tst_megatron.data.build import Job, build
+from tst_megatron.data.documents import Documents, read_unit
 from tst_megatron.data.encode import Encoder, Settings
-from tst_megatron.data.inputs import UNIT_BYTES, Input, cut_into_units, find_inputs
+from tst_megatron.data.inputs import UNIT_BYTES, Input, Unit, cut_into_units, find_inputs
 from tst_megatron.data.manifest import Manifest, Split, file_sha256, load_manifest
 from tst_megatron.data.parts import begin_parts, delete_parts, part_folder, parts_folder
 from tst_megatron.data.prepared import check_documents, finished
@@ -39,6 +40,8 @@ __all__ = ["Manifest", "Split", "load_manifest", "prepare"]
 # Hashing less takes less time than starting processes for it.
 _BYTES_HASHED_IN_THIS_PROCESS = 1 << 30
 
+_SAMPLED_UNITS, _SAMPLED_TEXTS = 16, 32
+
 
 def prepare(
     inputs: Sequence[Path | str],
@@ -52,6 +55,7 @@ def prepare(
     test_fraction: float = 0.0,
     max_rejected_fraction: float = 0.0,
     deduplicate: bool = False,
+    fast: bool = False,
     workers: int | None = None,
     allow_empty_splits: bool = False,
     console: Console | None = None,
@@ -78,6 +82,8 @@ def prepare(
         max_rejected_fraction: share of lines and rows (0-1) that may hold no document and are left
             out; if it is above 0, files without any may too. rejected.jsonl lists them.
         deduplicate: leave out documents whose text an earlier one has.
+        fast: encode by gigatoken, checked against the tokenizer (`fast_tokenizer.py`); the
+            files are the same.
         workers: processes that encode; by default one per available core. More than 1 needs
             the calling script to have an `if __name__ == "__main__"` guard.
         allow_empty_splits: for a shard that `merge` joins to others: a split may have no document.
@@ -88,7 +94,8 @@ def prepare(
         ValueError: a setting, an input file or a line is wrong, a split gets no document, or
             `output` holds something else.
         FileNotFoundError: the tokenizer is missing.
-        RuntimeError: a worker was killed.
+        ImportError: `fast` without gigatoken.
+        RuntimeError: a worker was killed, or gigatoken gave other ids than the tokenizer.
     """
     settings = Settings(
         eod_token=eod_token,
@@ -120,17 +127,23 @@ def prepare(
             check_documents({n: split.documents for n, split in there.splits().items()}, recipe)
         return there
     parts = parts_folder(output)
-    begin_parts(parts, {**made_by, "unit_bytes": UNIT_BYTES, "versions": _versions()})
+    versions = _versions(fast)
+    units = cut_into_units(files)
+    if fast:
+        from tst_megatron.data.fast_tokenizer import fast_tokenizer
+
+        loaded = fast_tokenizer(loaded, _sample(units, text_key))
+    begin_parts(parts, {**made_by, "unit_bytes": UNIT_BYTES, "versions": versions})
     job = Job(
         parts=parts,
-        tasks=[(unit, part_folder(parts, unit, sums[unit.path])) for unit in cut_into_units(files)],
+        tasks=[(unit, part_folder(parts, unit, sums[unit.path])) for unit in units],
         encoder=Encoder(loaded, settings),
         workers=workers,
         max_rejected_fraction=max_rejected_fraction,
         allow_empty_splits=allow_empty_splits,
         console=console,
     )
-    build(job, tokenizer, recipe, _versions(), output)
+    build(job, tokenizer, recipe, versions, output)
     return load_manifest(output)
 
 
@@ -195,8 +208,20 @@ def _sum_of(path: Path, advance: Callable[[int], None]) -> str:
     return result
 
 
-def _versions() -> dict[str, str]:
-    packages = ("sentencepiece", "tokenizers", "transformers", "numpy")
+def _sample(units: Sequence[Unit], text_key: str) -> list[str]:
+    """Texts from all over the inputs."""
+    texts: list[str] = []
+    for unit in units[:: max(1, len(units) // _SAMPLED_UNITS)]:
+        # What cannot be read is said later, all at once.
+        with suppress(ValueError):
+            documents = next(read_unit(unit, text_key), Documents())
+            texts += documents.texts[:_SAMPLED_TEXTS]
+    return texts
+
+
+def _versions(fast: bool) -> dict[str, str]:
+    packages = ["sentencepiece", "tokenizers", "transformers", "numpy"]
+    packages += ["gigatoken"] if fast else []
     return {
         "tst_megatron": __version__,
         "python": platform.python_version(),
