@@ -57,7 +57,8 @@ RUN --mount=type=bind,from=lists,source=/build,target=/run/build \
     /run/build/image_install.sh /run/build/uv/bin/uv pip install --no-deps --require-hashes \
         --compile-bytecode --link-mode copy --cache-dir /var/cache/uv \
         --build-constraints /run/build/build.txt \
-        --python /opt/tst_megatron/venv --requirement /run/build/dependencies.txt
+        --python /opt/tst_megatron/venv --requirement /run/build/dependencies.txt \
+    && rm -f /tmp/uv-*.lock
 
 # Any user: a home that all can write to, and a name for one who is in no list of users. LNAME is
 # asked after LOGNAME and USER, so it hides nobody. No network, and nothing of the host's home.
@@ -103,5 +104,5 @@ RUN --mount=type=bind,source=tools,target=/run/tools \
     python /run/tools/image_record.py check /opt/tst_megatron/image.json \
     && tst-megatron --version \
     # What it left in its home would be in every other user's way.
-    && find /tmp -mindepth 1 -delete
+    && find /tmp -mindepth 1 -user 65532 -delete
 CMD ["tst-megatron", "doctor"]

@@ -116,7 +116,9 @@ def test_image_runs_as_nobody_in_particular_without_a_network():
 def test_last_run_is_the_check_and_comes_after_the_user():
     keywords = [keyword for keyword, _ in FOUND]
     assert "image_record.py check" in of("RUN")[-1]
-    assert of("RUN")[-1].endswith("&& find /tmp -mindepth 1 -delete"), "another user's home"
+    assert of("RUN")[-1].endswith("&& find /tmp -mindepth 1 -user 65532 -delete"), (
+        "another user's home"
+    )
     assert keywords.index("USER") < len(keywords) - 1 - keywords[::-1].index("RUN")
 
 
