@@ -78,8 +78,8 @@ def test_one_changed_token_is_found_with_its_place(whole: Path) -> None:
     found = compared(whole)
     (problem,) = found.problems
     assert found.num_compared == len(TEXTS)
-    assert problem.startswith(f"{whole}/train.bin: 1 sampled documents are not what the text gives")
-    assert "; the first: document 7 (" in problem
+    assert problem.startswith(f"{whole}/train.bin: 1 sampled document differs from the text;")
+    assert "the text; the first: document 7 (" in problem
     length = len(documents[7])
     assert (
         f"has {length} tokens and the text gives {length}, the first 3 of them the same" in problem
@@ -91,7 +91,7 @@ def test_exchanged_documents_are_found(whole: Path) -> None:
     documents = documents_of(whole, "train")
     forge(whole, "train", [documents[1], documents[0], *documents[2:]])
     (problem,) = compared(whole).problems
-    assert "2 sampled documents are not what the text gives; the first: document 0 (" in problem
+    assert "2 sampled documents differ from the text; the first: document 0 (" in problem
 
 
 @pytest.mark.parametrize("cut", [1, -1])
@@ -178,7 +178,7 @@ def test_command_fails_where_the_text_differs(verify, whole: Path, tmp_path: Pat
     forge(whole, "train", documents[::-1])
     status, out, _ = verify(whole, "--against", tmp_path / "source.jsonl", "--sample", "1")
     assert status == 1
-    assert f"{whole}: 1 problem\n" in out and "sampled documents are not what the text gives" in out
+    assert f"{whole}: 1 problem\n" in out and "sampled documents differ from the text" in out
 
 
 def test_damaged_folder_is_not_compared(verify, whole: Path, tmp_path: Path) -> None:

@@ -23,3 +23,23 @@ def test_foreign_manifest_is_refused(tmp_path: Path, content: str, message: str)
 def test_missing_manifest_is_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"manifest\.json: no such manifest.*`prepare`"):
         load_manifest(tmp_path)
+
+
+@pytest.mark.parametrize("end", ["", ".bin", ".idx"])
+def test_pair_of_token_files_is_no_prepared_folder(tmp_path: Path, end: str) -> None:
+    for name in ("train.bin", "train.idx"):
+        (tmp_path / name).write_bytes(b"")
+    with pytest.raises(
+        ValueError, match=rf"train{end}: a \.bin/\.idx pair.*prepare that text again"
+    ):
+        load_manifest(tmp_path / f"train{end}")
+
+
+def test_folder_may_have_the_name_of_a_pair(tmp_path: Path) -> None:
+    for name in ("out", "out.bin"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "other.bin").write_bytes(b"")
+    (tmp_path / "other").mkdir()
+    for name in ("out.bin", "other"):
+        with pytest.raises(FileNotFoundError, match=rf"{name}/manifest\.json: no such manifest"):
+            load_manifest(tmp_path / name)

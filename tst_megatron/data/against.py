@@ -154,7 +154,8 @@ def _differences(places: dict[str, _Place]) -> list[str]:
             )
         if place.num_wrong:
             problems.append(
-                f"{path}: {place.num_wrong:,} sampled documents are not what the text gives; the "
+                f"{path}: {place.num_wrong:,} sampled "
+                f"document{'s differ' if place.num_wrong > 1 else ' differs'} from the text; the "
                 f"first: {place.first_wrong}. {fix}"
             )
     return problems

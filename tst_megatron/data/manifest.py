@@ -93,9 +93,10 @@ def load_manifest(path: Path) -> Manifest:
 
     Raises:
         FileNotFoundError: no manifest there.
-        ValueError: not a manifest, or one of another format version.
+        ValueError: not a manifest, or one of another format version, or a .bin/.idx pair.
     """
-    if path.suffix in (".bin", ".idx") or bin_path(path).is_file():
+    is_pair = path.suffix in (".bin", ".idx") or bin_path(path).is_file()
+    if is_pair and not path.is_dir():
         raise ValueError(
             f"{path}: a .bin/.idx pair, which has no manifest of its own. Give the folder that "
             "`prepare` made; pairs that other tools made have none, so prepare that text again."

@@ -18,7 +18,7 @@ from tst_megatron.data.counts import count_tokens
 from tst_megatron.data.indexed import IndexedReader, bin_path
 from tst_megatron.data.tokenizer import TokenizerFacts
 
-BLOCK_TOKENS = 1 << 18
+BLOCK_TOKENS = 1 << 19
 """A block and what is computed of it stay in a core's cache."""
 
 _BASE = 0x9E3779B97F4A7C15
