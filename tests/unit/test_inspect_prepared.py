@@ -151,6 +151,8 @@ def test_terminal_obeys_nothing_of_a_text(command, hugging_face: Path, tmp_path:
         "nul\u2400 del\u2421\u240d\n"
     ) in out
     assert not set(out) & set("\x1b\x00\x7f\r\t\u202e")
+    # An added token that is not special: it is said, for a text that spells it has its id.
+    assert "  added      in text these are their ids: <tool>\n" in out
 
 
 @pytest.mark.parametrize(

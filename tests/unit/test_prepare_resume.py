@@ -335,9 +335,8 @@ def test_fast_encoder_gives_the_same_files(
     right = fast_tokenizer.FastTokenizer._documents
 
     def documents(self, data):
-        return [
-            ids[::-1] if b"Google" in text else ids for ids, text in zip(right(self, data), data)
-        ]
+        pairs = zip(right(self, data), data, strict=True)
+        return [ids[::-1] if b"Google" in text else ids for ids, text in pairs]
 
     monkeypatch.setattr(fast_tokenizer.FastTokenizer, "_documents", documents)
     with pytest.raises(RuntimeError, match=r"gigatoken .* gives other ids than tokenizers"):

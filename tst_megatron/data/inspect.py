@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from tst_megatron.data.counts import count_tokens
+from tst_megatron.data.hugging_face_tokenizer import HuggingFaceTokenizer
 from tst_megatron.data.indexed import IndexedReader
 from tst_megatron.data.lengths import Lengths, count_lengths
 from tst_megatron.data.manifest import Manifest, tokenizer_problems
@@ -60,6 +61,8 @@ class Inspection:
     bytes_per_token: float | None
     """UTF-8 bytes of text per token; None without a document."""
     samples: list[Sample]
+    markup_tokens: list[str]
+    """Added tokens whose ids a text spells, though they look like special ones."""
 
 
 def inspect(manifest: Manifest, *, split: str, num_samples: int, seed: int) -> Inspection:
@@ -99,7 +102,12 @@ def inspect(manifest: Manifest, *, split: str, num_samples: int, seed: int) -> I
         frequent=frequent,
         bytes_per_token=num_bytes / sum(each.num_decoded for each in samples) if samples else None,
         samples=samples[:num_samples],
+        markup_tokens=_markup_tokens(tokenizer),
     )
+
+
+def _markup_tokens(tokenizer: Tokenizer) -> list[str]:
+    return list(tokenizer.markup_tokens()) if isinstance(tokenizer, HuggingFaceTokenizer) else []
 
 
 def sample_documents(

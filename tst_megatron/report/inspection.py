@@ -86,6 +86,8 @@ def _origin(inspection: Inspection) -> Iterator[str]:
     )
     for name, rule in manifest.rules.items():
         yield f"  {name:<9}  {rule}"
+    if inspection.markup_tokens:
+        yield f"  added      in text these are their ids: {' '.join(inspection.markup_tokens)}"
     left_out = manifest.left_out
     yield (
         f"  left out   {left_out.empty:,} empty texts, {left_out.rejected:,} lines that hold no "
