@@ -190,6 +190,9 @@ def test_rejected_lines_are_left_out_and_listed_if_allowed(
         ("empty.jsonl", 0),
     ]
     assert "not JSON in UTF-8" in listed[0]["problem"]
+    assert prepare([folder], tokenizer_model, output, **allowed).reused
+    with pytest.raises(ValueError, match=r"was prepared without 3 lines or files .*rejected.jsonl"):
+        prepare([folder], tokenizer_model, output, **OPTIONS)
     for name in ("train.bin", "train.idx", "validation.bin", "validation.idx"):
         assert (output / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import platform
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -24,7 +25,7 @@ from tst_megatron.data.encode import Encoder, Settings
 from tst_megatron.data.inputs import UNIT_BYTES, Input, Unit, cut_into_units, find_inputs
 from tst_megatron.data.manifest import Manifest, Split, file_sha256, load_manifest
 from tst_megatron.data.parts import begin_parts, delete_parts, part_folder, parts_folder
-from tst_megatron.data.prepared import check_documents, finished
+from tst_megatron.data.prepared import REJECTED_NAME, check_documents, finished
 from tst_megatron.data.progress import byte_progress
 from tst_megatron.data.tokenizer import (
     HUGGING_FACE_FOLDER,
@@ -112,21 +113,14 @@ def prepare(
     loaded = _load(tokenizer, settings)
     sums = _hash(files, workers, console)
     made_by = {"tokenizer_sha256": tokenizer_sha256(tokenizer), **asdict(settings)}
-    recipe = {
-        "inputs": [
-            {"name": each.name, "bytes": each.num_bytes, "sha256": sums[each.path]}
-            for each in files
-        ],
-        **made_by,
-    }
+    recipe = {"inputs": [_entry(each, sums) for each in files], **made_by}
+    parts = parts_folder(output)
     there = finished(output, recipe)
     if there is not None:
         # Of a run that was killed after its output had its name.
-        delete_parts(parts_folder(output))
-        if not allow_empty_splits:
-            check_documents({n: split.documents for n, split in there.splits().items()}, recipe)
+        delete_parts(parts)
+        _check_reused(there, max_rejected_fraction, allow_empty_splits)
         return there
-    parts = parts_folder(output)
     versions = _versions(fast)
     units = cut_into_units(files)
     if fast:
@@ -168,6 +162,25 @@ def _check(settings: Settings, max_rejected_fraction: float, workers: int | None
         problems.append(f"workers {workers}: must be at least 1. Leave it out to use all cores.")
     if problems:
         raise ValueError("\n".join(problems))
+
+
+def _entry(file: Input, sums: Mapping[Path, str]) -> dict[str, Any]:
+    return {"name": file.name, "bytes": file.num_bytes, "sha256": sums[file.path]}
+
+
+def _check_reused(
+    manifest: Manifest, max_rejected_fraction: float, allow_empty_splits: bool
+) -> None:
+    """Whether a finished folder is one that this call would have made."""
+    if not allow_empty_splits:
+        documents = {name: split.documents for name, split in manifest.splits().items()}
+        check_documents(documents, manifest.recipe)
+    if manifest.left_out.rejected and not max_rejected_fraction:
+        raise ValueError(
+            f"{manifest.path.parent}: was prepared without {manifest.left_out.rejected:,} lines or "
+            f"files that hold no document ({REJECTED_NAME}). Allow them with "
+            "max_rejected_fraction, or give another output folder."
+        )
 
 
 def _load(tokenizer: Path, settings: Settings) -> Tokenizer:
