@@ -2,6 +2,7 @@
 
 import shutil
 import sys
+from collections import Counter
 from pathlib import Path
 
 import click
@@ -55,8 +56,10 @@ def test_sample_has_its_share_of_every_split_and_is_the_same_each_time(
     compared(whole, sample=0.4)
     assert seen == first and found.num_compared == len(first)
     assert 60 < len(first) < 130
-    splits = {against._split_of(load_manifest(whole), text) for text in first}
-    assert splits == {"train", "validation", "test"}
+    manifest = load_manifest(whole)
+    sampled = Counter(against._split_of(manifest, text) for text in first)
+    for name, split in manifest.splits().items():
+        assert 0 < sampled[name] < split.documents
 
 
 def test_progress_counts_the_documents(whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -163,3 +163,32 @@ def test_reader_refuses_ranges_outside_a_document(
     write(tmp_path / "train")
     with pytest.raises(IndexError, match=message):
         IndexedReader(tmp_path / "train").tokens(document, offset, length)
+
+
+@pytest.mark.parametrize(
+    ("place", "message"),
+    [
+        (34, "document 1 is empty or does not start where the one before it ends"),
+        # An offset inside a token, which another reader would follow.
+        (34 + 3 * 4 + 8, "document 1 is empty or does not start where the one before it ends"),
+        (34 + 3 * 12 + 16, "its document index skips or repeats a sequence at document 2"),
+    ],
+)
+def test_check_finds_each_part_of_the_index_that_is_wrong(
+    tmp_path: Path, place: int, message: str
+) -> None:
+    write(tmp_path / "train")
+    IndexedReader(tmp_path / "train").check()
+    path = idx_path(tmp_path / "train")
+    content = bytearray(path.read_bytes())
+    content[place] += 1
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=rf"train\.idx: {message}"):
+        IndexedReader(tmp_path / "train").check()
+
+
+def test_documents_are_found_by_their_place_in_the_file(tmp_path: Path) -> None:
+    write(tmp_path / "train")
+    reader = IndexedReader(tmp_path / "train")
+    assert [reader.document_at(position) for position in range(9)] == [0, 0, 0, 0, 1, 2, 2, 2, 3]
+    assert reader.starts(0, 3).tolist() == [0, 4, 5] and reader.starts(1, 2).tolist() == [4]

@@ -3,6 +3,7 @@
 import shutil
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import click
 import numpy as np
@@ -211,6 +212,18 @@ def test_text_of_a_token_has_its_space_and_no_control_character(
         assert {"EOD", " the", "\n", "\u2409"} & texts >= {"EOD", "\n"} and " the" in texts
         assert not any(character in text for text in texts for character in "\t\x1b")
     assert token_text(tokenizer, 0) == "BOS"
+
+
+def test_text_of_a_token_has_its_space_where_a_text_would_lose_it() -> None:
+    class Stripping:
+        """As SentencePiece models with a dummy prefix decode."""
+
+        facts = SimpleNamespace(eod_id=2, bos_id=None)
+
+        def decode(self, ids: list[int]) -> str:
+            return "".join([" the", "x"][token] for token in ids).removeprefix(" ")
+
+    assert [token_text(Stripping(), token) for token in (0, 1)] == [" the", "x"]
 
 
 # --- refusals and pictures -----------------------------------------------------------------------
