@@ -129,7 +129,8 @@ def test_missing_and_additional_documents_are_found(whole: Path) -> None:
 def test_other_inputs_than_the_recorded_ones_are_refused(whole: Path, tmp_path: Path) -> None:
     source = tmp_path / "source.jsonl"
     manifest = load_manifest(whole)
-    (problem,) = compare_with_inputs(manifest, [source, source], sample=1.0).problems
+    copy = Path(shutil.copy(source, tmp_path / "copy.jsonl"))
+    (problem,) = compare_with_inputs(manifest, [source, copy], sample=1.0).problems
     assert problem == (
         f"--against: 2 files, {whole} was made of 1. Name all of them, in the order of "
         "manifest.json."
@@ -141,7 +142,7 @@ def test_other_inputs_than_the_recorded_ones_are_refused(whole: Path, tmp_path: 
     assert f"was made of source.jsonl of {size:,}. Name the files in the order" in problem
     absent = [tmp_path / "a.jsonl", tmp_path / "b.jsonl"]
     first, second = compare_with_inputs(manifest, absent, sample=1.0).problems
-    assert first.endswith("a.jsonl: no such input file.") and "b.jsonl" in second
+    assert "a.jsonl: no such file or folder." in first and "b.jsonl" in second
 
 
 def test_input_that_cannot_be_read_is_a_problem(whole: Path, tmp_path: Path) -> None:

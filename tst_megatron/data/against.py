@@ -77,6 +77,8 @@ def _documents(manifest: Manifest, files: Sequence[Input]) -> Iterator[str]:
     """The texts that were prepared, in their order."""
     for unit in cut_into_units(files):
         for documents in read_unit(unit, manifest.recipe["text_key"]):
+            if documents.rejected and not manifest.left_out.rejected:
+                raise ValueError(str(documents.rejected[0]))
             yield from documents.texts
 
 
