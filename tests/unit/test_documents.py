@@ -13,7 +13,7 @@ BAD_LINES = {
     b"not json": r"line 3: not JSON in UTF-8 \(.*Write one JSON object per line",
     b"\xff\xfe": r"line 3: not JSON in UTF-8 \(.*decode byte",
     b"[" * 10**6: r"line 3: not JSON in UTF-8 \(",
-    b'["text"]': r"line 3: no object, a JSON object with the key 'text'.*text_key",
+    b'["text"]': r"line 3: no object, a JSON object with the key 'text'.*--text-key",
     b'{"body": "x", "a": 1}': r"line 3: keys \['a', 'body'\], a JSON object with the key 'text'",
     b'{"text": 5}': r"line 3: 'text' is int, text must be a string",
     b'{"text": null}': r"line 3: 'text' is NoneType, text must be a string",
@@ -68,7 +68,7 @@ def write_table(path: Path, values: list, name: str = "text", kind=None, **optio
 TEXTS = [f"text {number} naïve 中文" for number in range(1000)]
 
 
-@pytest.mark.parametrize("kind", [pa.string(), pa.large_string()])
+@pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), pa.string_view()])
 @pytest.mark.parametrize("unit_bytes", [1, 1 << 26])
 def test_table_gives_its_rows_in_order(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: pa.DataType, unit_bytes: int
@@ -145,3 +145,10 @@ def test_progress_adds_up_to_the_file(tmp_path: Path, monkeypatch: pytest.Monkey
     steps: list[int] = []
     assert len(list(read_unit(unit, "text", steps.append))) == 125
     assert 0.9 * unit.num_bytes < sum(steps) <= unit.num_bytes
+
+
+def test_column_that_is_there_twice_is_refused(tmp_path: Path) -> None:
+    table = pa.Table.from_arrays([pa.array(["a"]), pa.array(["b"])], names=["text", "text"])
+    parquet.write_table(table, tmp_path / "a.parquet")
+    with pytest.raises(ValueError, match=r"a\.parquet: 2 columns 'text', the columns are"):
+        read(tmp_path / "a.parquet")

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 from hugging_face_tokenizers import BOS, EOS, OTHER, PLAIN_ADDED, SPECIALS, build_hugging_face
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import AutoTokenizer
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from tst_megatron.data.tokenizer import load_tokenizer, store_tokenizer, tokenizer_sha256
 
@@ -36,6 +37,7 @@ def test_documents_are_those_of_transformers_and_end_with_eod(hugging_face: Path
     assert all(ids[0] == 0 and ids.count(0) == 1 for ids in expected)
 
 
+@settings(deadline=None)
 @given(text=st.text(st.characters(exclude_categories=["Cs"])) | st.sampled_from(SPECIALS))
 def test_any_text_comes_back_and_has_no_special_id(hugging_face: Path, text: str) -> None:
     loaded = load_once(hugging_face)
@@ -132,7 +134,25 @@ def test_end_of_document_that_is_no_added_token_is_refused(
 
 
 def test_sentencepiece_takes_neither_option(tokenizer_model: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="eod_token 'x': documents of a SentencePiece model end"):
+    with pytest.raises(ValueError, match="--eod-token 'x': documents of a SentencePiece model end"):
         store_tokenizer(tokenizer_model, tmp_path, eod_token="x")
     with pytest.raises(ValueError, match="reads special tokens in text as text, always"):
         load_tokenizer(tokenizer_model, special_tokens_in_text=True)
+
+
+def test_unknown_token_that_ends_documents_is_refused(tmp_path: Path) -> None:
+    tokenizer = Tokenizer(models.BPE(unk_token=EOS))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    trainer = trainers.BpeTrainer(vocab_size=60, special_tokens=[EOS])
+    tokenizer.train_from_iterator(["plain words alone"] * 9, trainer)
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=EOS, unk_token=EOS)
+    fast.save_pretrained(tmp_path)
+    with pytest.raises(
+        ValueError, match="its unknown token is its EOS '<|end|>', so".replace("|", "[|]")
+    ):
+        load_tokenizer(tmp_path)
+
+
+def test_eos_that_is_named_again_changes_nothing(hugging_face: Path, tmp_path: Path) -> None:
+    stored = store_tokenizer(hugging_face, tmp_path, eod_token=EOS)
+    assert tokenizer_sha256(stored) == tokenizer_sha256(hugging_face)

@@ -5,7 +5,7 @@ import pytest
 from pyarrow import parquet
 
 from tst_megatron.data import inputs
-from tst_megatron.data.inputs import changed_inputs, cut_into_units, find_inputs
+from tst_megatron.data.inputs import check_unchanged, cut_into_units, find_inputs
 
 
 @pytest.fixture
@@ -100,12 +100,31 @@ def test_unreadable_tables_are_all_named(tmp_path: Path) -> None:
 
 def test_changed_files_are_noticed(folder: Path) -> None:
     found = find_inputs([folder])
-    assert changed_inputs(found) == []
+    check_unchanged(found)
     (folder / "b.jsonl").write_text("y\n")
     (folder / "sub" / "c.json.gz").unlink()
-    problems = changed_inputs(found)
+    with pytest.raises(ValueError) as caught:
+        check_unchanged(found)
+    problems = str(caught.value).splitlines()
     assert [problem.split(": ")[0] for problem in problems] == [
         str(folder / "b.jsonl"),
         str(folder / "sub" / "c.json.gz"),
     ]
     assert all("was changed while it was read" in problem for problem in problems)
+
+
+def test_linked_folders_are_read_and_hidden_ones_are_not(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "elsewhere" / "own").mkdir(parents=True)
+    (tmp_path / "elsewhere" / "own" / "l.jsonl").write_text("x")
+    (folder / "link").symlink_to(tmp_path / "elsewhere")
+    (folder / "sub" / "loop").symlink_to(folder)
+    (folder / ".hidden").mkdir()
+    (folder / ".hidden" / "h.jsonl").write_text("x")
+    expected = ["a.jsonl.zst", "b.jsonl", "link/own/l.jsonl", "sub/c.json.gz", "sub/deep/d.parquet"]
+    assert names(find_inputs([folder])) == expected
+
+
+def test_files_given_by_name_are_called_by_what_tells_them_apart(folder: Path) -> None:
+    given = [folder / "b.jsonl", folder / "sub" / "c.json.gz"]
+    assert names(find_inputs(given)) == ["b.jsonl", "sub/c.json.gz"]
+    assert names(find_inputs(given[1:])) == ["c.json.gz"]

@@ -244,7 +244,7 @@ def test_text_key_names_the_text(tokenizer_model: Path, tmp_path: Path) -> None:
         (
             1,
             1e-9,
-            r"held_out_fraction 1e-09 and test_fraction 0.0: give 1 train and 0 validation docu",
+            r"--held-out-fraction 1e-09 and --test-fraction 0.0: give 1 train and 0 validation",
         ),
         (1, 1 - 1e-9, r"give 0 train and 1 validation documents, each split needs at least one"),
         (0, 0.1, r"source.jsonl: holds no document"),
@@ -257,14 +257,15 @@ def test_split_without_documents_is_refused(
     with pytest.raises(ValueError, match=message):
         run(source, tokenizer_model, tmp_path / "out", fraction=fraction)
     assert not (tmp_path / "out").exists()
-    assert num_texts == 0 or not (tmp_path / "out.parts").exists()
 
 
 @pytest.mark.parametrize("fraction", [0.0, 1.0, -0.1, math.nan])
 def test_all_wrong_settings_are_named_at_once(
     source: Path, tokenizer_model: Path, tmp_path: Path, fraction: float
 ) -> None:
-    message = r"(?s)held_out_fraction .*: must lie between 0 and 1.*workers 0: must be at least 1"
+    message = (
+        r"(?s)--held-out-fraction .*: must lie between 0 and 1.*--workers 0: must be at least 1"
+    )
     with pytest.raises(ValueError, match=message):
         prepare([source], tokenizer_model, tmp_path / "out", held_out_fraction=fraction, workers=0)
 
@@ -314,7 +315,7 @@ def test_fractions_that_leave_nothing_to_train_on_are_refused(
     source: Path, tokenizer_model: Path, tmp_path: Path, fractions: tuple[float, float]
 ) -> None:
     held_out, test = fractions
-    with pytest.raises(ValueError, match=f"test_fraction {test}: must be 0 or more, and leave"):
+    with pytest.raises(ValueError, match=f"--test-fraction {test}: must be 0 or more, and leave"):
         prepare(
             [source],
             tokenizer_model,

@@ -18,9 +18,12 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from tst_megatron.cli import app
-from tst_megatron.data import build, fast_tokenizer
+from tst_megatron.data import build, encode, fast_tokenizer
+from tst_megatron.data import parts as parts_module
 from tst_megatron.data.indexed import IndexedReader
+from tst_megatron.data.parts import begin_parts, delete_parts, locked, parts_folder
 from tst_megatron.data.prepare import prepare
+from tst_megatron.data.tokenizer import load_tokenizer
 
 NUM_FILES = 12
 OPTIONS = {"held_out_fraction": 0.1, "workers": 1}
@@ -122,7 +125,8 @@ def test_all_that_cannot_be_read_is_named_at_once_and_the_rest_is_kept(
         f"{folder}/05.jsonl: holds no document.",
         f"{folder}/07.jsonl, line {number + 1}: keys [], a JSON object with the key 'text'",
         f"{folder}/07.jsonl, line {number + 2}: no object, a JSON object with the key 'text'",
-        f"The parts that are done are kept in {output}.parts",
+        "--max-rejected-fraction leaves out lines that hold no document.",
+        f"What is done is kept in {output}.parts",
     ]
     assert [line[: len(start)] for line, start in zip(lines, starts, strict=True)] == starts
     before = parts_of(output)
@@ -145,13 +149,13 @@ def test_many_problems_end_the_search(folder: Path, tokenizer_model: Path, tmp_p
     with pytest.raises(ValueError) as caught:
         prepare([folder], tokenizer_model, tmp_path / "output", **OPTIONS)
     lines = str(caught.value).splitlines()
-    assert len(lines) == 22 and lines[20] == "... and 10 more"
+    assert len(lines) == 23 and lines[20] == "... and 10 more"
     assert len(parts_of(tmp_path / "output")) == 1
 
 
 def test_unit_with_hardly_any_document_is_given_up(tokenizer_model: Path, tmp_path: Path) -> None:
     write_jsonl(tmp_path / "a.jsonl", [f"text {number}" for number in range(10_050)], key="body")
-    with pytest.raises(ValueError, match=r"more than 10,000 lines hold no document\. The first: "):
+    with pytest.raises(ValueError, match=r"10,050 of 10,050 lines hold no document\. The first: "):
         prepare(
             [tmp_path / "a.jsonl"],
             tokenizer_model,
@@ -197,21 +201,24 @@ def test_rejected_lines_are_left_out_and_listed_if_allowed(
         assert (output / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
-def test_other_settings_do_not_go_on_from_the_parts(
+def test_other_settings_begin_anew_and_leave_what_is_done(
     folder: Path, tokenizer_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    output = tmp_path / "output"
+    with pytest.raises(ValueError, match=r"no column|keys .*--text-key"):
+        prepare([folder], tokenizer_model, output, text_key="body", **OPTIONS)
+    other = {**OPTIONS, "held_out_fraction": 1e-9}
+    with pytest.raises(ValueError, match="each split needs at least one"):
+        prepare([folder], tokenizer_model, output, **other)
+    assert len(parts_of(output)) >= NUM_FILES, "they serve with --shard"
     monkeypatch.setattr(build, "append", lambda *arguments, **options: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        prepare([folder], tokenizer_model, tmp_path / "output", **OPTIONS)
-    before = parts_of(tmp_path / "output")
-    options = {**OPTIONS, "held_out_fraction": 0.2, "text_key": "body"}
-    message = (
-        r"output\.parts: was begun otherwise; text_key: 'text' then, 'body' now; "
-        r"held_out_fraction: 0\.1 then, 0\.2 now\. Go on as it was begun, or delete this folder"
-    )
-    with pytest.raises(ValueError, match=message):
-        prepare([folder], tokenizer_model, tmp_path / "output", **options)
-    assert parts_of(tmp_path / "output") == before
+        prepare([folder], tokenizer_model, output, **OPTIONS)
+    monkeypatch.undo()
+    prepare([folder], tokenizer_model, output, **OPTIONS)
+    prepare([folder], tokenizer_model, tmp_path / "whole", **OPTIONS)
+    assert contents(output) == contents(tmp_path / "whole")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["output", "text", "whole"]
 
 
 def test_foreign_folder_in_the_place_of_the_parts_is_left_alone(
@@ -245,19 +252,103 @@ def test_damaged_part_is_noticed(
     assert contents(output) == contents(tmp_path / "whole")
 
 
-def test_text_that_changes_meanwhile_is_refused(
+@pytest.mark.parametrize("moment", ["before", "after"])
+def test_text_that_changes_meanwhile_is_refused_and_no_part_of_it_stays(
+    folder: Path, tokenizer_model: Path, tmp_path: Path, monkeypatch, moment: str
+) -> None:
+    changed = folder / "02.jsonl"
+    text, status = changed.read_bytes(), changed.stat()
+    read_unit = encode.read_unit
+
+    def read_other_text(unit, text_key, advance):
+        if unit.path == changed:
+            changed.write_text(json.dumps({"text": "POISON"}) + "\n")
+        yield from read_unit(unit, text_key, advance)
+        if unit.path == changed and moment == "before":
+            # Back again; the part is of the other text.
+            changed.write_bytes(text)
+            os.utime(changed, ns=(status.st_atime_ns, status.st_mtime_ns + 1))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(encode, "read_unit", read_other_text)
+        with pytest.raises(ValueError, match=r"02\.jsonl: was changed while it was read"):
+            prepare([folder], tokenizer_model, tmp_path / "output", **OPTIONS)
+    assert not (tmp_path / "output").exists()
+    assert len(parts_of(tmp_path / "output")) == NUM_FILES - 1
+    changed.write_bytes(text)
+    prepare([folder], tokenizer_model, tmp_path / "output", **OPTIONS)
+    assert b"POISON" not in decoded(tmp_path / "output", tokenizer_model)
+
+
+def decoded(output: Path, tokenizer_model: Path) -> bytes:
+    tokens = IndexedReader(output / "train")
+    tokenizer = load_tokenizer(tokenizer_model)
+    return "".join(
+        tokenizer.decode(tokens.tokens(n).tolist()) for n in range(tokens.num_documents)
+    ).encode()
+
+
+def test_two_preparations_of_one_output_are_refused(
+    folder: Path, tokenizer_model: Path, tmp_path: Path
+) -> None:
+    parts = parts_folder(tmp_path / "output")
+    begin_parts(parts, {})
+    with locked(parts), pytest.raises(ValueError, match="another preparation of this output is"):
+        prepare([folder], tokenizer_model, tmp_path / "output", **OPTIONS)
+    prepare([folder], tokenizer_model, tmp_path / "output", **OPTIONS)
+
+
+@pytest.mark.parametrize("moment", ["begin", "delete"])
+def test_kill_while_parts_are_begun_or_deleted_is_got_over(
+    folder: Path, tokenizer_model: Path, tmp_path: Path, monkeypatch, moment: str
+) -> None:
+    output = tmp_path / "output"
+    parts = parts_folder(output)
+    if moment == "begin":
+        parts.mkdir()
+        (parts / ".PARTS.host.7").write_text("")
+    else:
+        with monkeypatch.context() as patch:
+            patch.setattr(parts_module.shutil, "rmtree", lambda path, **options: 1 / 0)
+            with pytest.raises(ZeroDivisionError):
+                begin_parts(parts, {})
+                delete_parts(parts)
+        assert not parts.exists() and list(tmp_path.glob(".output.parts.*.deleted"))
+    prepare([folder], tokenizer_model, output, **OPTIONS)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["output", "text"]
+
+
+def test_output_that_is_a_link_is_made_where_it_leads(
+    folder: Path, tokenizer_model: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "output").symlink_to(tmp_path / "disk" / "own")
+    prepare([folder], tokenizer_model, tmp_path / "output", **OPTIONS)
+    assert (tmp_path / "disk" / "own" / "manifest.json").is_file()
+    assert (tmp_path / "output").is_symlink()
+
+
+def test_output_that_is_not_apart_from_the_text_is_refused(
+    folder: Path, tokenizer_model: Path, tmp_path: Path
+) -> None:
+    for given, output in ((folder, folder / "out"), (tmp_path, tmp_path / "out")):
+        with pytest.raises(ValueError, match="is not apart from the text"):
+            prepare([given], tokenizer_model, output, **OPTIONS)
+    with pytest.raises(ValueError, match="is not apart from the text"):
+        prepare([f"{tmp_path}/*/*.jsonl"], tokenizer_model, folder, **OPTIONS)
+    with pytest.raises(ValueError, match="is a mount point"):
+        prepare([folder], tokenizer_model, Path("/proc"), **OPTIONS)
+
+
+def test_full_disk_ends_it_at_once_and_is_no_fault_of_the_input(
     folder: Path, tokenizer_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    encode_unit = build.encode_unit
+    def full(*arguments: object) -> None:
+        raise OSError(28, "No space left on device")
 
-    def encode_and_write(encoder, task, advance) -> None:
-        encode_unit(encoder, task, advance)
-        os.utime(folder / "02.jsonl")
-
-    monkeypatch.setattr(build, "encode_unit", encode_and_write)
-    with pytest.raises(ValueError, match=r"02\.jsonl: was changed while it was read"):
+    monkeypatch.setattr(build, "encode_unit", full)
+    with pytest.raises(OSError, match=r"No space left on device \(.*output\.parts"):
         prepare([folder], tokenizer_model, tmp_path / "output", **OPTIONS)
-    assert not (tmp_path / "output").exists()
 
 
 def test_parts_of_a_finished_output_are_deleted(
@@ -288,7 +379,7 @@ def test_tokenizer_is_named_as_it_was_given(
     for eod_token in (None, "<|turn|>"):
         with pytest.raises(ValueError, match=rf"^{copy}: transformers cannot read"):
             prepare([folder], copy, tmp_path / "output", eod_token=eod_token, **OPTIONS)
-    with pytest.raises(ValueError, match=r"eod_token 'x': not among the tokenizer's added tokens"):
+    with pytest.raises(ValueError, match=r"--eod-token 'x': not among the tokenizer's added"):
         prepare([folder], hugging_face, tmp_path / "output", eod_token="x", **OPTIONS)
     assert not (tmp_path / "output").exists()
 
@@ -345,3 +436,14 @@ def test_fast_encoder_gives_the_same_files(
     with pytest.raises(RuntimeError, match=r"gigatoken .* gives other ids than tokenizers"):
         prepare([folder], hugging_face, tmp_path / "wrong", fast=True, **OPTIONS)
     assert not (tmp_path / "wrong").exists()
+
+
+def test_share_that_is_allowed_may_be_many_lines(tokenizer_model: Path, tmp_path: Path) -> None:
+    good = write_jsonl(tmp_path / "a.jsonl", [f"text {number}" for number in range(600)])
+    with good.open("a") as file:
+        file.write("{}\n" * 400)
+    options = {**OPTIONS, "max_rejected_fraction": 0.41}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(encode, "MOST_REJECTED", 100)
+        manifest = prepare([good], tokenizer_model, tmp_path / "output", **options)
+    assert manifest.left_out.rejected == 400

@@ -18,7 +18,7 @@ from rich.console import Console
 from tst_megatron.data.documents import Rejected
 from tst_megatron.data.encode import Encoder, encode_unit
 from tst_megatron.data.indexed import IndexedWriter
-from tst_megatron.data.inputs import Unit, changed_inputs
+from tst_megatron.data.inputs import Unit, check_unchanged
 from tst_megatron.data.join import append, first_occurrences
 from tst_megatron.data.manifest import LeftOut
 from tst_megatron.data.parts import Part, counts_path, delete_parts, load_part, read_hashes
@@ -42,7 +42,6 @@ class Job:
     """The units of the text in their order, and the folder of each unit's part."""
     encoder: Encoder
     workers: int
-    max_rejected_fraction: float
     allow_empty_splits: bool
     console: Console | None
 
@@ -76,11 +75,10 @@ def build(
         }
         parts = stack.enter_context(closing(_parts(job)))
         rejected, left_out = _join(job, parts, writers, counts)
-        if changed := changed_inputs(dict.fromkeys(unit.file for unit, _ in job.tasks)):
-            raise ValueError("\n".join(changed))
+        check_unchanged(dict.fromkeys(unit.file for unit, _ in job.tasks))
         splits = {name: writer.finish(allow_empty=True) for name, writer in writers.items()}
     if not job.allow_empty_splits:
-        _check_documents(job, {name: split.num_documents for name, split in splits.items()}, recipe)
+        check_documents({name: split.num_documents for name, split in splits.items()}, recipe)
     if rejected:
         (folder / REJECTED_NAME).write_text("".join(rejected), encoding="utf-8")
     write_manifest(
@@ -97,15 +95,6 @@ def build(
     folder.rename(output)
     flush_folder(output.parent)
     delete_parts(job.parts)
-
-
-def _check_documents(job: Job, num_documents: Mapping[str, int], recipe: Mapping[str, Any]) -> None:
-    try:
-        check_documents(num_documents, recipe)
-    except ValueError:
-        # So little text is made again at once, and other fractions could not go on from it.
-        delete_parts(job.parts)
-        raise
 
 
 def _join(
@@ -141,7 +130,7 @@ def _join(
         num_empty += part.num_empty
         rejected += part.rejected
         names += [unit.file.name] * len(part.rejected)
-    _check_rejected(rejected, num_documents + num_empty, job.max_rejected_fraction)
+    _check_rejected(rejected, num_documents + num_empty, job.encoder.max_rejected_fraction)
     lines = [
         json.dumps({"file": name, "line": each.number, "problem": each.problem}) + "\n"
         for name, each in zip(names, rejected, strict=True)
@@ -178,6 +167,7 @@ def _parts(job: Job) -> Generator[tuple[Unit, Part]]:
     if there and job.console:
         job.console.print(f"going on: {len(there)} of {len(job.tasks)} units are there")
     problems: list[str] = []
+    more: list[str] = []
     with (
         byte_progress(
             job.console, "tokenising", sum(unit.num_bytes for unit, _ in job.tasks), done
@@ -194,17 +184,21 @@ def _parts(job: Job) -> Generator[tuple[Unit, Part]]:
         for unit, folder in job.tasks:
             if missing.pop(folder, None):
                 _, error = next(results)
+                if isinstance(error, OSError):
+                    # A full disk, say: no fault of the input, and the others would meet it too.
+                    raise OSError(error.errno, f"{error.strerror} ({error.filename or folder})")
                 problems += [str(error)] if error else []
             part = load_part(folder, unit)
-            if part and part.rejected and not job.max_rejected_fraction:
+            if part and part.rejected and not job.encoder.max_rejected_fraction:
                 problems += map(str, part.rejected)
+                more = ["--max-rejected-fraction leaves out lines that hold no document."]
             if len(problems) >= MOST_PROBLEMS:
                 break
             if part and not problems:
                 yield unit, part
     if problems:
-        kept = f"The parts that are done are kept in {job.parts}, and the same command goes on."
-        raise ValueError("\n".join([*_first(problems), kept]))
+        kept = f"What is done is kept in {job.parts}: the same command goes on from there."
+        raise ValueError("\n".join([*_first(problems), *more, kept]))
 
 
 def _check_rejected(
@@ -215,7 +209,7 @@ def _check_rejected(
     if len(lines) <= max_rejected_fraction * num_lines:
         return
     problem = (
-        f"max_rejected_fraction {max_rejected_fraction:g}: {len(lines):,} of {num_lines:,} lines "
+        f"--max-rejected-fraction {max_rejected_fraction:g}: {len(lines):,} of {num_lines:,} lines "
         "hold no document. Repair the text, or allow more."
     )
     raise ValueError("\n".join([problem, *_first([str(each) for each in lines])]))

@@ -18,6 +18,7 @@ from tst_megatron.data.inputs import PARQUET, Unit, cut_into_units, find_inputs,
 from tst_megatron.data.jsonl import line_batches, lines_before
 
 _ROWS_PER_BATCH = 256
+_KINDS_OF_STRING = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +45,10 @@ class Documents:
     texts: list[str] = field(default_factory=list)
     num_empty: int = 0
     rejected: list[Rejected] = field(default_factory=list)
+
+    def num_lines(self) -> int:
+        """Lines or rows that were looked at, blank ones aside."""
+        return len(self.texts) + self.num_empty + len(self.rejected)
 
     def add(self, unit: Unit, number: int, value: Any, text_key: str) -> None:
         """Take a value as the text of the document at this line or row."""
@@ -121,7 +126,7 @@ def _add_line(documents: Documents, unit: Unit, number: int, line: bytes, text_k
         found = f"keys {sorted(value)[:10]}" if isinstance(value, dict) else "no object"
         problem = (
             f"{found}, a JSON object with the key {text_key!r} is needed. Name the text's key "
-            "with text_key, or leave the line out."
+            "with --text-key, or leave the line out."
         )
     documents.rejected.append(Rejected(unit.path, number, problem))
 
@@ -152,18 +157,19 @@ def _check_column(path: Path, schema: pa.Schema, text_key: str) -> None:
         ValueError: it has not.
     """
     columns = ", ".join(f"{column.name} ({column.type})" for column in schema)
-    if text_key not in schema.names:
+    number = schema.names.count(text_key)
+    if number != 1:
         raise ValueError(
-            f"{path}: no column {text_key!r}, the columns are {columns}. Name the text's column "
-            "with text_key."
+            f"{path}: {number or 'no'} column{'s' if number else ''} {text_key!r}, the columns are "
+            f"{columns}. Name the one that holds the text with --text-key."
         )
     kind = schema.field(text_key).type
     if pa.types.is_dictionary(kind):
         kind = kind.value_type
-    if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
+    if not any(is_kind(kind) for is_kind in _KINDS_OF_STRING):
         raise ValueError(
             f"{path}: column {text_key!r} is {kind}, text must be a string; the columns are "
-            f"{columns}. Convert it, or name another column with text_key."
+            f"{columns}. Convert it, or name another column with --text-key."
         )
 
 

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from tst_megatron.data.documents import Documents, Rejected, read_unit
 from tst_megatron.data.indexed import IndexedWriter
-from tst_megatron.data.inputs import Unit
+from tst_megatron.data.inputs import Unit, check_unchanged
 from tst_megatron.data.parts import counts_path, hashes_path, write_part
 from tst_megatron.data.split import SPLITS, split_of
 from tst_megatron.data.tokenizer import Tokenizer
@@ -22,7 +22,7 @@ from tst_megatron.files import folder_appearing_whole
 HASH_BYTES = 16
 
 MOST_REJECTED = 10_000
-"""Of a unit: more is no text with some bad lines in it, and is not kept in memory."""
+"""Of a unit, where no larger share is allowed: more is no text with some bad lines in it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,6 +43,7 @@ class Encoder:
 
     tokenizer: Tokenizer
     settings: Settings
+    max_rejected_fraction: float
 
     def splits(self) -> tuple[str, ...]:
         """The splits that there are."""
@@ -58,13 +59,14 @@ def encode_unit(encoder: Encoder, task: tuple[Unit, Path], advance: Callable[[in
         advance: called with the bytes of input that were read since the last call.
 
     Raises:
-        ValueError: the unit cannot be read, or holds hardly any document.
+        ValueError: the unit cannot be read, holds hardly any document, or its file was changed.
     """
     unit, part = task
     if part.is_dir():
         return  # another file with the same content
+    check_unchanged([unit.file])
     rejected: list[Rejected] = []
-    num_empty = 0
+    num_lines = num_empty = 0
     vocab_size = encoder.tokenizer.facts.vocab_size
     counts = np.zeros(vocab_size, dtype=np.int64)
     with folder_appearing_whole(part) as folder, ExitStack() as stack:
@@ -75,14 +77,18 @@ def encode_unit(encoder: Encoder, task: tuple[Unit, Path], advance: Callable[[in
         for documents in read_unit(unit, encoder.settings.text_key, advance):
             num_empty += documents.num_empty
             rejected += documents.rejected
-            if len(rejected) > MOST_REJECTED:
+            num_lines += documents.num_lines()
+            allowed = max(MOST_REJECTED, encoder.max_rejected_fraction * num_lines)
+            if len(rejected) > allowed:
                 raise ValueError(
-                    f"{unit.path}: more than {MOST_REJECTED:,} lines hold no document. The first: "
-                    f"{rejected[0]}"
+                    f"{unit.path}: {len(rejected):,} of {num_lines:,} lines hold no document. The "
+                    f"first: {rejected[0]}"
                 )
             _add(documents, encoder, writers, counts)
         facts = {name: writer.finish(allow_empty=True) for name, writer in writers.items()}
         np.save(counts_path(folder), counts)
+        # The part's name says of which content it is.
+        check_unchanged([unit.file])
         write_part(folder, facts, num_empty=num_empty, rejected=rejected)
 
 

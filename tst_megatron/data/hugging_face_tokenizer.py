@@ -20,6 +20,8 @@ from tokenizers import Tokenizer as Backend  # type: ignore[import-untyped, unus
 from tst_megatron.data.tokenizer import HUGGING_FACE_FILES, TokenizerFacts, tokenizer_sha256
 
 _PROBE = "a"
+# Characters that no vocabulary has: of private use, unassigned, for control.
+_RARE = "\U0010fffd \u0378 \x01"
 
 
 class HuggingFaceTokenizer:
@@ -122,10 +124,13 @@ def name_eos(folder: Path, token: str) -> None:
     Raises:
         ValueError: it has no such added token, which transformers would add as a new id.
     """
-    added = _read(folder).get_added_vocab()
+    tokenizer = _read(folder)
+    if tokenizer.eos_token == token:
+        return
+    added = tokenizer.get_added_vocab()
     if token not in added:
         raise ValueError(
-            f"eod_token {token!r}: not among the tokenizer's added tokens, which are "
+            f"--eod-token {token!r}: not among the tokenizer's added tokens, which are "
             f"{', '.join(sorted(added)[:20])}. Name one of these."
         )
     for name in ("tokenizer_config.json", "special_tokens_map.json"):
@@ -169,15 +174,20 @@ def _backend(serialized: str, special_tokens_in_text: bool) -> Any:
 def _eod_problems(tokenizer: Any, backend: Any, special_tokens_in_text: bool) -> list[str]:
     token, eod_id = tokenizer.eos_token, tokenizer.eos_token_id
     if eod_id is None:
-        return ["it has no EOS, which ends documents. Name one of its special tokens (eod_token)"]
+        return ["it has no EOS, which ends documents. Name one of its special tokens (--eod-token)"]
     if backend.token_to_id(token) != eod_id:
         return [f"its EOS {token!r} is not in its vocabulary. Name a special token that is"]
+    if eod_id in backend.encode(_RARE, add_special_tokens=False).ids:
+        return [
+            f"its unknown token is its EOS {token!r}, so characters that it lacks would end "
+            "documents. Name another special token as EOS (--eod-token)"
+        ]
     if special_tokens_in_text:
         return []
     if eod_id in backend.encode(token, add_special_tokens=False).ids:
         return [
             f"text that spells its EOS {token!r} becomes its id {eod_id}, so text could end a "
-            "document. Name a special token as EOS (eod_token)"
+            "document. Name a special token as EOS (--eod-token)"
         ]
     return _spelled_problems(tokenizer, backend)
 
@@ -197,7 +207,7 @@ def _spelled_problems(tokenizer: Any, backend: Any) -> list[str]:
     return [
         f"text that spells {', '.join(map(repr, spelled[:5]))} becomes the special id, by the "
         "vocabulary itself. Take these words out of it, or let text spell special tokens "
-        "(special_tokens_in_text)"
+        "(--special-tokens-in-text)"
     ]
 
 

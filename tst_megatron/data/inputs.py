@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +30,8 @@ class Input:
 
     path: Path
     name: str
-    """What a manifest calls it: its path below the folder or pattern that was given."""
+    """What a manifest calls it: its path below the folder or pattern that was given, or below the
+    folder that holds all files that were given by name."""
     num_bytes: int
     modified_ns: int
 
@@ -64,8 +66,9 @@ def find_inputs(given: Sequence[Path | str]) -> list[Input]:
     """
     problems: list[str] = []
     found: list[Input] = []
+    root = _common_folder(given)
     for each in given:
-        files, problem = _files_of(each)
+        files, problem = _files_of(each, root)
         if problem:
             problems.append(f"{each}: {problem} {KINDS}")
         found += [_input(path, name) for path, name in files]
@@ -98,13 +101,19 @@ def cut_into_units(inputs: Sequence[Input]) -> list[Unit]:
     return units
 
 
-def changed_inputs(inputs: Iterable[Input]) -> list[str]:
-    """The files that are not what `find_inputs` saw: the text is then of two states of them."""
-    return [
+def check_unchanged(inputs: Iterable[Input]) -> None:
+    """Whether files are still what `find_inputs` saw.
+
+    Raises:
+        ValueError: one is not, so its sum may be of another content than what is read.
+    """
+    changed = [
         f"{each.path}: was changed while it was read. Start again when nothing writes to it."
         for each in inputs
         if not each.path.is_file() or _input(each.path, each.name) != each
     ]
+    if changed:
+        raise ValueError("\n".join(changed))
 
 
 def _input(path: Path, name: str) -> Input:
@@ -147,22 +156,43 @@ def _row_groups(path: Path) -> Iterator[tuple[int, int, int]]:
         yield start, metadata.num_row_groups, num_bytes
 
 
-def _files_of(given: Path | str) -> tuple[list[tuple[Path, str]], str | None]:
+def _common_folder(given: Sequence[Path | str]) -> Path:
+    """The deepest folder that holds all files that are given by name."""
+    folders = [Path(each).absolute().parent for each in given if Path(each).is_file()]
+    return Path(os.path.commonpath(folders)) if folders else Path()
+
+
+def _files_of(given: Path | str, root: Path) -> tuple[list[tuple[Path, str]], str | None]:
     """Files with their names, and what is wrong."""
     path = Path(given)
     if path.is_dir():
-        files = sorted(file for file in path.rglob("*") if _is_text(file))
+        files = sorted(_files_below(path))
         named = [(file, file.relative_to(path).as_posix()) for file in files]
         return named, None if files else "no file of text is in this folder."
     if path.is_file():
-        return [(path, path.name)], None if _is_text(path) else "unknown kind of file."
+        name = path.absolute().relative_to(root).as_posix()
+        return [(path, name)], None if _is_text(path) else "unknown kind of file."
     if glob.has_magic(str(given)):
-        root = _fixed_part(path)
+        fixed = _fixed_part(path)
         found = sorted(map(Path, glob.glob(str(given), recursive=True)))
         files = [file for file in found if _is_text(file)]
-        named = [(file, file.relative_to(root).as_posix()) for file in files]
+        named = [(file, file.relative_to(fixed).as_posix()) for file in files]
         return named, None if files else "no file of text matches this pattern."
     return [], "no such file or folder."
+
+
+def _files_below(folder: Path) -> Iterator[Path]:
+    """Files of text, also in linked folders, which clusters are full of; hidden ones are left."""
+    seen: set[str] = set()
+    for place, folders, names in os.walk(folder, followlinks=True):
+        # A link may lead to a folder that it lies in.
+        seen.add(os.path.realpath(place))
+        folders[:] = [
+            name
+            for name in folders
+            if not name.startswith(".") and os.path.realpath(os.path.join(place, name)) not in seen
+        ]
+        yield from (path for name in names if _is_text(path := Path(place, name)))
 
 
 def _fixed_part(pattern: Path) -> Path:

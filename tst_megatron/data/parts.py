@@ -1,15 +1,19 @@
 """Parts: what the units of a text became, each a folder that is there whole or not at all.
 
 They lie in `<output>.parts/` until the output is finished. A run that was killed goes on from them.
-A part has its name from the content that it was made of, so that it also serves when other files
-are added, taken away or repaired meanwhile; `settings.json` says how all of them were made.
+A part has its name from the content that it was made of and from how it was made, so that it also
+serves when other files are added, taken away or repaired meanwhile, and never for other settings.
 """
 
 from __future__ import annotations
 
+import fcntl
+import glob
+import hashlib
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,10 +24,11 @@ import numpy.typing as npt
 from tst_megatron.data.documents import Rejected
 from tst_megatron.data.indexed import IndexedFacts
 from tst_megatron.data.inputs import Unit
-from tst_megatron.files import write_beside
+from tst_megatron.files import beside, is_beside, write_beside
 
 FILE_NAME = "part.json"
-SETTINGS_NAME = "settings.json"
+MARK_NAME = "PARTS"
+_DELETED = ".deleted"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,15 +46,16 @@ def parts_folder(output: Path) -> Path:
     return output.with_name(f"{output.name}.parts")
 
 
-def part_folder(parts: Path, unit: Unit, sha256: str) -> Path:
+def part_folder(parts: Path, unit: Unit, sha256: str, settings: str) -> Path:
     """Where the part of a unit is, once it is made.
 
     Args:
         parts: of all units.
         unit: of a file.
         sha256: of the whole file.
+        settings: as `begin_parts` gives them.
     """
-    return parts / f"{sha256[:32]}-{unit.start}-{unit.stop}"
+    return parts / f"{sha256[:32]}-{unit.start}-{unit.stop}-{settings}"
 
 
 def hashes_path(prefix: Path) -> Path:
@@ -112,40 +118,59 @@ def load_part(folder: Path, unit: Unit) -> Part | None:
         ) from error
 
 
-def delete_parts(parts: Path) -> None:
-    """Delete a folder of parts, if it is one."""
-    if (parts / SETTINGS_NAME).is_file():
-        shutil.rmtree(parts)
-
-
-def begin_parts(parts: Path, settings: Mapping[str, Any]) -> None:
-    """Make the folder of parts, or go on with what is there.
+def begin_parts(parts: Path, settings: Mapping[str, Any]) -> str:
+    """Make the folder of parts, or go on with the one that is there.
 
     Args:
         parts: as `parts_folder` names it.
         settings: what decides each part beside the content of its unit, as JSON values.
 
+    Returns:
+        The settings in short, for the names of the parts.
+
     Raises:
-        ValueError: it holds parts that were made otherwise.
+        ValueError: something else is there.
     """
-    file = parts / SETTINGS_NAME
-    if not file.is_file():
-        if parts.is_dir() and any(parts.iterdir()):
+    mark = parts / MARK_NAME
+    if not mark.is_file():
+        parts.mkdir(parents=True, exist_ok=True)
+        if any(not is_beside(path, mark) for path in parts.iterdir()):
             raise ValueError(
-                f"{parts}: exists and is no folder of parts (no {SETTINGS_NAME}). Move it away, or "
+                f"{parts}: exists and is no folder of parts (no {MARK_NAME}). Move it away, or "
                 "give another output folder."
             )
-        parts.mkdir(parents=True, exist_ok=True)
-        write_beside(file, json.dumps(settings, indent=2) + "\n")
-        return
-    there = json.loads(file.read_bytes())
-    differences = [
-        f"{key}: {there.get(key)!r} then, {value!r} now"
-        for key, value in settings.items()
-        if there.get(key) != value
-    ]
-    if differences:
-        raise ValueError(
-            f"{parts}: was begun otherwise; {'; '.join(differences)}. Go on as it was begun, or "
-            "delete this folder to begin anew."
-        )
+        write_beside(mark, "What `data prepare` has done of its output; it goes on from here.\n")
+    text = json.dumps(settings, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+@contextmanager
+def locked(parts: Path) -> Iterator[None]:
+    """Keep other preparations of the same output away.
+
+    Raises:
+        ValueError: one is going on.
+    """
+    with (parts / "lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ValueError(
+                f"{parts}: another preparation of this output is going on. Wait for it, or stop it."
+            ) from error
+        except OSError:
+            # A file system without locks: whoever starts two at a time is not stopped there.
+            pass
+        yield
+
+
+def delete_parts(parts: Path) -> None:
+    """Delete a folder of parts, if it is one, and what a killed deletion left of one."""
+    for path in parts.parent.glob(f".{glob.escape(parts.name)}.*{_DELETED}"):
+        shutil.rmtree(path)
+    if (parts / MARK_NAME).is_file():
+        # Renamed first: half of a folder must not look like one to go on from.
+        new = beside(parts)
+        new = new.with_name(f"{new.name}{_DELETED}")
+        parts.rename(new)
+        shutil.rmtree(new)

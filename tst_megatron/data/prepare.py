@@ -7,6 +7,7 @@ goes on from its parts. The output is built beside its name and renamed once it 
 
 from __future__ import annotations
 
+import os
 import platform
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -24,7 +25,7 @@ from tst_megatron.data.documents import Documents, read_unit
 from tst_megatron.data.encode import Encoder, Settings
 from tst_megatron.data.inputs import UNIT_BYTES, Input, Unit, cut_into_units, find_inputs
 from tst_megatron.data.manifest import Manifest, Split, file_sha256, load_manifest
-from tst_megatron.data.parts import begin_parts, delete_parts, part_folder, parts_folder
+from tst_megatron.data.parts import begin_parts, delete_parts, locked, part_folder, parts_folder
 from tst_megatron.data.prepared import REJECTED_NAME, check_documents, finished
 from tst_megatron.data.progress import byte_progress
 from tst_megatron.data.tokenizer import (
@@ -109,7 +110,8 @@ def prepare(
     _check(settings, max_rejected_fraction, workers)
     workers = workers or num_cores()
     files = find_inputs(inputs)
-    output = output.absolute()
+    output = output.resolve()
+    _check_output(output, inputs, files)
     loaded = _load(tokenizer, settings)
     sums = _hash(files, workers, console)
     made_by = {"tokenizer_sha256": tokenizer_sha256(tokenizer), **asdict(settings)}
@@ -127,17 +129,17 @@ def prepare(
         from tst_megatron.data.fast_tokenizer import fast_tokenizer
 
         loaded = fast_tokenizer(loaded, _sample(units, text_key))
-    begin_parts(parts, {**made_by, "unit_bytes": UNIT_BYTES, "versions": versions})
+    made = begin_parts(parts, {**made_by, "unit_bytes": UNIT_BYTES, "versions": versions})
     job = Job(
         parts=parts,
-        tasks=[(unit, part_folder(parts, unit, sums[unit.path])) for unit in units],
-        encoder=Encoder(loaded, settings),
+        tasks=[(unit, part_folder(parts, unit, sums[unit.path], made)) for unit in units],
+        encoder=Encoder(loaded, settings, max_rejected_fraction),
         workers=workers,
-        max_rejected_fraction=max_rejected_fraction,
         allow_empty_splits=allow_empty_splits,
         console=console,
     )
-    build(job, tokenizer, recipe, versions, output)
+    with locked(parts):
+        build(job, tokenizer, recipe, versions, output)
     return load_manifest(output)
 
 
@@ -145,23 +147,40 @@ def _check(settings: Settings, max_rejected_fraction: float, workers: int | None
     problems = []
     if not 0.0 < settings.held_out_fraction < 1.0:
         problems.append(
-            f"held_out_fraction {settings.held_out_fraction}: must lie between 0 and 1, both "
+            f"--held-out-fraction {settings.held_out_fraction}: must lie between 0 and 1, both "
             "excluded. Try 0.01."
         )
     if not 0.0 <= settings.test_fraction < 1.0 - settings.held_out_fraction:
         problems.append(
-            f"test_fraction {settings.test_fraction}: must be 0 or more, and leave text to train "
-            f"on beside held_out_fraction {settings.held_out_fraction}. Try 0.01."
+            f"--test-fraction {settings.test_fraction}: must be 0 or more, and leave text to train "
+            f"on beside --held-out-fraction {settings.held_out_fraction}. Try 0.01."
         )
     if not 0.0 <= max_rejected_fraction < 1.0:
         problems.append(
-            f"max_rejected_fraction {max_rejected_fraction}: must be 0 or more, and less than 1. "
+            f"--max-rejected-fraction {max_rejected_fraction}: must be 0 or more, and less than 1. "
             "Try 0.001."
         )
     if workers is not None and workers < 1:
-        problems.append(f"workers {workers}: must be at least 1. Leave it out to use all cores.")
+        problems.append(f"--workers {workers}: must be at least 1. Leave it out to use all cores.")
     if problems:
         raise ValueError("\n".join(problems))
+
+
+def _check_output(output: Path, inputs: Sequence[Path | str], files: Sequence[Input]) -> None:
+    """Whether the output has a place of its own."""
+    folders = [Path(each).resolve() for each in inputs if Path(each).is_dir()]
+    inside = [folder for folder in folders if output.is_relative_to(folder)]
+    own = (output, parts_folder(output))
+    inside += [file.path for file in files if any(map(file.path.resolve().is_relative_to, own))]
+    if inside:
+        raise ValueError(
+            f"{output}: is not apart from the text ({inside[0]}), so it would be read as text the "
+            "next time. Give an output folder elsewhere."
+        )
+    if os.path.ismount(output):
+        raise ValueError(
+            f"{output}: is a mount point, which nothing can be renamed to. Name a folder in it."
+        )
 
 
 def _entry(file: Input, sums: Mapping[Path, str]) -> dict[str, Any]:
@@ -179,7 +198,7 @@ def _check_reused(
         raise ValueError(
             f"{manifest.path.parent}: was prepared without {manifest.left_out.rejected:,} lines or "
             f"files that hold no document ({REJECTED_NAME}). Allow them with "
-            "max_rejected_fraction, or give another output folder."
+            "--max-rejected-fraction, or give another output folder."
         )
 
 

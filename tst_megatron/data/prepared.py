@@ -142,7 +142,7 @@ def check_documents(num_documents: Mapping[str, int], recipe: Mapping[str, Any])
     """
     if 0 in num_documents.values():
         raise ValueError(
-            f"held_out_fraction {recipe['held_out_fraction']} and test_fraction "
+            f"--held-out-fraction {recipe['held_out_fraction']} and --test-fraction "
             f"{recipe['test_fraction']}: give "
             f"{' and '.join(f'{number} {name}' for name, number in num_documents.items())} "
             "documents, each split needs at least one. Change the fractions or give more "

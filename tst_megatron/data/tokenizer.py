@@ -103,7 +103,7 @@ def load_tokenizer(source: Path, *, special_tokens_in_text: bool = False) -> Tok
     if special_tokens_in_text:
         raise ValueError(
             f"{source}: a SentencePiece model reads special tokens in text as text, always. Leave "
-            "special_tokens_in_text out, or use the tokenizer's Hugging Face form."
+            "--special-tokens-in-text out, or use the tokenizer's Hugging Face form."
         )
     return SentencePieceTokenizer.load(source)
 
@@ -127,8 +127,8 @@ def store_tokenizer(source: Path, folder: Path, *, eod_token: str | None = None)
     if not source.is_dir():
         if eod_token is not None:
             raise ValueError(
-                f"eod_token {eod_token!r}: documents of a SentencePiece model end with its EOS. "
-                "Leave eod_token out."
+                f"--eod-token {eod_token!r}: documents of a SentencePiece model end with its EOS. "
+                "Leave it out."
             )
         return Path(shutil.copyfile(source, folder / SENTENCEPIECE_FILE))
     target = folder / HUGGING_FACE_FOLDER
