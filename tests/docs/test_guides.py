@@ -179,7 +179,7 @@ def test_commands_of_offline_exist_and_its_links_lead_somewhere():
 
 
 def extras_named_in(document):
-    """Every extra of ours that a document installs or speaks of: `--extra a`, extras `a` and `b`."""
+    """Every extra of ours that a document installs (`--extra a`) or speaks of (extras `a`, `b`)."""
     found = re.findall(r"--extra[ =]([\w-]+)", document)
     found += ",".join(re.findall(r"tst[-_]megatron\[([\w,-]+)\]", document)).split(",")
     for row in re.findall(r"\bextras?((?:(?:,|\s|and|or)+`[\w-]+`)+)", document):
