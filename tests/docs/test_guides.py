@@ -3,6 +3,7 @@
 import re
 import shlex
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -175,6 +176,28 @@ def test_commands_of_offline_exist_and_its_links_lead_somewhere():
     links = re.findall(r"\]\(([^)#:]+)[^)]*\)", document)
     assert [each for each in links if not (path.parent / each).exists()] == []
     assert "](offline.md)" in (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
+
+
+def extras_named_in(document):
+    """Every extra of ours that a document installs (`--extra a`) or speaks of (extras `a`, `b`)."""
+    found = re.findall(r"--extra[ =]([\w-]+)", document)
+    found += ",".join(re.findall(r"tst[-_]megatron\[([\w,-]+)\]", document)).split(",")
+    for row in re.findall(r"\bextras?((?:(?:,|\s|and|or)+`[\w-]+`)+)", document):
+        found += re.findall(r"`([\w-]+)`", row)
+    return [name for name in found if name]
+
+
+def test_every_extra_that_a_document_names_exists():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = project["optional-dependencies"].keys()
+    paths = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *GUIDES.values()]
+    named = {str(path): extras_named_in(path.read_text(encoding="utf-8")) for path in paths}
+    wrong = {path: unknown for path, names in named.items() if (unknown := {*names} - extras)}
+    assert not wrong
+    # What an image and a folder of wheels have is all of them: Transformer Engine comes otherwise.
+    for name in ("image.md", "offline.md"):
+        assert extras - {"gpu"} <= {*named[str(ROOT / "docs" / name)]}, name
+    assert {"gpu", "eval"} <= {*named[str(ROOT / "docs" / "operations.md")]}
 
 
 def test_commands_of_operations_parse_and_its_links_scripts_and_variables_exist():
