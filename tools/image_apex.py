@@ -9,7 +9,8 @@ when Megatron accumulates gradients in its output layer without Apex.
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
+import os
 import shutil
 import subprocess
 import sys
@@ -32,6 +33,18 @@ NVCC_FLAGS = (
     "--use_fast_math",
 )
 """As Apex's own setup.py compiles it."""
+
+
+def missing() -> list[str]:
+    """What the compilation needs and is not here."""
+    cuda = os.environ.get("CUDA_HOME", "/usr/local/cuda")
+    there = {
+        "torch": importlib.util.find_spec("torch"),
+        "git": shutil.which("git"),
+        "ninja": shutil.which("ninja"),
+        "nvcc": shutil.which("nvcc") or shutil.which(f"{cuda}/bin/nvcc"),
+    }
+    return [name for name, found in there.items() if not found]
 
 
 def fetch(commit: str, folder: Path, repository: str = REPOSITORY) -> None:
@@ -65,6 +78,14 @@ def compile_extension(source: Path, folder: Path) -> Path:
 
 def main() -> int:
     commit, folder = sys.argv[1], Path(sys.argv[2])
+    if lacking := missing():
+        print(
+            f"error: BUILD_APEX=1: the base image has no {', '.join(lacking)}. Apex's extension "
+            "is compiled against the base's torch and CUDA: take NVIDIA's base, or leave "
+            "BUILD_APEX out",
+            file=sys.stderr,
+        )
+        return 1
     with tempfile.TemporaryDirectory() as source:
         fetch(commit, Path(source))
         print(compile_extension(Path(source), folder))

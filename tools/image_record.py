@@ -15,6 +15,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 import tempfile
@@ -22,8 +23,8 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from image_requirements import KEPT, installed, normalised
-from packaging.requirements import Requirement
+from image_requirements import KEPT, TE_MODULE, TRANSFORMER_ENGINE, installed, normalised
+from packaging.requirements import InvalidRequirement, Requirement
 
 PROJECT = "tst-megatron"
 EXTRA_OF_THE_BASE = "gpu"
@@ -44,6 +45,15 @@ if torch.version.cuda:
     found["nccl"] = ".".join(map(str, torch.cuda.nccl.version()))
 print(json.dumps(found))
 """
+MEGATRON = """
+from tst_megatron.host import cpu
+if cpu.is_needed():
+    cpu.install()
+import tst_megatron.upstream
+"""
+"""Imports all that training does, with or without a GPU."""
+LOCKED = "dependencies.txt"
+"""Beside the record: what was installed, as image_requirements.py took it from uv.lock."""
 
 
 def run_python(code: str) -> subprocess.CompletedProcess[str]:
@@ -67,7 +77,11 @@ def needs(requirement: Requirement) -> list[Requirement]:
     """What an installed package with these extras needs on this machine."""
     found = []
     for line in importlib.metadata.requires(requirement.name) or []:
-        each = Requirement(line)
+        try:
+            each = Requirement(line)
+        except InvalidRequirement:
+            # Of an old package of the base's; no installer reads it any more.
+            continue
         extras = ["", *sorted(requirement.extras)]
         if each.marker is None or any(each.marker.evaluate({"extra": e}) for e in extras):
             found.append(each)
@@ -140,6 +154,7 @@ def record_of(base: Mapping[str, Any], lock: bytes, facts: Mapping[str, str]) ->
             for name, version in before.items()
             if now.get(name) not in (None, version)
         },
+        "imported_in_base": base["imported"],
         "versions": dict(sorted((closure(ours(), kept)[0] | kept).items())),
         "libraries": libraries,
     }
@@ -161,15 +176,76 @@ def changed(record: Mapping[str, Any]) -> list[str]:
     return problems
 
 
+def not_as_locked(requirements: str) -> list[str]:
+    """Packages whose version is not the one that was to be installed.
+
+    Args:
+        requirements: lines `NAME==VERSION ; MARKER` with hashes behind them.
+    """
+    now, problems = installed(), []
+    for line in re.findall(r"^[^\s#].*", requirements, flags=re.MULTILINE):
+        each = Requirement(line.rstrip("\\ "))
+        version = now.get(normalised(each.name))
+        if each.marker and not each.marker.evaluate():
+            continue
+        if version is None or not each.specifier.contains(version, prereleases=True):
+            problems.append(
+                f"uv.lock has {each.name}{each.specifier}, and the image has {version or 'none'}: "
+                "a layer of an older build was used. Build again with --no-cache"
+            )
+    return problems
+
+
+def broken_by_ours(kept: Collection[str], replaced: Mapping[str, Sequence[str]]) -> list[str]:
+    """Needs of kept packages that the base met, and that what lies over it does not meet.
+
+    Args:
+        kept: packages of the base that must work as they did.
+        replaced: version in the base and version now, of packages of which ours come first.
+    """
+    there, problems = installed(), set()
+    waiting, seen = sorted(kept), set(kept)
+    while waiting:
+        by = waiting.pop()
+        for each in needs(Requirement(by)):
+            name = normalised(each.name)
+            before, now = replaced.get(name, ("", ""))
+            if now and each.specifier.contains(before, prereleases=True) > each.specifier.contains(
+                now, prereleases=True
+            ):
+                problems.add(
+                    f"{by} of the base needs {each}: the base has {before}, and uv.lock lays "
+                    f"{now} over it. Add {name} to KEPT in tools/image_requirements.py, or lock "
+                    "a version that fits"
+                )
+            if name in there and name not in seen:
+                seen.add(name)
+                waiting.append(name)
+    return sorted(problems)
+
+
+def without_megatron(record: Mapping[str, Any]) -> list[str]:
+    """That what training imports cannot be imported, with the reason."""
+    asked = run_python(MEGATRON)
+    if not asked.returncode:
+        return []
+    problem = f"Megatron cannot be imported: {last_line(asked)}"
+    if TRANSFORMER_ENGINE in record["kept"] and TE_MODULE not in record["imported_in_base"]:
+        print(f"note: {problem}. Nor could Transformer Engine in the base: is there a driver?")
+        return []
+    return [problem]
+
+
 def modules_of(requirements: Sequence[Requirement]) -> list[str]:
     """Names under which packages are imported; a package of data alone has none."""
     wanted = {normalised(each.name) for each in requirements}
-    modules = importlib.metadata.packages_distributions().items()
-    return sorted(
-        module
-        for module, packages in modules
-        if wanted & set(map(normalised, packages)) and module.isidentifier() and module[0] != "_"
-    )
+    found = []
+    for module, packages in importlib.metadata.packages_distributions().items():
+        # The rest of a removed package has no name.
+        names = set(map(normalised, filter(None, packages)))
+        if wanted & names and module.isidentifier() and module[0] != "_":
+            found.append(module)
+    return sorted(found)
 
 
 def not_importable(modules: Sequence[str]) -> list[str]:
@@ -209,13 +285,18 @@ def nameless() -> list[str]:
     return []
 
 
-def problems_of(record: Mapping[str, Any], environment: Mapping[str, str]) -> list[str]:
+def problems_of(
+    record: Mapping[str, Any], locked: str, environment: Mapping[str, str]
+) -> list[str]:
     """Everything that is wrong with this image for the user who asks."""
     modules = [*modules_of([ours(), *needs(ours())]), f"{PROJECT.replace('-', '_')}.cli"]
     return [
         *changed(record),
+        *not_as_locked(locked),
         *closure(ours(), record["kept"])[1],
-        *not_importable(modules),
+        *broken_by_ours(record["kept"], record["replaced"]),
+        *not_importable([*modules, *record["imported_in_base"]]),
+        *without_megatron(record),
         *not_writable(environment),
         *nameless(),
     ]
@@ -249,7 +330,9 @@ def main() -> int:
             print(f"error: {error}", file=sys.stderr)
             return 1
         return 0
-    problems = problems_of(json.loads(options.record.read_text(encoding="utf-8")), os.environ)
+    record = json.loads(options.record.read_text(encoding="utf-8"))
+    locked = options.record.with_name(LOCKED).read_text(encoding="utf-8")
+    problems = problems_of(record, locked, os.environ)
     for problem in problems:
         print(f"error: {problem}", file=sys.stderr)
     print(f"user {os.getuid()}: {len(problems)} problems")

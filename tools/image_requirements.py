@@ -42,6 +42,11 @@ such as 2.13.0a0, which does not satisfy `torch>=2.13` (PEP 440), and a resolver
 """
 
 
+TE_MODULE = "transformer_engine.pytorch"
+IMPORTED_FROM_THE_BASE = ("torchvision", TE_MODULE, "flash_attn")
+"""What Megatron imports of the base where it is there, beside torch."""
+
+
 def normalised(name: str) -> str:
     """A package's name in the spelling of uv.lock (PEP 503)."""
     return re.sub(r"[-_.]+", "-", name).lower()
@@ -51,8 +56,11 @@ def installed() -> dict[str, str]:
     """Version of every package that this Python would import."""
     found: dict[str, str] = {}
     for each in importlib.metadata.distributions():
-        # The first on the path is the one that is imported.
-        found.setdefault(normalised(each.name), each.version)
+        name, version = each.metadata.get("Name"), each.metadata.get("Version")
+        # The rest of a removed package has neither.
+        if name and version:
+            # The first on the path is the one that is imported.
+            found.setdefault(normalised(name), version)
     return found
 
 
@@ -129,10 +137,18 @@ def torch_version() -> str | None:
     return asked.stdout.split()[-1]
 
 
+def can_import(module: str) -> bool:
+    """Whether a module can be imported, asked in a process of its own: an import may end it."""
+    command = [sys.executable, "-c", f"import {module}"]
+    return subprocess.run(command, capture_output=True, check=False).returncode == 0
+
+
 def write_lists(uv: Path, project: Path, output: Path) -> None:
     """Write what the later stages of the Dockerfile read."""
     base = installed()
-    before = {"torch": torch_version(), "distributions": base}
+    # Without a driver some cannot be imported, and that is no fault of what is laid over them.
+    imported = [module for module in IMPORTED_FROM_THE_BASE if can_import(module)]
+    before = {"torch": torch_version(), "distributions": base, "imported": imported}
     (output / "base.json").write_text(json.dumps(before, indent=1, sort_keys=True) + "\n")
     needed = dependencies(uv, project, base)
     (output / "dependencies.txt").write_text(needed)

@@ -62,3 +62,22 @@ def test_one_extension_is_compiled_and_no_package_of_apex(apex, tmp_path, monkey
     assert library.stat().st_mode & 0o777 == 0o755
     assert all(Path(source).exists() for source in asked["sources"]) and len(asked["sources"]) == 3
     assert asked["name"] == image_record.APEX and asked["with_cuda"] is True
+
+
+def test_base_without_torch_and_a_compiler_is_refused_with_all_that_it_lacks(monkeypatch, capsys):
+    monkeypatch.setattr(image_apex.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(image_apex.shutil, "which", lambda name: None)
+    monkeypatch.setattr(sys, "argv", ["x", "0" * 40, "folder"])
+    assert image_apex.main() == 1
+    message = capsys.readouterr().err
+    assert message.startswith("error: BUILD_APEX=1: the base image has no torch, git, ninja, nvcc.")
+    assert "take NVIDIA's base, or leave BUILD_APEX out" in message
+
+
+def test_nvcc_is_found_in_the_folder_of_cuda(monkeypatch):
+    monkeypatch.setenv("CUDA_HOME", "/cuda")
+    there = {"git", "ninja", "/cuda/bin/nvcc"}
+    monkeypatch.setattr(image_apex.shutil, "which", lambda name: name in there or None)
+    assert image_apex.missing() == []
+    there.clear()
+    assert image_apex.missing() == ["git", "ninja", "nvcc"]

@@ -4,6 +4,7 @@ import hashlib
 import json
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -44,7 +45,7 @@ def torch_that_answers(monkeypatch):
 @pytest.fixture(scope="module")
 def here():
     """This environment as if all of it were the base."""
-    return {"torch": TORCH, "distributions": installed()}
+    return {"torch": TORCH, "distributions": installed(), "imported": ["torchvision"]}
 
 
 @pytest.fixture
@@ -125,7 +126,15 @@ def test_hash_of_another_lock_is_refused_and_nothing_written(monkeypatch, tmp_pa
 
 def test_image_in_order_has_no_problem(record, tmp_path, monkeypatch):
     monkeypatch.setattr(image_record, "modules_of", lambda requirements: ["yaml"])
-    assert image_record.problems_of(record, {"HOME": str(tmp_path)}) == []
+    imported = {**record, "imported_in_base": ["json"]}
+    locked = f"numpy=={installed()['numpy']} \\\n    --hash=sha256:1\n"
+    assert image_record.problems_of(imported, locked, {"HOME": str(tmp_path)}) == []
+    broken = {**record, "imported_in_base": ["gone_from_the_base"]}
+    problems = image_record.problems_of(broken, "numpy==1.0\n", {"HOME": str(tmp_path)})
+    assert [each.partition(",")[0].partition(":")[0] for each in problems] == [
+        "uv.lock has numpy==1.0",
+        "gone_from_the_base cannot be imported",
+    ]
 
 
 def test_torch_that_changed_is_named_with_both_versions(record):
@@ -185,9 +194,73 @@ def test_extras_are_followed_and_needs_of_kept_packages_are_not(monkeypatch):
     assert versions == {"ours": "1", "a": "1", "torch": "2"}
 
 
+def test_needs_that_no_installer_reads_any_more_are_passed_over(monkeypatch):
+    packages(monkeypatch, old=("1", "PyYAML (>=5.1.*)", "a"), a=("1",))
+    assert [each.name for each in image_record.needs(Requirement("old"))] == ["a"]
+
+
+def test_version_of_another_lock_is_named_with_both_versions(monkeypatch):
+    packages(monkeypatch, a=("1.0",), b=("2.0",))
+    locked = "".join(
+        f"{line} \\\n    --hash=sha256:1 \\\n    --hash=sha256:2\n"
+        for line in ("a==1.1", "b==2.0", "c==3", "d==4 ; sys_platform == 'win32'")
+    )
+    first, second = image_record.not_as_locked(f"# a comment\n{locked}")
+    assert first == (
+        "uv.lock has a==1.1, and the image has 1.0: a layer of an older build was used. "
+        "Build again with --no-cache"
+    )
+    assert second.startswith("uv.lock has c==3, and the image has none: ")
+
+
+def test_need_of_a_kept_package_that_the_overlay_breaks_is_named(monkeypatch):
+    packages(
+        monkeypatch,
+        torch=("2", "onnx", "a<2", "never-met"),
+        onnx=("1", "protobuf<6"),
+        protobuf=("6.1",),
+        a=("3",),
+    )
+    replaced = {"protobuf": ["5.1", "6.1"], "a": ["2.5", "3"]}
+    (problem,) = image_record.broken_by_ours({"torch"}, replaced)
+    assert problem == (
+        "onnx of the base needs protobuf<6: the base has 5.1, and uv.lock lays 6.1 over it. Add "
+        "protobuf to KEPT in tools/image_requirements.py, or lock a version that fits"
+    ), "a<2 was not met in the base either"
+    assert image_record.broken_by_ours({"torch"}, {}) == []
+
+
+def megatron_that_fails(monkeypatch):
+    failed = subprocess.CompletedProcess([], 1, "", "Traceback\nOSError: libcuda.so.1")
+    monkeypatch.setattr(image_record, "run_python", lambda code: failed)
+
+
+def test_megatron_that_cannot_be_imported_is_a_problem(record, monkeypatch, capsys):
+    megatron_that_fails(monkeypatch)
+    problem = "Megatron cannot be imported: OSError: libcuda.so.1"
+    assert image_record.without_megatron(record) == [problem]
+    with_engine = {**record, "kept": {"transformer-engine": "2.16"}}
+    worked = {**with_engine, "imported_in_base": ["transformer_engine.pytorch"]}
+    assert image_record.without_megatron(worked) == [problem]
+    assert capsys.readouterr().out == ""
+
+
+def test_machine_whose_base_cannot_import_transformer_engine_may_build(record, monkeypatch, capsys):
+    megatron_that_fails(monkeypatch)
+    with_engine = {**record, "kept": {"transformer-engine": "2.16"}}
+    assert image_record.without_megatron(with_engine) == []
+    assert capsys.readouterr().out.startswith("note: Megatron cannot be imported: OSError: lib")
+
+
+def test_megatron_is_imported_as_training_does_it():
+    names = {line.split()[1] for line in image_record.MEGATRON.splitlines() if "import" in line}
+    assert names == {"tst_megatron.host", "tst_megatron.upstream"}
+    compile(image_record.MEGATRON, "x", "exec")
+
+
 def test_extras_of_the_image_are_all_but_that_of_the_base():
-    assert image_record.ours().extras >= {"data", "eval", "quantize"}
-    assert "gpu" not in image_record.ours().extras
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert image_record.ours().extras == project["optional-dependencies"].keys() - {"gpu"}
 
 
 def test_every_module_that_cannot_be_imported_is_named(tmp_path, monkeypatch):
@@ -204,6 +277,15 @@ def test_every_module_that_cannot_be_imported_is_named(tmp_path, monkeypatch):
 def test_modules_are_those_under_which_packages_are_imported():
     wanted = [Requirement(name) for name in ("pyyaml", "nvidia-modelopt", "protobuf")]
     assert {"yaml", "modelopt", "google"} <= set(image_record.modules_of(wanted))
+
+
+def test_package_without_a_name_has_no_module_and_no_version(monkeypatch, tmp_path):
+    (tmp_path / "broken-1.0.dist-info").mkdir()
+    (tmp_path / "broken-1.0.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\n")
+    (tmp_path / "broken-1.0.dist-info" / "RECORD").write_text("broken.py,,\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert "packaging" in installed() and None not in installed()
+    assert image_record.modules_of([Requirement("pyyaml")]) == ["yaml"]
 
 
 def test_home_that_cannot_be_written_to_is_named(tmp_path):
@@ -227,7 +309,8 @@ def test_user_without_a_name_is_told_what_gives_one(monkeypatch):
 
 def test_problems_are_told_at_once_and_end_with_status_1(monkeypatch, tmp_path, capsys):
     (tmp_path / "image.json").write_text("{}")
-    monkeypatch.setattr(image_record, "problems_of", lambda record, environment: ["one", "two"])
+    (tmp_path / "dependencies.txt").write_text("")
+    monkeypatch.setattr(image_record, "problems_of", lambda *given: ["one", "two"])
     monkeypatch.setattr(sys, "argv", ["x", "check", str(tmp_path / "image.json")])
     assert image_record.main() == 1
     assert capsys.readouterr().err == "error: one\nerror: two\n"

@@ -115,12 +115,17 @@ def test_lock_that_uv_cannot_read_is_told_in_its_words(tmp_path):
 def test_lists_are_written_with_what_the_base_has(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(image_requirements, "installed", lambda: dict(NGC))
     monkeypatch.setattr(image_requirements, "torch_version", lambda: "2.13.0a0+8145d630e8.nv26.06")
+    monkeypatch.setattr(image_requirements, "can_import", lambda module: module == "torchvision")
     monkeypatch.setattr(
         sys, "argv", ["x", "lists", f"--uv={UV}", f"--project={ROOT}", f"--output={tmp_path}"]
     )
     assert image_requirements.main() == 0
     before = json.loads((tmp_path / "base.json").read_text())
-    assert before == {"torch": "2.13.0a0+8145d630e8.nv26.06", "distributions": NGC}
+    assert before == {
+        "torch": "2.13.0a0+8145d630e8.nv26.06",
+        "distributions": NGC,
+        "imported": ["torchvision"],
+    }
     assert names((tmp_path / "build.txt").read_text()) >= {"hatchling", "uv"}
     assert "torch 2.13.0a0+8145d630e8.nv26.6" in capsys.readouterr().out
 
@@ -137,3 +142,10 @@ def test_torch_of_the_base_is_asked_itself():
     import torch
 
     assert image_requirements.torch_version() == torch.__version__
+
+
+def test_module_that_ends_its_process_cannot_be_imported(tmp_path, monkeypatch):
+    (tmp_path / "ends_it.py").write_text("import os; os._exit(7)")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    assert image_requirements.can_import("json")
+    assert not image_requirements.can_import("ends_it")
