@@ -5,17 +5,19 @@ error, so it is trusted only where it agrees with the reference, which is the `t
 
 - before the first document, on texts that are hard for tokenizers and on texts of the user's own;
 - while it runs, on one document in a thousand;
-- documents with text that spells an added token, whose rules are many, and those that the tokenizer
-  would normalise are encoded by the reference alone.
+- the reference alone encodes documents with text that spells an added token, whose rules are many,
+  those that the tokenizer would normalise, and those with characters that the two libraries take
+  for different kinds, as each has the tables of its own version of Unicode.
 """
 
 from __future__ import annotations
 
 import json
 import re
+import sys
 import unicodedata
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any, Self
 
@@ -24,6 +26,7 @@ import numpy.typing as npt
 
 from tst_megatron.data.hugging_face_tokenizer import HuggingFaceTokenizer
 from tst_megatron.data.tokenizer import Tokenizer, TokenizerFacts
+from tst_megatron.data.unlike_characters import Encode, unlike_characters
 from tst_megatron.installed import import_if_there, package_version
 
 DOCUMENTS_PER_CHECK = 1000
@@ -55,32 +58,32 @@ _PROBES = (
     "ab" * 1000 + "中" * 1000 + "🙂" * 300 + "=" * 1000 + "7" * 1000,
     "x" + "\u0301" * 500,
 )
-# Each letter, mark, digit and space of most alphabets beside a letter, a digit and itself.
-_CHARACTERS = tuple(
-    "".join(f"a{chr(c)}1 {chr(c)}{chr(c)}b\n" for c in range(first, first + 256))
-    for first in range(0, 0x3100, 256)
-)
-
-Encode = Callable[[list[bytes]], list[npt.NDArray[Any]]]
-"""The ids of texts in UTF-8, without BOS and EOD."""
 
 
 class FastTokenizer:
     """A tokenizer that encodes by gigatoken; ``fast_tokenizer`` makes it and checks it first."""
 
-    def __init__(self, reference: HuggingFaceTokenizer) -> None:
-        """Load gigatoken; nothing is compared here."""
+    def __init__(self, reference: HuggingFaceTokenizer, unlike: str) -> None:
+        """Load gigatoken; nothing is compared here.
+
+        Args:
+            reference: has the same ids.
+            unlike: characters that it does not take for what the reference does.
+        """
         self.facts: TokenizerFacts = reference.facts
         self._reference = reference
+        self._unlike = unlike
+        self._is_unlike = np.zeros(sys.maxunicode + 1, dtype=np.bool_)
+        self._is_unlike[_code_points(unlike)] = True
         self._encode = load_gigatoken(reference.serialized)
         form = json.loads(reference.serialized)
         self._normalizes = form["normalizer"] is not None
         added = sorted(token["content"] for token in form["added_tokens"])
         self._added = re.compile("|".join(map(re.escape, added))) if added else None
 
-    def __reduce__(self) -> tuple[type[Self], tuple[HuggingFaceTokenizer]]:
+    def __reduce__(self) -> tuple[type[Self], tuple[HuggingFaceTokenizer, str]]:
         """Send the reference to another process, where gigatoken is loaded from it."""
-        return type(self), (self._reference,)
+        return type(self), (self._reference, self._unlike)
 
     def encode(self, texts: Sequence[str]) -> list[npt.NDArray[np.int32]]:
         """The ids of whole documents, BOS and EOD included, in one thread.
@@ -120,7 +123,11 @@ class FastTokenizer:
     def _needs_reference(self, text: str) -> bool:
         if self._added is not None and self._added.search(text):
             return True
-        return self._normalizes and not unicodedata.is_normalized("NFC", text)
+        if text.isascii():
+            return False
+        if self._normalizes and not unicodedata.is_normalized("NFC", text):
+            return True
+        return bool(self._is_unlike[_code_points(text)].any())
 
     def _documents(self, data: list[bytes]) -> list[npt.NDArray[np.int32]]:
         """Put BOS, if there is one, and EOD around the ids of each text."""
@@ -175,12 +182,17 @@ def fast_tokenizer(reference: Tokenizer, sample: Sequence[str]) -> FastTokenizer
             "fast encoder: a SentencePiece model has no fast form with the same ids. Leave it out, "
             "or use a byte-level BPE tokenizer in Hugging Face format."
         )
-    if problems := _problems(json.loads(reference.serialized)):
+    form = json.loads(reference.serialized)
+    if problems := _problems(form):
         raise ValueError(
             f"fast encoder: not for this tokenizer: {'; '.join(problems)}. Leave it out."
         )
-    tokenizer = FastTokenizer(reference)
-    tokenizer.check([*_PROBES, *_CHARACTERS, *sample])
+    unlike = unlike_characters(json.dumps(form["pre_tokenizer"]), load_gigatoken)
+    if form["normalizer"] is not None:
+        # Python decides what is normalised, by tables that do not have them.
+        unlike += "".join(filter(_is_unassigned, map(chr, range(sys.maxunicode + 1))))
+    tokenizer = FastTokenizer(reference, unlike)
+    tokenizer.check([*_PROBES, *sample])
     return tokenizer
 
 
@@ -221,3 +233,11 @@ def _problems(form: dict[str, Any]) -> list[str]:
     if normalizer is not None and normalizer["type"] != "NFC":
         problems.append(f"it normalises text ({normalizer['type']}), other than by NFC")
     return problems
+
+
+def _code_points(text: str) -> npt.NDArray[np.uint32]:
+    return np.frombuffer(text.encode("utf-32-le"), dtype="<u4")
+
+
+def _is_unassigned(character: str) -> bool:
+    return unicodedata.category(character) == "Cn"
