@@ -11,6 +11,7 @@ import pytest
 from tst_megatron.cluster import nvidia_smi
 from tst_megatron.doctor import gather, gather_machine, probe
 from tst_megatron.doctor.facts import Image
+from tst_megatron.doctor.packages import metadata_findings
 from tst_megatron.doctor.probe import ask
 
 
@@ -108,7 +109,7 @@ def test_extension_that_is_no_library_is_named(path):
 def test_requirements_are_those_of_the_checkout(tmp_path):
     project = tmp_path / "pyproject.toml"
     project.write_text(
-        '[project]\nrequires-python = ">=3.12"\n'
+        '[project]\nname = "tst-megatron"\nrequires-python = ">=3.12"\n'
         'dependencies = ["a>=1", "b; python_version < \'3\'", "c>2; python_version > \'3\'"]\n'
         '[project.optional-dependencies]\ndata = ["d[x]==1"]\n'
     )
@@ -139,12 +140,60 @@ def test_copies_are_in_the_order_of_the_path_and_editable_ones_are_at_their_sour
     (path / "Tst_Megatron-1.dist-info" / "direct_url.json").write_text(
         json.dumps({"url": "file:///src/with%20space", "dir_info": {"editable": True}})
     )
-    copies = gather._copies(list(gather.importlib.metadata.distributions()))
+    named, _ = gather._named(gather.importlib.metadata.distributions())
+    copies, damaged = gather._copies(named)
+    assert damaged == []
     assert (copies["tst-megatron"][0].version, copies["tst-megatron"][0].folder) == (
         *("9.1", "/src/with space"),
     )
     assert copies["broken"][0].version is None
     assert "nameless" not in copies and "torch" in copies
+
+
+def metadata(folder, name, *lines):
+    """Metadata of a distribution of version 1."""
+    place = folder / f"{name.replace('-', '_')}-1.dist-info"
+    place.mkdir()
+    (place / "METADATA").write_text("\n".join([f"Name: {name}", "Version: 1", *lines, ""]))
+    return place
+
+
+def test_old_requirement_of_a_package_that_nobody_needs_is_no_matter(path):
+    metadata(path, "legacy", "Requires-Dist: PyYAML (>=5.1.*)")
+    assert gather._packages(path / "image.json").damaged == ()
+
+
+def test_old_requirement_of_a_package_that_is_needed_is_a_note(path):
+    metadata(path, "numpy", "Requires-Dist: PyYAML (>=5.1.*)")
+    packages = gather._packages(path / "image.json")
+    (finding,) = metadata_findings(packages)
+    assert finding.level == "note"
+    assert "numpy: " in finding.found and "PyYAML (>=5.1.*)" in finding.found
+    assert packages.requires["numpy"] == () and packages.requires["torch"]
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"dir_info": {"editable": true}}'])
+def test_damaged_origin_of_a_package_is_a_note_and_its_copy_counts(path, text):
+    (metadata(path, "numpy") / "direct_url.json").write_text(text)
+    packages = gather._packages(path / "image.json")
+    assert packages.copies["numpy"][0].folder == str(path)
+    (finding,) = metadata_findings(packages)
+    assert finding.found.startswith(f"numpy in {path}: direct_url.json: ")
+
+
+def test_metadata_that_are_no_text_are_a_note(path):
+    (metadata(path, "strange") / "METADATA").write_bytes(b"Name: \xff\n")
+    (finding,) = metadata_findings(gather._packages(path / "image.json"))
+    assert f"{path}/strange-1.dist-info: " in finding.found
+
+
+@pytest.mark.parametrize(
+    "text", ["[tool.x]\n", '[project]\nname = "other"\n', "project = 1\n", "<<<<\n"]
+)
+def test_project_file_of_another_package_is_left_alone(path, text):
+    metadata(path, "tst-megatron", "Requires-Python: >=3", "Requires-Dist: torch")
+    (path / "pyproject.toml").write_text(text)
+    assert gather._required(path / "pyproject.toml") == (">=3", {"": ("torch",)})
 
 
 @pytest.mark.parametrize(
@@ -244,6 +293,24 @@ def test_nvidia_smi_that_is_on_the_path_is_asked(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     problems = nvidia_smi.gpu_problems(gather._gpus().health, is_idle=False)
     assert problems == ["GPU 0: 3 uncorrected ECC errors since its last reset. Reset it"]
+
+
+def test_nvidia_smi_that_prints_strange_bytes_is_a_problem(tmp_path, monkeypatch):
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text("#!/bin/sh\nprintf 'GPU \\377 is lost\\n'\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    assert gather._gpus().health.problem == "nvidia-smi: GPU \ufffd is lost"
+
+
+def test_nvidia_smi_that_hangs_without_a_driver_is_not_waited_for(tmp_path, monkeypatch):
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text("#!/bin/sh\nexec sleep 20\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setattr(gather, "SECONDS_WITHOUT_DRIVER", 0.2)
+    monkeypatch.setattr(gather.node, "driver_version", lambda: None)
+    assert "timed out" in gather._gpus().health.problem
 
 
 # --- all of it ------------------------------------------------------------------------------------

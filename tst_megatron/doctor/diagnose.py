@@ -41,6 +41,7 @@ def findings_of(facts: Facts, profile: str) -> list[Finding]:
         *packages.python_findings(facts.packages),
         *packages.path_findings(facts.probes["modules"]),
         *packages.requirement_findings(facts.packages, modules),
+        *packages.metadata_findings(facts.packages),
         *packages.indirect_findings(facts.packages),
         *packages.extra_findings(facts.packages),
         *packages.copy_findings(facts.packages, modules),
