@@ -239,6 +239,54 @@ def test_folder_that_cannot_be_written_to_is_a_problem(tmp_path, monkeypatch):
     assert gather_machine._disk("run folder", tmp_path).problem == "Permission denied"
 
 
+def test_folder_that_cannot_be_made_names_where_it_would_be():
+    disk = gather_machine._disk("run folder", Path("/proc/absent/run"))
+    assert disk.problem.startswith("not there, and in /proc no file can be written: ")
+
+
+@pytest.mark.parametrize(
+    ("said", "files", "most"),
+    [
+        ("0::/\n", {"pids.max": "300"}, 300),
+        ("0::/a/b\n", {"pids.max": "max", "a/pids.max": "90", "a/b/pids.max": "200"}, 90),
+        ("0::/host/scope\n", {"pids.max": "77"}, 77),
+        ("5:cpu:/x\n3:pids:/a\n0::/z\n", {"pids/a/pids.max": "40", "z/pids.max": "50"}, 40),
+        ("0::/a\n", {"a/pids.max": "max"}, None),
+        ("", {}, None),
+    ],
+)
+def test_container_allows_what_all_its_groups_allow(tmp_path, said, files, most):
+    (tmp_path / "self").write_text(said)
+    for name, text in files.items():
+        (tmp_path / "groups" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "groups" / name).write_text(f"{text}\n")
+    assert gather_machine._most_tasks(tmp_path / "self", tmp_path / "groups") == most
+    assert gather_machine._most_tasks(tmp_path / "absent", tmp_path / "absent") is None
+
+
+@pytest.mark.parametrize(("status", "may_lock"), [(0, True), (-1, False)])
+def test_locking_memory_is_tried_for_a_capability_may_be_of_a_user_namespace(
+    monkeypatch, status, may_lock
+):
+    asked = []
+
+    class Library:
+        def mlock(self, _, size):
+            asked.append(size.value)
+            return status
+
+        def munlock(self, *_):
+            return 0
+
+    monkeypatch.setattr(gather_machine, "_has_capability", lambda _: True)
+    monkeypatch.setattr(gather_machine.ctypes, "CDLL", lambda _: Library())
+    assert gather_machine._may_lock_beyond(65536) is may_lock
+    assert asked[0] > 65536
+    # What would fill the machine is not tried.
+    assert gather_machine._may_lock_beyond(2**40) is True
+    assert len(asked) == 1
+
+
 def test_file_in_place_of_a_folder_is_a_problem(tmp_path):
     (tmp_path / "runs").write_text("")
     assert gather_machine._disk("run folder", tmp_path / "runs").problem == "Not a directory"
@@ -279,11 +327,18 @@ def test_clock_is_read_and_left_alone(monkeypatch):
 
 
 def test_user_without_a_name_is_none(monkeypatch):
-    def refuse():
+    def refuse(_):
         raise KeyError("getpwuid(): uid not found: 70000")
 
-    monkeypatch.setattr(gather_machine.getpass, "getuser", refuse)
+    names = ("LOGNAME", "USER", "LNAME", "USERNAME")
+    for name in names:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("pwd.getpwuid", refuse)
     assert gather_machine._user() is None
+    for name in names:
+        monkeypatch.setenv(name, "someone")
+        assert gather_machine._user() == "someone"
+        monkeypatch.delenv(name)
 
 
 def test_nvidia_smi_that_is_on_the_path_is_asked(tmp_path, monkeypatch):

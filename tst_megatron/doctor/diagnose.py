@@ -54,10 +54,11 @@ def findings_of(facts: Facts, profile: str) -> list[Finding]:
         *software.deep_ep_findings(facts, profile),
         *gpus.nccl_findings(facts, profile),
         *gpus.gloo_findings(facts),
-        *machine.memory_findings(facts.machine),
+        *machine.memory_findings(facts.machine, profile),
         *limits.limit_findings(facts.machine, profile),
         *machine.disk_findings(facts.machine, profile),
         *machine.compiler_findings(facts.machine, profile),
+        *machine.user_findings(facts.machine),
         *machine.clock_findings(facts.machine),
         *machine.environment_findings(facts.machine, profile, is_compute=is_compute),
     ]
