@@ -148,6 +148,15 @@ def test_gpus_without_nvidia_smi_are_a_note():
     assert "not found" in finding.found and "utility" in finding.fix
 
 
+def test_nvidia_smi_that_does_not_work_without_a_driver_is_a_note():
+    absent = of.with_gpus(without_gpu(), health=Answer(problem="nvidia-smi: not found"))
+    assert "nvidia-smi" not in {each.check for each in findings_of(absent, "cpu")}
+    hangs = of.with_gpus(without_gpu(), health=Answer(problem="nvidia-smi: timed out"))
+    (finding,) = [each for each in findings_of(hangs, "cpu") if each.check == "nvidia-smi"]
+    assert (finding.level, finding.found) == ("note", "nvidia-smi: timed out")
+    assert "no NVIDIA driver" in finding.needed
+
+
 def test_transformer_engine_of_an_image_is_a_note_and_one_without_version_too():
     for version in ("2.16.0+4220403e", "unknown"):
         facts = of.with_packages(healthy(), copies=of.copies(transformer_engine=version))

@@ -11,6 +11,7 @@ import pytest
 from tst_megatron.cluster import nvidia_smi
 from tst_megatron.doctor import gather, gather_machine, probe
 from tst_megatron.doctor.facts import Image
+from tst_megatron.doctor.packages import metadata_findings
 from tst_megatron.doctor.probe import ask
 
 
@@ -108,7 +109,7 @@ def test_extension_that_is_no_library_is_named(path):
 def test_requirements_are_those_of_the_checkout(tmp_path):
     project = tmp_path / "pyproject.toml"
     project.write_text(
-        '[project]\nrequires-python = ">=3.12"\n'
+        '[project]\nname = "tst-megatron"\nrequires-python = ">=3.12"\n'
         'dependencies = ["a>=1", "b; python_version < \'3\'", "c>2; python_version > \'3\'"]\n'
         '[project.optional-dependencies]\ndata = ["d[x]==1"]\n'
     )
@@ -139,12 +140,60 @@ def test_copies_are_in_the_order_of_the_path_and_editable_ones_are_at_their_sour
     (path / "Tst_Megatron-1.dist-info" / "direct_url.json").write_text(
         json.dumps({"url": "file:///src/with%20space", "dir_info": {"editable": True}})
     )
-    copies = gather._copies(list(gather.importlib.metadata.distributions()))
+    named, _ = gather._named(gather.importlib.metadata.distributions())
+    copies, damaged = gather._copies(named)
+    assert damaged == []
     assert (copies["tst-megatron"][0].version, copies["tst-megatron"][0].folder) == (
         *("9.1", "/src/with space"),
     )
     assert copies["broken"][0].version is None
     assert "nameless" not in copies and "torch" in copies
+
+
+def metadata(folder, name, *lines):
+    """Metadata of a distribution of version 1."""
+    place = folder / f"{name.replace('-', '_')}-1.dist-info"
+    place.mkdir()
+    (place / "METADATA").write_text("\n".join([f"Name: {name}", "Version: 1", *lines, ""]))
+    return place
+
+
+def test_old_requirement_of_a_package_that_nobody_needs_is_no_matter(path):
+    metadata(path, "legacy", "Requires-Dist: PyYAML (>=5.1.*)")
+    assert gather._packages(path / "image.json").damaged == ()
+
+
+def test_old_requirement_of_a_package_that_is_needed_is_a_note(path):
+    metadata(path, "numpy", "Requires-Dist: PyYAML (>=5.1.*)")
+    packages = gather._packages(path / "image.json")
+    (finding,) = metadata_findings(packages)
+    assert finding.level == "note"
+    assert "numpy: " in finding.found and "PyYAML (>=5.1.*)" in finding.found
+    assert packages.requires["numpy"] == () and packages.requires["torch"]
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"dir_info": {"editable": true}}'])
+def test_damaged_origin_of_a_package_is_a_note_and_its_copy_counts(path, text):
+    (metadata(path, "numpy") / "direct_url.json").write_text(text)
+    packages = gather._packages(path / "image.json")
+    assert packages.copies["numpy"][0].folder == str(path)
+    (finding,) = metadata_findings(packages)
+    assert finding.found.startswith(f"numpy in {path}: direct_url.json: ")
+
+
+def test_metadata_that_are_no_text_are_a_note(path):
+    (metadata(path, "strange") / "METADATA").write_bytes(b"Name: \xff\n")
+    (finding,) = metadata_findings(gather._packages(path / "image.json"))
+    assert f"{path}/strange-1.dist-info: " in finding.found
+
+
+@pytest.mark.parametrize(
+    "text", ["[tool.x]\n", '[project]\nname = "other"\n', "project = 1\n", "<<<<\n"]
+)
+def test_project_file_of_another_package_is_left_alone(path, text):
+    metadata(path, "tst-megatron", "Requires-Python: >=3", "Requires-Dist: torch")
+    (path / "pyproject.toml").write_text(text)
+    assert gather._required(path / "pyproject.toml") == (">=3", {"": ("torch",)})
 
 
 @pytest.mark.parametrize(
@@ -190,6 +239,54 @@ def test_folder_that_cannot_be_written_to_is_a_problem(tmp_path, monkeypatch):
     assert gather_machine._disk("run folder", tmp_path).problem == "Permission denied"
 
 
+def test_folder_that_cannot_be_made_names_where_it_would_be():
+    disk = gather_machine._disk("run folder", Path("/proc/absent/run"))
+    assert disk.problem.startswith("not there, and in /proc no file can be written: ")
+
+
+@pytest.mark.parametrize(
+    ("said", "files", "most"),
+    [
+        ("0::/\n", {"pids.max": "300"}, 300),
+        ("0::/a/b\n", {"pids.max": "max", "a/pids.max": "90", "a/b/pids.max": "200"}, 90),
+        ("0::/host/scope\n", {"pids.max": "77"}, 77),
+        ("5:cpu:/x\n3:pids:/a\n0::/z\n", {"pids/a/pids.max": "40", "z/pids.max": "50"}, 40),
+        ("0::/a\n", {"a/pids.max": "max"}, None),
+        ("", {}, None),
+    ],
+)
+def test_container_allows_what_all_its_groups_allow(tmp_path, said, files, most):
+    (tmp_path / "self").write_text(said)
+    for name, text in files.items():
+        (tmp_path / "groups" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "groups" / name).write_text(f"{text}\n")
+    assert gather_machine._most_tasks(tmp_path / "self", tmp_path / "groups") == most
+    assert gather_machine._most_tasks(tmp_path / "absent", tmp_path / "absent") is None
+
+
+@pytest.mark.parametrize(("status", "may_lock"), [(0, True), (-1, False)])
+def test_locking_memory_is_tried_for_a_capability_may_be_of_a_user_namespace(
+    monkeypatch, status, may_lock
+):
+    asked = []
+
+    class Library:
+        def mlock(self, _, size):
+            asked.append(size.value)
+            return status
+
+        def munlock(self, *_):
+            return 0
+
+    monkeypatch.setattr(gather_machine, "_has_capability", lambda _: True)
+    monkeypatch.setattr(gather_machine.ctypes, "CDLL", lambda _: Library())
+    assert gather_machine._may_lock_beyond(65536) is may_lock
+    assert asked[0] > 65536
+    # What would fill the machine is not tried.
+    assert gather_machine._may_lock_beyond(2**40) is True
+    assert len(asked) == 1
+
+
 def test_file_in_place_of_a_folder_is_a_problem(tmp_path):
     (tmp_path / "runs").write_text("")
     assert gather_machine._disk("run folder", tmp_path / "runs").problem == "Not a directory"
@@ -230,11 +327,18 @@ def test_clock_is_read_and_left_alone(monkeypatch):
 
 
 def test_user_without_a_name_is_none(monkeypatch):
-    def refuse():
+    def refuse(_):
         raise KeyError("getpwuid(): uid not found: 70000")
 
-    monkeypatch.setattr(gather_machine.getpass, "getuser", refuse)
+    names = ("LOGNAME", "USER", "LNAME", "USERNAME")
+    for name in names:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("pwd.getpwuid", refuse)
     assert gather_machine._user() is None
+    for name in names:
+        monkeypatch.setenv(name, "someone")
+        assert gather_machine._user() == "someone"
+        monkeypatch.delenv(name)
 
 
 def test_nvidia_smi_that_is_on_the_path_is_asked(tmp_path, monkeypatch):
@@ -244,6 +348,24 @@ def test_nvidia_smi_that_is_on_the_path_is_asked(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     problems = nvidia_smi.gpu_problems(gather._gpus().health, is_idle=False)
     assert problems == ["GPU 0: 3 uncorrected ECC errors since its last reset. Reset it"]
+
+
+def test_nvidia_smi_that_prints_strange_bytes_is_a_problem(tmp_path, monkeypatch):
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text("#!/bin/sh\nprintf 'GPU \\377 is lost\\n'\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    assert gather._gpus().health.problem == "nvidia-smi: GPU \ufffd is lost"
+
+
+def test_nvidia_smi_that_hangs_without_a_driver_is_not_waited_for(tmp_path, monkeypatch):
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text("#!/bin/sh\nexec sleep 20\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setattr(gather, "SECONDS_WITHOUT_DRIVER", 0.2)
+    monkeypatch.setattr(gather.node, "driver_version", lambda: None)
+    assert "timed out" in gather._gpus().health.problem
 
 
 # --- all of it ------------------------------------------------------------------------------------

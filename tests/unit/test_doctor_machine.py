@@ -114,17 +114,44 @@ def test_hub_is_a_note_where_there_is_often_no_network():
 
 
 def test_nothing_is_compiled_on_the_cpu():
-    facts = of.with_machine(without_gpu(), compiler=None, has_python_headers=False, user=None)
+    facts = of.with_machine(without_gpu(), compiler=None, has_python_headers=False)
     cache = Disk(name="Triton's cache", path="/root", problem="denied", is_of_compilers=True)
     facts = of.with_machine(facts, disks=(*facts.machine.disks[:1], cache))
     assert problems(facts, "cpu") == []
-    assert len(problems(facts, "bf16")) == len(problems(without_gpu(), "bf16")) + 4
+    assert len(problems(facts, "bf16")) == len(problems(without_gpu(), "bf16")) + 3
 
 
 # --- user -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["USER", "LOGNAME", "TORCHINDUCTOR_CACHE_DIR"])
-def test_user_without_a_name_may_give_one(name):
-    facts = of.with_machine(healthy(), user=None, environment={name: "/tmp/x"})
+def test_user_without_a_name_may_give_the_cache_a_place():
+    variables = {"TORCHINDUCTOR_CACHE_DIR": "/tmp/x"}
+    facts = of.with_machine(healthy(), user=None, environment=variables)
     assert problems(facts) == []
+
+
+@pytest.mark.parametrize("profile", ["cpu", "bf16"])
+def test_user_without_a_name_is_a_problem_whatever_the_profile_and_compiler(profile):
+    facts = without_gpu() if profile == "cpu" else healthy()
+    facts = of.with_machine(facts, user=None, compiler=None)
+    (finding,) = [each for each in problems(facts, profile) if each.check == "user"]
+    assert "torch.compile" in finding.needed and finding.fix == "export USER=NAME"
+
+
+# --- shared memory and disks ----------------------------------------------------------------------
+
+
+def test_small_shared_memory_is_a_note_on_the_cpu_and_none_a_problem():
+    small = of.without_shared_memory(without_gpu())
+    assert problems(small, "cpu") == []
+    assert "shared memory" in {each.check for each in notes(small, "cpu")}
+    denied = Disk(name="shared memory", path="/dev/shm", problem="Permission denied")
+    (finding,) = problems(of.with_machine(small, shared_memory=denied), "cpu")
+    assert finding.check == "shared memory"
+
+
+def test_folder_that_cannot_be_made_is_not_told_to_free_space():
+    disk = Disk(name="run folder", path="/proc/x", problem="not there, and /proc takes no files")
+    (finding,) = problems(of.with_machine(healthy(), disks=(disk,)))
+    assert "free space" not in finding.fix
+    assert finding.fix.startswith("choose a folder that this user may write to")

@@ -23,7 +23,8 @@ MOST_CELSIUS = 85
 MOST_USED_MEBIBYTES = 2048
 """An idle GPU holds less; more was left by a process that did not end well."""
 
-SECONDS = 60
+SECONDS = 60.0
+NOT_FOUND = "nvidia-smi: not found"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -34,22 +35,29 @@ class Answer:
     problem: str | None = None
 
 
-def ask(what: str, fields: Sequence[str]) -> Answer:
+def ask(what: str, fields: Sequence[str], *, seconds: float | None = None) -> Answer:
     """Ask ``nvidia-smi`` for fields of all GPUs or of all compute processes.
 
     Args:
         what: ``gpu`` or ``compute-apps``.
         fields: its names of what is wanted.
+        seconds: after which it hangs; ``SECONDS`` if None.
     """
     if not shutil.which("nvidia-smi"):
-        return Answer(problem="nvidia-smi: not found")
+        return Answer(problem=NOT_FOUND)
     command = [
         *("nvidia-smi", f"--query-{what}={','.join(fields)}"),
         "--format=csv,noheader,nounits",
     ]
     try:
         asked = subprocess.run(
-            command, capture_output=True, text=True, check=False, timeout=SECONDS
+            command,
+            capture_output=True,
+            text=True,
+            # A sick GPU's name may be any bytes.
+            errors="replace",
+            check=False,
+            timeout=SECONDS if seconds is None else seconds,
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         return Answer(problem=f"nvidia-smi: {error}")

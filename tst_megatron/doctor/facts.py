@@ -27,6 +27,8 @@ class Image:
     """By distribution."""
     has_apex: bool | None = None
     """Whether NVIDIA's Apex was built into it; None where it does not say."""
+    replaced: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Versions, that of the base image and its own, of what it has over the base's copy."""
     problem: str | None = None
     """Why its file cannot be read."""
 
@@ -43,6 +45,10 @@ class Packages:
     """Every copy of a distribution by its normalised name; the first one is used."""
     requires: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """What the copy of a distribution that is used requires itself."""
+    damaged: tuple[str, ...] = ()
+    """Which metadata cannot be read, and why."""
+    executable: str = "python"
+    """The interpreter of this environment."""
     user_site: str | None = None
     """The user's own folder of packages, where Python looks into it and it is there."""
     image: Image | None = None

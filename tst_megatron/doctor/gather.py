@@ -8,7 +8,7 @@ import platform
 import site
 import sys
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from importlib.metadata import Distribution
@@ -28,6 +28,9 @@ from tst_megatron.doctor.probe import DEEP_EP, MODULES, SECONDS, WGRAD, ask
 
 IMAGE = Path("/opt/tst_megatron/image.json")
 """What an image was built with: {"versions": {distribution: version}, "apex": bool}."""
+
+SECONDS_WITHOUT_DRIVER = 5
+"""For nvidia-smi, which without a driver has nothing to wait for."""
 
 QUESTIONS = {
     MODULES["torch"]: "torch",
@@ -69,7 +72,10 @@ def gather(
 
 
 def _gpus() -> GPUs:
-    return GPUs(driver=node.driver_version(), health=nvidia_smi.ask("gpu", nvidia_smi.FIELDS))
+    driver = node.driver_version()
+    seconds = nvidia_smi.SECONDS if driver else SECONDS_WITHOUT_DRIVER
+    health = nvidia_smi.ask("gpu", nvidia_smi.FIELDS, seconds=seconds)
+    return GPUs(driver=driver, health=health)
 
 
 # --- packages -------------------------------------------------------------------------------------
@@ -77,14 +83,18 @@ def _gpus() -> GPUs:
 
 def _packages(image: Path) -> Packages:
     requires_python, required = _required(Path(tst_megatron.__file__).parents[1] / "pyproject.toml")
-    distributions = list(importlib.metadata.distributions())
+    names, damaged = _named(importlib.metadata.distributions())
+    copies, damaged_origins = _copies(names)
+    requires, damaged_needs = _requires(required.get("", ()), names)
     user_site = site.getusersitepackages() if site.ENABLE_USER_SITE else None
     return Packages(
         python=platform.python_version(),
+        executable=sys.executable,
         requires_python=requires_python,
         required=required,
-        copies=_copies(distributions),
-        requires=_requires(distributions),
+        copies=copies,
+        requires=requires,
+        damaged=(*damaged, *damaged_origins, *damaged_needs),
         user_site=user_site if user_site in sys.path else None,
         image=read_image(image),
     )
@@ -92,8 +102,8 @@ def _packages(image: Path) -> Packages:
 
 def _required(project: Path) -> tuple[str, dict[str, tuple[str, ...]]]:
     """What this project requires: by its checkout if it runs in one, else by its metadata."""
-    if project.exists():
-        table = tomllib.loads(project.read_text(encoding="utf-8"))["project"]
+    table = _checkout(project)
+    if table is not None:
         texts = {"": table["dependencies"], **table["optional-dependencies"]}
         return table["requires-python"], {
             extra: _applicable(each, extra) for extra, each in texts.items()
@@ -110,6 +120,16 @@ def _required(project: Path) -> tuple[str, dict[str, tuple[str, ...]]]:
     return metadata.get("Requires-Python") or "", required
 
 
+def _checkout(project: Path) -> dict[str, Any] | None:
+    """The project table of this project's pyproject.toml; None where the file is another's."""
+    try:
+        table: dict[str, Any] = tomllib.loads(project.read_text(encoding="utf-8"))["project"]
+        return table if table["name"] == OURS else None
+    except (OSError, ValueError, KeyError, TypeError):
+        # Some packages leave theirs in site-packages.
+        return None
+
+
 def _applicable(texts: list[str], extra: str) -> tuple[str, ...]:
     """Requirements whose markers hold here, without their markers."""
     found = []
@@ -120,37 +140,77 @@ def _applicable(texts: list[str], extra: str) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _requires(distributions: list[Distribution]) -> dict[str, tuple[str, ...]]:
-    """What each distribution that is used requires."""
-    found: dict[str, tuple[str, ...]] = {}
-    for distribution in distributions:
-        name = canonicalize_name(distribution.metadata.get("Name") or "")
-        if name not in found:
-            found[name] = _applicable(distribution.requires or [], "")
-    return found
+Named = list[tuple[str, Distribution]]
+"""Distributions by their normalised names, in the order of Python's path."""
 
 
-def _copies(distributions: list[Distribution]) -> dict[str, tuple[Copy, ...]]:
-    """Every distribution on Python's path, in its order."""
-    copies: dict[str, list[Copy]] = {}
+def _named(distributions: Iterable[Distribution]) -> tuple[Named, list[str]]:
+    """Distributions that have a name, and which metadata cannot be read."""
+    named: Named = []
+    damaged = []
     for distribution in distributions:
-        name = distribution.metadata.get("Name")
-        if not name:
+        try:
+            name = distribution.metadata.get("Name")
+        except ValueError as error:
+            # The class of importlib.metadata keeps its folder to itself.
+            damaged.append(f"{getattr(distribution, '_path', 'a distribution')}: {error}")
             continue
-        version = distribution.metadata.get("Version")
-        copy = Copy(version=version, folder=_folder(distribution))
-        known = copies.setdefault(canonicalize_name(name), [])
+        if name:
+            named.append((canonicalize_name(name), distribution))
+    return named, damaged
+
+
+def _requires(
+    required: Iterable[str], named: Named
+) -> tuple[dict[str, tuple[str, ...]], list[str]]:
+    """What each distribution requires that this project leads to, and what cannot be read.
+
+    Others on the machine are none of its business, and old ones are not by PEP 508.
+    """
+    used = dict(reversed(named))
+    found: dict[str, tuple[str, ...]] = {}
+    damaged, left = [], _names_of(required)
+    while left:
+        name = left.pop()
+        if name in found or name not in used:
+            continue
+        found[name] = ()
+        try:
+            found[name] = _applicable(used[name].requires or [], "")
+        except ValueError as error:
+            damaged.append(f"{name}: {' '.join(str(error).split())}")
+        left += _names_of(found[name])
+    return found, damaged
+
+
+def _names_of(requirements: Iterable[str]) -> list[str]:
+    return [canonicalize_name(Requirement(text).name) for text in requirements]
+
+
+def _copies(named: Named) -> tuple[dict[str, tuple[Copy, ...]], list[str]]:
+    """Every distribution on Python's path, in its order, and whose origin cannot be read."""
+    copies: dict[str, list[Copy]] = {}
+    damaged = []
+    for name, distribution in named:
+        folder = str(distribution.locate_file(""))
+        try:
+            folder = _source(distribution) or folder
+        except (ValueError, AttributeError, KeyError) as error:
+            damaged.append(f"{name} in {folder}: direct_url.json: {error}")
+        copy = Copy(version=distribution.metadata.get("Version"), folder=folder)
+        known = copies.setdefault(name, [])
         # A folder may be on the path twice.
         if copy not in known:
             known.append(copy)
-    return {name: tuple(each) for name, each in copies.items()}
+    return {name: tuple(each) for name, each in copies.items()}, damaged
 
 
-def _folder(distribution: Distribution) -> str:
+def _source(distribution: Distribution) -> str | None:
+    """The folder that an editable installation is imported from."""
     origin = json.loads(distribution.read_text("direct_url.json") or "{}")
-    if origin.get("dir_info", {}).get("editable"):
-        return unquote(urlsplit(origin["url"]).path)
-    return str(distribution.locate_file(""))
+    if not origin.get("dir_info", {}).get("editable"):
+        return None
+    return unquote(urlsplit(origin["url"]).path)
 
 
 def read_image(file: Path) -> Image | None:
@@ -160,6 +220,7 @@ def read_image(file: Path) -> Image | None:
     try:
         said: Mapping[str, Any] = json.loads(file.read_text(encoding="utf-8"))
         versions = {str(name): str(version) for name, version in said["versions"].items()}
-        return Image(versions=versions, has_apex=said.get("apex"))
+        replaced = {name: tuple(pair) for name, pair in said.get("replaced", {}).items()}
+        return Image(versions=versions, has_apex=said.get("apex"), replaced=replaced)
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         return Image(problem=f"{file}: {type(error).__name__}: {error}")

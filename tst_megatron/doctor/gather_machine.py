@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import getpass
+import mmap
 import os
 import resource
 import shutil
@@ -18,10 +19,13 @@ from typing import Any
 
 from tst_megatron.cluster import node
 from tst_megatron.doctor.facts import Disk, Machine
-from tst_megatron.doctor.limits import LIMITS
+from tst_megatron.doctor.limits import LIMITS, UNLIMITED
 
 CAP_IPC_LOCK = 14
 """The number of the capability; ``capabilities(7)``."""
+
+MOST_TO_LOCK_BYTES = 64 * 2**20
+"""That are tried."""
 
 STA_UNSYNC = 0x40
 TIMEX_BYTES = 512
@@ -37,12 +41,13 @@ def machine(folder: Path | None, package: Path) -> Machine:
         folder: of the run, or None.
         package: a file of this project, beside which its others are.
     """
+    limits = {name: resource.getrlimit(number) for name, number in LIMITS.items()}
     return Machine(
         shared_memory=_disk("shared memory", node.SHARED_MEMORY),
         disks=tuple(_disks(folder)),
-        limits={name: resource.getrlimit(number) for name, number in LIMITS.items()},
+        limits=limits,
         most_tasks_of_container=_most_tasks(),
-        may_lock_memory=_has_capability(CAP_IPC_LOCK),
+        may_lock_memory=_may_lock_beyond(limits["memlock"][0]),
         infiniband=_names(Path("/sys/class/infiniband")),
         interfaces=tuple(name for _, name in socket.if_nameindex()),
         compiler=_compiler(),
@@ -77,12 +82,14 @@ def _disks(folder: Path | None) -> Iterator[Disk]:
 
 def _disk(name: str, path: Path, *, is_of_compilers: bool = False) -> Disk:
     """Free space, and whether a file can be written, in a folder or where it would be made."""
+    place = path
     try:
         place = next(each for each in (path, *path.absolute().parents) if each.exists())
         free = node.free_gib(place)
         node.probe_seconds(place)
     except OSError as error:
-        seen: dict[str, Any] = {"problem": error.strerror or str(error)}
+        absent = "" if place == path else f"not there, and in {place} no file can be written: "
+        seen: dict[str, Any] = {"problem": f"{absent}{error.strerror or error}"}
     else:
         seen = {"free_gib": free}
     return Disk(name=name, path=str(path), is_of_compilers=is_of_compilers, **seen)
@@ -91,12 +98,49 @@ def _disk(name: str, path: Path, *, is_of_compilers: bool = False) -> Disk:
 # --- process --------------------------------------------------------------------------------------
 
 
-def _most_tasks() -> int | None:
+def _most_tasks(
+    process: Path = Path("/proc/self/cgroup"), groups: Path = Path("/sys/fs/cgroup")
+) -> int | None:
+    """The least that the control group of this process and those above it allow."""
     try:
-        text = Path("/sys/fs/cgroup/pids.max").read_text(encoding="utf-8").strip()
+        lines = process.read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    found = []
+    for line in lines:
+        # As cgroups(7): version 2 has no controllers in the middle, version 1 a tree for each.
+        _, controllers, path = line.split(":", 2)
+        if controllers not in ("", "pids"):
+            continue
+        top = groups / controllers
+        place = top / path.lstrip("/")
+        branch = [each for each in (place, *place.parents) if each.is_relative_to(top)]
+        found += [_number(each / "pids.max") for each in branch]
+    return min((number for number in found if number is not None), default=None)
+
+
+def _number(file: Path) -> int | None:
+    try:
+        text = file.read_text(encoding="utf-8").strip()
     except OSError:
         return None
     return int(text) if text.isdigit() else None
+
+
+def _may_lock_beyond(limit: int) -> bool:
+    """Whether memory beyond a limit in bytes can be locked.
+
+    It is tried, for the capability does not count in a user namespace. What is too much to try is
+    left to the capability.
+    """
+    if limit == UNLIMITED or limit > MOST_TO_LOCK_BYTES:
+        return limit == UNLIMITED or _has_capability(CAP_IPC_LOCK)
+    memory = ctypes.create_string_buffer(limit + 2 * mmap.PAGESIZE)
+    size = ctypes.c_size_t(len(memory))
+    library = ctypes.CDLL(None)
+    is_locked = library.mlock(memory, size) == 0
+    library.munlock(memory, size)
+    return is_locked
 
 
 def _has_capability(number: int) -> bool:

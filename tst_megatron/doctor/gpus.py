@@ -119,6 +119,9 @@ def gpu_findings(facts: Facts, profile: str) -> list[Finding]:
 
 def _health(facts: Facts) -> Iterator[Finding]:
     if not facts.gpus.are_there:
+        answer = facts.gpus.health.problem
+        if answer not in (None, nvidia_smi.NOT_FOUND):
+            yield note("nvidia-smi", answer, needed="nothing: there is no NVIDIA driver either")
         return
     if not facts.gpus.health.rows:
         yield note(

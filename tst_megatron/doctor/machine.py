@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from tst_megatron.cluster import node
 from tst_megatron.doctor.facts import Disk, Machine
@@ -41,12 +41,13 @@ FOLDERS = {
 OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
 
 
-def memory_findings(machine: Machine) -> list[Finding]:
-    """Whether there is shared memory for NCCL and loaders."""
+def memory_findings(machine: Machine, profile: str) -> list[Finding]:
+    """Whether there is shared memory for NCCL and loaders; without NCCL a little does."""
     return [
         _disk_finding(
             machine.shared_memory,
             needed_gib=node.MIN_SHARED_MEMORY_GIB,
+            grade=problem if profile in GPU_PROFILES else note,
             fix="start the container with --shm-size=16g or --ipc=host; elsewhere mount -o "
             "remount,size=16g /dev/shm, and remove what ended processes left in it",
         )
@@ -55,14 +56,16 @@ def memory_findings(machine: Machine) -> list[Finding]:
 
 def disk_findings(machine: Machine, profile: str) -> list[Finding]:
     """Whether there is room and permission where a run writes."""
-    fix = "free space there, correct its permissions, or choose another folder"
     found = []
     for disk in machine.disks:
         if disk.is_of_compilers and profile not in GPU_PROFILES:
             continue
         variable = FOLDERS.get(disk.name)
-        choice = f"{fix}: export {variable}=FOLDER" if variable else fix
-        found.append(_disk_finding(disk, needed_gib=node.MIN_FREE_GIB, fix=choice))
+        fix = "choose a folder that this user may write to, or correct its permissions"
+        if not disk.problem:
+            fix = "free space there, or choose another folder"
+        fix = f"{fix}: export {variable}=FOLDER" if variable else fix
+        found.append(_disk_finding(disk, needed_gib=node.MIN_FREE_GIB, fix=fix))
     return found
 
 
@@ -89,26 +92,33 @@ def compiler_findings(machine: Machine, profile: str) -> list[Finding]:
                 fix="apt-get install python3.12-dev, or a Python that uv brings",
             )
         )
-    names = "TORCHINDUCTOR_CACHE_DIR", "LOGNAME", "USER"
-    if machine.user is None and not any(name in machine.environment for name in names):
-        found.append(
-            problem(
-                "user",
-                f"number {os.getuid()} has no name here",
-                needed="a name, by which torch.compile calls its cache",
-                fix="export USER=NAME",
-            )
-        )
     return found or [ok("C compiler", f"{machine.compiler}, with Python.h")]
 
 
-def _disk_finding(disk: Disk, *, needed_gib: float, fix: str) -> Finding:
+def user_findings(machine: Machine) -> list[Finding]:
+    """Whether the user has a name, without which Megatron cannot be imported."""
+    # `machine.user` heeds the variables that give a name.
+    if machine.user is not None or "TORCHINDUCTOR_CACHE_DIR" in machine.environment:
+        return []
+    return [
+        problem(
+            "user",
+            f"number {os.getuid()} has no name here",
+            needed="a name, by which torch.compile calls its cache, on the CPU too",
+            fix="export USER=NAME",
+        )
+    ]
+
+
+def _disk_finding(
+    disk: Disk, *, needed_gib: float, fix: str, grade: Callable[..., Finding] = problem
+) -> Finding:
     name, needed = disk.name, f"{needed_gib:g} GiB free, and permission to write"
     if disk.problem or disk.free_gib is None:
         return problem(name, f"{disk.path}: {disk.problem}", needed=needed, fix=fix)
     if node.space_problems(name, disk.free_gib, needed_gib):
         found = f"{disk.path}: {disk.free_gib:.2f} GiB free"
-        return problem(name, found, needed=needed, fix=fix)
+        return grade(name, found, needed=needed, fix=fix)
     return ok(name, f"{disk.path}: {disk.free_gib:.1f} GiB free")
 
 

@@ -145,6 +145,20 @@ def path_findings(modules: Probe) -> list[Finding]:
     ]
 
 
+def metadata_findings(packages: Packages) -> list[Finding]:
+    """Which metadata are damaged, so that what they say is not looked at."""
+    if not packages.damaged:
+        return []
+    return [
+        note(
+            "metadata",
+            "; ".join(packages.damaged),
+            needed="metadata that can be read, of what the project leads to",
+            fix="install those packages again, if training needs them",
+        )
+    ]
+
+
 def indirect_findings(packages: Packages) -> list[Finding]:
     """What packages that every run needs require in turn, by their own metadata.
 
