@@ -44,6 +44,7 @@ from tst_megatron.data.shards import (
     inputs_of,
     load_shards,
     mixed_files,
+    repeated_inputs,
     shard_problems,
 )
 from tst_megatron.data.tokenizer import store_tokenizer
@@ -63,7 +64,8 @@ def merge(shards: Sequence[Path], output: Path, *, console: Console | None = Non
         shards: folders that `prepare` or `merge` has finished, with one tokenizer and the same
             settings. A split may be empty in some of them, not in all.
         output: folder to make; its parent is made too.
-        console: where a progress bar is drawn; none when None.
+        console: where progress goes, and a note of shards that were made of the same files;
+            nowhere when None.
 
     Raises:
         ValueError: with every problem that was found: shards that differ, are damaged or hold the
@@ -83,6 +85,9 @@ def merge(shards: Sequence[Path], output: Path, *, console: Console | None = Non
     there = finished(output, recipe)
     if there is not None:
         return there
+    if console:
+        for note in repeated_inputs(manifests):
+            console.print(f"note: {note}", highlight=False, markup=False, soft_wrap=True)
     output.parent.mkdir(parents=True, exist_ok=True)
     _check_space(manifests, output)
     with (
@@ -113,21 +118,27 @@ def _recipe(manifests: Sequence[Manifest]) -> dict[str, Any]:
         **{key: manifests[0].recipe.get(key) for key in (*TOKENIZER_KEYS, *SETTINGS)},
         # Copies in different shards are still there.
         "deduplicate": "each shard" if manifests[0].recipe.get("deduplicate") else False,
-        "shards": [
-            {
-                "num_inputs": len(inputs_of(manifest)),
-                "sha256": {
-                    file: sha256
-                    for name, split in manifest.splits().items()
-                    for file, sha256 in (
-                        (f"{name}.bin", split.bin_sha256),
-                        (f"{name}.idx", split.idx_sha256),
-                    )
-                },
-            }
-            for manifest in manifests
-        ],
+        "shards": [shard for manifest in manifests for shard in _shards_of(manifest)],
     }
+
+
+def _shards_of(manifest: Manifest) -> list[dict[str, Any]]:
+    """What a folder adds to the list of shards: those it was merged from, or itself."""
+    if "shards" in manifest.recipe:
+        return list(manifest.recipe["shards"])
+    return [
+        {
+            "num_inputs": len(inputs_of(manifest)),
+            "sha256": {
+                file: sha256
+                for name, split in manifest.splits().items()
+                for file, sha256 in (
+                    (f"{name}.bin", split.bin_sha256),
+                    (f"{name}.idx", split.idx_sha256),
+                )
+            },
+        }
+    ]
 
 
 def _left_out(manifests: Sequence[Manifest]) -> LeftOut:
