@@ -310,6 +310,25 @@ def test_repetition_is_only_noted_where_the_tokenizer_normalises(
     assert "The tokenizer gives different texts the same tokens" in note
 
 
+@pytest.mark.parametrize("side", ["lstrip", "rstrip"])
+def test_added_token_that_takes_in_spaces_does_not_keep_text(
+    training_texts: list[str], tmp_path: Path, side: str
+) -> None:
+    from tokenizers import AddedToken, Tokenizer
+
+    folder = build_hugging_face(tmp_path / "tokenizer", training_texts)
+
+    def add(token: AddedToken) -> None:
+        tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        tokenizer.add_tokens([token])
+        tokenizer.save(str(folder / "tokenizer.json"))
+
+    add(AddedToken("<é>", normalized=False))
+    assert keeps_text(load_tokenizer(folder))
+    add(AddedToken("<mask>", normalized=False, **{side: True}))
+    assert not keeps_text(load_tokenizer(folder))
+
+
 def test_sentencepiece_keeps_text(tokenizer_model: Path) -> None:
     assert keeps_text(load_tokenizer(tokenizer_model))
 
