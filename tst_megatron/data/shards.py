@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tst_megatron.data.indexed import IndexedReader, idx_path, token_dtype
-from tst_megatron.data.manifest import Manifest, load_manifest, tokenizer_problems
+from tst_megatron.data.manifest import Manifest, differs, load_manifest, tokenizer_problems
 from tst_megatron.data.split import SPLIT_RULE
 
 SETTINGS = ("text_key", "held_out_fraction", "test_fraction", "deduplicate")
@@ -143,13 +143,5 @@ def mixed_files(manifest: Manifest) -> list[str]:
             continue
         there = (reader.num_documents, reader.num_tokens, reader.dtype)
         if there != (split.documents, split.tokens, token_dtype(manifest.tokenizer.vocab_size)):
-            problems.append(damage(idx_path(split.prefix)))
+            problems.append(differs(idx_path(split.prefix)))
     return problems
-
-
-def damage(file: Path) -> str:
-    """Say that a file is not the one that its manifest describes."""
-    return (
-        f"{file}: its content is not what manifest.json recorded: it was written anew or is "
-        "damaged. Bring the file back, or prepare this shard again."
-    )

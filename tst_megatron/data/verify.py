@@ -25,12 +25,12 @@ from tst_megatron.data.manifest import (
     Manifest,
     Split,
     differs,
-    file_sha256,
     missing,
     tokenizer_problems,
 )
 from tst_megatron.data.scan import TakeHashes, scan
 from tst_megatron.data.tokenizer import Tokenizer, TokenizerFacts, load_tokenizer
+from tst_megatron.files import file_sha256
 
 AGAIN = "Prepare the text again."
 IMPROBABLE = 1e-6
