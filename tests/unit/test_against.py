@@ -55,6 +55,7 @@ def test_deduplicated_text_is_compared_without_its_copies(
         write_jsonl(tmp_path / f"d{number}.jsonl", [f"{t} {number // 2}" for t in TEXTS] * 2)
         for number in range(3)
     ]
+    write_jsonl(sources[2], [*(f"{t} 1" for t in TEXTS), f"{TEXTS[0]} 0"])
     options = {"workers": 1, "deduplicate": True, "held_out_fraction": 0.1}
     folders = [tmp_path / f"d{number}" for number in range(2)]
     for files, folder in zip((sources[:2], sources[2:]), folders, strict=True):
@@ -68,7 +69,7 @@ def test_deduplicated_text_is_compared_without_its_copies(
     prepare([more], tokenizer_model, tmp_path / "more", **options)
     nested = merge([tmp_path / "two", tmp_path / "more"], tmp_path / "nested")
     found = compare_with_inputs(nested, [*sources, more], sample=1.0)
-    assert found == against.Comparison(3 * len(TEXTS) + 1, [])
+    assert found == against.Comparison(3 * len(TEXTS) + 2, [])
 
 
 def test_sample_has_its_share_of_every_split_and_is_the_same_each_time(
