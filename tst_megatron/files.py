@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import resource
 import shutil
@@ -57,6 +58,12 @@ def allow_open_files(number: int) -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(wanted, hard), hard))
 
 
+def file_sha256(path: Path) -> str:
+    """The SHA-256 of a file's content, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def write_beside(path: Path, text: str) -> None:
     """Replace a small file at once: written beside, flushed to disk, renamed."""
     new = beside(path)
@@ -80,16 +87,20 @@ def copy_beside(source: Path, path: Path) -> None:
 
 
 @contextlib.contextmanager
-def folder_appearing_whole(output: Path) -> Iterator[Path]:
+def folder_appearing_whole(output: Path, new: Path | None = None) -> Iterator[Path]:
     """A new folder that becomes ``output`` when the block ends, and disappears when it fails.
+
+    All that is in it is on disk by then.
 
     Args:
         output: does not exist, or is empty.
+        new: where the folder is while it is made, on the same file system; what a killed process
+            left there is deleted. By default a hidden name beside ``output``, this process's own.
     """
     # A link to an empty folder is followed, and "." gets a name.
     output = output.resolve()
-    new = beside(output)
-    # Of a killed process that had this one's number.
+    new = new or beside(output)
+    # Of a killed process; a name of this one's own may be that of an earlier one of its number.
     shutil.rmtree(new, ignore_errors=True)
     new.mkdir(parents=True)
     try:

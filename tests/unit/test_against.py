@@ -16,6 +16,7 @@ from tst_megatron.data import against
 from tst_megatron.data.against import compare_with_inputs, compare_with_texts
 from tst_megatron.data.manifest import load_manifest
 from tst_megatron.data.merge import merge
+from tst_megatron.data.prepare import prepare
 from tst_megatron.data.tokenizer import load_tokenizer
 from tst_megatron.report import prepared
 
@@ -44,6 +45,31 @@ def test_merged_shards_are_compared_with_all_their_files(
     manifest = merge(shards, tmp_path / "merged")
     parts = [tmp_path / f"part{number}.jsonl" for number in range(2)]
     assert compare_with_inputs(manifest, parts, sample=1.0) == against.Comparison(len(TEXTS), [])
+
+
+def test_deduplicated_text_is_compared_without_its_copies(
+    tokenizer_model: Path, tmp_path: Path
+) -> None:
+    # Copies in one shard are left out, those of other shards are there.
+    sources = [
+        write_jsonl(tmp_path / f"d{number}.jsonl", [f"{t} {number // 2}" for t in TEXTS] * 2)
+        for number in range(3)
+    ]
+    write_jsonl(sources[2], [*(f"{t} 1" for t in TEXTS), f"{TEXTS[0]} 0"])
+    options = {"workers": 1, "deduplicate": True, "held_out_fraction": 0.1}
+    folders = [tmp_path / f"d{number}" for number in range(2)]
+    for files, folder in zip((sources[:2], sources[2:]), folders, strict=True):
+        prepare(files, tokenizer_model, folder, **options)
+    alone = load_manifest(folders[0])
+    assert alone.left_out.duplicates == 3 * len(TEXTS)
+    expected = against.Comparison(len(TEXTS), [])
+    assert compare_with_inputs(alone, sources[:2], sample=1.0) == expected
+    merge(folders, tmp_path / "two")
+    more = write_jsonl(tmp_path / "more.jsonl", [*(f"{t} 1" for t in TEXTS), "another"])
+    prepare([more], tokenizer_model, tmp_path / "more", **options)
+    nested = merge([tmp_path / "two", tmp_path / "more"], tmp_path / "nested")
+    found = compare_with_inputs(nested, [*sources, more], sample=1.0)
+    assert found == against.Comparison(3 * len(TEXTS) + 2, [])
 
 
 def test_sample_has_its_share_of_every_split_and_is_the_same_each_time(

@@ -4,7 +4,12 @@ import socket
 
 import pytest
 
-from tst_megatron.files import allow_open_files, write_beside
+from tst_megatron.files import (
+    allow_open_files,
+    file_sha256,
+    folder_appearing_whole,
+    write_beside,
+)
 
 
 def test_file_is_made_and_replaced_whole(tmp_path):
@@ -56,6 +61,40 @@ def test_two_processes_do_not_share_the_file_beside(tmp_path, monkeypatch):
     host = socket.gethostname()
     names = {name for name in beside if name != "a.json"}
     assert names == {f".a.json.{host}.11", f".a.json.{host}.12"}
+
+
+def test_folder_is_made_where_it_is_told_and_what_was_left_there_is_deleted(tmp_path):
+    output, new = tmp_path / "output", tmp_path / "parts" / "joined"
+    new.mkdir(parents=True)
+    (new / "left").touch()
+    with folder_appearing_whole(output, new) as folder:
+        assert folder == new and list(folder.iterdir()) == [] and not output.exists()
+        (folder / "a").write_text("1")
+    assert (output / "a").read_text() == "1" and not new.exists()
+    with pytest.raises(KeyError), folder_appearing_whole(tmp_path / "other", new):
+        raise KeyError
+    assert sorted(tmp_path.iterdir()) == [output, tmp_path / "parts"] and not new.exists()
+
+
+def test_folder_and_all_its_files_are_on_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    output = tmp_path / "output"
+    flushed = []
+
+    def fsync(descriptor):
+        name = os.readlink(f"/proc/self/fd/{descriptor}")
+        flushed.append((os.path.basename(name), output.exists()))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with folder_appearing_whole(output, tmp_path / "new") as folder:
+        (folder / "sub").mkdir()
+        (folder / "sub" / "a").write_text("1")
+    assert flushed == [("a", False), ("sub", False), ("new", False), (tmp_path.name, True)]
+
+
+def test_sum_of_a_file_is_that_of_its_content(tmp_path):
+    (tmp_path / "a").write_bytes(b"abc")
+    expected = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    assert file_sha256(tmp_path / "a") == expected
 
 
 def test_limit_of_open_files_is_raised_as_far_as_it_is_needed(monkeypatch):

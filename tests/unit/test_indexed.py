@@ -1,8 +1,10 @@
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from tst_megatron.data import indexed
 from tst_megatron.data.indexed import (
     IndexedFacts,
     IndexedReader,
@@ -64,6 +66,31 @@ def test_many_documents_at_once_give_the_same_files(tmp_path: Path) -> None:
         writer.add_documents(tokens, np.array([4, 1, 3], dtype=np.int32))
         assert writer.num_documents == 3
         assert writer.finish() == expected
+
+
+@pytest.mark.parametrize("block", [1, 2, 3, 4])
+def test_index_written_in_blocks_is_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block: int
+) -> None:
+    expected = write(tmp_path / "whole")
+    monkeypatch.setattr(indexed, "_DOCUMENTS_PER_BLOCK", block)
+    assert write(tmp_path / "blocks") == expected
+    IndexedReader(tmp_path / "blocks").check()
+
+
+def test_finishing_takes_no_memory_for_each_document(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(indexed, "_DOCUMENTS_PER_BLOCK", 1000, raising=False)
+    number = 2_000_000
+    with IndexedWriter(tmp_path / "many", vocab_size=500) as writer:
+        writer.add_documents(np.ones(number, dtype="<u2"), np.ones(number, dtype=np.int32))
+        tracemalloc.start()
+        writer.finish()
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+    # The fingerprint reads the 4 MB of the .bin at once.
+    assert peak < 3 * number
 
 
 @pytest.mark.parametrize(

@@ -80,6 +80,55 @@ def test_merged_folders_can_be_merged(
     assert nested.unigram_entropy_nats == flat.unigram_entropy_nats
 
 
+def test_shards_that_share_a_file_are_merged_and_it_is_noted(
+    tokenizer_model: Path, shards: list[Path], tmp_path: Path
+) -> None:
+    more = write_jsonl(tmp_path / "more.jsonl", [text + "!" for text in TEXTS])
+    blanks = [tmp_path / f"blank{number}.jsonl" for number in range(3)]
+    for blank in blanks:
+        blank.write_text("\n")
+    options = {"workers": 1, "max_rejected_fraction": 0.01, **FRACTIONS}
+    texts = [tmp_path / "part0.jsonl", tmp_path / "part1.jsonl", more]
+    inputs = [list(pair) for pair in zip(texts, blanks, strict=True)]
+    for number, files in enumerate(inputs):
+        prepare(files, tokenizer_model, tmp_path / f"s{number}", **options)
+    text = io.StringIO()
+    console = Console(file=text)
+    merge([tmp_path / f"s{number}" for number in range(3)], tmp_path / "merged", console=console)
+    notes = [line for line in text.getvalue().splitlines() if line.startswith("note: ")]
+    assert notes == [
+        f"note: {tmp_path}/s{number}: 1 of its 2 files have the content of files of earlier "
+        f"shards, blank{number}.jsonl that of one of {tmp_path}/s0. Documents in them are there "
+        "twice."
+        for number in (1, 2)
+    ]
+    merge(shards, tmp_path / "others", console=console)
+    assert text.getvalue().count("note: ") == 2
+    # As preparing all at once does.
+    prepare(
+        [file for files in inputs for file in files], tokenizer_model, tmp_path / "w", **options
+    )
+    for name in ("train.bin", "train.idx", "rejected.jsonl"):
+        assert (tmp_path / "merged" / name).read_bytes() == (tmp_path / "w" / name).read_bytes()
+
+
+def test_deduplicated_shards_are_merged_step_by_step(tokenizer_model: Path, tmp_path: Path) -> None:
+    for number in range(3):
+        source = write_jsonl(tmp_path / f"d{number}.jsonl", [f"{t} {number}" for t in TEXTS] * 2)
+        options = {"workers": 1, "deduplicate": True, **FRACTIONS}
+        prepare([source], tokenizer_model, tmp_path / f"d{number}", **options)
+    one, two, three = (tmp_path / f"d{number}" for number in range(3))
+    merge([one, two], tmp_path / "two")
+    nested = merge([tmp_path / "two", three], tmp_path / "nested")
+    flat = merge([one, two, three], tmp_path / "flat")
+    assert nested.train.bin_sha256 == flat.train.bin_sha256
+    assert nested.left_out.duplicates == 3 * len(TEXTS)
+    assert nested.recipe["deduplicate"] == flat.recipe["deduplicate"] == "each shard"
+    prepare([tmp_path / "d0.jsonl"], tokenizer_model, tmp_path / "all", workers=1, **FRACTIONS)
+    with pytest.raises(ValueError, match="all: deduplicate is False, in .*two it is True"):
+        merge([tmp_path / "two", tmp_path / "all"], tmp_path / "mixed")
+
+
 # --- reuse ---------------------------------------------------------------------------------------
 
 

@@ -1,15 +1,17 @@
 """What is refused to be merged, and what a merge that fails leaves: nothing."""
 
 import errno
+import os
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from merge_shards import FRACTIONS, TEXTS, contents, edit, flip_last_byte, write_jsonl
+from merge_shards import TEXTS, contents, edit, flip_last_byte, write_jsonl
 
 from tst_megatron.data import merge as merging
 from tst_megatron.data.merge import merge
 from tst_megatron.data.prepare import prepare
+from tst_megatron.data.prepared import built_beside
 from tst_megatron.data.train_tokenizer import train_sentencepiece
 
 
@@ -62,17 +64,11 @@ def test_same_text_twice_is_refused(
     copy.mkdir()
     for name, content in contents(shards[0]).items():
         (copy / name).write_bytes(content)
-    more = write_jsonl(tmp_path / "more.jsonl", [text + "!" for text in TEXTS])
-    inputs = [more, tmp_path / "part1.jsonl"]
-    prepare(inputs, tokenizer_model, tmp_path / "overlap", workers=1, **FRACTIONS)
     with pytest.raises(ValueError) as caught:
-        merge([*shards, copy, tmp_path / "overlap"], tmp_path / "merged")
-    same, overlap = str(caught.value).splitlines()
+        merge([*shards, copy], tmp_path / "merged")
+    (same,) = str(caught.value).splitlines()
     assert same.startswith(
         f"{copy}: holds the same tokens as {shards[0]}. Each text is merged once"
-    )
-    assert overlap.startswith(
-        f"{tmp_path / 'overlap'}: was made of part1.jsonl, as {shards[1]} was"
     )
     assert not (tmp_path / "merged").exists()
 
@@ -89,7 +85,7 @@ def test_damaged_files_are_all_named_and_nothing_is_left(
         merge(shards, tmp_path / "merged")
     lines = str(caught.value).splitlines()
     assert [line.split(": ")[0] for line in lines] == [str(path) for path in damaged]
-    assert all("is not what manifest.json recorded" in line for line in lines)
+    assert all("differs from its sha256 in manifest.json" in line for line in lines)
     assert sorted(tmp_path.iterdir()) == before
 
 
@@ -122,7 +118,7 @@ def test_merge_that_stops_half_way_leaves_nothing(
     def stop_at_the_third(*arguments: object, **options: object) -> Path | None:
         copied.append(tmp_path)
         if len(copied) == 3:
-            assert list(tmp_path.glob("merged.partial-*"))
+            assert (tmp_path / "merged.partial").is_dir()
             raise error
         return append(*arguments, **options)
 
@@ -134,6 +130,77 @@ def test_merge_that_stops_half_way_leaves_nothing(
     assert sorted(tmp_path.iterdir()) == before
     monkeypatch.setattr(merging, "append", append)
     assert not merge(shards, tmp_path / "merged").reused
+
+
+def test_what_killed_merges_left_is_deleted_by_the_next_one_before_it_needs_space(
+    shards: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = sorted(tmp_path.iterdir())
+    for _ in range(2):
+        pid = os.fork()
+        if not pid:
+            merging.append = lambda *arguments, **options: os._exit(9)
+            merge(shards, tmp_path / "merged")
+            os._exit(0)
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 9
+        partial = tmp_path / "merged.partial"
+        assert sorted(tmp_path.iterdir()) == sorted([*before, partial])
+        (partial / "joined" / "large").write_bytes(b"x")
+    there = []
+
+    def disk_usage(path: Path) -> SimpleNamespace:
+        there.extend(tmp_path.rglob("large"))
+        return SimpleNamespace(free=10**9)
+
+    monkeypatch.setattr(merging.shutil, "disk_usage", disk_usage)
+    assert not merge(shards, tmp_path / "merged").reused
+    assert there == [] and sorted(tmp_path.iterdir()) == sorted([*before, tmp_path / "merged"])
+    # Killed when the output had its name already.
+    partial.mkdir()
+    (partial / "unfinished").touch()
+    assert merge(shards, tmp_path / "merged").reused and not partial.exists()
+
+
+def test_folder_of_someone_else_under_that_name_is_refused(
+    shards: list[Path], tmp_path: Path
+) -> None:
+    (tmp_path / "merged.partial").mkdir()
+    (tmp_path / "merged.partial" / "precious").touch()
+    with pytest.raises(ValueError) as caught:
+        merge(shards, tmp_path / "merged")
+    assert str(caught.value) == (
+        f"{tmp_path}/merged.partial: exists and is no unfinished folder of a merge (no "
+        "unfinished). Move it away, or give another output folder."
+    )
+    assert (tmp_path / "merged.partial" / "precious").exists()
+    with pytest.raises(ValueError, match="Move it away"), built_beside(tmp_path / "merged"):
+        pytest.fail("it was begun")
+    assert (tmp_path / "merged.partial" / "precious").exists()
+
+
+def test_every_file_is_on_disk_before_the_merged_folder_has_its_name(
+    shards: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (shards[0] / "rejected.jsonl").write_text("{}\n")
+    flushed: set[str] = set()
+
+    def fsync(descriptor: int) -> None:
+        if not (tmp_path / "merged").exists():
+            flushed.add(Path(os.readlink(f"/proc/self/fd/{descriptor}")).name)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    merge(shards, tmp_path / "merged")
+    # The token files were flushed under the names that they had while they were written too.
+    assert flushed >= {path.name for path in (tmp_path / "merged").iterdir()}
+
+
+def test_link_to_an_empty_folder_is_followed(shards: list[Path], tmp_path: Path) -> None:
+    (tmp_path / "disk" / "data").mkdir(parents=True)
+    (tmp_path / "merged").symlink_to(tmp_path / "disk" / "data")
+    merge(shards, tmp_path / "merged")
+    assert (tmp_path / "merged").is_symlink()
+    assert (tmp_path / "disk" / "data" / "manifest.json").is_file()
+    assert list((tmp_path / "disk").iterdir()) == [tmp_path / "disk" / "data"]
 
 
 def test_too_little_space_is_said_before_anything_is_copied(

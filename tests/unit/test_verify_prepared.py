@@ -5,6 +5,8 @@ import math
 import re
 import shutil
 import sys
+import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import click
@@ -54,7 +56,7 @@ def test_what_prepare_made_is_whole_and_every_byte_is_read_once(
 ) -> None:
     folder = request.getfixturevalue(name)
     steps: list[int] = []
-    findings = verify_folder(load_manifest(folder), steps.append)
+    findings = verify_folder(load_manifest(folder), lambda: nullcontext(steps.append))
     assert (findings.problems, findings.notes) == ([], [])
     files = [path for path in folder.iterdir() if path.suffix in (".bin", ".idx")]
     assert len(files) == 6 and sum(steps) == sum(path.stat().st_size for path in files)
@@ -308,6 +310,25 @@ def test_repetition_is_only_noted_where_the_tokenizer_normalises(
     assert "The tokenizer gives different texts the same tokens" in note
 
 
+@pytest.mark.parametrize("side", ["lstrip", "rstrip"])
+def test_added_token_that_takes_in_spaces_does_not_keep_text(
+    training_texts: list[str], tmp_path: Path, side: str
+) -> None:
+    from tokenizers import AddedToken, Tokenizer
+
+    folder = build_hugging_face(tmp_path / "tokenizer", training_texts)
+
+    def add(token: AddedToken) -> None:
+        tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        tokenizer.add_tokens([token])
+        tokenizer.save(str(folder / "tokenizer.json"))
+
+    add(AddedToken("<é>", normalized=False))
+    assert keeps_text(load_tokenizer(folder))
+    add(AddedToken("<mask>", normalized=False, **{side: True}))
+    assert not keeps_text(load_tokenizer(folder))
+
+
 def test_sentencepiece_keeps_text(tokenizer_model: Path) -> None:
     assert keeps_text(load_tokenizer(tokenizer_model))
 
@@ -403,6 +424,23 @@ def test_progress_counts_the_bytes(whole: Path) -> None:
         and "100" not in ""
         and "whole: train" in (printed.getvalue())
     )
+
+
+def test_time_in_which_the_tokenizer_loads_is_not_time_of_reading(
+    whole: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [0.0]
+
+    def load_slowly(*arguments, **options):
+        now[0] += 100.0
+        return load_tokenizer(*arguments, **options)
+
+    monkeypatch.setattr(verifying, "load_tokenizer", load_slowly)
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    printed = io.StringIO()
+    assert prepared.verify([whole], Console(file=printed, width=200))
+    # A first line would tell a speed of a few bytes in a minute, and hours that are left.
+    assert now == [100.0] and "left" not in printed.getvalue()
 
 
 def test_record_changes_nothing_of_a_whole_folder(whole: Path) -> None:

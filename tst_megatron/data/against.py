@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -48,14 +49,15 @@ def compare_with_inputs(
 ) -> Comparison:
     """Read the files that a folder was made of again, and compare some documents with its tokens.
 
+    Where copies were left out, they are here too. That takes memory for each document of the text,
+    or of the largest shard of a merged folder: about 100 bytes.
+
     Args:
         manifest: of a folder whose files are sound.
         inputs: what was given to `prepare`: files, folders and patterns, in that order.
         sample: share of documents (0-1) that is encoded again; all are read and counted.
         advance: called with the number of documents read since the last call.
     """
-    if manifest.recipe["deduplicate"]:
-        return Comparison(0, [f"--against: copies were left out of {manifest.path.parent}."])
     try:
         files = find_inputs(inputs)
     except ValueError as error:
@@ -74,12 +76,32 @@ def compare_with_inputs(
 
 
 def _documents(manifest: Manifest, files: Sequence[Input]) -> Iterator[str]:
-    """The texts that were prepared, in their order."""
+    """The texts that are in the token files, in their order."""
+    if not manifest.recipe["deduplicate"]:
+        yield from _texts(manifest, files)
+        return
+    # Copies in different shards of a merged folder are still there.
+    shards = manifest.recipe.get("shards") or [{"num_inputs": len(files)}]
+    rest = iter(files)
+    for shard in shards:
+        yield from _without_copies(_texts(manifest, list(islice(rest, shard["num_inputs"]))))
+
+
+def _texts(manifest: Manifest, files: Sequence[Input]) -> Iterator[str]:
     for unit in cut_into_units(files):
         for documents in read_unit(unit, manifest.recipe["text_key"]):
             if documents.rejected and not manifest.left_out.rejected:
                 raise ValueError(str(documents.rejected[0]))
             yield from documents.texts
+
+
+def _without_copies(texts: Iterable[str]) -> Iterator[str]:
+    seen: set[bytes] = set()
+    for text in texts:
+        digest = hashlib.blake2b(text.encode(), digest_size=16).digest()
+        if digest not in seen:
+            seen.add(digest)
+            yield text
 
 
 def compare_with_texts(
@@ -95,7 +117,7 @@ def compare_with_texts(
     Args:
         manifest: of a folder whose files are sound.
         tokenizer: of the folder.
-        documents: all texts that were prepared, in their order.
+        documents: all texts that were prepared, in their order, without the copies left out.
         sample: share of them (0-1) that is encoded again. A document's text decides, so that
             every call compares the same ones.
         advance: called with the number of documents read since the last call.

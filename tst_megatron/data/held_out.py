@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +17,8 @@ from tst_megatron.data.tokenizer import Tokenizer
 _PROBE = (
     " a  b\t\r\n\u00a0\uff21\ufb01 e\u0301 \u00e9 \u2163 \u0130 \u200b\ufeff\U0001d504 AbC\x01 "
 )
+
+_SPACES = ("", " ", "\n")
 
 
 class HeldOutDocuments:
@@ -52,10 +56,32 @@ class HeldOutDocuments:
 
 
 def keeps_text(tokenizer: Tokenizer) -> bool:
-    """Whether different texts always have different tokens, as far as a probe can tell.
+    """Whether different texts always have different tokens, as far as probes can tell.
 
-    A tokenizer that normalises gives some texts the same tokens, and the split follows the text.
+    A tokenizer that normalises gives some texts the same tokens, and so does one with an added
+    token that takes in the spaces beside it (lstrip, rstrip). The split follows the text.
     """
     facts = tokenizer.facts
     ids: npt.NDArray[Any] = tokenizer.encode([_PROBE])[0][:-1]
-    return tokenizer.decode(ids[facts.bos_id is not None :].tolist()) == _PROBE
+    if tokenizer.decode(ids[facts.bos_id is not None :].tolist()) != _PROBE:
+        return False
+    # Not by their decoded text, which spells some added tokens otherwise.
+    return all(
+        len({tuple(each.tolist()) for each in tokenizer.encode(texts)}) == len(texts)
+        for texts in _spaced(_added_tokens(tokenizer))
+    )
+
+
+def _added_tokens(tokenizer: Tokenizer) -> list[str]:
+    # A SentencePiece model has none.
+    serialized = getattr(tokenizer, "serialized", None)
+    if serialized is None:
+        return []
+    return [token["content"] for token in json.loads(serialized)["added_tokens"]]
+
+
+def _spaced(tokens: Sequence[str]) -> list[list[str]]:
+    """For each token: texts that differ in the spaces beside it alone."""
+    return [
+        [f"a{before}{token}{after}b" for before in _SPACES for after in _SPACES] for token in tokens
+    ]

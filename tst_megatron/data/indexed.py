@@ -14,8 +14,9 @@ import shutil
 import struct
 import tempfile
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -28,7 +29,7 @@ from tst_megatron.data.fingerprint import fingerprint
 _MAGIC = b"MMIDIDX\x00\x00"
 _HEADER = struct.Struct("<9sQBQQ")
 _VERSION = 1
-_DOCUMENTS_PER_CHECK = 2**22
+_DOCUMENTS_PER_BLOCK = 2**22
 _DTYPES: dict[int, np.dtype[Any]] = {8: np.dtype("<u2"), 4: np.dtype("<i4")}
 
 
@@ -64,7 +65,7 @@ class IndexedWriter:
     """Write documents one after another; the files appear at their final names in `finish` alone.
 
     Use as a context manager: leaving without `finish` removes what was written. Memory per
-    document is 4 bytes, tokens are never kept.
+    document is 4 bytes, also in `finish`; tokens are never kept.
 
     Args:
         prefix: path without extension; `<prefix>.bin` and `<prefix>.idx` are written.
@@ -169,22 +170,31 @@ class IndexedWriter:
 
     def _write_index(self, lengths: npt.NDArray[np.int32]) -> str:
         code = next(code for code, dtype in _DTYPES.items() if dtype == self.dtype)
-        offsets = np.zeros(len(lengths), dtype="<i8")
-        np.cumsum(lengths[:-1], dtype=np.int64, out=offsets[1:])
-        offsets *= self.dtype.itemsize
         digest = hashlib.sha256()
         with (self._beside / "idx").open("wb") as file:
-            for part in (
-                _HEADER.pack(_MAGIC, _VERSION, code, len(lengths), len(lengths) + 1),
-                lengths.astype("<i4").tobytes(),
-                offsets.tobytes(),
-                np.arange(len(lengths) + 1, dtype="<i8").tobytes(),
-            ):
+            header = _HEADER.pack(_MAGIC, _VERSION, code, len(lengths), len(lengths) + 1)
+            for part in chain([header], _index_parts(lengths, self.dtype.itemsize)):
                 digest.update(part)
                 file.write(part)
             file.flush()
             os.fsync(file.fileno())
         return digest.hexdigest()
+
+
+def _index_parts(lengths: npt.NDArray[np.int32], itemsize: int) -> Iterator[bytes]:
+    """The three sections of an index, in blocks: a whole one of offsets may be tens of GB."""
+    firsts = range(0, len(lengths), _DOCUMENTS_PER_BLOCK)
+    blocks = [slice(first, first + _DOCUMENTS_PER_BLOCK) for first in firsts]
+    for block in blocks:
+        yield lengths[block].astype("<i4").tobytes()
+    end = 0
+    for block in blocks:
+        ends = end + np.cumsum(lengths[block], dtype="<i8")
+        yield ((ends - lengths[block]) * itemsize).tobytes()
+        end = int(ends[-1])
+    for first in range(0, len(lengths) + 1, _DOCUMENTS_PER_BLOCK):
+        stop = min(first + _DOCUMENTS_PER_BLOCK, len(lengths) + 1)
+        yield np.arange(first, stop, dtype="<i8").tobytes()
 
 
 class IndexedReader:
@@ -259,8 +269,8 @@ class IndexedReader:
             ValueError: they do not; the first such document is named.
         """
         end = 0
-        for first in range(0, self.num_documents, _DOCUMENTS_PER_CHECK):
-            part = slice(first, first + _DOCUMENTS_PER_CHECK)
+        for first in range(0, self.num_documents, _DOCUMENTS_PER_BLOCK):
+            part = slice(first, first + _DOCUMENTS_PER_BLOCK)
             lengths = self.document_lengths[part]
             ends = end + np.cumsum(lengths, dtype=np.int64)
             starts = (ends - lengths) * self.dtype.itemsize

@@ -4,7 +4,6 @@
 and only if, it has a manifest: the whole folder gets its name by one rename (`prepared.py`).
 """
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -15,6 +14,7 @@ from tst_megatron.data.fingerprint import fingerprint
 from tst_megatron.data.indexed import IndexedFacts, bin_path, idx_path, token_dtype
 from tst_megatron.data.split import SPLIT_RULE
 from tst_megatron.data.tokenizer import TokenizerFacts, tokenizer_rules, tokenizer_sha256
+from tst_megatron.files import file_sha256 as file_sha256
 
 FORMAT_VERSION = 3
 FILE_NAME = "manifest.json"
@@ -188,12 +188,6 @@ def changed_files(manifest: Manifest) -> list[str]:
                     "written anew or is damaged. Bring the file back, or prepare the text again"
                 )
     return problems + [problem.removesuffix(".") for problem in tokenizer_problems(manifest)]
-
-
-def file_sha256(path: Path) -> str:
-    """Return the SHA-256 of a file's content."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def manifest_json(

@@ -28,22 +28,25 @@ from tst_megatron.data.manifest import (
     FILE_NAME,
     LeftOut,
     Manifest,
+    differs,
     load_manifest,
 )
 from tst_megatron.data.prepared import (
     REJECTED_NAME,
     built_beside,
+    delete_unfinished,
     finished,
     output_problems,
+    unfinished_problems,
     write_manifest,
 )
 from tst_megatron.data.progress import byte_progress
 from tst_megatron.data.shards import (
     SETTINGS,
-    damage,
     inputs_of,
     load_shards,
     mixed_files,
+    repeated_inputs,
     shard_problems,
 )
 from tst_megatron.data.tokenizer import store_tokenizer
@@ -57,13 +60,14 @@ def merge(shards: Sequence[Path], output: Path, *, console: Console | None = Non
 
     The token files are those that `prepare` makes of all the shards' inputs in that order. A
     finished folder of the same shards is checked and returned with `reused` set. A run that was
-    killed leaves `<output>.partial-*` behind; delete it.
+    killed leaves `<output>.partial` behind, which the next one deletes.
 
     Args:
         shards: folders that `prepare` or `merge` has finished, with one tokenizer and the same
             settings. A split may be empty in some of them, not in all.
         output: folder to make; its parent is made too.
-        console: where a progress bar is drawn; none when None.
+        console: where progress goes, and a note of shards that were made of the same files;
+            nowhere when None.
 
     Raises:
         ValueError: with every problem that was found: shards that differ, are damaged or hold the
@@ -77,18 +81,25 @@ def merge(shards: Sequence[Path], output: Path, *, console: Console | None = Non
         problems += shard_problems(manifests) + output_problems(output, recipe)
         # Once they are merged, the shards' tokens are not needed.
         if not (output / FILE_NAME).is_file():
+            problems += unfinished_problems(output)
             problems += [problem for manifest in manifests for problem in mixed_files(manifest)]
     if problems:
         raise ValueError("\n".join(problems))
     there = finished(output, recipe)
     if there is not None:
+        # Of a run that was killed after its output had its name.
+        delete_unfinished(output)
         return there
+    if console:
+        for note in repeated_inputs(manifests):
+            console.print(f"note: {note}", highlight=False, markup=False, soft_wrap=True)
     output.parent.mkdir(parents=True, exist_ok=True)
-    _check_space(manifests, output)
     with (
         built_beside(output) as folder,
         byte_progress(console, "merging", _num_bytes(manifests)) as advance,
     ):
+        # After what a killed run left has been deleted.
+        _check_space(manifests, output)
         stored = store_tokenizer(manifests[0].tokenizer_path, folder)
         counts = np.zeros(manifests[0].tokenizer.vocab_size, dtype=np.int64)
         facts = _join(folder, manifests, counts, advance)
@@ -113,21 +124,27 @@ def _recipe(manifests: Sequence[Manifest]) -> dict[str, Any]:
         **{key: manifests[0].recipe.get(key) for key in (*TOKENIZER_KEYS, *SETTINGS)},
         # Copies in different shards are still there.
         "deduplicate": "each shard" if manifests[0].recipe.get("deduplicate") else False,
-        "shards": [
-            {
-                "num_inputs": len(inputs_of(manifest)),
-                "sha256": {
-                    file: sha256
-                    for name, split in manifest.splits().items()
-                    for file, sha256 in (
-                        (f"{name}.bin", split.bin_sha256),
-                        (f"{name}.idx", split.idx_sha256),
-                    )
-                },
-            }
-            for manifest in manifests
-        ],
+        "shards": [shard for manifest in manifests for shard in _shards_of(manifest)],
     }
+
+
+def _shards_of(manifest: Manifest) -> list[dict[str, Any]]:
+    """What a folder adds to the list of shards: those it was merged from, or itself."""
+    if "shards" in manifest.recipe:
+        return list(manifest.recipe["shards"])
+    return [
+        {
+            "num_inputs": len(inputs_of(manifest)),
+            "sha256": {
+                file: sha256
+                for name, split in manifest.splits().items()
+                for file, sha256 in (
+                    (f"{name}.bin", split.bin_sha256),
+                    (f"{name}.idx", split.idx_sha256),
+                )
+            },
+        }
+    ]
 
 
 def _left_out(manifests: Sequence[Manifest]) -> LeftOut:
@@ -189,7 +206,7 @@ def _join(
                     counts=counted,
                     advance=advance,
                 )
-                problems += [damage(damaged)] if damaged else []
+                problems += [differs(damaged)] if damaged else []
         if problems:
             raise ValueError("\n".join(problems))
         return {name: writer.finish() for name, writer in writers.items()}

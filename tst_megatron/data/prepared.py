@@ -4,7 +4,7 @@
 """
 
 import os
-import tempfile
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -26,10 +26,14 @@ from tst_megatron.data.manifest import (
     verify_files,
 )
 from tst_megatron.data.tokenizer import TokenizerFacts
-from tst_megatron.files import flush_folder
+from tst_megatron.files import folder_appearing_whole
 
 REJECTED_NAME = "rejected.jsonl"
 """Of the list of what held no document, where there was some."""
+MARK_NAME = "unfinished"
+"""Of an empty file that says that the folder around it may be deleted."""
+FOLDER_NAME = "joined"
+"""Of what becomes the output, in a folder with that mark."""
 
 
 def output_problems(output: Path, recipe: Mapping[str, Any]) -> list[str]:
@@ -78,22 +82,50 @@ def finished(output: Path, recipe: Mapping[str, Any]) -> Manifest | None:
     return replace(manifest, reused=True)
 
 
+def unfinished_problems(output: Path) -> list[str]:
+    """Why the folder beside an output, where `built_beside` makes it, cannot be deleted first."""
+    partial = _partial(output)
+    if _is_free(partial) or (partial / MARK_NAME).is_file():
+        return []
+    return [
+        f"{partial}: exists and is no unfinished folder of a merge (no {MARK_NAME}). Move it away, "
+        "or give another output folder."
+    ]
+
+
+def delete_unfinished(output: Path) -> None:
+    """Delete what a killed run left beside its output, if it is that."""
+    partial = _partial(output)
+    if (partial / MARK_NAME).is_file():
+        # The mark last, so that a deletion that is cut short can be done again.
+        shutil.rmtree(partial / FOLDER_NAME, ignore_errors=True)
+        if not (partial / FOLDER_NAME).exists():
+            shutil.rmtree(partial, ignore_errors=True)
+
+
 @contextmanager
 def built_beside(output: Path) -> Iterator[Path]:
     """A new folder that becomes `output` when the block ends, and disappears when it fails.
 
+    It is made in `<output>.partial`, whose name is the same in every run: what a killed run left
+    there may be as large as the output, and is deleted.
+
     Args:
         output: absolute; does not exist, or is empty. Its parent exists.
+
+    Raises:
+        ValueError: something else has that name.
     """
-    with tempfile.TemporaryDirectory(
-        prefix=f"{output.name}.partial-", dir=output.parent, ignore_cleanup_errors=True
-    ) as beside:
-        folder = Path(beside) / output.name
-        folder.mkdir()
-        yield folder
-        flush_folder(folder)
-        folder.rename(output)
-        flush_folder(output.parent)
+    if problems := unfinished_problems(output):
+        raise ValueError("\n".join(problems))
+    partial = _partial(output)
+    partial.mkdir(exist_ok=True)
+    (partial / MARK_NAME).touch()
+    try:
+        with folder_appearing_whole(output, partial / FOLDER_NAME) as folder:
+            yield folder
+    finally:
+        delete_unfinished(output)
 
 
 def write_manifest(
@@ -148,6 +180,12 @@ def check_documents(num_documents: Mapping[str, int], recipe: Mapping[str, Any])
             "documents, each split needs at least one. Change the fractions or give more "
             "documents; a shard that is merged with others later may lack them (--shard)."
         )
+
+
+def _partial(output: Path) -> Path:
+    # A link to an empty folder is followed: a rename must stay on the file system.
+    output = output.resolve()
+    return output.with_name(f"{output.name}.partial")
 
 
 def _is_free(output: Path) -> bool:

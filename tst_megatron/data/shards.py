@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tst_megatron.data.indexed import IndexedReader, idx_path, token_dtype
-from tst_megatron.data.manifest import Manifest, load_manifest, tokenizer_problems
+from tst_megatron.data.manifest import Manifest, differs, load_manifest, tokenizer_problems
 from tst_megatron.data.split import SPLIT_RULE
 
 SETTINGS = ("text_key", "held_out_fraction", "test_fraction", "deduplicate")
@@ -66,36 +66,55 @@ def _settings(manifest: Manifest) -> dict[str, Any]:
         "token type": manifest.dtype,
         "splits": list(manifest.splits()),
         **{key: manifest.recipe.get(key) for key in SETTINGS},
+        # A merged folder says "each shard": where copies were looked for is no difference.
+        "deduplicate": bool(manifest.recipe.get("deduplicate")),
     }
 
 
 def _repeated(manifests: Sequence[Manifest]) -> list[str]:
-    """Shards that hold text of an earlier one: it would be read twice in an epoch."""
+    """Shards that are an earlier one: all of its text would be read twice in an epoch."""
     problems = []
     folders: dict[Path, Path] = {}
     texts: dict[tuple[str, ...], Path] = {}
-    files: dict[str, Path] = {}
     for manifest in manifests:
         folder = manifest.path.parent
         text = tuple(split.bin_sha256 for split in manifest.splits().values())
-        # Files without a byte are alike and repeat nothing.
-        inputs = {entry["sha256"]: entry["name"] for entry in inputs_of(manifest) if entry["bytes"]}
-        same = next(((name, files[sha]) for sha, name in inputs.items() if sha in files), None)
-        fix = "Each text is merged once: leave one of the two out."
         if folder.resolve() in folders:
             problems.append(
                 f"{folder}: is the same folder as {folders[folder.resolve()]}. Name it once."
             )
         elif text in texts:
-            problems.append(f"{folder}: holds the same tokens as {texts[text]}. {fix}")
-        elif same:
-            problems.append(f"{folder}: was made of {same[0]}, as {same[1]} was. {fix}")
+            problems.append(
+                f"{folder}: holds the same tokens as {texts[text]}. Each text is merged once: "
+                "leave one of the two out."
+            )
         folders.setdefault(folder.resolve(), folder)
         if any(split.tokens for split in manifest.splits().values()):
             texts.setdefault(text, folder)
+    return problems
+
+
+def repeated_inputs(manifests: Sequence[Manifest]) -> list[str]:
+    """Shards that have files with an earlier one in common, in words.
+
+    No fault: manifests do not tell whether such files hold documents, and `prepare` takes copies of
+    a file too.
+    """
+    notes = []
+    files: dict[str, Path] = {}
+    for manifest in manifests:
+        folder = manifest.path.parent
+        # Files without a byte are alike and repeat nothing.
+        inputs = {entry["sha256"]: entry["name"] for entry in inputs_of(manifest) if entry["bytes"]}
+        if same := [sha for sha in inputs if sha in files]:
+            notes.append(
+                f"{folder}: {len(same):,} of its {len(inputs):,} files have the content of files "
+                f"of earlier shards, {inputs[same[0]]} that of one of {files[same[0]]}. Documents "
+                "in them are there twice."
+            )
         for sha in inputs:
             files.setdefault(sha, folder)
-    return problems
+    return notes
 
 
 def _empty_splits(manifests: Sequence[Manifest]) -> list[str]:
@@ -124,13 +143,5 @@ def mixed_files(manifest: Manifest) -> list[str]:
             continue
         there = (reader.num_documents, reader.num_tokens, reader.dtype)
         if there != (split.documents, split.tokens, token_dtype(manifest.tokenizer.vocab_size)):
-            problems.append(damage(idx_path(split.prefix)))
+            problems.append(differs(idx_path(split.prefix)))
     return problems
-
-
-def damage(file: Path) -> str:
-    """Say that a file is not the one that its manifest describes."""
-    return (
-        f"{file}: its content is not what manifest.json recorded: it was written anew or is "
-        "damaged. Bring the file back, or prepare this shard again."
-    )

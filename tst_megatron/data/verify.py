@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -24,18 +25,23 @@ from tst_megatron.data.manifest import (
     Manifest,
     Split,
     differs,
-    file_sha256,
     missing,
     tokenizer_problems,
 )
 from tst_megatron.data.scan import TakeHashes, scan
 from tst_megatron.data.tokenizer import Tokenizer, TokenizerFacts, load_tokenizer
+from tst_megatron.files import file_sha256
 
 AGAIN = "Prepare the text again."
 IMPROBABLE = 1e-6
 """A split whose size is less probable than this is pointed out."""
 
 Advance = Callable[[int], None]
+Progress = Callable[[], AbstractContextManager[Advance]]
+
+
+def _no_progress() -> AbstractContextManager[Advance]:
+    return nullcontext(lambda num_bytes: None)
 
 
 @dataclass(slots=True)
@@ -47,12 +53,13 @@ class Findings:
     """What its owner should know, and what is no fault."""
 
 
-def verify_folder(manifest: Manifest, advance: Advance = lambda num_bytes: None) -> Findings:
+def verify_folder(manifest: Manifest, progress: Progress = _no_progress) -> Findings:
     """Read a folder once, and say everything that is wrong with it.
 
     Args:
         manifest: of the folder.
-        advance: called with the bytes that were read since the last call.
+        progress: entered before the first byte of the splits is read; what it yields is called
+            with the bytes that were read since the last call.
     """
     tokenizer, problems = _tokenizer(manifest)
     facts = tokenizer.facts if tokenizer else manifest.tokenizer
@@ -62,6 +69,18 @@ def verify_folder(manifest: Manifest, advance: Advance = lambda num_bytes: None)
             f"{manifest.path}: dtype {manifest.dtype}, a vocabulary of {facts.vocab_size} ids has "
             f"{token_dtype(facts.vocab_size).name}. {AGAIN}"
         )
+    # The tokenizer may take a minute to load, which is no time of reading.
+    with progress() as advance:
+        held_out = _read_splits(manifest, facts, findings, advance)
+    for split_documents in held_out:
+        _add_repeated(findings, split_documents, tokenizer)
+    return findings
+
+
+def _read_splits(
+    manifest: Manifest, facts: TokenizerFacts, findings: Findings, advance: Advance
+) -> list[HeldOutDocuments]:
+    """Read every split, and add what is wrong; returns the held-out splits' documents."""
     held_out: list[HeldOutDocuments] = []
     # Training last: its documents are looked up among the held-out ones.
     for name, split in reversed(manifest.splits().items()):
@@ -76,9 +95,7 @@ def verify_folder(manifest: Manifest, advance: Advance = lambda num_bytes: None)
             held_out.append(HeldOutDocuments(name, reader))
             take = held_out[-1].take
         findings.problems += _token_problems(manifest, name, reader, facts, advance, take)
-    for split_documents in held_out:
-        _add_repeated(findings, split_documents, tokenizer)
-    return findings
+    return held_out
 
 
 def share_notes(manifest: Manifest) -> list[str]:

@@ -5,17 +5,19 @@ DATA/manifest.json, DATA/<data set>/<name>/<split>.jsonl. Nothing here asks a ne
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from tst_megatron.evaluate.definitions import TaskData
+from tst_megatron.files import file_sha256
 
 MANIFEST = "manifest.json"
 FORMAT = 1
 COMMAND = "tst-megatron evaluate-data"
+
+sha256_of = file_sha256
 
 
 def read_splits(*, files: Mapping[str, str], **_: Any) -> dict[str, Any]:
@@ -94,9 +96,3 @@ def check_files(folder: Path, data: Iterable[TaskData], tasks: str) -> None:
             f"Fetch them where there is a connection: {COMMAND} {folder} --tasks {tasks}"
         )
         raise ValueError("\n".join(problems))
-
-
-def sha256_of(file: Path) -> str:
-    """The sha256 sum of a file, in hexadecimal."""
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()

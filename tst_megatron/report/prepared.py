@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
@@ -73,8 +74,8 @@ def _verify_one(manifest: Manifest, console: Console) -> Findings:
         for path in (bin_path(split.prefix), idx_path(split.prefix))
     ]
     total = sum(path.stat().st_size for path in files if path.is_file())
-    with byte_progress(console, f"reading {manifest.path.parent.name}", total) as advance:
-        return verify_folder(manifest, advance)
+    what = f"reading {manifest.path.parent.name}"
+    return verify_folder(manifest, partial(byte_progress, console, what, total))
 
 
 def _compare(
