@@ -138,7 +138,7 @@ def _may_lock_beyond(limit: int) -> bool:
     memory = ctypes.create_string_buffer(limit + 2 * mmap.PAGESIZE)
     size = ctypes.c_size_t(len(memory))
     library = ctypes.CDLL(None)
-    is_locked = library.mlock(memory, size) == 0
+    is_locked: bool = library.mlock(memory, size) == 0
     library.munlock(memory, size)
     return is_locked
 
