@@ -47,7 +47,7 @@ TORCH = {
     "num_gpus": 8,
     "gpus": [H100] * 8,
     "warnings": [],
-    "sum_problem": None,
+    "sum_problems": [None] * 8,
     "carriers": ["gloo", "nccl"],
     "nccl": "2.28.9",
     "nccl_file": NCCL_FILE,

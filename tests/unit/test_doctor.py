@@ -96,7 +96,7 @@ def test_broken_package_names_the_variables_that_may_have_broken_it():
     facts = of.with_probe(healthy(), "torch", Probe(problem=of.NO_SUCH_LIBRARY))
     facts = of.with_machine(facts, environment={"LD_LIBRARY_PATH": "/opt/cuda-12/lib"})
     (finding,) = by_level(facts, "bf16", "problem")
-    assert finding.fix.startswith("try without LD_LIBRARY_PATH; else install it again")
+    assert finding.fix.startswith("try without LD_LIBRARY_PATH; else uv pip install")
 
 
 # --- grades ---------------------------------------------------------------------------------------
@@ -197,6 +197,21 @@ def test_nvidias_apex_is_fine_on_a_gpu_and_a_problem_on_the_cpu(tmp_path):
     assert finding.fix == f"take {tmp_path} off PYTHONPATH, or use an environment without it"
 
 
+def test_nvidias_apex_of_an_image_is_a_note_without_gpu_until_the_cpu_is_asked_for(
+    doctor, tmp_path
+):
+    for part in ("normalization", "multi_tensor_apply"):
+        (tmp_path / "apex" / part).mkdir(parents=True)
+    facts = of.with_modules(without_gpu(), apex=str(tmp_path / "apex" / "__init__.py"))
+    in_image = of.with_packages(facts, image=Image(has_apex=True))
+    status, out = doctor(in_image)
+    assert status == 0
+    assert "profile cpu cannot run in this image" in out
+    status, out = doctor(in_image, "--profile", "cpu")
+    assert status == 1 and "fix: use an environment without it" in out
+    assert doctor(facts)[0] == 1
+
+
 # --- output ---------------------------------------------------------------------------------------
 
 
@@ -265,4 +280,4 @@ def test_missing_packaging_is_named_and_no_traceback(monkeypatch, capsys):
     with pytest.raises(SystemExit) as caught:
         main()
     assert caught.value.code == 1
-    assert "Fix: pip install packaging" in capsys.readouterr().err
+    assert f"Fix: uv pip install --python {sys.executable} packaging" in capsys.readouterr().err

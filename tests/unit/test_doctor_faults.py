@@ -20,25 +20,38 @@ FAULTS = {
         of.without_torch,
         "bf16",
         "torch",
-        ["not installed", "needed: torch>=2.11", "fix: pip install 'torch>=2.11'"],
+        [
+            "not installed",
+            "needed: torch>=2.11",
+            "fix: uv pip install --python python 'torch>=2.11'",
+        ],
     ),
     "torch is too old": (
         lambda f: of.with_packages(f, copies=of.copies(torch="2.10.1")),
         "bf16",
         "torch",
-        ["2.10.1", "needed: torch>=2.11", "fix: pip install 'torch>=2.11'"],
+        ["2.10.1", "needed: torch>=2.11", "fix: uv pip install --python python 'torch>=2.11'"],
     ),
     "torch is broken": (
         lambda f: of.with_probe(f, "torch", Probe(problem=of.NO_SUCH_LIBRARY)),
         "bf16",
         "torch",
-        [f"2.11.0: {of.NO_SUCH_LIBRARY}", "fix: install it again", "'torch==2.11.0'"],
+        [
+            f"2.11.0: {of.NO_SUCH_LIBRARY}",
+            "fix: uv pip install",
+            "--reinstall-package torch 'torch==2.11.0'",
+        ],
     ),
     "torch has no CUDA": (
         lambda f: of.with_torch(f, cuda=None, version="2.11.0+cpu", num_gpus=0, gpus=[]),
         "bf16",
         "torch",
-        ["2.11.0+cpu, built without CUDA", "needed: torch with CUDA", "fix: uv sync --frozen"],
+        [
+            "2.11.0+cpu, built without CUDA",
+            "needed: torch with CUDA",
+            "fix: uv pip install",
+            "uv sync --frozen",
+        ],
     ),
     "the driver is too old for CUDA": (
         lambda f: of.with_gpus(of.with_torch(f, num_gpus=0, gpus=[]), driver="570.86.15"),
@@ -87,10 +100,12 @@ FAULTS = {
         ["GPU 3: 2 uncorrected ECC errors", "fix: leave the node out"],
     ),
     "a GPU does not compute": (
-        lambda f: of.with_torch(f, sum_problem="CUDA error: no kernel image is available"),
+        lambda f: of.with_torch(
+            f, sum_problems=[None, *["CUDA error: no kernel image is available"] * 2]
+        ),
         "bf16",
         "GPUs",
-        ["no kernel image is available", "fix: if torch has no kernels for it, install one"],
+        ["GPU 1, 2 of torch: CUDA error: no kernel image", "fix: if torch has no kernels for it"],
     ),
     "a GPU is too old for BF16": (
         lambda f: of.with_torch(f, gpus=[V100] * 8),
@@ -115,7 +130,8 @@ FAULTS = {
         [
             "not installed",
             "pytorch]==2.20.2, for profile bf16",
-            "fix: uv sync --frozen --extra gpu",
+            "fix: uv pip install --python python --no-build-isolation 'transformer-engine",
+            "uv sync --frozen --extra gpu",
         ],
     ),
     "Transformer Engine lacks its part for torch": (
@@ -132,19 +148,23 @@ FAULTS = {
         lambda f: of.with_packages(f, copies=of.copies(transformer_engine="2.9.0+abc")),
         "tuned",
         "Transformer Engine",
-        ["2.9.0+abc", "needed: 2.12.0 or newer for profile tuned", "fix: pip install"],
+        ["2.9.0+abc", "needed: 2.12.0 or newer for profile tuned", "fix: uv pip install"],
     ),
     "Apex is the namesake": (
         of.namesake,
         "bf16",
         "Apex",
-        ["0.9.10.dev0", "a namesake: another project", "fix: pip uninstall apex"],
+        [
+            "0.9.10.dev0",
+            "a namesake: another project",
+            "fix: uv pip uninstall --python python apex",
+        ],
     ),
     "Apex is the namesake, on the CPU": (
         lambda f: of.namesake(without_gpu()),
         "cpu",
         "Apex",
-        ["a namesake: another project", "fix: pip uninstall apex"],
+        ["a namesake: another project", "fix: uv pip uninstall --python python apex"],
     ),
     "Apex has no extension": (
         lambda f: of.with_probe(f, "wgrad", None),
@@ -195,7 +215,7 @@ FAULTS = {
         lambda f: of.with_limits(f, nofile=(256, 256)),
         "bf16",
         "limit nofile",
-        ["256, at most 256", "needed: 1024 or more open files", "fix: ulimit -n 4096"],
+        ["256, at most 256", "needed: 1024 or more open files", "fix: root raises the hard limit"],
     ),
     "processes are few": (
         lambda f: of.with_limits(f, nproc=(512, 4096)),
@@ -219,7 +239,7 @@ FAULTS = {
         lambda f: of.with_limits(f, **{"as": (2**36, 2**36)}),
         "bf16",
         "limit as",
-        ["64.0 GiB of address space", "needed: unlimited", "fix: ulimit -v unlimited"],
+        ["64.0 GiB of address space", "needed: unlimited", "fix: root raises the hard limit"],
     ),
     "the disk is full": (
         lambda f: with_disk(f, free_gib=0.004),
@@ -269,7 +289,11 @@ FAULTS = {
         lambda f: of.with_packages(f, copies=of.copies(megatron_core="0.19.1")),
         "bf16",
         "megatron-core",
-        ["0.19.1", "needed: megatron-core==0.19.2", "fix: pip install 'megatron-core==0.19.2'"],
+        [
+            "0.19.1",
+            "needed: megatron-core==0.19.2",
+            "fix: uv pip install --python python 'megatron-core==0.19.2'",
+        ],
     ),
     "Megatron is a pre-release": (
         lambda f: of.with_packages(f, copies=of.copies(megatron_core="0.19.2rc1")),
@@ -281,19 +305,29 @@ FAULTS = {
         lambda f: of.with_modules(f, **{"megatron.training": None}),
         "bf16",
         "megatron-core",
-        ["no megatron.training", "needed: megatron.training and", "fix: pip install --force"],
+        [
+            "no megatron.training",
+            "needed: megatron.training and",
+            "-package megatron-core 'megatron-core==0.19.2'",
+        ],
     ),
     "Megatron's extension does not load": (
         lambda f: of.with_probe(f, "helpers", Probe(problem="ImportError: GLIBC_2.38 not found")),
         "bf16",
         "megatron-core",
-        ["helpers_cpp: ImportError: GLIBC_2.38 not found", "fix: pip install --force-reinstall"],
+        [
+            "helpers_cpp: ImportError: GLIBC_2.38 not found",
+            "-package megatron-core 'megatron-core==0.19.2'",
+        ],
     ),
     "Megatron has no module": (
         lambda f: of.with_modules(f, **{"megatron.core": None}),
         "bf16",
         "megatron-core",
-        ["0.19.2, without a module megatron.core", "fix: pip install --force-reinstall"],
+        [
+            "0.19.2, without a module megatron.core",
+            "-package megatron-core 'megatron-core==0.19.2'",
+        ],
     ),
     "Megatron cannot be imported": (
         lambda f: of.with_probe(f, "megatron", Probe(problem="hung for 180 s")),
@@ -305,7 +339,7 @@ FAULTS = {
         lambda f: of.with_packages(f, python="3.13.1"),
         "bf16",
         "Python",
-        ["3.13.1", "needed: <3.13,>=3.12", "fix: Make the environment anew"],
+        ["3.13.1", "needed: <3.13,>=3.12", "fix: make the environment anew"],
     ),
     "an image was changed": (
         lambda f: of.with_packages(

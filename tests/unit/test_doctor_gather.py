@@ -5,6 +5,7 @@ import os
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -406,3 +407,24 @@ def test_path_of_the_process_that_asks_is_that_of_the_one_that_answers(path):
     put(path, deep_ep="import sys; raise ImportError(sys.path[0])")
     assert ask("deep_ep").problem == f"ImportError: {path}"
     assert sys.path[0] == str(path)
+
+
+def test_every_gpu_computes_a_sum(monkeypatch):
+    from tst_megatron.host import device
+
+    def ones(size, *, device):
+        if device == "cuda:2":
+            raise RuntimeError("CUDA error: uncorrectable ECC error\nmore")
+        return real(size)
+
+    real = device.torch.ones
+    seen = SimpleNamespace(name="H100", major=9, minor=0)
+    monkeypatch.setattr(device.torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(device.torch.cuda, "device_count", lambda: 3)
+    monkeypatch.setattr(device.torch.cuda, "get_device_properties", lambda _: seen)
+    monkeypatch.setattr(device.torch, "ones", ones)
+    monkeypatch.setattr(device, "_nccl_version", lambda: "2.28.9")
+    monkeypatch.setattr(device, "_start_gloo", lambda: None)
+    said = device.seen_by_torch()
+    assert said["sum_problems"] == [None, None, "CUDA error: uncorrectable ECC error"]
+    assert (said["num_gpus"], len(said["gpus"])) == (3, 2)

@@ -6,6 +6,7 @@ from doctor_facts import by_level, healthy
 from packaging.specifiers import SpecifierSet
 from packaging.version import InvalidVersion
 
+from tst_megatron.doctor.diagnose import findings_of
 from tst_megatron.doctor.facts import Copy, Image, Probe
 from tst_megatron.doctor.packages import fits
 
@@ -50,7 +51,61 @@ def notes(facts):
 def test_wrong_version_of_any_requirement_is_a_problem(version, found):
     (finding,) = problems(of.with_packages(healthy(), copies=of.copies(numpy=version)))
     assert (finding.check, finding.found, finding.needed) == ("numpy", found, "numpy>=2")
-    assert finding.fix.startswith("pip install 'numpy>=2'")
+    assert finding.fix.startswith("uv pip install --python python 'numpy>=2'")
+
+
+@pytest.mark.parametrize("name", ["matplotlib", "pyarrow", "zstandard"])
+def test_missing_package_that_training_does_not_import_is_a_note(name):
+    facts = of.with_packages(healthy(), required={"": (name,)})
+    assert problems(facts) == []
+    (finding,) = notes(facts)
+    assert (finding.check, finding.found) == (name, "not installed")
+    assert finding.needed.endswith("not for training")
+
+
+def broken(facts):
+    return of.with_probe(facts, "torch", Probe(problem="ImportError: x"))
+
+
+NGC = {"torch": "2.13.0a0+8145d630e8.nv26.6"}
+
+
+@pytest.mark.parametrize(
+    ("facts", "fix"),
+    [
+        (broken(of.with_packages(healthy(), copies=of.copies(**NGC))), "start its image anew"),
+        (of.with_packages(healthy(), copies=of.copies(torch="2.10.0a0+1")), "use a newer image"),
+        (broken(of.with_packages(healthy(), copies=of.copies(torch="2.11.0+cu130"))), "uv pip"),
+        (broken(healthy()), "uv pip install --python python --reinstall-package torch"),
+    ],
+)
+def test_torch_of_an_image_is_not_replaced_by_one_of_an_index(facts, fix):
+    (finding,) = problems(facts)
+    assert finding.fix.startswith(fix)
+    assert "'torch==2.1" not in finding.fix or "'torch==2.11.0'" in finding.fix
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda f: of.with_packages(f, copies=of.copies(numpy="1.0", torch="2.9.0")),
+        broken,
+        lambda f: of.with_modules(f, **{"megatron.training": None}),
+        lambda f: of.with_probe(f, "megatron", Probe(problem="ImportError: x")),
+        lambda f: of.with_probe(f, "transformer engine", None),
+        lambda f: of.with_packages(f, copies=of.copies(transformer_engine="1.0")),
+        lambda f: of.with_torch(f, cuda=None),
+        lambda f: of.with_torch(f, nccl="2.1.0"),
+        of.namesake,
+        lambda f: of.with_packages(f, requires={"torch": ("absent",)}),
+    ],
+)
+def test_image_is_built_again_and_nothing_installed_into_it(change):
+    facts = change(healthy())
+    facts = of.with_packages(facts, image=Image())
+    found = [each for each in findings_of(facts, "bf16") if each.level != "ok" and each.fix]
+    assert any("build the image again" in each.fix for each in found)
+    assert not any("pip " in each.fix or "uv " in each.fix for each in found)
 
 
 def test_damaged_metadata_are_a_problem():
@@ -71,7 +126,7 @@ def test_module_without_a_distribution_is_named_with_its_folder():
     )
     (finding,) = problems(facts)
     assert "imported from /src/Megatron-LM/megatron/core/__init__.py" in finding.found
-    assert finding.fix.startswith("Take that folder off PYTHONPATH, then pip install")
+    assert finding.fix.startswith("Take that folder off PYTHONPATH, then uv pip install")
 
 
 def test_project_that_is_not_installed_says_that_its_requirements_are_not_known():
@@ -84,7 +139,7 @@ def test_lacking_extra_is_a_note_with_its_install_line():
     (finding,) = notes(of.with_packages(healthy(), required=required))
     assert finding.check == "extra data"
     assert finding.found == "zstandard: not installed; pyarrow: not installed"
-    assert "pip install 'tst-megatron[data]'" in finding.fix
+    assert "uv pip install --python python 'tst-megatron[data]'" in finding.fix
 
 
 def test_extra_that_nobody_asked_for_is_no_note_and_a_wrong_version_of_it_is():
@@ -119,7 +174,16 @@ def test_two_copies_are_a_note_that_says_which_is_used():
         f"installed 2 times: 2.11.0 in {of.SITE}; 2.12.0 in /usr/lib/python3/dist-packages. "
         "The first is used"
     )
-    assert finding.fix.startswith("pip uninstall torch until none is left")
+    assert finding.fix.startswith("uv pip uninstall --python python torch, until none is left")
+
+
+def test_copy_that_an_image_laid_over_its_base_is_meant():
+    copies = of.copies()
+    copies["torch"] += (Copy(version="2.9.0", folder="/usr/lib/python3/dist-packages"),)
+    for of_base, number in (("2.9.0", 0), ("2.8.0", 1)):
+        image = Image(replaced={"torch": (of_base, "2.11.0")})
+        facts = of.with_packages(healthy(), copies=copies, image=image)
+        assert len([each for each in notes(facts) if each.check == "torch"]) == number
 
 
 def test_another_megatron_on_the_path_is_a_problem():

@@ -48,7 +48,7 @@ def test_missing_torch_is_named_with_its_fix_and_status_1(without_torch):
     problems = [each for each in json.loads(done.stdout)["findings"] if each["level"] == "problem"]
     (torch,) = [each for each in problems if each["check"] == "torch"]
     assert (torch["found"], torch["needed"]) == ("not installed", "torch>=2.11")
-    assert torch["fix"].startswith("pip install 'torch>=2.11'")
+    assert torch["fix"].startswith(f"uv pip install --python {sys.executable} 'torch>=2.11'")
 
 
 def test_namesake_of_apex_and_gpus_without_torch_are_named(without_torch, tmp_path):
@@ -69,7 +69,7 @@ def test_namesake_of_apex_and_gpus_without_torch_are_named(without_torch, tmp_pa
     for words in (
         "profile bf16 (none was asked for",
         f"0.9.10.dev0 in {tmp_path}/apex, a namesake: another project, not NVIDIA's",
-        "fix: pip uninstall apex",
+        f"fix: uv pip uninstall --python {sys.executable} apex",
         "GPU 0: 3 uncorrected ECC errors",
         "NCCL_SOCKET_IFNAME",
         "absent9, and there are lo",
@@ -88,7 +88,7 @@ def test_broken_torch_is_a_finding(without_torch, tmp_path):
     done = doctor(folders=[tmp_path, without_torch])
     assert done.returncode == 1
     assert "2.11.0: OSError: libnccl.so.2: no such file" in done.stdout
-    assert "pip install --force-reinstall 'torch==2.11.0'" in done.stdout
+    assert "--reinstall-package torch 'torch==2.11.0'" in done.stdout
 
 
 def test_image_is_compared_with_what_is_installed(tmp_path, monkeypatch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from pathlib import Path
 from typing import Annotated
@@ -41,7 +42,8 @@ def doctor(
     try:
         import packaging  # noqa: F401 - what the doctor itself stands on
     except ImportError as error:
-        typer.echo(f"packaging: {error}. Fix: pip install packaging", err=True)
+        fix = f"uv pip install --python {sys.executable} packaging"
+        typer.echo(f"packaging: {error}. Fix: {fix}", err=True)
         raise typer.Exit(UNFIT) from None
     from tst_megatron.cluster.node import host_name
     from tst_megatron.doctor.diagnose import Diagnosis, findings_of
@@ -55,7 +57,7 @@ def doctor(
         host=host_name(),
         profile=meant,
         is_default_profile=profile is None,
-        findings=findings_of(facts, meant),
+        findings=findings_of(facts, meant, is_asked=profile is not None),
         seconds=time.perf_counter() - start,
     )
     if is_json:

@@ -32,8 +32,14 @@ class Diagnosis:
         return sum(finding.level is level for finding in self.findings)
 
 
-def findings_of(facts: Facts, profile: str) -> list[Finding]:
-    """Everything that facts say about training with a profile."""
+def findings_of(facts: Facts, profile: str, *, is_asked: bool = True) -> list[Finding]:
+    """Everything that facts say about training with a profile.
+
+    Args:
+        facts: all of them.
+        profile: of the run.
+        is_asked: whether a person named the profile, so that it must work.
+    """
     modules: Mapping[str, str] = facts.probes["modules"].answers
     is_compute = facts.packages.image is not None or "SLURM_JOB_ID" in facts.machine.environment
     return [
@@ -50,7 +56,7 @@ def findings_of(facts: Facts, profile: str) -> list[Finding]:
         *gpus.driver_findings(facts, profile),
         *gpus.gpu_findings(facts, profile),
         *software.engine_findings(facts, profile),
-        *software.apex_findings(facts, modules, profile),
+        *software.apex_findings(facts, modules, profile, is_asked=is_asked),
         *software.deep_ep_findings(facts, profile),
         *gpus.nccl_findings(facts, profile),
         *gpus.gloo_findings(facts),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 from packaging.version import InvalidVersion, Version
 
 from tst_megatron.cluster import nvidia_smi
+from tst_megatron.doctor import fixes
 from tst_megatron.doctor.facts import Facts
 from tst_megatron.doctor.finding import Finding, note, ok, problem
 from tst_megatron.profiles import GPU_PROFILES
@@ -104,16 +105,7 @@ def gpu_findings(facts: Facts, profile: str) -> list[Finding]:
     if not torch:
         return found
     found += [*_count(facts, torch)]
-    if torch["sum_problem"]:
-        found.append(
-            problem(
-                "GPUs",
-                f"the first one does not compute: {torch['sum_problem']}",
-                needed="a sum on the first GPU",
-                fix="if torch has no kernels for it, install one that has; else look at "
-                "nvidia-smi and dmesg, and leave the node out",
-            )
-        )
+    found += [*_sums(torch["sum_problems"])]
     return found + [*_capabilities(torch["gpus"], profile)]
 
 
@@ -186,6 +178,18 @@ def _count(facts: Facts, torch: Mapping[str, Any]) -> Iterator[Finding]:
     )
 
 
+def _sums(problems: Sequence[str | None]) -> Iterator[Finding]:
+    for text in dict.fromkeys(each for each in problems if each):
+        gpus = [str(gpu) for gpu, each in enumerate(problems) if each == text]
+        yield problem(
+            "GPUs",
+            f"GPU {', '.join(gpus)} of torch: {text}",
+            needed="a sum on every GPU",
+            fix="if torch has no kernels for it, use one that has; else look at nvidia-smi and "
+            "dmesg, and leave the node out",
+        )
+
+
 def _capabilities(gpus: list[dict[str, Any]], profile: str) -> Iterator[Finding]:
     wanted = HARDWARE[profile]
     for name, (major, minor) in sorted(
@@ -238,8 +242,8 @@ def nccl_findings(facts: Facts, profile: str) -> list[Finding]:
             "NCCL",
             f"{loaded} from {place}, while {name} is {wheel}",
             needed=f"{wheel}, with which this torch was installed, or newer",
-            fix=f"take {Path(place).parent} off LD_LIBRARY_PATH and LD_PRELOAD, or pip install "
-            f"{name}=={wheel} again",
+            fix=f"take {Path(place).parent} off LD_LIBRARY_PATH and LD_PRELOAD, or "
+            + fixes.reinstall(facts.packages, f"{name}=={wheel}"),
         )
     ]
 

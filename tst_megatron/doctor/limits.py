@@ -85,9 +85,17 @@ def _too_low(limits: Mapping[str, tuple[int, int]]) -> Iterator[Finding]:
             f"limit {name}",
             f"{_in_words(soft)}, at most {_in_words(hard)}",
             needed=f"{wanted} or more {rule.what}",
-            fix=f"ulimit -{rule.letter} {rule.enough}; in a container --ulimit {name}="
+            fix=f"{_ulimit(rule.letter, rule.enough, hard)}; in a container --ulimit {name}="
             f"{rule.enough}; under Slurm {name} in limits.conf of the nodes",
         )
+
+
+def _ulimit(letter: str, wanted: int, hard: int) -> str:
+    """The command that raises a limit, if the hard one leaves that to the user."""
+    is_above = hard != UNLIMITED and (wanted == UNLIMITED or wanted > hard)
+    if is_above:
+        return f"root raises the hard limit, which is {_in_words(hard)}"
+    return f"ulimit -{letter} {_in_words(wanted)}"
 
 
 def _container(most: int | None) -> Iterator[Finding]:
@@ -104,7 +112,7 @@ def _container(most: int | None) -> Iterator[Finding]:
 
 
 def _locked_memory(machine: Machine, profile: str) -> Iterator[Finding]:
-    soft, _ = machine.limits["memlock"]
+    soft, hard = machine.limits["memlock"]
     if soft == UNLIMITED or machine.may_lock_memory or not machine.infiniband:
         return
     grade = problem if profile in GPU_PROFILES else note
@@ -112,13 +120,13 @@ def _locked_memory(machine: Machine, profile: str) -> Iterator[Finding]:
         "limit memlock",
         f"{soft >> 10} KiB, with InfiniBand ({', '.join(machine.infiniband)})",
         needed="unlimited: NCCL locks the memory that it sends over InfiniBand",
-        fix="ulimit -l unlimited; in a container --ulimit memlock=-1; under Slurm "
+        fix=f"{_ulimit('l', UNLIMITED, hard)}; in a container --ulimit memlock=-1; under Slurm "
         "LimitMEMLOCK=infinity of slurmd",
     )
 
 
 def _address_space(limits: Mapping[str, tuple[int, int]], profile: str) -> Iterator[Finding]:
-    soft, _ = limits["as"]
+    soft, hard = limits["as"]
     if soft == UNLIMITED:
         return
     grade = problem if profile in GPU_PROFILES else note
@@ -126,7 +134,7 @@ def _address_space(limits: Mapping[str, tuple[int, int]], profile: str) -> Itera
         "limit as",
         f"{soft / 2**30:.1f} GiB of address space",
         needed="unlimited: CUDA reserves addresses for the memory of host and GPUs together",
-        fix="ulimit -v unlimited; under Slurm VSizeFactor=0",
+        fix=f"{_ulimit('v', UNLIMITED, hard)}; under Slurm VSizeFactor=0",
     )
 
 

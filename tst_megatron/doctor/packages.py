@@ -6,7 +6,7 @@ NVIDIA's images bring torch ``2.13.0a0+8145d630e8``. Where one version is wanted
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from packaging.requirements import Requirement
@@ -14,11 +14,20 @@ from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 from packaging.version import InvalidVersion, Version
 
+from tst_megatron.doctor import fixes
 from tst_megatron.doctor.facts import Copy, Image, Packages, Probe
 from tst_megatron.doctor.finding import Finding, note, ok, problem
+from tst_megatron.doctor.fixes import BUILD_AGAIN
 from tst_megatron.doctor.probe import MODULES
 
 OURS = "tst-megatron"
+
+NOT_OF_TRAINING = {
+    "matplotlib": ", for figures and not for training",
+    "pyarrow": ", for data commands and not for training",
+    "zstandard": ", for data commands and not for training",
+}
+"""What every installation has, and training imports nowhere."""
 
 
 def fits(wanted: SpecifierSet, version: str) -> bool:
@@ -43,7 +52,7 @@ def python_findings(packages: Packages) -> list[Finding]:
             "Python",
             packages.python,
             needed=packages.requires_python,
-            fix="Make the environment anew with that Python: uv sync --frozen fetches one",
+            fix="make the environment anew with that Python: uv sync --frozen fetches one",
         )
     ]
 
@@ -61,7 +70,9 @@ def requirement_findings(packages: Packages, modules: Mapping[str, str]) -> list
                 "packages",
                 "this project is not installed and there is no pyproject.toml, so what it requires "
                 "is not known",
-                fix="Install it: uv sync --frozen, or pip install its wheel",
+                fix=BUILD_AGAIN
+                if packages.image
+                else f"uv sync --frozen, or uv pip install --python {packages.executable} WHEEL",
             )
         ]
     found, fitting = [], 0
@@ -80,12 +91,13 @@ def _unmet(
     found = _mismatch(requirement, packages)
     if found is None:
         return None
-    fix = f"pip install '{requirement}', or uv sync --frozen for all of uv.lock"
+    fix = fixes.install(packages, str(requirement))
     origin = modules.get(MODULES.get(name, ""))
     if origin and name not in packages.copies:
         found = f"not installed, and yet imported from {origin}, in a version that is not known"
         fix = f"Take that folder off PYTHONPATH, then {fix}"
-    return problem(name, found, needed=str(requirement), fix=fix)
+    grade = note if name in NOT_OF_TRAINING else problem
+    return grade(name, found, needed=f"{requirement}{NOT_OF_TRAINING.get(name, '')}", fix=fix)
 
 
 def _mismatch(requirement: Requirement, packages: Packages) -> str | None:
@@ -125,7 +137,7 @@ def extra_findings(packages: Packages) -> list[Finding]:
                 f"extra {extra}",
                 "; ".join(lacking),
                 needed=f"{', '.join(texts)}, for some commands and not for training",
-                fix=f"pip install '{OURS}[{extra}]', or uv sync --frozen --extra {extra}",
+                fix=fixes.install(packages, f"{OURS}[{extra}]", all_of=f" --extra {extra}"),
             )
         )
     return found
@@ -185,7 +197,8 @@ def indirect_findings(packages: Packages) -> list[Finding]:
             "indirect packages",
             "; ".join(sorted(wrong)),
             needed="what the packages above require in turn",
-            fix="install those, or uv sync --frozen for all of uv.lock; --imports tells for sure",
+            fix=f"{BUILD_AGAIN if packages.image else 'install those, or uv sync --frozen'}; "
+            "--imports tells for sure whether that is needed",
         )
     ]
 
@@ -211,15 +224,21 @@ def copy_findings(packages: Packages, modules: Mapping[str, str]) -> list[Findin
 def _twice(packages: Packages) -> Iterator[Finding]:
     for name in sorted(_names(packages) & packages.copies.keys()):
         copies = packages.copies[name]
-        if len(copies) < 2:
+        if len(copies) < 2 or _is_meant(packages.image, name, copies):
             continue
         places = "; ".join(f"{copy.version} in {copy.folder}" for copy in copies)
         yield note(
             name,
             f"installed {len(copies)} times: {places}. The first is used",
             needed="one copy",
-            fix=f"pip uninstall {name} until none is left, then install it once",
+            fix=f"{fixes.uninstall(packages, name)}, until none is left, then install it once",
         )
+
+
+def _is_meant(image: Image | None, name: str, copies: Sequence[Copy]) -> bool:
+    """Whether these are the base image's copy and what its build laid over it."""
+    replaced = image.replaced.get(name) if image else None
+    return replaced is not None and {copy.version for copy in copies} == set(replaced)
 
 
 def _shadowed(packages: Packages, modules: Mapping[str, str]) -> Iterator[Finding]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from packaging.requirements import Requirement
 from packaging.version import InvalidVersion, Version
 
+from tst_megatron.doctor import fixes
 from tst_megatron.doctor.facts import Facts, Probe
 from tst_megatron.doctor.finding import Finding, note, ok, problem
 from tst_megatron.doctor.gpus import seen_by_torch
@@ -45,8 +46,8 @@ def torch_findings(facts: Facts) -> list[Finding]:
                 "torch",
                 f"{torch['version']}, built without CUDA, on a machine with a GPU",
                 needed="torch with CUDA",
-                fix="uv sync --frozen --extra gpu, or pip install --force-reinstall torch from "
-                "PyPI, whose wheels for Linux have CUDA",
+                fix=fixes.reinstall(facts.packages, fixes.as_installed(facts.packages, "torch"))
+                + "; PyPI's wheels for Linux have CUDA",
             )
         ]
     return [ok("torch", f"{torch['version']}, CUDA {torch['cuda'] or 'none'}")]
@@ -60,19 +61,19 @@ def _broken(name: str, facts: Facts, probe: Probe) -> Finding:
         if facts.machine.environment.get(variable)
     ]
     unset = f"try without {' and '.join(of_environment)}; else " if of_environment else ""
-    again = f"{name}=={version}" if version else name
     return problem(
         name,
         f"{version or 'of unknown version'}: {probe.problem}",
         needed="a package that can be imported",
-        fix=f"{unset}install it again with what it needs: pip install --force-reinstall '{again}'",
+        fix=f"{unset}{fixes.reinstall(facts.packages, fixes.as_installed(facts.packages, name))}",
     )
 
 
 def megatron_findings(facts: Facts, modules: Mapping[str, str]) -> list[Finding]:
     """Whether Megatron has its training loop and its extension, and can be imported."""
     version = facts.packages.version("megatron-core") or "of unknown version"
-    fix = "pip install --force-reinstall --no-deps megatron-core, of PyPI: its wheel has both"
+    wanted = fixes.required(facts.packages, "megatron-core")
+    fix = f"{fixes.reinstall(facts.packages, wanted)}; PyPI's wheel has both"
     if "megatron.core" not in modules:
         if "megatron-core" not in facts.packages.copies:
             # Said as a requirement.
@@ -100,7 +101,9 @@ def megatron_findings(facts: Facts, modules: Mapping[str, str]) -> list[Finding]
                 "megatron-core",
                 f"{version}: {imported.problem}",
                 needed="all that training imports",
-                fix="install the package that this names, or uv sync --frozen for all of uv.lock",
+                fix=fixes.BUILD_AGAIN
+                if facts.packages.image
+                else "install the package that this names, or uv sync --frozen for all of uv.lock",
             )
         ]
     return [ok("megatron-core", f"{version}, can be imported")] if not imported.problem else []
@@ -113,8 +116,7 @@ def engine_findings(facts: Facts, profile: str) -> list[Finding]:
     """Whether Transformer Engine is there for a profile that needs it."""
     probe, version = facts.probes.get("transformer engine"), facts.packages.version(ENGINE)
     tested = _tested(facts)
-    fix = f"uv sync --frozen --extra gpu, or pip install --no-build-isolation '{tested}' where "
-    fix += "CUDA's headers are; NVIDIA's images have it"
+    fix = _engine_fix(facts, tested)
     if profile not in GPU_PROFILES:
         if probe and probe.problem:
             return [
@@ -142,7 +144,7 @@ def engine_findings(facts: Facts, profile: str) -> list[Finding]:
                 fix=fix,
             )
         ]
-    return [_engine_version(version, tested, profile)]
+    return [_engine_version(version, tested, profile, fix)]
 
 
 def _tested(facts: Facts) -> Requirement:
@@ -151,7 +153,16 @@ def _tested(facts: Facts) -> Requirement:
     return next(named, Requirement(ENGINE))
 
 
-def _engine_version(version: str | None, tested: Requirement, profile: str) -> Finding:
+def _engine_fix(facts: Facts, tested: Requirement) -> str:
+    if facts.packages.image:
+        return f"{fixes.BUILD_AGAIN} from a newer image of NVIDIA, which has it"
+    build = fixes.install(
+        facts.packages, str(tested), options="--no-build-isolation ", all_of=" --extra gpu"
+    )
+    return f"{build}, where CUDA's headers are; NVIDIA's images have it"
+
+
+def _engine_version(version: str | None, tested: Requirement, profile: str, fix: str) -> Finding:
     least = LEAST_ENGINE[profile]
     try:
         is_old = version is not None and Version(version) < Version(least)
@@ -163,7 +174,7 @@ def _engine_version(version: str | None, tested: Requirement, profile: str) -> F
             "Transformer Engine",
             f"{version}",
             needed=f"{least} or newer for profile {profile}",
-            fix=f"pip install --no-build-isolation '{tested}', or a newer image",
+            fix=fix,
         )
     if is_tested:
         return ok("Transformer Engine", f"{version}")
@@ -178,12 +189,23 @@ def _engine_version(version: str | None, tested: Requirement, profile: str) -> F
 # --- Apex and DeepEP ------------------------------------------------------------------------------
 
 
-def apex_findings(facts: Facts, modules: Mapping[str, str], profile: str) -> list[Finding]:
-    """Whether Apex is NVIDIA's, and its extension there for a profile that needs it."""
-    return [*_apex(facts, modules, profile), *_extension(facts, profile)]
+def apex_findings(
+    facts: Facts, modules: Mapping[str, str], profile: str, *, is_asked: bool
+) -> list[Finding]:
+    """Whether Apex is NVIDIA's, and its extension there for a profile that needs it.
+
+    Args:
+        facts: all of them.
+        modules: where each module would be imported from.
+        profile: of the run.
+        is_asked: whether a person named the profile, so that it must work.
+    """
+    return [*_apex(facts, modules, profile, is_asked=is_asked), *_extension(facts, profile)]
 
 
-def _apex(facts: Facts, modules: Mapping[str, str], profile: str) -> list[Finding]:
+def _apex(
+    facts: Facts, modules: Mapping[str, str], profile: str, *, is_asked: bool
+) -> list[Finding]:
     if APEX not in modules:
         return []
     version = facts.packages.version(APEX)
@@ -192,7 +214,7 @@ def _apex(facts: Facts, modules: Mapping[str, str], profile: str) -> list[Findin
     found = f"{version or 'of unknown version'} in {folder}"
     is_on_path = str(folder.parent) in facts.machine.environment.get("PYTHONPATH", "").split(":")
     fix = f"take {folder.parent} off PYTHONPATH"
-    fix = fix if is_on_path or not version else "pip uninstall apex"
+    fix = fix if is_on_path or not version else fixes.uninstall(facts.packages, APEX)
     if not (folder / "normalization").is_dir() or not (folder / "multi_tensor_apply").is_dir():
         return [
             problem(
@@ -203,15 +225,15 @@ def _apex(facts: Facts, modules: Mapping[str, str], profile: str) -> list[Findin
             )
         ]
     if profile == "cpu":
-        return [
-            problem(
-                "Apex",
-                f"{found}, NVIDIA's",
-                needed="none on the CPU: with any apex Megatron takes its fused LayerNorm, which "
-                "knows no RMSNorm",
-                fix=f"{fix}, or use an environment without it",
-            )
-        ]
+        needed = "none on the CPU: with any apex Megatron takes its fused LayerNorm, which knows "
+        needed += "no RMSNorm"
+        other = "use an environment without it"
+        if facts.packages.image and not is_asked:
+            # Such as a login node, where nobody means to train.
+            found += ", NVIDIA's: profile cpu cannot run in this image, profiles of GPUs can"
+            return [note("Apex", found, needed=needed, fix=f"on the CPU {other}")]
+        fix = other if facts.packages.image else f"{fix}, or {other}"
+        return [problem("Apex", f"{found}, NVIDIA's", needed=needed, fix=fix)]
     return [ok("Apex", f"{found}, NVIDIA's")]
 
 

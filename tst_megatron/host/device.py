@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -67,16 +68,15 @@ def seen_by_torch() -> dict[str, Any]:
 
     Returns:
         ``version``, ``cuda`` (None where torch was built without), ``gpus`` (name and compute
-        capability of each), ``warnings`` (why CUDA does not start), ``sum_problem`` (why the first
-        GPU does not compute), ``carriers``, ``nccl``, ``gloo_problem`` (why gloo does not start).
+        capability of each that computes), ``warnings`` (why CUDA does not start), ``sum_problems``
+        (of each GPU, why it does not compute, or None), ``carriers``, ``nccl``, ``gloo_problem``
+        (why gloo does not start).
     """
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         num_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        problem = (
-            _problem_of(lambda: torch.ones(2, device="cuda").sum().item()) if num_gpus else None
-        )
-    gpus = [] if problem else [_gpu(index) for index in range(num_gpus)]
+        problems = [_problem_of(partial(_sum, index)) for index in range(num_gpus)]
+    gpus = [_gpu(index) for index, problem in enumerate(problems) if problem is None]
     is_built = torch.distributed.is_available()
     available = {"gloo": is_built and torch.distributed.is_gloo_available()}
     available["nccl"] = is_built and torch.distributed.is_nccl_available()
@@ -86,11 +86,15 @@ def seen_by_torch() -> dict[str, Any]:
         "num_gpus": num_gpus,
         "gpus": gpus,
         "warnings": [" ".join(str(each.message).split()) for each in caught],
-        "sum_problem": problem,
+        "sum_problems": problems,
         "carriers": [name for name, is_there in available.items() if is_there],
         "nccl": _nccl_version() if available["nccl"] else None,
         "gloo_problem": _problem_of(_start_gloo) if available["gloo"] else None,
     }
+
+
+def _sum(index: int) -> float:
+    return torch.ones(2, device=f"cuda:{index}").sum().item()
 
 
 def _gpu(index: int) -> dict[str, Any]:
