@@ -2,6 +2,11 @@
 # Python and no network. uv is one of them.
 PYTHON ?= python3
 ifdef WHEELS
+# make splits names at spaces, also in a rule's prerequisites.
+ifneq ($(words $(WHEELS))$(findstring ',$(WHEELS)),1)
+$(error WHEELS is $(WHEELS): make takes no name with a space or a quote in it. Rename the folder, or make a link to it)
+endif
+override WHEELS := $(patsubst ~/%,$(HOME)/%,$(strip $(WHEELS)))
 UV := .venv/bin/uv
 RUN := $(UV) run --no-sync --offline
 else
@@ -32,7 +37,7 @@ test-slurm: $(UV)  ## every fault that a run on a cluster must survive, on a rea
 # Over this machine's own packages: any wheels will do, and torch may be the machine's.
 ifdef WHEELS
 gpu-check:
-	$(PYTHON) tools/gpu_check.py --wheels $(WHEELS) $(PARTS)
+	$(PYTHON) tools/gpu_check.py --wheels '$(WHEELS)' $(PARTS)
 else
 gpu-check: $(UV)  ## everything that needs one GPU: correctness, then speed; writes benchmarks/results
 	$(RUN) python tools/gpu_check.py $(PARTS)
@@ -67,10 +72,10 @@ lint: $(UV)
 
 ifdef WHEELS
 .venv/bin/uv: $(WHEELS)/requirements.txt
-	$(PYTHON) tools/install_wheels.py .venv --wheels $(WHEELS) --editable .
+	$(PYTHON) tools/install_wheels.py .venv --wheels '$(WHEELS)' --editable .
 
 $(WHEELS)/requirements.txt:
-	@echo "$@ is not there. tools/wheelhouse.sh $(WHEELS) makes that folder, where there is a network"
+	@echo '$@ is not there. tools/wheelhouse.sh $(WHEELS) makes that folder, where there is a network'
 	@false
 endif
 

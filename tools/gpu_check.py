@@ -9,8 +9,9 @@ others. At the end there is one table, and `gpu-check.json` beside the results a
 part. What needs Transformer Engine says so where it is absent. Exit status 1 if a part failed.
 
 With WHEELS the wheels, those of tools/wheelhouse.sh or any others, are installed into
-`.gpu-check/venv` over this Python's own packages, without their dependencies and without an index:
-what a machine has already, such as torch, is used.
+`.gpu-check/venv` over this Python's own packages, without their dependencies and without an index.
+Where the machine has torch, that is what is measured: wheels of torch, of CUDA's libraries and of
+what is compiled against them are left out.
 """
 
 from __future__ import annotations
@@ -24,10 +25,11 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from image_requirements import KEPT
 from install_wheels import make_environment
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -40,6 +42,8 @@ SHARE_OF_MEMORY = 0.7
 """What weights and optimizer may take; the rest is for activations and logits."""
 ATTEMPTS = 4
 """A slice that does not fit is tried with a layer less this often."""
+NO_LIBRARIES = ("nvidia-ml-py", "nvidia-modelopt", "nvidia-resiliency-ext")
+"""Packages of NVIDIA that are Python's, and not parts of CUDA that torch's wheel asks for."""
 PYTEST = ("-m", "pytest", "-q", "-ra", "-p", "no:cacheprovider")
 
 
@@ -229,6 +233,26 @@ def table(outcomes: Sequence[Outcome]) -> str:
     return "\n".join(lines)
 
 
+def left_to_the_machine(seen: set[str], wheels: Iterable[str]) -> set[str]:
+    """Wheels that would cover the torch of a machine, or mix another CUDA or NumPy with it.
+
+    Args:
+        seen: names of the packages that the machine's Python has.
+        wheels: names of the wheels.
+    """
+    if "torch" not in seen:
+        return set()
+    compiled = set(KEPT) - ({"numpy"} - seen)
+    left = {
+        name
+        for name in wheels
+        if name in compiled or (name.startswith(("cuda-", "nvidia-")) and name not in NO_LIBRARIES)
+    }
+    if left:
+        print(f"the machine has torch: left out are {', '.join(sorted(left))}", flush=True)
+    return left
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--output", type=Path, help="default: benchmarks/results/DEVICE")
@@ -240,7 +264,9 @@ def main() -> int:
     python = Path(sys.executable)
     if options.wheels:
         environment = ROOT / ".gpu-check" / "venv"
-        python = make_environment(options.wheels, environment, over_this_python=True)
+        python = make_environment(
+            options.wheels.resolve(), environment, over_this_python=left_to_the_machine
+        )
     machine = Machine(python)
     slug = re.sub(r"[^a-z0-9]+", "-", machine.name.lower()).strip("-")
     output = (options.output or ROOT / "benchmarks" / "results" / slug).resolve()

@@ -4,7 +4,8 @@
     python3.12 FOLDER/install.py VENV --editable SOURCES  the same, but the project from its sources
 
 tools/wheelhouse.sh puts this file into its folder; it needs nothing but Python. Every wheel is
-compared with the sum in requirements.txt, and no index is asked.
+compared with the sum in requirements.txt, and no index is asked. Settings of pip, in variables or
+files, do not count: a folder or a constraint of one's own would leave the environment empty.
 """
 
 from __future__ import annotations
@@ -13,10 +14,14 @@ import argparse
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 import venv
+from collections.abc import Callable, Iterable
+from importlib.metadata import distributions
 from pathlib import Path
 
 REQUIREMENTS, PLATFORM = "requirements.txt", "platform.json"
@@ -42,43 +47,87 @@ def main() -> int:
 
 
 def make_environment(
-    wheels: Path, folder: Path, *, over_this_python: bool = False, editable: Path | None = None
+    wheels: Path,
+    folder: Path,
+    *,
+    over_this_python: Callable[[set[str], set[str]], set[str]] | None = None,
+    editable: Path | None = None,
 ) -> Path:
-    """A new virtual environment with every wheel of a folder and, if asked, a project's sources.
+    """A new virtual environment with the wheels of a folder and, if asked, a project's sources.
 
     Args:
         wheels: a folder of tools/wheelhouse.sh, whose sums are then checked, or of any wheels.
         folder: the environment; what is there is deleted.
-        over_this_python: let this Python's own packages be seen.
+        over_this_python: lets this Python's own packages be seen. It is told their names and those
+            of the wheels, and says which wheels are left out.
         editable: folder of sources that are installed to be edited.
     Returns:
         The environment's Python.
     Raises:
         ValueError: there are no wheels.
-        RuntimeError: pip cannot install them; no environment is left.
+        RuntimeError: pip cannot install them, or has not; no environment is left.
     """
-    found = sorted(map(str, wheels.glob("*.whl")))
-    if not found:
+    wanted = _requirements(wheels)
+    if not wanted:
         raise ValueError(f"{wheels}: no wheel in it. WHEELS is a folder of .whl files")
     pip = sorted(wheels.glob("pip-*.whl"))
     # With the folder's pip: Debian's Python has none of its own.
-    venv.create(folder, system_site_packages=over_this_python, with_pip=not pip, clear=True)
+    venv.create(folder, system_site_packages=bool(over_this_python), with_pip=not pip, clear=True)
     python = folder / "bin" / "python"
-    listed = wheels / REQUIREMENTS
-    what = ["--require-hashes", "-r", str(listed)] if listed.exists() else found
-    command = [str(python), "-m", "pip", "install", "--no-index", "--no-deps"]
-    command += ["--find-links", str(wheels), "--disable-pip-version-check", "--progress-bar", "off"]
-    environment = {**os.environ, "PYTHONPATH": str(pip[-1]) if pip else ""}
+    environment = {name: value for name, value in os.environ.items() if name[:4] != "PIP_"}
+    environment |= {"PIP_CONFIG_FILE": os.devnull, "PYTHONPATH": ""}
     try:
-        _run([*command, *what], environment)
+        if over_this_python:
+            for name in over_this_python(_seen_by(python, environment), set(wanted)):
+                wanted.pop(name, None)
+        listed = folder / REQUIREMENTS
+        listed.write_text("".join(wanted.values()), encoding="utf-8")
+        command = [str(python), "-m", "pip", "--isolated", "install", "--no-index", "--no-deps"]
+        command += ["--find-links", str(wheels), "--disable-pip-version-check"]
+        command += ["--progress-bar", "off"]
+        with_pip = {**environment, "PYTHONPATH": str(pip[-1]) if pip else ""}
+        _run([*command, "-r", str(listed)], with_pip)
         if editable:
             # Its builders are among the wheels.
-            source = ["--no-build-isolation", "--editable", str(editable)]
-            _run([*command, *source], {**environment, "PYTHONPATH": ""})
+            _run([*command, "--no-build-isolation", "--editable", str(editable)], environment)
+        _refuse_missing(wanted, folder)
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
     return python
+
+
+def _requirements(wheels: Path) -> dict[str, str]:
+    """Name to what pip reads: as the list of the folder has it, or each wheel that lies there."""
+    listed = wheels / REQUIREMENTS
+    if listed.exists():
+        entries = re.split(r"^(?=[^\s#])", listed.read_text(encoding="utf-8"), flags=re.MULTILINE)
+        return {_normalised(each.partition("==")[0]): each for each in entries if "==" in each}
+    found = sorted(wheels.glob("*.whl"))
+    return {_normalised(path.name.partition("-")[0]): f"{path.as_uri()}\n" for path in found}
+
+
+def _normalised(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name.strip()).lower()
+
+
+def _seen_by(python: Path, environment: dict[str, str]) -> set[str]:
+    """Names of the packages that a Python can import."""
+    code = "import importlib.metadata as m; print(*{d.metadata['Name'] for d in m.distributions()})"
+    command = [str(python), "-c", code]
+    asked = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    return set(map(_normalised, asked.stdout.split()))
+
+
+def _refuse_missing(wanted: Iterable[str], folder: Path) -> None:
+    """pip's status 0 alone does not say that it has installed, nor where."""
+    where = sysconfig.get_path("purelib", "venv", {"base": str(folder), "platbase": str(folder)})
+    there = {_normalised(each.name) for each in distributions(path=[where])}
+    if missing := sorted(set(wanted) - there):
+        raise RuntimeError(
+            f"{folder}: pip ended without an error, and these are not in it: {', '.join(missing)}. "
+            "Nothing is installed"
+        )
 
 
 def _run(command: list[str], environment: dict[str, str]) -> None:
@@ -108,7 +157,7 @@ def refuse_existing(folder: Path) -> None:
 
 def refuse_another_platform(wheels: Path) -> None:
     """pip would say of each wheel that there is none."""
-    made_for, here = json.loads((wheels / PLATFORM).read_text(encoding="utf-8")), this_platform()
+    made_for, here = _read_platform(wheels / PLATFORM), this_platform()
     problems = [
         f"the wheels are for {name} {made_for[name]}, and this is {here[name]}"
         for name in ("python", "system", "machine")
@@ -119,6 +168,25 @@ def refuse_another_platform(wheels: Path) -> None:
     if problems:
         fix = "Use another Python, or make the folder on a machine like this one"
         raise ValueError(f"{wheels}: {'; '.join(problems)}. {fix}")
+
+
+def _read_platform(path: Path) -> dict[str, str]:
+    wrong = ""
+    try:
+        made_for = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        wrong, made_for = "not JSON", {}
+    if not isinstance(made_for, dict):
+        wrong = "no object"
+    elif missing := [name for name in this_platform() if name not in made_for]:
+        wrong = wrong or f"no {' and no '.join(missing)}"
+    elif not re.fullmatch(r"\d+(\.\d+)*", str(made_for["glibc"])):
+        wrong = f"glibc is no version: {made_for['glibc']!r}"
+    if wrong:
+        raise ValueError(
+            f"{path} is damaged ({wrong}). Copy the folder again, or let tools/wheelhouse.sh finish"
+        )
+    return {name: str(value) for name, value in made_for.items()}
 
 
 def this_platform() -> dict[str, str]:

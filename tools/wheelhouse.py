@@ -22,7 +22,7 @@ import subprocess
 import sys
 import tempfile
 import tomllib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -171,7 +171,8 @@ def collect(packages: Sequence[Package], folder: Path) -> None:
             files += [found] if found else []
             absent += [] if found else [f"{package.name}=={package.version}"]
     if absent:
-        raise RuntimeError(NOT_BUILT.format(names=" ".join(absent), folder=folder))
+        text = NOT_BUILT.format(names=" ".join(absent), folder=folder)
+        raise RuntimeError("\n".join([text, *wheels_of_another_platform(packages, folder)]))
     print("building the project", flush=True)
     files.append(build(["--no-index", str(ROOT)], folder))
     finish(folder, files, recorded)
@@ -198,12 +199,29 @@ def wheel_of_source(package: Package, folder: Path, recorded: dict[str, str]) ->
 
 
 def wheel_in(folder: Path, package: Package) -> Path | None:
-    """A wheel of this version, for whatever platform."""
+    """A wheel of this version that runs on this platform."""
+    here = set(sys_tags())
+    return next((path for path, tags in wheels_of(package, folder) if tags & here), None)
+
+
+def wheels_of(package: Package, folder: Path) -> Iterator[tuple[Path, frozenset[Tag]]]:
+    """Every wheel of this version, with the platforms that it is for."""
     for path in sorted(folder.glob("*.whl")):
-        name, version, *_ = parse_wheel_filename(path.name)
+        name, version, _, tags = parse_wheel_filename(path.name)
         if (name, str(version)) == (canonicalize_name(package.name), package.version):
-            return path
-    return None
+            yield path, tags
+
+
+def wheels_of_another_platform(packages: Iterable[Package], folder: Path) -> list[str]:
+    """A line for each wheel that somebody put there in vain."""
+    here = set(sys_tags())
+    built = [package for package in packages if package.name in not_built_here()]
+    return [
+        f"{path.name} is for another platform"
+        for package in built
+        for path, tags in wheels_of(package, folder)
+        if not tags & here
+    ]
 
 
 def not_built_here() -> set[str]:

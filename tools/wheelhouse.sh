@@ -16,5 +16,11 @@ if ! "${uv:-false}" --version >/dev/null 2>&1; then
   uv=$root/.uv/bin/uv
   [[ -x $uv ]] || make -C "$root" --no-print-directory .uv/bin/uv >&2
 fi
+if ! "$uv" python find --project "$root" --no-python-downloads >/dev/null 2>&1; then
+  echo "tools/wheelhouse.sh: no Python $(<"$root/.python-version") here, and none is downloaded. Add a" \
+    "python$(<"$root/.python-version") to PATH, for example by a module of the cluster" >&2
+  exit 1
+fi
 PYTHONPATH=$root exec "$uv" run --project "$root" --frozen --isolated --only-group wheelhouse \
+  --no-python-downloads \
   python "$root/tools/wheelhouse.py" "$@"

@@ -2,11 +2,13 @@
 
 import json
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / "tools"))
 
 import gpu_check
 from gpu_check import Machine, Outcome, Part
@@ -92,3 +94,36 @@ def test_one_table_of_all_parts():
         "| kernels | passed | 12 | a<br>b/c |",
         "| loss | failed | 1 |  |",
     ]
+
+
+def test_torch_of_the_machine_and_what_belongs_to_it_is_not_covered_by_wheels(capsys):
+    """Whatever uv.lock has that torch asks for, and nothing that only the project does."""
+    lock = tomllib.loads((ROOT / "uv.lock").read_text())
+    entries = {entry["name"]: entry for entry in lock["package"]}
+
+    def needs_of(start, without):
+        waiting, found = [start], set()
+        while waiting:
+            name = waiting.pop()
+            if name in found or name in without:
+                continue
+            found.add(name)
+            entry = entries[name]
+            extras = entry.get("optional-dependencies", {}).values()
+            rows = [*entry.get("dependencies", []), *(row for rows in extras for row in rows)]
+            waiting += [row["name"] for row in rows]
+        return found
+
+    left = gpu_check.left_to_the_machine({"torch", "numpy"}, entries)
+    assert {"torch", "triton", "numpy", "transformer-engine-torch"} <= left
+    libraries = {name for name in needs_of("torch", ()) if name.startswith(("nvidia-", "cuda-"))}
+    assert len(libraries) > 10 and libraries <= left
+    kept = {name for name in needs_of("tst-megatron", left) if name.startswith("nvidia-")}
+    assert "nvidia-modelopt" in kept and not kept & left
+    assert needs_of("tst-megatron", set(gpu_check.KEPT)) & left <= {"nvidia-cudnn-frontend"}
+    assert "the machine has torch: left out are cuda-bindings, " in capsys.readouterr().out
+
+
+def test_machine_without_torch_takes_all_wheels_and_one_without_numpy_that():
+    assert gpu_check.left_to_the_machine({"numpy"}, ["torch", "numpy", "nvidia-nccl-cu13"]) == set()
+    assert gpu_check.left_to_the_machine({"torch"}, ["torch", "numpy"]) == {"torch"}

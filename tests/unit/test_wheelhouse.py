@@ -1,6 +1,7 @@
 """The folder of tools/wheelhouse.sh: what goes into it, and what cannot."""
 
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -135,6 +136,48 @@ def test_files_are_those_of_the_lock_for_this_platform(uv, with_dev, with_gpu):
     assert ("pytest" in wanted, {"pip", "uv", "hatchling"} <= wanted.keys()) == (with_dev, True)
 
 
+def test_counts_and_sizes_that_the_guide_states_are_those_of_the_lock(uv):
+    if (platform.system(), platform.machine()) != ("Linux", "x86_64"):
+        pytest.skip("the guide's numbers are for Linux on x86-64")
+
+    def size_of(with_dev, with_gpu):
+        document = exported(with_dev=with_dev, with_gpu=with_gpu)
+        found = of_platform(document["packages"], list(sys_tags()))
+        # The project's own wheel is one more.
+        return len(found) + 1, sum(each.num_bytes for each in found) / 1e9
+
+    (count, total), (count_users, total_users) = size_of(True, False), size_of(False, False)
+    count_gpu, total_gpu = size_of(True, True)
+    guide = " ".join((ROOT / "docs" / "offline.md").read_text().split())
+    assert f"The folder has {count} wheels and {total:.2f} GB; " in guide
+    assert f"without `dev` {count_users} and {total_users:.2f}, " in guide
+    assert f"with `--gpu` {count_gpu - count} and {total_gpu - total:.2f} GB more." in guide
+
+
+def test_machine_without_the_locked_python_is_told_and_none_is_downloaded(uv, tmp_path):
+    tools = tmp_path / "checkout" / "tools"
+    tools.mkdir(parents=True)
+    shutil.copy(ROOT / "tools" / "wheelhouse.sh", tools)
+    for name in ("pyproject.toml", "uv.lock", ".python-version"):
+        shutil.copy(ROOT / name, tools.parent)
+    path = tmp_path / "bin"
+    path.mkdir()
+    for name in ("bash", "env", "dirname"):
+        (path / name).symlink_to(shutil.which(name))
+    (path / "uv").symlink_to(Path(os.environ["UV"]).resolve())
+    done = subprocess.run(
+        ["bash", str(tools / "wheelhouse.sh"), str(tmp_path / "wheels")],
+        env={"PATH": str(path), "HOME": str(tmp_path), "UV_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith("tools/wheelhouse.sh: no Python 3.12 here, and none is down")
+    assert "python3.12 to PATH" in done.stderr
+    assert not (tmp_path / "wheels").exists()
+
+
 def test_uv_that_cannot_read_the_lock_is_quoted(tmp_path, monkeypatch):
     uv = tmp_path / "uv"
     uv.write_text("#!/bin/sh\necho 'no uv.lock here' >&2\nexit 2\n")
@@ -227,6 +270,21 @@ def test_folder_without_a_package_that_needs_cuda_is_not_finished_until_its_whee
     write_wheel(folder, "needs-cuda")
     collect(packages, folder)
     assert "needs-cuda==1.0" in (folder / "requirements.txt").read_text()
+
+
+def test_wheel_that_somebody_built_for_another_platform_is_not_taken(index, tmp_path, monkeypatch):
+    folder = tmp_path / "wheels"
+    monkeypatch.setattr(wheelhouse, "build", lambda _, folder: write_wheel(folder, "the-project"))
+    package = package_of(write_source(index, "needs-cuda"))
+    other = write_wheel(folder, "needs-cuda", tag="cp312-cp312-linux_riscv64")
+    with pytest.raises(RuntimeError, match="^needs-cuda==1.0: locked as a source whose") as told:
+        collect([package], folder)
+    assert f"{other.name} is for another platform" in str(told.value)
+    assert not (folder / "requirements.txt").exists()
+    here = write_wheel(folder, "needs-cuda", tag=f"{next(iter(sys_tags()))}")
+    collect([package], folder)
+    sums = (folder / "SHA256SUMS").read_text()
+    assert here.name in sums and other.name not in sums
 
 
 def test_wrong_files_are_all_refused_and_the_others_stay(index, tmp_path):
