@@ -129,10 +129,12 @@ def test_image_in_order_has_no_problem(record, tmp_path, monkeypatch):
     imported = {**record, "imported_in_base": ["json"]}
     locked = f"numpy=={installed()['numpy']} \\\n    --hash=sha256:1\n"
     assert image_record.problems_of(imported, locked, {"HOME": str(tmp_path)}) == []
-    broken = {**record, "imported_in_base": ["gone_from_the_base"]}
+    overlay = {"sympy": ["99", "1.0"]}
+    broken = {**record, "imported_in_base": ["gone_from_the_base"], "replaced": overlay}
     problems = image_record.problems_of(broken, "numpy==1.0\n", {"HOME": str(tmp_path)})
     assert [each.partition(",")[0].partition(":")[0] for each in problems] == [
         "uv.lock has numpy==1.0",
+        "torch of the base needs sympy>=1.13.3",
         "gone_from_the_base cannot be imported",
     ]
 
