@@ -365,7 +365,7 @@ def test_command_says_what_it_did(tmp_path, text, monkeypatch, capsys):
     ("options", "message"),
     [
         (("--format", "int4"), "--format int4 is none of fp8, nvfp4"),
-        (("--text", "nowhere.jsonl"), "nowhere.jsonl: no such input file"),
+        (("--text", "nowhere.jsonl"), "nowhere.jsonl: no such file or folder"),
         (("--sequence-length", "512"), "tokens, and one sequence has 512. Give more text"),
         (("--sequence-length", "1024"), "--sequence-length 1024: the model has 512 positions"),
         (("--device", "gpu"), "--device gpu is none of cpu, cuda, cuda:N"),

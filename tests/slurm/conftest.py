@@ -13,7 +13,7 @@ sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "hf"
 from cluster import Cluster, missing_programs
 from jobs import Jobs
 
-from tst_megatron.data import encode
+from tst_megatron.data import documents
 from tst_megatron.data.train_tokenizer import train_sentencepiece
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -33,7 +33,7 @@ def prepared(cluster, tmp_path_factory):
     jobs = Jobs(cluster, copy_of_project(tmp_path_factory.mktemp("prepared") / "checkout"))
     texts = write_texts(jobs.folder)
     tokenizer = jobs.folder / "tokenizer.model"
-    train_sentencepiece(encode.texts(texts), tokenizer, vocab_size=4096)
+    train_sentencepiece(documents.texts(texts), tokenizer, vocab_size=4096)
     names = [path.name for path in texts]
     array = jobs.submit(
         *("prepare-data.sbatch", tokenizer.name, "quickstart/text", *names),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
@@ -26,7 +25,7 @@ from tst_megatron.data.prepared import REJECTED_NAME, check_documents, write_man
 from tst_megatron.data.progress import byte_progress
 from tst_megatron.data.tokenizer import store_tokenizer
 from tst_megatron.data.workers import in_order
-from tst_megatron.files import flush_folder
+from tst_megatron.files import folder_appearing_whole
 
 MOST_PROBLEMS = 20
 """At so many, a preparation stops looking for more."""
@@ -61,10 +60,15 @@ def build(
     Raises:
         ValueError: with every problem of the inputs that was found.
     """
-    folder = job.parts / "joined"
-    # Of a run that was killed: joining again takes little time beside encoding.
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir()
+    # What a killed run joined is deleted: joining again takes little time beside encoding.
+    with folder_appearing_whole(output, job.parts / "joined") as folder:
+        _fill(folder, job, tokenizer, recipe, versions)
+    delete_parts(job.parts)
+
+
+def _fill(
+    folder: Path, job: Job, tokenizer: Path, recipe: Mapping[str, Any], versions: Mapping[str, str]
+) -> None:
     stored = store_tokenizer(tokenizer, folder, eod_token=job.encoder.settings.eod_token)
     facts = job.encoder.tokenizer.facts
     counts = np.zeros(facts.vocab_size, dtype=np.int64)
@@ -91,10 +95,6 @@ def build(
         left_out=left_out,
         versions=versions,
     )
-    flush_folder(folder)
-    folder.rename(output)
-    flush_folder(output.parent)
-    delete_parts(job.parts)
 
 
 def _join(

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from tst_megatron.data.counts import count_tokens
 from tst_megatron.data.indexed import IndexedReader, IndexedWriter, bin_path, idx_path
-from tst_megatron.data.manifest import file_sha256
+from tst_megatron.files import file_sha256
 
 BLOCK_BYTES = 1 << 23
 """A whole number of tokens."""

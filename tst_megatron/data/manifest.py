@@ -14,7 +14,7 @@ from tst_megatron.data.fingerprint import fingerprint
 from tst_megatron.data.indexed import IndexedFacts, bin_path, idx_path, token_dtype
 from tst_megatron.data.split import SPLIT_RULE
 from tst_megatron.data.tokenizer import TokenizerFacts, tokenizer_rules, tokenizer_sha256
-from tst_megatron.files import file_sha256 as file_sha256
+from tst_megatron.files import file_sha256
 
 FORMAT_VERSION = 3
 FILE_NAME = "manifest.json"

@@ -24,7 +24,7 @@ from tst_megatron.data.build import Job, build
 from tst_megatron.data.documents import Documents, read_unit
 from tst_megatron.data.encode import Encoder, Settings
 from tst_megatron.data.inputs import UNIT_BYTES, Input, Unit, cut_into_units, find_inputs
-from tst_megatron.data.manifest import Manifest, Split, file_sha256, load_manifest
+from tst_megatron.data.manifest import Manifest, Split, load_manifest
 from tst_megatron.data.parts import begin_parts, delete_parts, locked, part_folder, parts_folder
 from tst_megatron.data.prepared import REJECTED_NAME, check_documents, finished
 from tst_megatron.data.progress import byte_progress
@@ -36,6 +36,7 @@ from tst_megatron.data.tokenizer import (
     tokenizer_sha256,
 )
 from tst_megatron.data.workers import in_order, num_cores
+from tst_megatron.files import file_sha256
 
 __all__ = ["Manifest", "Split", "load_manifest", "prepare"]
 

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol, get_args
 
+from tst_megatron.files import file_sha256
+
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
@@ -156,11 +158,11 @@ def tokenizer_sha256(path: Path) -> str:
         FileNotFoundError: neither is there.
     """
     if not path.is_dir():
-        return _file_sha256(path)
+        return file_sha256(path)
     names = [name for name in HUGGING_FACE_FILES if (path / name).is_file()]
     if not names:
         raise FileNotFoundError(f"{path}: no file of a Hugging Face tokenizer is there.")
-    lines = "".join(f"{_file_sha256(path / name)}  {name}\n" for name in names)
+    lines = "".join(f"{file_sha256(path / name)}  {name}\n" for name in names)
     return hashlib.sha256(lines.encode()).hexdigest()
 
 
@@ -174,8 +176,3 @@ def tokenizer_rules(facts: TokenizerFacts) -> dict[str, str]:
         "document": f"{bos}; EOD ({facts.eod_id}) after every document",
         "literal": f"special-token strings inside text are {literal}",
     }
-
-
-def _file_sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from tst_megatron.evaluate.definitions import DataSet, TaskData, data_of, task_names
-from tst_megatron.evaluate.local_data import FORMAT, MANIFEST, read_manifest, sha256_of
-from tst_megatron.files import beside, flush_folder, write_beside
+from tst_megatron.evaluate.local_data import FORMAT, MANIFEST, read_manifest
+from tst_megatron.files import beside, file_sha256, flush_folder, write_beside
 
 
 def download(tasks: str, folder: Path, *, on_progress: Callable[[str], None]) -> int:
@@ -71,7 +71,7 @@ def _is_whole(folder: Path, source: DataSet, split: str, manifest: dict[str, Any
     name = f"{source.folder}/{split}.jsonl"
     known = manifest["files"].get(name)
     file = folder / name
-    return bool(known) and file.is_file() and sha256_of(file) == known["sha256"]
+    return bool(known) and file.is_file() and file_sha256(file) == known["sha256"]
 
 
 def _fetch(source: DataSet) -> tuple[str, Any]:

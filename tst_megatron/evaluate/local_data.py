@@ -17,8 +17,6 @@ MANIFEST = "manifest.json"
 FORMAT = 1
 COMMAND = "tst-megatron evaluate-data"
 
-sha256_of = file_sha256
-
 
 def read_splits(*, files: Mapping[str, str], **_: Any) -> dict[str, Any]:
     """The data of one task, as lm-eval asks for it (``custom_dataset``).
@@ -81,7 +79,7 @@ def check_files(folder: Path, data: Iterable[TaskData], tasks: str) -> None:
         file = folder / name
         if name not in listed or not file.is_file():
             missing.append(f"  {name}" + (" (not in the manifest)" if file.is_file() else ""))
-        elif sha256_of(file) != listed[name]["sha256"]:
+        elif file_sha256(file) != listed[name]["sha256"]:
             damaged.append(f"  {name}")
     problems = []
     if missing:

@@ -17,8 +17,8 @@ from typing import Any
 from tst_megatron.data.hugging_face_tokenizer import HuggingFaceTokenizer, load_hugging_face
 from tst_megatron.evaluate import results
 from tst_megatron.evaluate.definitions import data_of, manager, task_names, write_overlay
-from tst_megatron.evaluate.local_data import MANIFEST, check_files, sha256_of
-from tst_megatron.files import write_beside
+from tst_megatron.evaluate.local_data import MANIFEST, check_files
+from tst_megatron.files import file_sha256, write_beside
 from tst_megatron.host.device import find as find_device
 
 DTYPES = {"auto": "auto", "fp32": "float32", "bf16": "bfloat16"}
@@ -202,14 +202,14 @@ def _tokenizer_facts(hf_dir: Path, model: Any, documents: HuggingFaceTokenizer) 
         "eos_token_id": tokenizer.eos_token_id,
         "adds_bos": documents.facts.bos_id is not None,
         "special_tokens_in_text": documents.facts.special_tokens_in_text,
-        "sha256": {file.name: sha256_of(file) for file in files if file.is_file()},
+        "sha256": {file.name: file_sha256(file) for file in files if file.is_file()},
     }
 
 
 def _settings_facts(settings: Settings, model: Any) -> dict[str, Any]:
     data = settings.data and {
         "folder": str(settings.data),
-        "manifest_sha256": sha256_of(settings.data / MANIFEST),
+        "manifest_sha256": file_sha256(settings.data / MANIFEST),
     }
     return {
         "tasks": settings.tasks,
