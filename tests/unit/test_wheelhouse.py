@@ -164,11 +164,12 @@ def test_machine_without_the_locked_python_is_told_and_none_is_downloaded(uv, tm
     path.mkdir()
     for name in ("bash", "env", "dirname"):
         (path / name).symlink_to(shutil.which(name))
-    # A copy: uv takes the Python of an environment that it is installed in.
-    shutil.copy(os.environ["UV"], path / "uv")
+    (path / "uv").symlink_to(Path(os.environ["UV"]).resolve())
     done = subprocess.run(
         ["bash", str(tools / "wheelhouse.sh"), str(tmp_path / "wheels")],
         env={"PATH": str(path), "HOME": str(tmp_path), "UV_OFFLINE": "1"},
+        # uv takes the Python of an environment around it.
+        cwd=tmp_path,
         capture_output=True,
         text=True,
         check=False,
