@@ -125,8 +125,6 @@ def test_last_run_is_the_check_and_comes_after_the_user():
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can be another user")
 def test_home_is_left_empty_also_beside_a_folder_that_this_user_cannot_read(tmp_path):
-    for folder in (tmp_path, *tmp_path.parents[:2]):
-        folder.chmod(0o755)
     home = tmp_path / "home"
     (home / "of-root" / "inside").mkdir(parents=True)
     (home / "of-root").chmod(0o700)
@@ -135,8 +133,9 @@ def test_home_is_left_empty_also_beside_a_folder_that_this_user_cannot_read(tmp_
     for path in (home / "cache", home / "cache" / "inside", home / "file"):
         os.chown(path, 65532, 65532)
     home.chmod(0o1777)
-    command = of("RUN")[-1].rpartition("&&")[2].replace("/tmp", str(home))
-    done = subprocess.run(["sh", "-c", command], user=65532, capture_output=True, text=True)
+    # By a relative name: other users cannot walk through pytest's own folder.
+    command = ["sh", "-c", of("RUN")[-1].rpartition("&&")[2].replace("/tmp", ".")]
+    done = subprocess.run(command, cwd=home, user=65532, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
     assert [path.name for path in home.iterdir()] == ["of-root"]
 
