@@ -5,9 +5,11 @@
 FILE is tools/preprocess_data.py of Megatron-LM core_v0.19.0, which its package does not ship;
 without it Megatron is left out. The text is Python sources of this machine, the tokenizers are
 trained on it. Every round runs every way once, in an order of its own; a way's ratio is to plain
-encoding in the same round. What a way takes for a handful of documents (imports, start of workers,
-loading) is taken off: it is reported on its own, and is nothing beside hours of work. Beside the
-time on the clock stands that of the cores, which other work on the machine disturbs less.
+encoding in the same round. Each run is a short one, with a few of the documents, and a long one,
+of which the tokens and the time of the short one are taken off: with them goes what a way does
+once (imports, start of workers, loading, comparisons of `--fast`), which is nothing beside hours of
+work. Beside the time on the clock stands that of the cores, which other work on the machine
+disturbs less.
 """
 
 from __future__ import annotations
@@ -61,7 +63,7 @@ def main() -> int:
         folder = Path(name)
         documents = python_sources(folder, options.megabytes * 1_000_000)
         corpora = [
-            write_corpus(documents[:FEW], folder / "few"),
+            write_corpus(documents[: min(FEW, len(documents) // 4)], folder / "few"),
             write_corpus(documents, folder / "full"),
         ]
         tokenizers = train_tokenizers(documents, folder, options)
@@ -88,16 +90,11 @@ def measure(
         way.run(few)
     for number in range(options.rounds):
         for way in order.sample(found, len(found)):
-            start = time_of(way, few)[1:]
-            way.num_tokens, seconds, cpu_seconds = time_of(way, full)
-            way.readings.append(
-                Reading(
-                    seconds=seconds - start[0],
-                    cpu_seconds=cpu_seconds - start[1],
-                    start_seconds=start[0],
-                )
-            )
-            print(f"{kind}, round {number + 1}, {way.name}: {seconds:.1f} s", flush=True)
+            short, long = time_of(way, few), time_of(way, full)
+            way.num_tokens, seconds, cpu = (b - a for a, b in zip(short, long, strict=True))
+            reading = Reading(seconds=seconds, cpu_seconds=cpu, short_seconds=short[1])
+            way.readings.append(reading)
+            print(f"{kind}, round {number + 1}, {way.name}: {long[1]:.1f} s", flush=True)
     numbers = {way.name: way.num_tokens for way in found}
     if len(set(numbers.values())) > 1:
         raise RuntimeError(f"{kind}: the ways give different numbers of tokens: {numbers}")
@@ -131,7 +128,7 @@ def summary(way: Way, baseline: Way) -> dict[str, Any]:
         "tokens_per_cpu_second": quartiles([tokens / each.cpu_seconds for each in way.readings]),
         "ratio_per_worker": quartiles([b.seconds / a.seconds / way.workers for a, b in pairs]),
         "ratio_per_cpu_second": quartiles([b.cpu_seconds / a.cpu_seconds for a, b in pairs]),
-        "start_seconds": quartiles([each.start_seconds for each in way.readings]),
+        "short_seconds": quartiles([each.short_seconds for each in way.readings]),
         "rounds": [asdict(each) for each in way.readings],
     }
 
@@ -152,7 +149,7 @@ def result(
     from tst_megatron.host.meter import Meter
 
     return {
-        "question": "Tokens per second of preparation",
+        "question": "Tokens per second of preparing text",
         "device": Meter(torch.device("cpu")).facts(),
         "versions": {name: found for name in PACKAGES if (found := version_of(name))},
         "python": sys.version.split()[0],
@@ -185,14 +182,14 @@ def table(document: dict[str, Any]) -> str:
     ]
     for case in document["cases"]:
         lines += ["", f"## {case['tokenizer']}, {case['num_tokens'] / 1e6:.2f}M tokens", ""]
-        lines += [f"| {' | '.join(COLUMNS)} | start, s |", "|---" * (len(COLUMNS) + 1) + "|"]
+        lines += [f"| {' | '.join(COLUMNS)} | short run, s |", "|---" * (len(COLUMNS) + 1) + "|"]
         for way in case["ways"]:
             cells = [
                 spread(way["tokens_per_second"], 1e-6),
                 spread(way["tokens_per_cpu_second"], 1e-6),
                 spread(way["ratio_per_worker"], 1),
                 spread(way["ratio_per_cpu_second"], 1),
-                f"{way['start_seconds']['median']:.1f}",
+                f"{way['short_seconds']['median']:.1f}",
             ]
             lines.append(f"| {way['name']} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"

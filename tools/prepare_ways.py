@@ -36,8 +36,9 @@ from tst_megatron.installed import package_version
 BASELINE = "plain encoding"
 NUM_FILES = 4
 """Of each format: packed files are read by one worker each, so several are needed for two."""
-FEW = 8
-"""Documents of the short run, in as many files as the long one has."""
+FEW = 256
+"""Documents of the short run, at most a quarter of all: with so many in as many files as the long
+run has, `--fast` compares as large a sample before it begins."""
 DOCUMENTS_PER_CALL = 64
 SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
@@ -59,12 +60,12 @@ class Corpus:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Reading:
-    """What one run took, the short run's time taken off."""
+    """What one run took, after what the short run took."""
 
     seconds: float
     cpu_seconds: float
     """Of all its processes."""
-    start_seconds: float
+    short_seconds: float
     """Of the short run."""
 
 
@@ -77,6 +78,7 @@ class Way:
     run: Callable[[Corpus], int]
     """Gives the number of tokens."""
     num_tokens: int = 0
+    """Of a long run, after those of the short one."""
     readings: list[Reading] = field(default_factory=list)
 
 
@@ -153,29 +155,21 @@ def ways(tokenizer: Path, options: argparse.Namespace) -> list[Way]:
     is_bpe = isinstance(loaded, HuggingFaceTokenizer)
     plain = plain_bpe if is_bpe else plain_sentencepiece
     found = [Way(name=BASELINE, workers=1, run=partial(plain, tokenizer))]
-    for workers in (1, 2):
-        run = partial(data_prepare, tokenizer, workers)
-        found.append(
-            Way(
-                name=f"data prepare, {workers} worker{'s' * (workers - 1)}",
-                workers=workers,
-                run=run,
-            )
-        )
-    if is_bpe and package_version("gigatoken"):
+    has_fast = is_bpe and package_version("gigatoken") is not None
+    for fast in (False, True) if has_fast else (False,):
+        for workers in (1, 2):
+            name = f"data prepare{' --fast' * fast}, {_workers(workers)}"
+            run = partial(data_prepare, tokenizer, workers, fast)
+            found.append(Way(name=name, workers=workers, run=run))
+    if has_fast:
         run = partial(fast_encoding, tokenizer)
         found.append(Way(name="fast encoder alone", workers=1, run=run))
     if options.megatron_tool:
         kind = "HuggingFaceTokenizer" if is_bpe else "SentencePieceTokenizer"
         for workers in (1, 2):
             run = partial(megatron_tool, options.megatron_tool, kind, tokenizer, workers)
-            found.append(
-                Way(
-                    name=f"Megatron's tool, {workers} worker{'s' * (workers - 1)}",
-                    workers=workers,
-                    run=run,
-                )
-            )
+            name = f"Megatron's tool, {_workers(workers)}"
+            found.append(Way(name=name, workers=workers, run=run))
     return [way for way in found if way.name in (options.only or [way.name]) + [BASELINE]]
 
 
@@ -201,17 +195,18 @@ def plain_sentencepiece(tokenizer: Path, corpus: Corpus) -> int:
 
 
 def fast_encoding(tokenizer: Path, corpus: Corpus) -> int:
-    fast = fast_tokenizer(load_tokenizer(tokenizer), corpus.documents[:FEW])
+    fast = fast_tokenizer(load_tokenizer(tokenizer), corpus.documents[:8])
     return sum(len(ids) for batch in batches(corpus.documents) for ids in fast.encode(batch))
 
 
-def data_prepare(tokenizer: Path, workers: int, corpus: Corpus) -> int:
+def data_prepare(tokenizer: Path, workers: int, fast: bool, corpus: Corpus) -> int:
     with tempfile.TemporaryDirectory() as name:
         manifest = prepare(
             [corpus.folder],
             tokenizer,
             Path(name) / "prepared",
             workers=workers,
+            fast=fast,
             allow_empty_splits=True,
         )
     return sum(split.tokens for split in manifest.splits().values())
@@ -232,3 +227,7 @@ def megatron_tool(tool: Path, kind: str, tokenizer: Path, workers: int, corpus: 
 def batches(documents: Sequence[str]) -> Iterable[list[str]]:
     for first in range(0, len(documents), DOCUMENTS_PER_CALL):
         yield list(documents[first : first + DOCUMENTS_PER_CALL])
+
+
+def _workers(number: int) -> str:
+    return f"{number} worker{'s' * (number > 1)}"
