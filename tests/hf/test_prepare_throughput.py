@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 GATE = 0.8
 """Of plain encoding, by the time of the cores: other work on the machine slows one or the other,
-and this text is short. 32 MB give what docs/data-preparation.md says."""
+and this text is short. docs/data-preparation.md has what was measured."""
 
 
 @pytest.fixture(scope="module")
