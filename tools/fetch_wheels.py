@@ -7,7 +7,6 @@ under its name only when it is whole and its sum is the locked one.
 from __future__ import annotations
 
 import concurrent.futures
-import hashlib
 import os
 import re
 import shutil
@@ -18,7 +17,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tst_megatron.files import flush_folder
+from tst_megatron.files import file_sha256, flush_folder
 
 AT_ONCE = 4
 SCRATCH = ".fetching-"
@@ -163,7 +162,4 @@ def take(path: Path, folder: Path) -> None:
 
 def sum_of(path: Path) -> str | None:
     """The sha256 of a file, or None where there is no file."""
-    if not path.is_file():
-        return None
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return file_sha256(path) if path.is_file() else None

@@ -73,11 +73,11 @@ def read_unit(
     Raises:
         ValueError: the file cannot be read further, or has no column of text.
     """
-    is_table = unit.path.name.endswith(PARQUET) and unit.path.stat().st_size > 0
+    is_table = unit.path.name.endswith(PARQUET) and unit.file.num_bytes > 0
     read = _read_rows if is_table else _read_lines
     has_any = False
     for documents in read(unit, text_key, advance):
-        has_any = has_any or bool(documents.texts or documents.num_empty or documents.rejected)
+        has_any = has_any or documents.num_lines() > 0
         yield documents
     if not has_any and unit.is_whole_file:
         problem = "holds no document. Bring the file back, or leave it out."

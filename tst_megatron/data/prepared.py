@@ -3,7 +3,6 @@
 `prepare` and `merge` write the same folders, and share what must be the same in both.
 """
 
-import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -160,10 +159,7 @@ def write_manifest(
         left_out=left_out,
         versions=versions,
     )
-    with (folder / FILE_NAME).open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
+    (folder / FILE_NAME).write_text(text, encoding="utf-8")
 
 
 def check_documents(num_documents: Mapping[str, int], recipe: Mapping[str, Any]) -> None:

@@ -11,7 +11,7 @@ from tst_megatron.data.indexed import IndexedReader, idx_path, token_dtype
 from tst_megatron.data.manifest import Manifest, differs, load_manifest, tokenizer_problems
 from tst_megatron.data.split import SPLIT_RULE
 
-SETTINGS = ("text_key", "held_out_fraction", "test_fraction", "deduplicate")
+SETTINGS = ("text_key", "held_out_fraction", "test_fraction")
 """Keys of a recipe that must be the same in all shards."""
 
 

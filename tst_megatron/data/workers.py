@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import threading
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from typing import Any
+
+from tst_megatron.training.stopping import die_with_parent
 
 _SECONDS_BETWEEN_LOOKS = 0.2
 _THREADS_OF_TOKENIZERS = "TOKENIZERS_PARALLELISM"
@@ -115,16 +116,9 @@ _work_of_this_process: tuple[Callable[[Any, Callable[[int], None]], Any], Any] |
 def _start_worker(work: Callable[[Any, Callable[[int], None]], Any], counter: Any) -> None:
     global _work_of_this_process
     os.environ[_THREADS_OF_TOKENIZERS] = "false"
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    _work_of_this_process = work, counter
-
-
-def _end_with_parent() -> None:
     # Workers of a killed parent would wait for work for ever.
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
+    die_with_parent()
+    _work_of_this_process = work, counter
 
 
 def _work(item: Any) -> Any:
