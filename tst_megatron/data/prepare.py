@@ -2,7 +2,7 @@
 
 The text is cut into units; a worker makes a part of each (`encode.py`), which stays on disk until
 all are there, and this process joins the parts in their order (`join.py`). A run that was killed
-goes on from its parts. The output is built beside its name and renamed once it is complete.
+goes on from its parts. The output is built among them and renamed once it is complete.
 """
 
 from __future__ import annotations
