@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tst_megatron.data.documents import read_unit
+from tst_megatron.data.documents import read_unit, text_hash
 from tst_megatron.data.indexed import IndexedReader, bin_path
 from tst_megatron.data.inputs import Input, cut_into_units, find_inputs
 from tst_megatron.data.manifest import FILE_NAME, Manifest
@@ -98,7 +98,7 @@ def _texts(manifest: Manifest, files: Sequence[Input]) -> Iterator[str]:
 def _without_copies(texts: Iterable[str]) -> Iterator[str]:
     seen: set[bytes] = set()
     for text in texts:
-        digest = hashlib.blake2b(text.encode(), digest_size=16).digest()
+        digest = text_hash(text)
         if digest not in seen:
             seen.add(digest)
             yield text

@@ -5,6 +5,7 @@ Empty texts and blank lines are no documents either; they are left out without b
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -95,6 +96,11 @@ def texts(inputs: Sequence[Path | str], *, text_key: str = "text") -> Iterator[s
             if documents.rejected:
                 raise ValueError(str(documents.rejected[0]))
             yield from documents.texts
+
+
+def text_hash(text: str) -> bytes:
+    """128 bits by which exact copies of a document are known."""
+    return hashlib.blake2b(text.encode(), digest_size=16).digest()
 
 
 def _read_lines(unit: Unit, text_key: str, advance: Callable[[int], None]) -> Iterator[Documents]:

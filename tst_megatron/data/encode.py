@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -11,15 +10,13 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from tst_megatron.data.documents import Documents, Rejected, read_unit
+from tst_megatron.data.documents import Documents, Rejected, read_unit, text_hash
 from tst_megatron.data.indexed import IndexedWriter
 from tst_megatron.data.inputs import Unit, check_unchanged
 from tst_megatron.data.parts import counts_path, hashes_path, write_part
 from tst_megatron.data.split import SPLITS, split_of
 from tst_megatron.data.tokenizer import Tokenizer
 from tst_megatron.files import folder_appearing_whole
-
-HASH_BYTES = 16
 
 MOST_REJECTED = 10_000
 """Of a unit, where no larger share is allowed: more is no text with some bad lines in it."""
@@ -118,4 +115,4 @@ def _add(
         if encoder.settings.deduplicate:
             with hashes_path(writer.prefix).open("ab") as file:
                 for text in texts[name]:
-                    file.write(hashlib.blake2b(text.encode(), digest_size=HASH_BYTES).digest())
+                    file.write(text_hash(text))
