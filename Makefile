@@ -26,7 +26,7 @@ test: lint  ## everything that CI runs
 	$(RUN) pytest -n 2 --dist loadfile
 
 test-fast: $(UV)  ## no process groups and no Megatron, for the inner loop
-	$(RUN) pytest tests/unit
+	$(RUN) pytest -n 2 --dist loadfile tests/unit
 
 test-gpu: $(UV)  ## what needs a CUDA device; skipped by `test` without one
 	$(RUN) pytest -m gpu tests/gpu

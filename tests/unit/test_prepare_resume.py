@@ -50,6 +50,16 @@ def parts_of(output: Path) -> dict[Path, int]:
     return {file.parent: file.stat().st_mtime_ns for file in files}
 
 
+NEVER_DONE = """
+import time
+from tst_megatron.cli import app
+from tst_megatron.data import build
+build.write_manifest = lambda *arguments, **options: time.sleep(600)
+app()
+"""
+"""A command that encodes and joins, and then waits to be killed."""
+
+
 def run_until(output: Path, command: list[str], num_parts: int, delay: float) -> None:
     """Start a preparation, and kill all its processes once so many parts are done."""
     process = subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL)
@@ -68,18 +78,19 @@ def test_killed_at_random_and_started_again_gives_the_same_files(
     folder = write_folder(tmp_path / "text", [text[:20_000] for text in training_texts])
     whole, output = tmp_path / "whole", tmp_path / "output"
     prepare([folder], tokenizer_model, whole, **OPTIONS)
-    command = [sys.executable, "-m", "tst_megatron", "data", "prepare", str(folder)]
-    command += ["--tokenizer", str(tokenizer_model), "--output", str(output)]
-    command += ["--held-out-fraction", "0.1", "--workers", "2"]
+    command = ["data", "prepare", str(folder), "--tokenizer", str(tokenizer_model)]
+    command += ["--output", str(output), "--held-out-fraction", "0.1", "--workers", "2"]
     chance = random.Random(8)
     for _ in range(3):
         before = parts_of(output)
-        wanted = len(before) + chance.randrange(1, 4)
-        run_until(output, command, wanted, chance.uniform(0, 0.3))
+        wanted = min(len(before) + chance.randrange(1, 4), NUM_FILES)
+        run_until(output, [sys.executable, "-c", NEVER_DONE, *command], wanted, chance.random() / 4)
         after = parts_of(output)
         assert not output.exists() and len(after) >= wanted
         assert before.items() <= after.items(), "what was done is not done again"
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "tst_megatron", *command], capture_output=True, text=True, check=True
+    )
     assert f"going on: {len(after)} of {NUM_FILES} units are there" in done.stdout
     assert contents(output) == contents(whole)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["output", "text", "whole"]
