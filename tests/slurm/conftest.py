@@ -34,9 +34,8 @@ def prepared(cluster, tmp_path_factory):
     texts = write_texts(jobs.folder)
     tokenizer = jobs.folder / "tokenizer.model"
     train_sentencepiece(documents.texts(texts), tokenizer, vocab_size=4096)
-    names = [path.name for path in texts]
     array = jobs.submit(
-        *("prepare-data.sbatch", tokenizer.name, "quickstart/text", *names),
+        *("prepare-data.sbatch", tokenizer.name, "quickstart/text", "text-*.jsonl"),
         options=["--array=0-2"],
         PREPARE_OPTIONS="--held-out-fraction 0.1",
     )

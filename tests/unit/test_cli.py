@@ -17,7 +17,7 @@ COMMANDS = {
     "data tokenizer": {"inputs", "--output", "--vocab-size", "--text-key"},
     "data prepare": {
         *("inputs", "--tokenizer", "--output", "--text-key"),
-        *("--held-out-fraction", "--test-fraction", "--workers", "--shard"),
+        *("--held-out-fraction", "--test-fraction", "--workers", "--shard", "--allow-empty-splits"),
         *("--eod-token", "--special-tokens-in-text"),
         *("--max-rejected-fraction", "--deduplicate", "--fast"),
     },

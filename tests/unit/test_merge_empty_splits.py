@@ -73,7 +73,7 @@ def test_split_that_is_empty_in_all_shards_is_refused(
 def test_shard_is_reused_as_a_shard_alone(tokenizer_model: Path, tmp_path: Path) -> None:
     prepare_shard(tokenizer_model, tmp_path, "a", [TRAINED_ON])
     assert prepare_shard(tokenizer_model, tmp_path, "a", [TRAINED_ON]).reused
-    with pytest.raises(ValueError, match=r"give 1 train and 0 validation .*\(--shard\)"):
+    with pytest.raises(ValueError, match=r"give 1 train and 0 .*\(--allow-empty-splits\)"):
         prepare([tmp_path / "a.jsonl"], tokenizer_model, tmp_path / "a", **OPTIONS)
 
 

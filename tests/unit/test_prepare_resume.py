@@ -221,7 +221,7 @@ def test_other_settings_begin_anew_and_leave_what_is_done(
     other = {**OPTIONS, "held_out_fraction": 1e-9}
     with pytest.raises(ValueError, match="each split needs at least one"):
         prepare([folder], tokenizer_model, output, **other)
-    assert len(parts_of(output)) >= NUM_FILES, "they serve with --shard"
+    assert len(parts_of(output)) >= NUM_FILES, "they serve with --allow-empty-splits"
     monkeypatch.setattr(build, "append", lambda *arguments, **options: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         prepare([folder], tokenizer_model, output, **OPTIONS)

@@ -78,11 +78,19 @@ def data_prepare(
         int | None, typer.Option(help="Processes that tokenise; default: one per core.")
     ] = None,
     shard: Annotated[
+        str | None,
+        typer.Option(
+            metavar="I/N",
+            help="Prepare part I (from 0) of N of the files alone, to merge later.",
+        ),
+    ] = None,
+    allow_empty_splits: Annotated[
         bool,
-        typer.Option("--shard", help="A part to merge later: a split may have no document."),
+        typer.Option("--allow-empty-splits", help="To merge later: a split may have no document."),
     ] = False,
 ) -> None:
     """Tokenise text once, into the form that a recipe's data: block names."""
+    from tst_megatron.data.inputs import shard_named
     from tst_megatron.data.prepare import prepare
 
     try:
@@ -99,7 +107,8 @@ def data_prepare(
             deduplicate=deduplicate,
             fast=fast,
             workers=workers,
-            allow_empty_splits=shard,
+            shard=None if shard is None else shard_named(shard),
+            allow_empty_splits=allow_empty_splits,
             console=Console(),
         )
     except (RuntimeError, ImportError) as error:

@@ -12,7 +12,7 @@ import numpy as np
 
 from tst_megatron.data.documents import read_unit, text_hash
 from tst_megatron.data.indexed import IndexedReader, bin_path
-from tst_megatron.data.inputs import Input, cut_into_units, find_inputs
+from tst_megatron.data.inputs import Input, Shard, cut_into_units, files_of_shard, find_inputs
 from tst_megatron.data.manifest import FILE_NAME, Manifest
 from tst_megatron.data.shards import inputs_of
 from tst_megatron.data.split import split_of
@@ -54,12 +54,15 @@ def compare_with_inputs(
 
     Args:
         manifest: of a folder whose files are sound.
-        inputs: what was given to `prepare`: files, folders and patterns, in that order.
+        inputs: what was given to `prepare`: files, folders and patterns, in that order. For a shard
+            that is the whole text.
         sample: share of documents (0-1) that is encoded again; all are read and counted.
         advance: called with the number of documents read since the last call.
     """
     try:
         files = find_inputs(inputs)
+        if of := manifest.recipe.get("shard"):
+            files = files_of_shard(files, Shard(of["number"], of["of"]))
     except ValueError as error:
         return Comparison(0, str(error).splitlines())
     if problems := _input_problems(manifest, files):

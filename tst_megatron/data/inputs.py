@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import glob
+import hashlib
+import json
 import os
+import re
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 from pyarrow import parquet
@@ -34,6 +40,31 @@ class Input:
     folder that holds all files that were given by name."""
     num_bytes: int
     modified_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """One of several parts of a text, for a job each; `merge` joins their folders."""
+
+    number: int
+    """From 0."""
+    of: int
+    """How many there are."""
+
+    def problems(self) -> list[str]:
+        """Why there is no such shard, whatever the text."""
+        name = f"--shard {self.number}/{self.of}"
+        if self.of < 1:
+            return [f"{name}: there is at least one shard. Try 0/1."]
+        if not 0 <= self.number < self.of:
+            return [f"{name}: counts from 0, so the last is {self.of - 1}/{self.of}."]
+        return []
+
+    def record(self, files: Sequence[Input]) -> dict[str, Any]:
+        """For the manifest: which shard this is, and names and sizes of all the text's files."""
+        listed = json.dumps([(each.name, each.num_bytes) for each in files])
+        text_sha256 = hashlib.sha256(listed.encode()).hexdigest()
+        return {"number": self.number, "of": self.of, "text_sha256": text_sha256}
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +114,42 @@ def find_inputs(given: Sequence[Path | str]) -> list[Input]:
     if problems:
         raise ValueError("\n".join(problems))
     return found
+
+
+def shard_named(words: str) -> Shard:
+    """The shard that "I/N" names.
+
+    Raises:
+        ValueError: it names none.
+    """
+    found = re.fullmatch(r"(\d+)/(\d+)", words)
+    if not found:
+        raise ValueError(f"--shard {words}: give I/N, such as 0/100 for the first of 100.")
+    return Shard(int(found[1]), int(found[2]))
+
+
+def files_of_shard(files: Sequence[Input], shard: Shard) -> list[Input]:
+    """The shard's files: next to each other in the text, so that the shards in order are the text.
+
+    Args:
+        files: of the whole text, in order.
+        shard: one without `problems`. Shards have about as many bytes each, and a file at least.
+
+    Raises:
+        ValueError: there are fewer files than shards.
+    """
+    if shard.of > len(files):
+        raise ValueError(
+            f"--shard {shard.number}/{shard.of}: the text has {len(files):,} files, each in one "
+            f"shard. Make at most {len(files):,} shards."
+        )
+    ends = list(accumulate(each.num_bytes for each in files))
+    starts = [0]
+    for number in range(1, shard.of):
+        fair = bisect_right(ends, ends[-1] * number // shard.of)
+        # A file for this shard's predecessor, and for each one from this on.
+        starts.append(min(max(fair, starts[-1] + 1), len(files) - (shard.of - number)))
+    return list(files[slice(*[*starts, len(files)][shard.number : shard.number + 2])])
 
 
 def cut_into_units(inputs: Sequence[Input]) -> list[Unit]:

@@ -135,6 +135,7 @@ def _shards_of(manifest: Manifest) -> list[dict[str, Any]]:
     return [
         {
             "num_inputs": len(inputs_of(manifest)),
+            **({"shard": manifest.recipe["shard"]} if "shard" in manifest.recipe else {}),
             "sha256": {
                 file: sha256
                 for name, split in manifest.splits().items()

@@ -23,7 +23,15 @@ from tst_megatron import __version__
 from tst_megatron.data.build import Job, build
 from tst_megatron.data.documents import Documents, read_unit
 from tst_megatron.data.encode import Encoder, Settings
-from tst_megatron.data.inputs import UNIT_BYTES, Input, Unit, cut_into_units, find_inputs
+from tst_megatron.data.inputs import (
+    UNIT_BYTES,
+    Input,
+    Shard,
+    Unit,
+    cut_into_units,
+    files_of_shard,
+    find_inputs,
+)
 from tst_megatron.data.manifest import Manifest, Split, load_manifest
 from tst_megatron.data.parts import begin_parts, delete_parts, locked, part_folder, parts_folder
 from tst_megatron.data.prepared import REJECTED_NAME, check_documents, finished
@@ -60,6 +68,7 @@ def prepare(
     deduplicate: bool = False,
     fast: bool = False,
     workers: int | None = None,
+    shard: Shard | None = None,
     allow_empty_splits: bool = False,
     console: Console | None = None,
 ) -> Manifest:
@@ -89,8 +98,9 @@ def prepare(
             files are the same.
         workers: processes that encode; by default one per available core. More than 1 needs
             the calling script to have an `if __name__ == "__main__"` guard.
-        allow_empty_splits: for a shard that `merge` joins to others: a split may have no document.
-            Training refuses such a folder.
+        shard: prepare this part of the files alone, for `merge` to join to the others.
+        allow_empty_splits: a split may have no document, as in any shard. Training refuses such a
+            folder.
         console: where progress goes; nowhere when None.
 
     Raises:
@@ -108,15 +118,19 @@ def prepare(
         test_fraction=test_fraction,
         deduplicate=deduplicate,
     )
-    _check(settings, max_rejected_fraction, workers)
+    _check(settings, max_rejected_fraction, workers, shard)
     workers = workers or num_cores()
-    files = find_inputs(inputs)
+    text = find_inputs(inputs)
     output = output.resolve()
-    _check_output(output, inputs, files)
+    _check_output(output, inputs, text)
+    files = text if shard is None else files_of_shard(text, shard)
+    allow_empty_splits = allow_empty_splits or shard is not None
     loaded = _load(tokenizer, settings)
     sums = _hash(files, workers, console)
     made_by = {"tokenizer_sha256": tokenizer_sha256(tokenizer), **asdict(settings)}
     recipe = {"inputs": [_entry(each, sums) for each in files], **made_by}
+    if shard is not None:
+        recipe["shard"] = shard.record(text)
     parts = parts_folder(output)
     there = finished(output, recipe)
     if there is not None:
@@ -144,8 +158,10 @@ def prepare(
     return load_manifest(output)
 
 
-def _check(settings: Settings, max_rejected_fraction: float, workers: int | None) -> None:
-    problems = []
+def _check(
+    settings: Settings, max_rejected_fraction: float, workers: int | None, shard: Shard | None
+) -> None:
+    problems = [] if shard is None else shard.problems()
     if not 0.0 < settings.held_out_fraction < 1.0:
         problems.append(
             f"--held-out-fraction {settings.held_out_fraction}: must lie between 0 and 1, both "

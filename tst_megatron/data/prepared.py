@@ -174,7 +174,8 @@ def check_documents(num_documents: Mapping[str, int], recipe: Mapping[str, Any])
             f"{recipe['test_fraction']}: give "
             f"{' and '.join(f'{number} {name}' for name, number in num_documents.items())} "
             "documents, each split needs at least one. Change the fractions or give more "
-            "documents; a shard that is merged with others later may lack them (--shard)."
+            "documents; a folder that is merged with others later may lack them "
+            "(--allow-empty-splits)."
         )
 
 

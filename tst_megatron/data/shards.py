@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -13,6 +14,8 @@ from tst_megatron.data.split import SPLIT_RULE
 
 SETTINGS = ("text_key", "held_out_fraction", "test_fraction")
 """Keys of a recipe that must be the same in all shards."""
+MOST_LISTED = 20
+"""Of the shards that are missing."""
 
 
 def load_shards(shards: Sequence[Path]) -> tuple[list[Manifest], list[str]]:
@@ -30,7 +33,7 @@ def load_shards(shards: Sequence[Path]) -> tuple[list[Manifest], list[str]]:
 
 def shard_problems(manifests: Sequence[Manifest]) -> list[str]:
     """Why the shards cannot be read as one text; all of it, from their manifests alone."""
-    problems = _differences(manifests) + _repeated(manifests)
+    problems = _differences(manifests) + _repeated(manifests) + _missing(manifests)
     # Shards that differ may not have the same splits.
     return problems or _empty_splits(manifests)
 
@@ -92,6 +95,44 @@ def _repeated(manifests: Sequence[Manifest]) -> list[str]:
         if any(split.tokens for split in manifest.splits().values()):
             texts.setdefault(text, folder)
     return problems
+
+
+def _missing(manifests: Sequence[Manifest]) -> list[str]:
+    """Shards of a text (`prepare --shard`) that are not among these; half a text is nobody's aim.
+
+    Jobs that see other files than the rest, since some came meanwhile, are found here too: what
+    they prepared are shards of another text.
+    """
+    numbers: dict[tuple[str, int], set[int]] = defaultdict(set)
+    folders: dict[tuple[str, int], Path] = {}
+    for manifest in manifests:
+        for record in _records(manifest):
+            text = (record["text_sha256"], record["of"])
+            numbers[text].add(record["number"])
+            folders.setdefault(text, manifest.path.parent)
+    problems = []
+    for text, there in numbers.items():
+        missing = [str(number) for number in range(text[1]) if number not in there]
+        if missing:
+            problems.append(
+                f"{folders[text]}: shard{'s' * (len(missing) > 1)} {_listed(missing)} of the "
+                f"{text[1]:,} of a text {'are' if len(missing) > 1 else 'is'} missing. Name all of "
+                "them. Files were added, removed or changed between the jobs if you did: then "
+                "prepare all shards again."
+            )
+    return problems
+
+
+def _records(manifest: Manifest) -> list[dict[str, Any]]:
+    """Of a shard, or of the shards that a merged folder was made of."""
+    made_of = manifest.recipe.get("shards", [manifest.recipe])
+    return [each["shard"] for each in made_of if "shard" in each]
+
+
+def _listed(words: Sequence[str]) -> str:
+    if len(words) > MOST_LISTED:
+        words = [*words[:MOST_LISTED], f"{len(words) - MOST_LISTED:,} more"]
+    return " and ".join([", ".join(words[:-1]), words[-1]] if words[1:] else words)
 
 
 def repeated_inputs(manifests: Sequence[Manifest]) -> list[str]:
