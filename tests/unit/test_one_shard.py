@@ -64,6 +64,11 @@ def test_shards_together_are_the_whole_text(text, shards, tokenizer_model, tmp_p
         assert compared.problems == [] and compared.num_compared == documents > 0
 
 
+def test_shard_may_lack_a_split(text, tokenizer_model):
+    manifest = load_manifest(prepare_shard(text, tokenizer_model, 0, of=7))
+    assert manifest.empty_splits() and manifest.train.documents
+
+
 def test_missing_shards_are_named(shards, tmp_path):
     with pytest.raises(ValueError, match=r"shards 0 and 2 of the 3 of a text are missing"):
         merge(shards[1:2], tmp_path / "merged")
