@@ -85,7 +85,8 @@ refuse_to_start() {
   gave_up=$(events | awk -F'\t' '$3 == "give-up" { time = $1 } END { print time }')
   submitted=$(job_fact SubmitTime)
   submitted=$(date -u -d "$submitted" +%FT%TZ)
-  if [[ -n $gave_up && $submitted < $gave_up ]]; then
+  # Both in whole seconds: within the same one, nobody has read why and submitted again.
+  if [[ -n $gave_up && ! $submitted > $gave_up ]]; then
     say "not started: the run was given up at $gave_up, when this job was waiting. Submit again to go on"
     exit "$DO_NOT_RESTART"
   fi
@@ -206,8 +207,8 @@ train_until_end() {
   wait "$watch" || true
 }
 
-# Tells one writing of state.json from the next: it is written beside and renamed.
-state_version() { stat -c '%i %Y' "$RUN_FOLDER/state.json" 2>/dev/null || true; }
+# Tells one writing of state.json from the next, also within a second: it is written beside and renamed.
+state_version() { stat -c '%i %y' "$RUN_FOLDER/state.json" 2>/dev/null || true; }
 
 # after_the_end: from what the run says, if it is of this start.
 after_the_end() {

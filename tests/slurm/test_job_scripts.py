@@ -208,7 +208,8 @@ def test_run_without_progress_is_given_up_and_says_why(cluster, jobs, run):
     assert "Last: failed: as the stub was told" in log
     # One log, of both starts.
     assert log.count(f"of job {job}") == 2
-    # A person who submits again gets as many starts again.
+    # A person who submits again, a second later at the earliest, gets as many starts again.
+    time.sleep(1)
     again = jobs.submit("pretrain.sbatch", RECIPE, **limit, **QUICK)
     jobs.ended(again, "COMPLETED", seconds=60)
 

@@ -13,9 +13,12 @@ from tst_megatron.data.against import compare_with_inputs
 from tst_megatron.data.inputs import Input, Shard, files_of_shard, shard_named
 from tst_megatron.data.manifest import load_manifest
 from tst_megatron.data.merge import merge
+from tst_megatron.data.parts import begin_parts
 from tst_megatron.data.prepare import prepare
+from tst_megatron.data.verify import share_notes
 
 NUM_SHARDS = 3
+OPTIONS = {"workers": 1, **FRACTIONS}
 
 
 @pytest.fixture
@@ -30,7 +33,7 @@ def text(tmp_path: Path) -> Path:
 
 def prepare_shard(text: Path, tokenizer: Path, number: int, of: int = NUM_SHARDS) -> Path:
     output = text.with_name(f"shard{number}")
-    prepare([text], tokenizer, output, workers=1, shard=Shard(number, of), **FRACTIONS)
+    prepare([text], tokenizer, output, shard=Shard(number, of), **OPTIONS)
     return output
 
 
@@ -50,7 +53,7 @@ def test_shards_are_the_files_in_their_order_and_alike_in_size(sizes, data):
 
 
 def test_shards_together_are_the_whole_text(text, shards, tokenizer_model, tmp_path):
-    whole = prepare([text], tokenizer_model, tmp_path / "whole", workers=1, **FRACTIONS)
+    whole = prepare([text], tokenizer_model, tmp_path / "whole", **OPTIONS)
     merged = merge(shards, tmp_path / "merged")
     assert merged.splits().keys() == whole.splits().keys()
     for name, split in whole.splits().items():
@@ -69,33 +72,78 @@ def test_shard_may_lack_a_split(text, tokenizer_model):
     assert manifest.empty_splits() and manifest.train.documents
 
 
-def test_missing_shards_are_named(shards, tmp_path):
-    with pytest.raises(ValueError, match=r"shards 0 and 2 of the 3 of a text are missing"):
-        merge(shards[1:2], tmp_path / "merged")
-    with pytest.raises(ValueError, match=r"shard 1 of the 3 of a text is missing"):
-        merge([shards[0], shards[2]], tmp_path / "merged")
+@pytest.mark.parametrize(
+    ("given", "problem"),
+    [
+        ([1], r"shard1: shards 0, 2 of the 3 of its text missing\. Name all"),
+        ([0, 2], r"shard0: shard 1 of the 3 of its text missing"),
+        ([2, 0, 1], r"shard2: the shards of its text come as 2, 0, 1\. Name them in their order"),
+    ],
+)
+def test_shards_that_are_not_a_text_in_order_are_refused(shards, tmp_path, given, problem):
+    with pytest.raises(ValueError, match=problem):
+        merge([shards[number] for number in given], tmp_path / "merged")
     assert not (tmp_path / "merged").exists()
+
+
+def test_text_that_is_there_twice_is_refused(text, shards, tokenizer_model, tmp_path):
+    merge(shards, tmp_path / "merged")
+    with pytest.raises(ValueError, match=r"shard 1 of its text given more than once"):
+        merge([tmp_path / "merged", shards[1]], tmp_path / "twice")
+    halves = [text.with_name(f"half{number}") for number in range(2)]
+    for number, half in enumerate(halves):
+        prepare([text], tokenizer_model, half, shard=Shard(number, 2), **OPTIONS)
+    problem = rf"is one of 3 shards of a text, and {halves[0]} is one of 2\. Each text is merged"
+    with pytest.raises(ValueError, match=problem):
+        merge([*shards, *halves], tmp_path / "twice")
+
+
+def test_shard_that_cannot_be_read_is_not_called_missing(shards, tmp_path):
+    with pytest.raises(ValueError, match="no such manifest") as caught:
+        merge([shards[0], tmp_path / "misspelt", shards[2]], tmp_path / "merged")
+    assert len(str(caught.value).splitlines()) == 1
 
 
 def test_shard_of_a_text_that_has_a_file_more_is_not_of_the_same_text(
     text, shards, tokenizer_model, tmp_path
 ):
     write_jsonl(text / "a" / "9.jsonl", ["one more"])
-    with pytest.raises(ValueError, match=r"shard2: was prepared differently; .*shard: "):
+    problem = r"shard2: was prepared differently; .*shard: 2/3 of a text with other files \(names"
+    with pytest.raises(ValueError, match=problem):
         prepare_shard(text, tokenizer_model, 2)
-    for file in [*shards[2].iterdir()]:
+    with pytest.raises(ValueError, match=r"shard2: was prepared differently; .*shard: 2/3 there, "):
+        prepare([text], tokenizer_model, shards[2], shard=Shard(1, 4), **OPTIONS)
+    compared = compare_with_inputs(load_manifest(shards[2]), [text], sample=1)
+    assert "is shard 2/3 of a text with other files than these" in compared.problems[0]
+    for file in shards[2].iterdir():
         file.unlink()
     prepare_shard(text, tokenizer_model, 2)
     with pytest.raises(ValueError) as caught:
         merge(shards, tmp_path / "merged")
-    problems = str(caught.value).splitlines()
-    assert [problem.partition(": ")[0] for problem in problems] == [
-        str(shards[0]),
-        str(shards[2]),
-    ]
-    assert "shard 2 of the 3 of a text is missing" in problems[0]
-    assert "shards 0 and 1 of the 3 of a text are missing" in problems[1]
-    assert all("Files were added, removed or changed" in problem for problem in problems)
+    first, second = str(caught.value).splitlines()
+    assert first.startswith(f"{shards[0]}: shard 2 of the 3 of its text missing. ")
+    assert second.startswith(f"{shards[2]}: shards 0, 1 of the 3 of its text missing. ")
+    assert "when the text had other files (names or sizes)" in first
+
+
+def test_shard_is_compared_with_its_own_files_too(text, shards, tmp_path):
+    manifest = load_manifest(shards[1])
+    own = [text / entry["name"] for entry in manifest.recipe["inputs"]]
+    assert {file.parent.name for file in own} == {"a", "b"}
+    compared = compare_with_inputs(manifest, own, sample=1)
+    assert compared.problems == [] and compared.num_compared > 0
+    assert share_notes(manifest)[-1] == "this is shard 1/3 of a text, to merge."
+
+
+def test_text_that_prepare_wrote_is_no_text(text, shards, tokenizer_model, tmp_path):
+    unfinished = tmp_path / "shard9.parts" / "joined"
+    begin_parts(unfinished.parent, {})
+    unfinished.mkdir()
+    for place in (shards[0], unfinished):
+        write_jsonl(place / "rejected.jsonl", ["what was no document"])
+        with pytest.raises(ValueError, match=r"was made by `data prepare`, and files in it"):
+            prepare([f"{tmp_path}/**/*.jsonl"], tokenizer_model, tmp_path / "output")
+        (place / "rejected.jsonl").unlink()
 
 
 def test_merged_shards_are_merged_with_another_text(shards, tokenizer_model, tmp_path):
@@ -107,7 +155,7 @@ def test_merged_shards_are_merged_with_another_text(shards, tokenizer_model, tmp
     assert both.recipe == flat.recipe and both.train.bin_sha256 == flat.train.bin_sha256
     # Were a shard missing in it, it would be told.
     edit(tmp_path / "merged" / "manifest.json", lambda values: values["recipe"]["shards"].pop(1))
-    with pytest.raises(ValueError, match="merged: shard 1 of the 3 of a text is missing"):
+    with pytest.raises(ValueError, match="merged: shard 1 of the 3 of its text missing"):
         merge([tmp_path / "other", tmp_path / "merged"], tmp_path / "again")
 
 

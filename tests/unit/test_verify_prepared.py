@@ -67,7 +67,7 @@ def test_empty_split_of_a_shard_is_noted(tokenizer_model: Path, tmp_path: Path) 
     prepare([source], tokenizer_model, tmp_path / "few", workers=1, allow_empty_splits=True)
     findings = verify_folder(load_manifest(tmp_path / "few"))
     assert findings.problems == []
-    assert findings.notes == ["validation has no document: this is a shard, to merge with others."]
+    assert findings.notes == ["validation has no document: the folder is to be merged with others."]
 
 
 # --- files ---------------------------------------------------------------------------------------

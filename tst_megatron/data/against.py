@@ -54,15 +54,14 @@ def compare_with_inputs(
 
     Args:
         manifest: of a folder whose files are sound.
-        inputs: what was given to `prepare`: files, folders and patterns, in that order. For a shard
-            that is the whole text.
+        inputs: what was given to `prepare`: files, folders and patterns, in that order; of a shard
+            the whole text or its own files.
         sample: share of documents (0-1) that is encoded again; all are read and counted.
         advance: called with the number of documents read since the last call.
     """
     try:
         files = find_inputs(inputs)
-        if of := manifest.recipe.get("shard"):
-            files = files_of_shard(files, Shard(of["number"], of["of"]))
+        files = _of_the_shard(manifest, files)
     except ValueError as error:
         return Comparison(0, str(error).splitlines())
     if problems := _input_problems(manifest, files):
@@ -76,6 +75,21 @@ def compare_with_inputs(
         )
     except (ValueError, OSError) as error:
         return Comparison(0, [str(error)])
+
+
+def _of_the_shard(manifest: Manifest, files: list[Input]) -> list[Input]:
+    """Of the files of a text those that a shard was made of; else, and if they are it, all."""
+    record = manifest.recipe.get("shard")
+    if record is None or not _input_problems(manifest, files):
+        return files
+    shard = Shard(record["number"], record["of"])
+    if shard.record(files) != record:
+        raise ValueError(
+            f"--against: {manifest.path.parent} is shard {shard.number}/{shard.of} of a text with "
+            "other files than these (names or sizes). Name what was given to `data prepare`, or "
+            f"the shard's own files in the order of {FILE_NAME}."
+        )
+    return files_of_shard(files, shard)
 
 
 def _documents(manifest: Manifest, files: Sequence[Input]) -> Iterator[str]:

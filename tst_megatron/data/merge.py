@@ -43,6 +43,7 @@ from tst_megatron.data.prepared import (
 from tst_megatron.data.progress import byte_progress
 from tst_megatron.data.shards import (
     SETTINGS,
+    incomplete_texts,
     inputs_of,
     load_shards,
     mixed_files,
@@ -58,7 +59,8 @@ TOKENIZER_KEYS = ("tokenizer_sha256", "eod_token", "special_tokens_in_text")
 def merge(shards: Sequence[Path], output: Path, *, console: Console | None = None) -> Manifest:
     """Join prepared folders into one, in the order given.
 
-    The token files are those that `prepare` makes of all the shards' inputs in that order. A
+    The token files are those that `prepare` makes of all the shards' inputs in that order; where it
+    leaves out copies, those in other shards are here. A
     finished folder of the same shards is checked and returned with `reused` set. A run that was
     killed leaves `<output>.partial` behind, which the next one deletes.
 
@@ -76,6 +78,9 @@ def merge(shards: Sequence[Path], output: Path, *, console: Console | None = Non
     """
     manifests, problems = load_shards(shards)
     output = output.absolute()
+    if not problems:
+        # What cannot be read may be what is missing.
+        problems += incomplete_texts(manifests)
     if manifests:
         recipe = _recipe(manifests)
         problems += shard_problems(manifests) + output_problems(output, recipe)

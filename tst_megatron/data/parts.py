@@ -118,6 +118,11 @@ def load_part(folder: Path, unit: Unit) -> Part | None:
         ) from error
 
 
+def is_parts_folder(folder: Path) -> bool:
+    """Whether `begin_parts` has begun it."""
+    return (folder / MARK_NAME).is_file()
+
+
 def begin_parts(parts: Path, settings: Mapping[str, Any]) -> str:
     """Make the folder of parts, or go on with the one that is there.
 
@@ -168,7 +173,7 @@ def delete_parts(parts: Path) -> None:
     """Delete a folder of parts, if it is one, and what a killed deletion left of one."""
     for path in parts.parent.glob(f".{glob.escape(parts.name)}.*{_DELETED}"):
         shutil.rmtree(path)
-    if (parts / MARK_NAME).is_file():
+    if is_parts_folder(parts):
         # Renamed first: half of a folder must not look like one to go on from.
         new = beside(parts)
         new = new.with_name(f"{new.name}{_DELETED}")

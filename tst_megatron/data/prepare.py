@@ -32,8 +32,15 @@ from tst_megatron.data.inputs import (
     files_of_shard,
     find_inputs,
 )
-from tst_megatron.data.manifest import Manifest, Split, load_manifest
-from tst_megatron.data.parts import begin_parts, delete_parts, locked, part_folder, parts_folder
+from tst_megatron.data.manifest import FILE_NAME, Manifest, Split, load_manifest
+from tst_megatron.data.parts import (
+    begin_parts,
+    delete_parts,
+    is_parts_folder,
+    locked,
+    part_folder,
+    parts_folder,
+)
 from tst_megatron.data.prepared import REJECTED_NAME, check_documents, finished
 from tst_megatron.data.progress import byte_progress
 from tst_megatron.data.tokenizer import (
@@ -122,8 +129,9 @@ def prepare(
     workers = workers or num_cores()
     text = find_inputs(inputs)
     output = output.resolve()
-    _check_output(output, inputs, text)
     files = text if shard is None else files_of_shard(text, shard)
+    _check_output(output, inputs, files)
+    _check_not_prepared(text)
     allow_empty_splits = allow_empty_splits or shard is not None
     loaded = _load(tokenizer, settings)
     sums = _hash(files, workers, console)
@@ -198,6 +206,18 @@ def _check_output(output: Path, inputs: Sequence[Path | str], files: Sequence[In
         raise ValueError(
             f"{output}: is a mount point, which nothing can be renamed to. Name a folder in it."
         )
+
+
+def _check_not_prepared(text: Sequence[Input]) -> None:
+    """Whether a pattern reaches into what `prepare` makes, perhaps while other shards are made."""
+    parents = {file.path.parent for file in text}
+    for folder in sorted(parents | {parent.parent for parent in parents}):
+        marks = [folder / FILE_NAME, folder / "train.idx"]
+        if is_parts_folder(folder) or all(mark.is_file() for mark in marks):
+            raise ValueError(
+                f"{folder}: was made by `data prepare`, and files in it are named as text. Name "
+                "the text alone."
+            )
 
 
 def _entry(file: Input, sums: Mapping[Path, str]) -> dict[str, Any]:

@@ -190,6 +190,13 @@ def _is_free(output: Path) -> bool:
 
 
 def _difference(key: str, there: Any, wanted: Any) -> str:
+    if key == "shard":
+        its, ours = (
+            f"{each['number']}/{each['of']}" if each else "none" for each in (there, wanted)
+        )
+        if its == ours:
+            return f"shard: {ours} of a text with other files (names or sizes)"
+        return f"shard: {its} there, {ours} wanted"
     if not isinstance(wanted, list):
         return f"{key}: {there!r} there, {wanted!r} wanted"
     # A text of a thousand shards has a thousand inputs: the first that differs says enough.

@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from tst_megatron.data.indexed import IndexedReader, idx_path, token_dtype
+from tst_megatron.data.inputs import Shard
 from tst_megatron.data.manifest import Manifest, differs, load_manifest, tokenizer_problems
 from tst_megatron.data.split import SPLIT_RULE
 
 SETTINGS = ("text_key", "held_out_fraction", "test_fraction")
 """Keys of a recipe that must be the same in all shards."""
 MOST_LISTED = 20
-"""Of the shards that are missing."""
+"""Of the shards of a text, in an error."""
 
 
 def load_shards(shards: Sequence[Path]) -> tuple[list[Manifest], list[str]]:
@@ -33,7 +34,7 @@ def load_shards(shards: Sequence[Path]) -> tuple[list[Manifest], list[str]]:
 
 def shard_problems(manifests: Sequence[Manifest]) -> list[str]:
     """Why the shards cannot be read as one text; all of it, from their manifests alone."""
-    problems = _differences(manifests) + _repeated(manifests) + _missing(manifests)
+    problems = _differences(manifests) + _repeated(manifests)
     # Shards that differ may not have the same splits.
     return problems or _empty_splits(manifests)
 
@@ -97,29 +98,39 @@ def _repeated(manifests: Sequence[Manifest]) -> list[str]:
     return problems
 
 
-def _missing(manifests: Sequence[Manifest]) -> list[str]:
-    """Shards of a text (`prepare --shard`) that are not among these; half a text is nobody's aim.
+def incomplete_texts(manifests: Sequence[Manifest]) -> list[str]:
+    """Texts whose shards (`prepare --shard`) are not all here, once and in their order.
 
-    Jobs that see other files than the rest, since some came meanwhile, are found here too: what
+    Jobs that saw other files than the rest, since some came meanwhile, are found here too: what
     they prepared are shards of another text.
     """
-    numbers: dict[tuple[str, int], set[int]] = defaultdict(set)
-    folders: dict[tuple[str, int], Path] = {}
+    shards: dict[str, list[tuple[Shard, Path]]] = defaultdict(list)
     for manifest in manifests:
         for record in _records(manifest):
-            text = (record["text_sha256"], record["of"])
-            numbers[text].add(record["number"])
-            folders.setdefault(text, manifest.path.parent)
+            shard = Shard(record["number"], record["of"])
+            shards[record["text_sha256"]].append((shard, manifest.path.parent))
     problems = []
-    for text, there in numbers.items():
-        missing = [str(number) for number in range(text[1]) if number not in there]
-        if missing:
-            problems.append(
-                f"{folders[text]}: shard{'s' * (len(missing) > 1)} {_listed(missing)} of the "
-                f"{text[1]:,} of a text {'are' if len(missing) > 1 else 'is'} missing. Name all of "
-                "them. Files were added, removed or changed between the jobs if you did: then "
-                "prepare all shards again."
+    for given in shards.values():
+        of, folder = given[0][0].of, given[0][1]
+        numbers = [shard.number for shard, _ in given]
+        missing = sorted(set(range(of)) - set(numbers))
+        other = [f"{each} is one of {shard.of:,}" for shard, each in given if shard.of != of]
+        repeated = sorted({number for number in numbers if numbers.count(number) > 1})
+        if other:
+            what = f"is one of {of:,} shards of a text, and {other[0]}. Each text is merged once."
+        elif repeated:
+            what = f"{_shards(repeated)} of its text given more than once. Each is merged once."
+        elif missing:
+            what = (
+                f"{_shards(missing)} of the {of:,} of its text missing. Name all of them, at once. "
+                "Shards that were prepared when the text had other files (names or sizes) are of "
+                "another text: prepare those again."
             )
+        elif numbers != sorted(numbers):
+            what = f"the shards of its text come as {_listed(numbers)}. Name them in their order."
+        else:
+            continue
+        problems.append(f"{folder}: {what}")
     return problems
 
 
@@ -129,10 +140,14 @@ def _records(manifest: Manifest) -> list[dict[str, Any]]:
     return [each["shard"] for each in made_of if "shard" in each]
 
 
-def _listed(words: Sequence[str]) -> str:
-    if len(words) > MOST_LISTED:
-        words = [*words[:MOST_LISTED], f"{len(words) - MOST_LISTED:,} more"]
-    return " and ".join([", ".join(words[:-1]), words[-1]] if words[1:] else words)
+def _shards(numbers: Sequence[int]) -> str:
+    return f"shard{'s' * (len(numbers) > 1)} {_listed(numbers)}"
+
+
+def _listed(numbers: Sequence[int]) -> str:
+    words = [f"{number:,}" for number in numbers[:MOST_LISTED]]
+    more = len(numbers) - MOST_LISTED
+    return ", ".join(words) + (f" and {more:,} more" if more > 0 else "")
 
 
 def repeated_inputs(manifests: Sequence[Manifest]) -> list[str]:

@@ -106,9 +106,11 @@ def share_notes(manifest: Manifest) -> list[str]:
     documents = {name: split.documents for name, split in manifest.splits().items()}
     total = sum(documents.values())
     notes = [
-        f"{name} has no document: this is a shard, to merge with others."
+        f"{name} has no document: the folder is to be merged with others."
         for name in manifest.empty_splits()
     ]
+    if shard := manifest.recipe.get("shard"):
+        notes.append(f"this is shard {shard['number']}/{shard['of']} of a text, to merge.")
     for name, key in (("validation", "held_out_fraction"), ("test", "test_fraction")):
         fraction = manifest.recipe.get(key)
         if name not in documents or not isinstance(fraction, float) or not 0 < fraction < 1:
