@@ -12,6 +12,7 @@ from hugging_face_tokenizers import hugging_face  # noqa: F401 - a fixture
 from merge_shards import shards  # noqa: F401 - a fixture
 from sentencepiece import SentencePieceProcessor
 from status_folders import folder, running  # noqa: F401 - fixtures
+from text_folder import texts  # noqa: F401 - a fixture
 
 from tst_megatron.data.sentencepiece_tokenizer import load_sentencepiece
 from tst_megatron.data.train_tokenizer import train_sentencepiece
