@@ -161,6 +161,26 @@ def test_what_killed_merges_left_is_deleted_by_the_next_one_before_it_needs_spac
     assert merge(shards, tmp_path / "merged").reused and not partial.exists()
 
 
+def test_two_merges_into_one_output_are_refused_and_the_first_goes_on(
+    shards: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refused: list[str] = []
+
+    def with_another_beside(*arguments: object, **options: object) -> Path | None:
+        with pytest.raises(ValueError) as caught:
+            merge(shards, tmp_path / "merged")
+        refused.append(str(caught.value))
+        return append(*arguments, **options)
+
+    append = merging.append
+    monkeypatch.setattr(merging, "append", with_another_beside)
+    assert not merge(shards, tmp_path / "merged").reused
+    problem = f"{tmp_path}/merged.partial: another run is at work in it. Wait for it, or stop it."
+    assert set(refused) == {problem}
+    monkeypatch.undo()
+    assert merge(shards, tmp_path / "merged").reused
+
+
 def test_folder_of_someone_else_under_that_name_is_refused(
     shards: list[Path], tmp_path: Path
 ) -> None:

@@ -19,9 +19,10 @@ from tst_megatron.cli import app
 from tst_megatron.data import build, encode, fast_tokenizer
 from tst_megatron.data import parts as parts_module
 from tst_megatron.data.indexed import IndexedReader
-from tst_megatron.data.parts import begin_parts, delete_parts, locked, parts_folder
+from tst_megatron.data.parts import begin_parts, delete_parts, parts_folder
 from tst_megatron.data.prepare import prepare
 from tst_megatron.data.tokenizer import load_tokenizer
+from tst_megatron.files import locked
 
 NEVER_DONE = """
 import time
@@ -185,7 +186,7 @@ def test_two_preparations_of_one_output_are_refused(
 ) -> None:
     parts = parts_folder(tmp_path / "output")
     begin_parts(parts, {})
-    with locked(parts), pytest.raises(ValueError, match="another preparation of this output is"):
+    with locked(parts), pytest.raises(ValueError, match="another run is at work"):
         prepare([texts], tokenizer_model, tmp_path / "output", **OPTIONS)
     prepare([texts], tokenizer_model, tmp_path / "output", **OPTIONS)
 

@@ -7,13 +7,11 @@ serves when other files are added, taken away or repaired meanwhile, and never f
 
 from __future__ import annotations
 
-import fcntl
 import glob
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -147,26 +145,6 @@ def begin_parts(parts: Path, settings: Mapping[str, Any]) -> str:
         write_beside(mark, "What `data prepare` has done of its output; it goes on from here.\n")
     text = json.dumps(settings, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-@contextmanager
-def locked(parts: Path) -> Iterator[None]:
-    """Keep other preparations of the same output away.
-
-    Raises:
-        ValueError: one is going on.
-    """
-    with (parts / "lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise ValueError(
-                f"{parts}: another preparation of this output is going on. Wait for it, or stop it."
-            ) from error
-        except OSError:
-            # A file system without locks: whoever starts two at a time is not stopped there.
-            pass
-        yield
 
 
 def delete_parts(parts: Path) -> None:

@@ -37,7 +37,6 @@ from tst_megatron.data.parts import (
     begin_parts,
     delete_parts,
     is_parts_folder,
-    locked,
     part_folder,
     parts_folder,
 )
@@ -51,7 +50,7 @@ from tst_megatron.data.tokenizer import (
     tokenizer_sha256,
 )
 from tst_megatron.data.workers import in_order, num_cores
-from tst_megatron.files import file_sha256
+from tst_megatron.files import file_sha256, locked
 
 __all__ = ["Manifest", "Split", "load_manifest", "prepare"]
 

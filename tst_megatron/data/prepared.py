@@ -25,7 +25,7 @@ from tst_megatron.data.manifest import (
     verify_files,
 )
 from tst_megatron.data.tokenizer import TokenizerFacts
-from tst_megatron.files import folder_appearing_whole
+from tst_megatron.files import folder_appearing_whole, locked
 
 REJECTED_NAME = "rejected.jsonl"
 """Of the list of what held no document, where there was some."""
@@ -113,18 +113,19 @@ def built_beside(output: Path) -> Iterator[Path]:
         output: absolute; does not exist, or is empty. Its parent exists.
 
     Raises:
-        ValueError: something else has that name.
+        ValueError: something else has that name, or another merge is at work there.
     """
     if problems := unfinished_problems(output):
         raise ValueError("\n".join(problems))
     partial = _partial(output)
     partial.mkdir(exist_ok=True)
     (partial / MARK_NAME).touch()
-    try:
-        with folder_appearing_whole(output, partial / FOLDER_NAME) as folder:
-            yield folder
-    finally:
-        delete_unfinished(output)
+    with locked(partial):
+        try:
+            with folder_appearing_whole(output, partial / FOLDER_NAME) as folder:
+                yield folder
+        finally:
+            delete_unfinished(output)
 
 
 def write_manifest(
