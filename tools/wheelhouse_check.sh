@@ -29,11 +29,12 @@ if [[ -n $(git -C "$root" status --porcelain) ]]; then
 fi
 git clone --quiet "$root" "$scratch/checkout"
 
-# A namespace without a network; without one, addresses that lead nowhere are all there is.
-if unshare --net true 2>/dev/null; then
-  off=(unshare --net)
-elif unshare --map-root-user --net true 2>/dev/null; then
-  off=(unshare --map-root-user --net)
+# A namespace with the loopback alone; without one, addresses that lead nowhere are all there is.
+loopback='ip link set lo up && exec "$@"'
+if unshare --net sh -c "$loopback" sh true 2>/dev/null; then
+  off=(unshare --net sh -c "$loopback" sh)
+elif unshare --map-root-user --net sh -c "$loopback" sh true 2>/dev/null; then
+  off=(unshare --map-root-user --net sh -c "$loopback" sh)
 else
   off=()
   echo "wheelhouse-check: unshare --net is refused here: only the index is switched off" >&2
