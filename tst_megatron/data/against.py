@@ -82,10 +82,10 @@ def _of_the_shard(manifest: Manifest, files: list[Input]) -> list[Input]:
     record = manifest.recipe.get("shard")
     if record is None or not _input_problems(manifest, files):
         return files
-    shard = Shard(record["number"], record["of"])
+    shard = Shard.recorded(record)
     if shard.record(files) != record:
         raise ValueError(
-            f"--against: {manifest.path.parent} is shard {shard.number}/{shard.of} of a text with "
+            f"--against: {manifest.path.parent} is shard {shard} of a text with "
             "other files than these (names or sizes). Name what was given to `data prepare`, or "
             f"the shard's own files in the order of {FILE_NAME}."
         )

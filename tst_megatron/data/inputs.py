@@ -8,11 +8,11 @@ import json
 import os
 import re
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pyarrow as pa
 from pyarrow import parquet
@@ -51,13 +51,21 @@ class Shard:
     of: int
     """How many there are."""
 
+    @classmethod
+    def recorded(cls, record: Mapping[str, Any]) -> Self:
+        """The shard of what `record` gave."""
+        return cls(record["number"], record["of"])
+
+    def __str__(self) -> str:
+        """As `shard_named` reads it."""
+        return f"{self.number}/{self.of}"
+
     def problems(self) -> list[str]:
         """Why there is no such shard, whatever the text."""
-        name = f"--shard {self.number}/{self.of}"
         if self.of < 1:
-            return [f"{name}: there is at least one shard. Try 0/1."]
+            return [f"--shard {self}: there is at least one shard. Try 0/1."]
         if not 0 <= self.number < self.of:
-            return [f"{name}: counts from 0, so the last is {self.of - 1}/{self.of}."]
+            return [f"--shard {self}: counts from 0, so the last is {self.of - 1}/{self.of}."]
         return []
 
     def record(self, files: Sequence[Input]) -> dict[str, Any]:
@@ -140,7 +148,7 @@ def files_of_shard(files: Sequence[Input], shard: Shard) -> list[Input]:
     """
     if shard.of > len(files):
         raise ValueError(
-            f"--shard {shard.number}/{shard.of}: the text has {len(files):,} files, each in one "
+            f"--shard {shard}: the text has {len(files):,} files, each in one "
             f"shard. Make at most {len(files):,} shards."
         )
     ends = list(accumulate(each.num_bytes for each in files))

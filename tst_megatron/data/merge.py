@@ -60,9 +60,9 @@ def merge(shards: Sequence[Path], output: Path, *, console: Console | None = Non
     """Join prepared folders into one, in the order given.
 
     The token files are those that `prepare` makes of all the shards' inputs in that order; where it
-    leaves out copies, those in other shards are here. A
-    finished folder of the same shards is checked and returned with `reused` set. A run that was
-    killed leaves `<output>.partial` behind, which the next one deletes.
+    leaves out copies, those in other shards are here. A finished folder of the same shards is
+    checked and returned with `reused` set. A run that was killed leaves `<output>.partial` behind,
+    which the next one deletes.
 
     Args:
         shards: folders that `prepare` or `merge` has finished, with one tokenizer and the same

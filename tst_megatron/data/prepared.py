@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from tst_megatron.data.counts import entropy_nats
 from tst_megatron.data.indexed import IndexedFacts
+from tst_megatron.data.inputs import Shard
 from tst_megatron.data.manifest import (
     FILE_NAME,
     LeftOut,
@@ -192,9 +193,7 @@ def _is_free(output: Path) -> bool:
 
 def _difference(key: str, there: Any, wanted: Any) -> str:
     if key == "shard":
-        its, ours = (
-            f"{each['number']}/{each['of']}" if each else "none" for each in (there, wanted)
-        )
+        its, ours = (Shard.recorded(each) if each else "none" for each in (there, wanted))
         if its == ours:
             return f"shard: {ours} of a text with other files (names or sizes)"
         return f"shard: {its} there, {ours} wanted"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -107,15 +107,15 @@ def incomplete_texts(manifests: Sequence[Manifest]) -> list[str]:
     shards: dict[str, list[tuple[Shard, Path]]] = defaultdict(list)
     for manifest in manifests:
         for record in _records(manifest):
-            shard = Shard(record["number"], record["of"])
-            shards[record["text_sha256"]].append((shard, manifest.path.parent))
+            place = manifest.path.parent
+            shards[record["text_sha256"]].append((Shard.recorded(record), place))
     problems = []
     for given in shards.values():
         of, folder = given[0][0].of, given[0][1]
         numbers = [shard.number for shard, _ in given]
         missing = sorted(set(range(of)) - set(numbers))
         other = [f"{each} is one of {shard.of:,}" for shard, each in given if shard.of != of]
-        repeated = sorted({number for number in numbers if numbers.count(number) > 1})
+        repeated = sorted(number for number, times in Counter(numbers).items() if times > 1)
         if other:
             what = f"is one of {of:,} shards of a text, and {other[0]}. Each text is merged once."
         elif repeated:

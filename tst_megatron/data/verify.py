@@ -20,6 +20,7 @@ from tst_megatron.data.counts import entropy_nats
 from tst_megatron.data.fingerprint import fingerprint
 from tst_megatron.data.held_out import HeldOutDocuments, keeps_text
 from tst_megatron.data.indexed import IndexedReader, bin_path, idx_path, token_dtype
+from tst_megatron.data.inputs import Shard
 from tst_megatron.data.manifest import (
     FILE_NAME,
     Manifest,
@@ -109,8 +110,8 @@ def share_notes(manifest: Manifest) -> list[str]:
         f"{name} has no document: the folder is to be merged with others."
         for name in manifest.empty_splits()
     ]
-    if shard := manifest.recipe.get("shard"):
-        notes.append(f"this is shard {shard['number']}/{shard['of']} of a text, to merge.")
+    if record := manifest.recipe.get("shard"):
+        notes.append(f"this is shard {Shard.recorded(record)} of a text, to merge.")
     for name, key in (("validation", "held_out_fraction"), ("test", "test_fraction")):
         fraction = manifest.recipe.get(key)
         if name not in documents or not isinstance(fraction, float) or not 0 < fraction < 1:
