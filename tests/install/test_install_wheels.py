@@ -181,27 +181,27 @@ def test_wheels_are_installed_over_this_python_but_those_that_are_left_to_it(tmp
     assert "include-system-site-packages = true" in configuration
 
 
-def test_make_says_how_a_missing_folder_is_made(tmp_path):
-    done = subprocess.run(
-        ["make", "--no-print-directory", "test-fast", f"WHEELS={tmp_path}/nowhere"],
+def make(target, wheels, *options):
+    """`make TARGET WHEELS=FOLDER` in the checkout."""
+    return subprocess.run(
+        ["make", "--no-print-directory", *options, target, f"WHEELS={wheels}"],
         cwd=ROOT,
         capture_output=True,
         text=True,
         check=False,
     )
+
+
+def test_make_says_how_a_missing_folder_is_made(tmp_path):
+    done = make("test-fast", f"{tmp_path}/nowhere")
     assert done.returncode != 0
     assert f"tools/wheelhouse.sh {tmp_path}/nowhere makes that folder" in done.stdout
 
 
 @pytest.mark.parametrize("target", ["test-fast", "lint", "quickstart"])
 def test_make_with_wheels_asks_nothing_from_a_network(target, wheels):
-    done = subprocess.run(
-        ["make", "--dry-run", "--no-print-directory", target, f"WHEELS={wheels}"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    done = make(target, wheels, "--dry-run")
+    assert done.returncode == 0, done.stderr
     install, *commands = done.stdout.splitlines()
     assert install == f"python3 tools/install_wheels.py .venv --wheels '{wheels}' --editable ."
     assert commands and all(
@@ -212,26 +212,15 @@ def test_make_with_wheels_asks_nothing_from_a_network(target, wheels):
 @pytest.mark.parametrize("name", ["my wheels", "it's"])
 @pytest.mark.parametrize("target", ["test-fast", "gpu-check"])
 def test_make_refuses_a_name_that_it_cannot_handle_in_one_line(target, name):
-    done = subprocess.run(
-        ["make", "--dry-run", "--no-print-directory", target, f"WHEELS=/a/{name}"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = make(target, f"/a/{name}", "--dry-run")
     assert done.returncode != 0
     (line,) = done.stderr.splitlines()
     assert f"WHEELS is /a/{name}: make takes no name with a space or a quote in it. Rename" in line
 
 
 def test_make_passes_a_name_as_it_is(tmp_path):
-    done = subprocess.run(
-        ["make", "--dry-run", "--no-print-directory", "gpu-check", "WHEELS=/a/b&c"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    done = make("gpu-check", "/a/b&c", "--dry-run")
+    assert done.returncode == 0, done.stderr
     assert "--wheels '/a/b&c'" in done.stdout
 
 
