@@ -6,12 +6,12 @@ import functools
 import hashlib
 import io
 import os
-import struct
-import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
+
+from tst_megatron.system.torch_archive import archive_problem
 
 MANIFEST = "integrity.json"
 """Hashes of all files of a checkpoint, written last under Megatron's ``verify-integrity``."""
@@ -20,12 +20,6 @@ NUM_THREADS = min(8, os.cpu_count() or 1)
 """Items read at once; checksums are taken outside Python's lock."""
 
 READ_BYTES = 1 << 20
-
-_HEADER_BYTES = 30
-"""Of a record in a zip archive; the last four are the lengths of its name and of what follows."""
-
-_FOLDER = 0x10
-"""Attribute of a folder in a zip archive."""
 
 OnProgress = Callable[[int, int], None]
 """Told the bytes read so far and the bytes to read."""
@@ -71,41 +65,11 @@ def _item_problem(checkpoint: Path, name: str, item: Any) -> str | None:
     try:
         with (checkpoint / item.relative_path).open("rb") as shard:
             part = io.BufferedReader(_Part(shard, item.offset, item.length), READ_BYTES)
-            with zipfile.ZipFile(part) as archive:
-                found = _structure_problem(archive, part)
-                if found is None and (record := archive.testzip()):
-                    found = f"checksum of {record}"
+            found = archive_problem(part)
     except Exception as error:
         # A damaged header raises whatever its bytes happen to mean.
         found = str(error).partition("\n")[0] or type(error).__name__
     return f"{item.relative_path}: {name} is damaged ({found})" if found else None
-
-
-def _structure_problem(archive: zipfile.ZipFile, part: io.BufferedReader[_Part]) -> str | None:
-    """Why torch would read something else than what the checksums are of; None if it would not.
-
-    Torch's own reader compares no checksum, and takes names and places from headers that have none.
-    No pickle is opened.
-    """
-    # Takes seconds to import, and most commands do not need it.
-    import torch
-
-    # It takes the place where the file stands for the start of the archive.
-    part.seek(0)
-    reader: Any = torch._C.PyTorchFileReader(part)
-    # Torch names its records without the folder that they are all in.
-    records = {record.filename.partition("/")[2]: record for record in archive.infolist()}
-    if sorted(reader.get_all_records()) != sorted(records):
-        return "torch finds other records in it"
-    for name, record in records.items():
-        if record.external_attr & _FOLDER:
-            return f"{record.filename} is marked as a folder, which torch does not read"
-        part.seek(record.header_offset + _HEADER_BYTES - 4)
-        name_bytes, extra_bytes = struct.unpack("<HH", part.read(4))
-        start = record.header_offset + _HEADER_BYTES + name_bytes + extra_bytes
-        if reader.get_record_offset(name) != start:
-            return f"{record.filename} starts elsewhere for torch"
-    return None
 
 
 def _hash_problem(path: Path, digest: str) -> str | None:

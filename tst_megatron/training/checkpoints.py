@@ -17,6 +17,7 @@ from typing import Any
 
 from tst_megatron.files import write_beside
 from tst_megatron.recipe import RecipeError
+from tst_megatron.system.unpickling import read_description
 from tst_megatron.training.checkpoint_content import MANIFEST, OnProgress, content_problems
 
 TRACKER = "latest_checkpointed_iteration.txt"
@@ -116,14 +117,11 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 def _stored_items(checkpoint: Path, found: list[str]) -> Mapping[Any, Any]:
     """What ``.metadata`` says is stored, and where."""
-    # Takes seconds to import, and most commands do not need it.
-    from torch.distributed.checkpoint.filesystem import FileSystemReader
-
     if not (checkpoint / ".metadata").exists():
         found.append(".metadata is missing")
         return {}
     try:
-        items = FileSystemReader(checkpoint).read_metadata().storage_data
+        items = read_description(checkpoint).storage_data
     except Exception as error:
         # A damaged pickle raises whatever its bytes happen to mean.
         found.append(f".metadata cannot be read ({type(error).__name__}: {error})")

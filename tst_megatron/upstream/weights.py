@@ -19,7 +19,7 @@ from megatron.core.dist_checkpointing.core import CheckpointingConfig, save_conf
 from megatron.core.dist_checkpointing.dict_utils import nested_values
 from megatron.core.dist_checkpointing.mapping import ShardedObject, ShardedTensorFactory
 from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
-from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint.filesystem import FileSystemWriter
 from torch.distributed.checkpoint.metadata import (
     ChunkStorageMetadata,
     MetadataIndex,
@@ -28,6 +28,8 @@ from torch.distributed.checkpoint.metadata import (
 )
 from torch.distributed.checkpoint.planner import TensorWriteData, WriteItem, WriteItemType
 from torch.distributed.checkpoint.state_dict_saver import save
+
+from tst_megatron.system.unpickling import read_description
 
 
 def shards_of(entry: Any) -> list[Any]:
@@ -69,7 +71,7 @@ class SavedWeights:
             for name, entry in weights.items()
             if isinstance(entry, ShardedTensor | ShardedTensorFactory)
         }
-        metadata = FileSystemReader(folder).read_metadata()
+        metadata = read_description(folder)
         self._stored: dict[str, TensorStorageMetadata] = {
             key: value
             for key, value in metadata.state_dict_metadata.items()

@@ -1,0 +1,1 @@
+"""What any part of the project may use: files, bytes and processes. Imports no other room."""
