@@ -14,7 +14,8 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
-from tst_megatron.training.checkpoints import list_checkpoints, problems
+from tst_megatron.training.checkpoint_content import Findings
+from tst_megatron.training.checkpoints import RELEASE, examine, list_checkpoints
 
 
 def verify(folder: Path, *, deep: bool, console: Console) -> bool:
@@ -35,17 +36,17 @@ def verify(folder: Path, *, deep: bool, console: Console) -> bool:
     num_damaged = 0
     for checkpoint in reversed(checkpoints):
         found = _verify_one(checkpoint, deep, console)
-        num_damaged += bool(found)
-        line = f"{checkpoint.name}: damaged: {'; '.join(found)}" if found else None
-        console.print(
-            line or f"{checkpoint.name}: whole", highlight=False, markup=False, soft_wrap=True
-        )
+        num_damaged += bool(found.problems)
+        line = f"{checkpoint.name}: "
+        line += f"damaged: {'; '.join(found.problems)}" if found.problems else "whole"
+        for text in (line, *(f"  not proven: {note}" for note in found.notes if deep)):
+            console.print(text, highlight=False, markup=False, soft_wrap=True)
     return not num_damaged
 
 
 def _checkpoints_in(folder: Path) -> list[Path]:
     own = folder.resolve()
-    if own in list_checkpoints(own.parent):
+    if own in list_checkpoints(own.parent) or (own.name == RELEASE and own.is_dir()):
         return [own]
     found = list_checkpoints(folder / "checkpoints") or list_checkpoints(folder)
     if not found:
@@ -56,15 +57,15 @@ def _checkpoints_in(folder: Path) -> list[Path]:
     return found
 
 
-def _verify_one(checkpoint: Path, deep: bool, console: Console) -> list[str]:
+def _verify_one(checkpoint: Path, deep: bool, console: Console) -> Findings:
     if not deep or not console.is_terminal:
-        return problems(checkpoint, deep=deep)
+        return examine(checkpoint, deep=deep)
     columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
     with Progress(
         TextColumn("{task.description}"), *columns, console=console, transient=True
     ) as progress:
         task = progress.add_task(checkpoint.name, total=None)
-        return problems(
+        return examine(
             checkpoint,
             deep=True,
             on_progress=lambda done, total: progress.update(task, completed=done, total=total),

@@ -221,9 +221,7 @@ def _check_record(part: BinaryIO, record: Record, end: int) -> None:
         _read(part, record.header_offset, _LOCAL.size)
     )
     start = record.header_offset + _LOCAL.size + name_bytes + extra_bytes
-    _require(
-        signature == b"PK\3\4" and tuple(shared) == record.shared, f"the header of {record}"
-    )
+    _require(signature == b"PK\3\4" and tuple(shared) == record.shared, f"the header of {record}")
     behind = end - start - record.num_bytes
     has_descriptor = bool(record.shared[1] & _HAS_DESCRIPTOR)
     _require(behind in ((16, 24) if has_descriptor else (0,)), f"the place of {record}")
@@ -233,9 +231,7 @@ def _check_record(part: BinaryIO, record: Record, end: int) -> None:
     shown = tuple(min(value, _FULL_32) for value in said)
     is_empty = has_descriptor and (checksum, stored, size) == (0, 0, 0)
     is_large = (stored, size) == (_FULL_32, _FULL_32) and checksum in (0, record.checksum)
-    _require(
-        is_empty or is_large or (checksum, stored, size) == shown, f"the header of {record}"
-    )
+    _require(is_empty or is_large or (checksum, stored, size) == shown, f"the header of {record}")
     _check_extra(name_and_extra[name_bytes:], record)
     found, left = 0, record.num_bytes
     while left:

@@ -1,4 +1,4 @@
-"""Reading all that a checkpoint stores, and comparing it with the checksums stored beside it."""
+"""Reading all that a checkpoint stores: is it what was saved, and does it make sense?"""
 
 from __future__ import annotations
 
@@ -6,18 +6,45 @@ import functools
 import hashlib
 import io
 import os
-from collections.abc import Callable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from tst_megatron.system.torch_archive import archive_problem
-
-MANIFEST = "integrity.json"
-"""Hashes of all files of a checkpoint, written last under Megatron's ``verify-integrity``."""
+from tst_megatron.training.checkpoint_buckets import (
+    Bucket,
+    WeightIndex,
+    buckets_of,
+    check_bucket,
+)
+from tst_megatron.training.checkpoint_facts import OPTIMIZER, Facts
+from tst_megatron.training.checkpoint_optimizer import (
+    Compared,
+    Group,
+    check_group,
+    grouped,
+    is_square,
+    master_problems,
+    state_problems,
+)
+from tst_megatron.training.checkpoint_record import MANIFEST
+from tst_megatron.training.checkpoint_values import (
+    Chunk,
+    DamagedItem,
+    chunks_of,
+    read_chunk,
+    value_problem,
+)
 
 NUM_THREADS = min(8, os.cpu_count() or 1)
 """Items read at once; checksums are taken outside Python's lock."""
+
+MOST_BYTES = 8 << 30
+"""Of items that are in memory at once. One that is larger is there alone."""
 
 READ_BYTES = 1 << 20
 
@@ -25,60 +52,193 @@ OnProgress = Callable[[int, int], None]
 """Told the bytes read so far and the bytes to read."""
 
 
-def content_problems(
+@dataclass(slots=True)
+class Findings:
+    """What was found out about a checkpoint."""
+
+    problems: list[str] = field(default_factory=list)
+    """Why it is not whole, a sentence each."""
+    notes: list[str] = field(default_factory=list)
+    """What could not be compared, a sentence each."""
+
+
+def content_findings(
     checkpoint: Path,
-    items: Sequence[tuple[str, Any]],
+    description: Any,
+    facts: Facts,
     hashes: Mapping[str, str],
     *,
     on_progress: OnProgress | None = None,
-) -> list[str]:
-    """What of a checkpoint is not what was saved, a sentence each.
+) -> Findings:
+    """What of a checkpoint is not what was saved, or cannot be what a run has.
+
+    Each item is read once and held against its checksums. Weights and moments must be finite,
+    squares not negative, and master copies of the optimizer the weights.
 
     Args:
         checkpoint: an ``iter_`` folder whose structure is whole.
-        items: name of every stored item, and torch's record of where it is.
+        description: torch's ``Metadata`` of it.
+        facts: of it.
         hashes: file -> SHA-256, where a manifest exists.
         on_progress: told how far it is, from this thread.
     """
-    jobs: list[tuple[int, Callable[[], str | None]]] = [
-        (item.length, functools.partial(_item_problem, checkpoint, name, item))
-        for name, item in items
+    chunks = chunks_of(description)
+    groups, rest = grouped(chunks)
+    buckets = buckets_of(chunks)
+    in_buckets = {id(chunk) for each in buckets for part in each.states.values() for chunk in part}
+    rest = [chunk for chunk in rest if id(chunk) not in in_buckets]
+    work = _Work(checkpoint)
+    first: list[_Job] = [
+        (group.num_bytes, functools.partial(work.check_group, group)) for group in groups
     ]
+    first += [(chunk.num_bytes, functools.partial(work.check_chunk, chunk)) for chunk in rest]
+    for index, item in description.storage_data.items():
+        if index.offset is None:
+            first.append((item.length, functools.partial(_item_problems, checkpoint, index, item)))
     for name, digest in hashes.items():
         size = (checkpoint / name).stat().st_size if (checkpoint / name).exists() else 0
-        jobs.append((size, functools.partial(_hash_problem, checkpoint / name, digest)))
-    done, total = 0, sum(num_bytes for num_bytes, _ in jobs)
-    found = []
-    with ThreadPoolExecutor(NUM_THREADS) as threads:
-        sizes = {threads.submit(check): num_bytes for num_bytes, check in jobs}
-        for future in as_completed(sizes):
-            done += sizes[future]
-            if problem := future.result():
-                found.append(problem)
-            if on_progress is not None:
-                on_progress(done, total)
-    return sorted(found)
+        first.append((size, functools.partial(_hash_problems, checkpoint / name, digest)))
+    # What the buckets hold is looked up among the weights, so these must have been read.
+    second = [
+        (bucket.num_bytes, functools.partial(work.check_bucket, bucket)) for bucket in buckets
+    ]
+    found = Findings(problems=state_problems(chunks))
+    found.problems += sorted(_done((first, second), on_progress))
+    found.problems += master_problems(work.compared, facts)
+    _say_what_was_compared(found, work, buckets, chunks, facts)
+    return found
 
 
-def _item_problem(checkpoint: Path, name: str, item: Any) -> str | None:
+_Job = tuple[int, Callable[[], list[str]]]
+"""Bytes to read, and what is called to read and check them."""
+
+
+def _done(stages: Sequence[Sequence[_Job]], on_progress: OnProgress | None) -> Iterator[str]:
+    """Do all jobs of a stage, then those of the next, several at a time."""
+    done, total = 0, sum(num_bytes for jobs in stages for num_bytes, _ in jobs)
+    memory = _Memory(MOST_BYTES)
+    for jobs in stages:
+        with ThreadPoolExecutor(NUM_THREADS) as threads:
+            sizes = {
+                threads.submit(memory.within, num_bytes, check): num_bytes
+                for num_bytes, check in jobs
+            }
+            for future in as_completed(sizes):
+                done += sizes[future]
+                yield from future.result()
+                if on_progress is not None:
+                    on_progress(done, total)
+
+
+class _Memory:
+    """Lets jobs run at once while together they take no more than so many bytes."""
+
+    def __init__(self, most: int) -> None:
+        self._most, self._used = most, 0
+        self._changed = threading.Condition()
+
+    def within(self, num_bytes: int, job: Callable[[], list[str]]) -> list[str]:
+        with self._taken(num_bytes):
+            return job()
+
+    @contextmanager
+    def _taken(self, num_bytes: int) -> Iterator[None]:
+        with self._changed:
+            self._changed.wait_for(lambda: not self._used or self._used + num_bytes <= self._most)
+            self._used += num_bytes
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._used -= num_bytes
+                self._changed.notify_all()
+
+
+class _Work:
+    """The parts of a checkpoint that are read, and what was learnt from them."""
+
+    def __init__(self, checkpoint: Path) -> None:
+        self._checkpoint = checkpoint
+        self.compared = Compared()
+        self.weights = WeightIndex()
+        self.num_copied = 0
+        self.strange: dict[str, int] = {}
+        self._lock = threading.Lock()
+
+    def check_group(self, group: Group) -> list[str]:
+        index = None if group.states else self.weights
+        return check_group(self._checkpoint, group, self.compared, index)
+
+    def check_chunk(self, chunk: Chunk) -> list[str]:
+        try:
+            values = read_chunk(self._checkpoint, chunk)
+        except DamagedItem as damage:
+            return [str(damage)]
+        problem = value_problem(chunk.name, values, is_square=is_square(chunk.name))
+        return [problem] if problem else []
+
+    def check_bucket(self, bucket: Bucket) -> list[str]:
+        try:
+            found, num_copied, num_strange = check_bucket(self._checkpoint, bucket, self.weights)
+        except DamagedItem as damage:
+            return [str(damage)]
+        with self._lock:
+            self.num_copied += num_copied
+            self.strange[bucket.name] = num_strange
+        return found
+
+
+def _say_what_was_compared(
+    found: Findings,
+    work: _Work,
+    buckets: Sequence[Bucket],
+    chunks: Mapping[str, Sequence[Chunk]],
+    facts: Facts,
+) -> None:
+    """Add what the buckets tell, and a line for what was not compared."""
+    if not any(OPTIMIZER.match(name) for name in chunks):
+        found.notes.append("holds no optimizer state")
+    elif buckets and not found.problems:
+        strange = sum(work.strange.values())
+        missing = work.weights.without_copy()
+        if not work.num_copied:
+            found.notes.append(
+                "the optimizer's buckets do not say which weight is where, and none was found in "
+                "them by its values: master copies and moments were not compared"
+            )
+        elif strange or missing:
+            found.problems.append(
+                f"the optimizer's master copies, rounded, are not the weights: {strange:,} values "
+                f"in its buckets are of no weight, and {len(missing)} weights are in none of them"
+                + (f" ({', '.join(missing[:3])})" if missing else "")
+            )
+    elif not buckets and not work.compared.weights:
+        is_fp32 = not (facts.argument("bf16") or facts.argument("fp16"))
+        found.notes.append(
+            "weights of 32 bits have no master copies to be compared with"
+            if is_fp32
+            else "no master copy is cut as its weight is: they were not compared"
+        )
+
+
+def _item_problems(checkpoint: Path, index: Any, item: Any) -> list[str]:
     """Compare a stored item, which torch.save wrote as a zip archive, with its checksums."""
     try:
         with (checkpoint / item.relative_path).open("rb") as shard:
             part = io.BufferedReader(_Part(shard, item.offset, item.length), READ_BYTES)
             found = archive_problem(part)
-    except Exception as error:
-        # A damaged header raises whatever its bytes happen to mean.
-        found = str(error).partition("\n")[0] or type(error).__name__
-    return f"{item.relative_path}: {name} is damaged ({found})" if found else None
+    except OSError as error:
+        found = str(error)
+    return [f"{item.relative_path}: {index.fqn} is damaged ({found})"] if found else []
 
 
-def _hash_problem(path: Path, digest: str) -> str | None:
-    if not path.exists():
-        return f"{path.name} is missing"
+def _hash_problems(path: Path, digest: str) -> list[str]:
+    if not path.is_file():
+        return [f"{path.name} is missing"]
     with path.open("rb") as file:
         if hashlib.file_digest(file, "sha256").hexdigest() == digest:
-            return None
-    return f"{path.name} is not what {MANIFEST} says it was when it was saved"
+            return []
+    return [f"{path.name} is not what {MANIFEST} says it was when it was saved"]
 
 
 class _Part(io.RawIOBase):

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,10 +18,22 @@ from typing import Any
 from tst_megatron.files import write_beside
 from tst_megatron.recipe import RecipeError
 from tst_megatron.system.unpickling import read_description
-from tst_megatron.training.checkpoint_content import MANIFEST, OnProgress, content_problems
+from tst_megatron.training.checkpoint_content import Findings, OnProgress, content_findings
+from tst_megatron.training.checkpoint_facts import read_facts, step_problems
+from tst_megatron.training.checkpoint_model import model_problems, weight_shapes
+from tst_megatron.training.checkpoint_record import (
+    MANIFEST,
+    RECORD,
+    record_problems,
+    write_record,
+)
+from tst_megatron.training.checkpoint_tables import shard_problems, table_problems
 
 TRACKER = "latest_checkpointed_iteration.txt"
 """Megatron's file with the step of the newest checkpoint, which is the one it loads."""
+
+RELEASE = "release"
+"""Name of the folder of imported weights, which are of no step."""
 
 
 def step_of(checkpoint: Path) -> int:
@@ -62,30 +74,83 @@ def newest_whole(
 # --- one checkpoint ------------------------------------------------------------------------------
 
 
-def problems(
+def problems(checkpoint: Path, *, deep: bool = False, has_manifest: bool = False) -> list[str]:
+    """Why a checkpoint is not whole, a sentence each: none if it is. As ``examine``."""
+    return examine(checkpoint, deep=deep, has_manifest=has_manifest).problems
+
+
+def examine(
     checkpoint: Path,
     *,
     deep: bool = False,
     has_manifest: bool = False,
     on_progress: OnProgress | None = None,
-) -> list[str]:
-    """Why a checkpoint is not whole, a sentence each: none if it is.
+) -> Findings:
+    """Find out whether a checkpoint is whole. Damage of any kind is a problem, and no error.
 
     Args:
-        checkpoint: an ``iter_`` folder.
-        deep: also read every stored item and compare its checksum, and every file's hash where
-            Megatron wrote a manifest. Without it, files are looked at and not read: milliseconds.
+        checkpoint: an ``iter_`` folder, or ``release``.
+        deep: also read every stored item, compare it with its checksum and its values with each
+            other, and every file's hash where Megatron wrote a manifest. Without it, what says
+            where they are is read, and of them the step and the arguments.
         has_manifest: the run saves with ``verify-integrity``, so the manifest must be there.
         on_progress: told how far a deep check is, from this thread.
     """
-    found = _description_problems(checkpoint, has_manifest)
-    items = _stored_items(checkpoint, found)
-    found += _shard_problems(checkpoint, items.values())
-    if found or not deep:
-        return found
-    hashes = _read_json(checkpoint / MANIFEST).get("files", {})
-    named = [(index.fqn, item) for index, item in items.items()]
-    return content_problems(checkpoint, named, hashes, on_progress=on_progress)
+    found = Findings()
+    try:
+        _examine(checkpoint, found, deep, has_manifest, on_progress)
+    except Exception as error:
+        # Damaged bytes raise whatever they happen to mean.
+        found.problems.append(f"it cannot be read ({type(error).__name__}: {error})")
+    return found
+
+
+def _examine(
+    checkpoint: Path,
+    found: Findings,
+    deep: bool,
+    has_manifest: bool,
+    on_progress: OnProgress | None,
+) -> None:
+    step = None if checkpoint.name == RELEASE else step_of(checkpoint)
+    found.problems += _description_problems(checkpoint, has_manifest)
+    description = _description(checkpoint, found.problems)
+    places = description.storage_data if description is not None else {}
+    if not (checkpoint / RECORD).exists():
+        found.notes.append(f"its save wrote no {RECORD}: the small files have no hash")
+    if description is not None:
+        try:
+            found.problems += table_problems(description)
+            found.problems += shard_problems(checkpoint, places)
+        except Exception as error:
+            found.problems.append(f".metadata is damaged ({type(error).__name__}: {error})")
+    found.problems += record_problems(checkpoint, places if not found.problems else {}, step)
+    if found.problems or description is None:
+        return
+    try:
+        facts = read_facts(checkpoint, places)
+    except ValueError as error:
+        found.problems.append(str(error))
+        return
+    if step is not None:
+        found.problems += step_problems(facts, step)
+    found.problems += model_problems(weight_shapes(description), facts)
+    if found.problems or not deep:
+        return
+    content = content_findings(
+        checkpoint, description, facts, _hashes(checkpoint), on_progress=on_progress
+    )
+    found.problems += content.problems
+    found.notes += content.notes
+
+
+def record_save(checkpoint: Path) -> None:
+    """Write down what ``examine`` compares later; for one process, once a save is complete.
+
+    Raises:
+        Exception: the checkpoint cannot be read, or nothing written.
+    """
+    write_record(checkpoint, read_description(checkpoint).storage_data, step_of(checkpoint))
 
 
 def _description_problems(checkpoint: Path, has_manifest: bool) -> list[str]:
@@ -94,17 +159,29 @@ def _description_problems(checkpoint: Path, has_manifest: bool) -> list[str]:
         if (checkpoint / name).exists():
             try:
                 _read_json(checkpoint / name)
-            except ValueError as error:
+            except (ValueError, RecursionError, OSError) as error:
                 found.append(f"{name} is not JSON ({error})")
         elif is_needed:
             found.append(f"{name} is missing")
-    if not found:
-        kind = _read_json(checkpoint / "metadata.json").get("sharded_backend")
-        if kind != "torch_dist":
-            found.append(
-                f"metadata.json names the format {kind!r}, and torch_dist is what a run saves"
-            )
+    if found:
+        return found
+    kind = _read_json(checkpoint / "metadata.json").get("sharded_backend")
+    if kind != "torch_dist":
+        found.append(f"metadata.json names the format {kind!r}, and torch_dist is what a run saves")
+    if (checkpoint / MANIFEST).exists() and _hashes(checkpoint) is None:
+        found.append(f"{MANIFEST} holds no hashes of files")
     return found
+
+
+def _hashes(checkpoint: Path) -> Any:
+    """File -> SHA-256 as the manifest says; an empty block without one, None for other content."""
+    if not (checkpoint / MANIFEST).exists():
+        return {}
+    files = _read_json(checkpoint / MANIFEST).get("files")
+    if not isinstance(files, dict) or not files:
+        return None
+    is_plain = all(Path(name).name == name and isinstance(files[name], str) for name in files)
+    return files if is_plain else None
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -115,36 +192,21 @@ def _read_json(path: Path) -> dict[str, Any]:
     return block if isinstance(block, dict) else {}
 
 
-def _stored_items(checkpoint: Path, found: list[str]) -> Mapping[Any, Any]:
-    """What ``.metadata`` says is stored, and where."""
+def _description(checkpoint: Path, found: list[str]) -> Any:
+    """What ``.metadata`` says is stored, and where; None if it cannot be read."""
     if not (checkpoint / ".metadata").exists():
         found.append(".metadata is missing")
-        return {}
+        return None
     try:
-        items = read_description(checkpoint).storage_data
+        description = read_description(checkpoint)
+        if not description.storage_data:
+            found.append(".metadata names nothing that is stored")
+            return None
     except Exception as error:
         # A damaged pickle raises whatever its bytes happen to mean.
         found.append(f".metadata cannot be read ({type(error).__name__}: {error})")
-        return {}
-    if not items:
-        found.append(".metadata names nothing that is stored")
-    return items or {}
-
-
-def _shard_problems(checkpoint: Path, items: Iterable[Any]) -> list[str]:
-    """Shards that are not there or end before an item in them does."""
-    ends: dict[str, int] = {}
-    for item in items:
-        ends[item.relative_path] = max(
-            ends.get(item.relative_path, 0), item.offset + max(1, item.length)
-        )
-    found = []
-    for name, end in sorted(ends.items()):
-        if not (checkpoint / name).exists():
-            found.append(f"{name} is missing")
-        elif (size := (checkpoint / name).stat().st_size) < end:
-            found.append(f"{name} has {size:,} bytes of {end:,}")
-    return found
+        return None
+    return description
 
 
 # --- where a run starts --------------------------------------------------------------------------

@@ -15,10 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tst_megatron.training.checkpoint_record import RECORD
 from tst_megatron.training.checkpoints import (
     checkpoint_of,
     list_checkpoints,
     problems,
+    record_save,
     step_of,
 )
 
@@ -126,10 +128,18 @@ class Keeper:
         if checkpoint.exists() and (found := self._problems(step)):
             self._say(f"{checkpoint.name}: {found[0]}; removed before it is saved again")
             self._delete(checkpoint)
+        # Of a whole one that is written over; a manifest would take it for a part of the new.
+        (checkpoint / RECORD).unlink(missing_ok=True)
 
     def after_save(self, step: int) -> None:
         """After a save: check the new checkpoint, then delete what the rule does not keep."""
         name = checkpoint_of(self._folder, step).name
+        try:
+            record_save(checkpoint_of(self._folder, step))
+        except Exception as error:
+            # What is damaged is said below; a checkpoint without a record is one all the same.
+            self._say(f"{name}: what was saved could not be written down ({error!r})")
+        self._whole.discard(step)
         if found := self._problems(step):
             self._say(f"{name}: {found[0]}; it was just saved, so nothing is deleted")
             return
