@@ -7,13 +7,17 @@ import shutil
 
 import pytest
 import tiny
+from damage import overwrite
 from test_resume import numbers
-from torch.distributed.checkpoint import FileSystemReader
 
 from tst_megatron.hf.checkpoint import open_checkpoint
-from tst_megatron.recipe import RecipeError
-from tst_megatron.training.checkpoints import TRACKER, list_checkpoints, problems, step_of
-from tst_megatron.training.start import check_checkpoint
+from tst_megatron.training.checkpoints import (
+    TRACKER,
+    find_start,
+    list_checkpoints,
+    problems,
+    step_of,
+)
 
 STEPS, SAVE = 16, 4
 SWITCH, DECAY = 6, 11
@@ -163,22 +167,14 @@ def test_run_without_a_whole_checkpoint_is_refused_and_left_as_it_is(uninterrupt
     assert (run / "metrics.jsonl").read_text() == before
 
 
-def test_checkpoint_whose_arguments_cannot_be_read_is_named_with_the_fix(uninterrupted, tmp_path):
-    """Its structure is whole, so it is the one that the run goes on from."""
-    checkpoint = tmp_path / NEWEST
-    shutil.copytree(uninterrupted[1] / "checkpoints" / NEWEST, checkpoint)
-    items = FileSystemReader(checkpoint).read_metadata().storage_data
-    (where,) = [item for index, item in items.items() if index.fqn.startswith("common_state")]
-    with (checkpoint / where.relative_path).open("r+b") as shard:
-        shard.seek(where.offset)
-        shard.write(bytes(where.length))
-    assert problems(checkpoint) == []
-    with pytest.raises(RecipeError) as refused:
-        check_checkpoint(None, checkpoint)
-    (problem,) = refused.value.problems
-    assert problem.startswith(f"{checkpoint}: its saved arguments cannot be read (")
-    assert f"`tst-megatron checkpoint verify {checkpoint}`, then delete that folder" in problem
-    assert "the run goes on from the checkpoint before it" in problem and "\n" not in problem
+def test_checkpoint_whose_arguments_cannot_be_read_is_skipped(uninterrupted, tmp_path):
+    folder = tmp_path / "checkpoints"
+    shutil.copytree(uninterrupted[1] / "checkpoints", folder)
+    overwrite(folder / "iter_0000016", "common_state")
+    overwrite(folder / NEWEST, "common_state")
+    (problem,) = problems(folder / NEWEST)
+    assert problem.startswith("__0_0.distcp: common_state/shard_0_1 is damaged (")
+    assert find_start(folder).step == DECAY
 
 
 @pytest.fixture(scope="module")

@@ -168,7 +168,11 @@ def test_missing_weights_and_damage_are_refused(imported, text, tmp_path):
             lambda release: without(release, "decoder.final_layernorm.weight"),
             "decoder.final_layernorm.weight is missing",
         ),
-        ("rotten", lambda release: overwrite(release, "common_state"), "cannot be read"),
+        (
+            "rotten",
+            lambda release: overwrite(release, "common_state"),
+            "common_state/shard_0_1 is damaged",
+        ),
     ):
         shutil.copytree(imported / "mcore", tmp_path / name)
         damage(tmp_path / name / "release")

@@ -7,7 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from test_checkpoints import SHARD, saved, truncate  # noqa: F401
+from test_checkpoints import SHARD, copy_of, saved, truncate  # noqa: F401
 
 from tst_megatron.training.checkpoints import list_checkpoints, problems, step_of
 from tst_megatron.training.retention import (
@@ -77,7 +77,7 @@ def test_run_without_superposition_has_no_switch_to_keep():
 @pytest.fixture
 def folder(saved, tmp_path):  # noqa: F811
     for step in (4, 8, 12):
-        shutil.copytree(saved, tmp_path / f"iter_{step:07d}")
+        copy_of(saved, step, tmp_path)
     return tmp_path
 
 
@@ -147,12 +147,12 @@ def test_keeper_deletes_nothing_when_the_new_one_is_not_whole(folder):
 
 def test_keeper_counts_whole_ones_alone_among_the_last(folder, saved):  # noqa: F811
     truncate(folder / "iter_0000012" / SHARD, 10)
-    shutil.copytree(saved, folder / "iter_0000016")
+    copy_of(saved, 16, folder)
     keeper = Keeper(folder, KeepingRule(keep_last=2), say=lambda _: None)
     keeper.after_save(16)
     wait_for_deletes()
     assert steps(folder) == [16, 8]
-    shutil.copytree(saved, folder / "iter_0000020")
+    copy_of(saved, 20, folder)
     truncate(folder / "iter_0000016" / SHARD, 10)
     # What was proven whole in this process is not read again.
     keeper.after_save(20)
@@ -161,7 +161,7 @@ def test_keeper_counts_whole_ones_alone_among_the_last(folder, saved):  # noqa: 
 
 
 def test_link_is_left_alone(folder, saved):  # noqa: F811
-    (folder / "iter_0000002").symlink_to(saved)
+    (folder / "iter_0000002").symlink_to(saved / "iter_0000004")
     keeper = Keeper(folder, KeepingRule(keep_last=1), say=lambda _: None)
     keeper.after_save(12)
     wait_for_deletes()

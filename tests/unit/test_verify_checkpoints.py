@@ -1,11 +1,11 @@
 """``tst-megatron checkpoint verify``: a line per checkpoint, and a status that says the same."""
 
-import shutil
 import sys
 
 import click
 import pytest
-from test_checkpoints import SHARD, saved, truncate  # noqa: F401
+import torch
+from test_checkpoints import COMMON, SHARD, copy_of, saved, truncate  # noqa: F401
 
 from tst_megatron.cli import main
 
@@ -14,7 +14,7 @@ from tst_megatron.cli import main
 def run(saved, tmp_path):  # noqa: F811
     folder = tmp_path / "run"
     for step in (4, 8):
-        shutil.copytree(saved, folder / "checkpoints" / f"iter_{step:07d}")
+        copy_of(saved, step, folder / "checkpoints")
     return folder
 
 
@@ -33,20 +33,21 @@ def verify(monkeypatch, capsys):
 
 def change_one_byte(path):
     data = bytearray(path.read_bytes())
-    data[data.find(b"what is no tensor")] ^= 1
+    data[data.find(torch.arange(5000.0).numpy().tobytes()[400:480])] ^= 1
     path.write_bytes(data)
 
 
 @pytest.mark.parametrize("part", ["", "checkpoints", "checkpoints/iter_0000008"])
 def test_whole_checkpoints_have_a_line_each_and_status_0(verify, run, part):
     status, out, _ = verify(run / part)
+    lines = [line for line in out.splitlines() if not line.startswith("  not proven: ")]
     every = ["iter_0000004: whole", "iter_0000008: whole"]
-    assert (status, out.splitlines()) == (0, every[-1:] if "iter" in part else every)
+    assert (status, lines) == (0, every[-1:] if "iter" in part else every)
 
 
 def test_one_iter_folder_may_be_named_from_inside(verify, run, monkeypatch):
     monkeypatch.chdir(run / "checkpoints" / "iter_0000008")
-    assert verify(".")[:2] == (0, "iter_0000008: whole\n")
+    assert verify(".", "--quick")[:2] == (0, "iter_0000008: whole\n")
 
 
 def test_damaged_one_is_named_with_each_problem_and_status_2(verify, run):
@@ -55,7 +56,7 @@ def test_damaged_one_is_named_with_each_problem_and_status_2(verify, run):
     truncate(checkpoint / SHARD, 10)
     status, out, _ = verify(run)
     assert status == 2
-    first, second = out.splitlines()
+    first, second = [line for line in out.splitlines() if line.startswith("iter_")]
     assert first == "iter_0000004: whole"
     assert second.startswith("iter_0000008: damaged: metadata.json is missing; ")
     assert f"; {SHARD} has 10 bytes of " in second
@@ -66,7 +67,7 @@ def test_only_reading_finds_a_changed_byte(verify, run):
     assert verify(run, "--quick")[0] == 0
     status, out, _ = verify(run)
     assert status == 2
-    assert f"iter_0000004: damaged: {SHARD}: common_state is damaged" in out
+    assert f"iter_0000004: damaged: {SHARD}: weight is damaged" in out
 
 
 @pytest.mark.parametrize("part", ["nowhere", ""])

@@ -33,7 +33,7 @@ from tst_megatron.hf.folder import (
 from tst_megatron.hf.seam import seam
 from tst_megatron.hf.verify import VerificationReport, verify
 from tst_megatron.hf.weights import Form, Rule, merge, rules
-from tst_megatron.training.checkpoints import TRACKER
+from tst_megatron.training.checkpoints import TRACKER, record_save
 
 MODEL = "model.yaml"
 """Megatron's keys of the model: a recipe to build on."""
@@ -97,6 +97,7 @@ def import_model(
         say(f"writing {dtype} weights")
         (beside / RELEASE).mkdir()
         _write(beside / RELEASE, files, config, args, on_weight)
+        record_save(beside / RELEASE)
         (beside / TRACKER).write_text(RELEASE)
         (beside / MODEL).write_text(_recipe(keys, output))
         copied = _copy_tokenizer(hf_dir, beside)

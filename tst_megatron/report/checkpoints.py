@@ -22,7 +22,7 @@ def verify(folder: Path, *, deep: bool, console: Console) -> bool:
     """Print a line per checkpoint, oldest first.
 
     Args:
-        folder: a run folder, its ``checkpoints/``, or one ``iter_`` folder.
+        folder: a run folder, its ``checkpoints/``, one ``iter_`` folder, or what ``import`` wrote.
         deep: read everything that is stored, and not only look at the files.
         console: where the lines and the progress go.
 
@@ -49,6 +49,8 @@ def _checkpoints_in(folder: Path) -> list[Path]:
     if own in list_checkpoints(own.parent) or (own.name == RELEASE and own.is_dir()):
         return [own]
     found = list_checkpoints(folder / "checkpoints") or list_checkpoints(folder)
+    if not found and (folder / RELEASE).is_dir():
+        return [folder / RELEASE]
     if not found:
         raise ValueError(
             f"{folder}: no checkpoint there (no iter_NNNNNNN folder). Give a run folder, its "

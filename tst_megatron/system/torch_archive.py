@@ -204,9 +204,15 @@ def _require_uniform(records: Sequence[Record]) -> None:
     folder = first.name.partition(b"/")[0]
     _require(first.shared[1] & ~(_HAS_DESCRIPTOR | _UTF_8) == 0, "the flags of its records")
     _require(first.shared[2] == 0, "its records are packed")
+    version, flags, *others = first.shared
+    # Behind the bytes of an empty record stands nothing.
+    of_empty = (version, flags & ~_HAS_DESCRIPTOR, *others)
     for record in records:
+        is_alike = record.shared == first.shared or (
+            record.num_bytes == 0 and record.shared == of_empty
+        )
         _require(
-            record.shared == first.shared and record.made_by == first.made_by,
+            is_alike and record.made_by == first.made_by,
             f"{record} is described unlike the others",
         )
         _require(record.name.startswith(folder + b"/"), f"{record} is in another folder")

@@ -105,9 +105,7 @@ def buckets_of(chunks: Mapping[str, Sequence[Chunk]]) -> list[Bucket]:
     return [Bucket(name, dtype, states) for (name, dtype), states in found.items()]
 
 
-def check_bucket(
-    checkpoint: Path, bucket: Bucket, weights: WeightIndex
-) -> tuple[list[str], int, int]:
+def check_bucket(checkpoint: Path, bucket: Bucket, weights: WeightIndex) -> tuple[list[str], int]:
     """Find the master copies of a bucket among the weights, and look at the moments there.
 
     Args:
@@ -116,8 +114,7 @@ def check_bucket(
         weights: all of the checkpoint's.
 
     Returns:
-        What is wrong, the number of values that are copies of weights, and of those at whose place
-        a copy should be.
+        What is wrong with the moments, and how many values are the copy of no weight.
 
     Raises:
         DamagedItem: an item is not what was saved.
@@ -130,17 +127,16 @@ def check_bucket(
         if number := _copy_at(master, weights):
             regions.append((position, position + number))
             master.skip(number)
-        elif position % _ALIGNMENT:
-            master.skip(_ALIGNMENT - position % _ALIGNMENT)
-        else:
-            number = master.next_start() - position
-            num_strange += number
-            master.skip(number)
+            continue
+        number = min(_ALIGNMENT - position % _ALIGNMENT, master.end - position)
+        # Up to the next multiple there may be padding.
+        num_strange += number if position % _ALIGNMENT == 0 else 0
+        master.skip(number)
     found: list[str] = []
     for state, parts in bucket.states.items():
         if state != _MASTER:
             found += _moment_problems(checkpoint, parts, regions, is_square=state == _SQUARES)
-    return found, sum(end - start for start, end in regions), num_strange
+    return found, num_strange
 
 
 def _copy_at(master: _Row, weights: WeightIndex) -> int:
@@ -187,11 +183,6 @@ class _Row:
         self.ahead(number)
         self._values = self._values[number:]
         self.position += number
-
-    def next_start(self) -> int:
-        """Where the next chunk starts."""
-        starts = (chunk.offsets[0] for chunk in self._chunks)
-        return next((start for start in starts if start > self.position), self.end)
 
 
 def _moment_problems(

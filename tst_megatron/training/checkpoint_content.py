@@ -23,6 +23,7 @@ from tst_megatron.training.checkpoint_buckets import (
 )
 from tst_megatron.training.checkpoint_facts import OPTIMIZER, Facts
 from tst_megatron.training.checkpoint_optimizer import (
+    UNLIKE_THE_WEIGHTS,
     Compared,
     Group,
     check_group,
@@ -104,7 +105,6 @@ def content_findings(
     ]
     found = Findings(problems=state_problems(chunks))
     found.problems += sorted(_done((first, second), on_progress))
-    found.problems += master_problems(work.compared, facts)
     _say_what_was_compared(found, work, buckets, chunks, facts)
     return found
 
@@ -161,9 +161,7 @@ class _Work:
         self._checkpoint = checkpoint
         self.compared = Compared()
         self.weights = WeightIndex()
-        self.num_copied = 0
-        self.strange: dict[str, int] = {}
-        self._lock = threading.Lock()
+        self.strange: list[int] = []
 
     def check_group(self, group: Group) -> list[str]:
         index = None if group.states else self.weights
@@ -179,12 +177,10 @@ class _Work:
 
     def check_bucket(self, bucket: Bucket) -> list[str]:
         try:
-            found, num_copied, num_strange = check_bucket(self._checkpoint, bucket, self.weights)
+            found, num_strange = check_bucket(self._checkpoint, bucket, self.weights)
         except DamagedItem as damage:
             return [str(damage)]
-        with self._lock:
-            self.num_copied += num_copied
-            self.strange[bucket.name] = num_strange
+        self.strange.append(num_strange)
         return found
 
 
@@ -195,30 +191,29 @@ def _say_what_was_compared(
     chunks: Mapping[str, Sequence[Chunk]],
     facts: Facts,
 ) -> None:
-    """Add what the buckets tell, and a line for what was not compared."""
+    """Add what the master copies tell, and a line for what was not compared."""
     if not any(OPTIMIZER.match(name) for name in chunks):
         found.notes.append("holds no optimizer state")
-    elif buckets and not found.problems:
-        strange = sum(work.strange.values())
-        missing = work.weights.without_copy()
-        if not work.num_copied:
-            found.notes.append(
-                "the optimizer's buckets do not say which weight is where, and none was found in "
-                "them by its values: master copies and moments were not compared"
-            )
-        elif strange or missing:
+    elif keys := [key for key in UNLIKE_THE_WEIGHTS if facts.argument(key)]:
+        found.notes.append(
+            f"with {', '.join(key.replace('_', '-') for key in keys)} master copies are not the "
+            "weights in more bits: they were not compared"
+        )
+    elif buckets:
+        strange, missing = sum(work.strange), work.weights.without_copy()
+        # A damaged item may be a weight that is now looked for.
+        if (strange or missing) and not found.problems:
             found.problems.append(
                 f"the optimizer's master copies, rounded, are not the weights: {strange:,} values "
                 f"in its buckets are of no weight, and {len(missing)} weights are in none of them"
                 + (f" ({', '.join(missing[:3])})" if missing else "")
             )
-    elif not buckets and not work.compared.weights:
-        is_fp32 = not (facts.argument("bf16") or facts.argument("fp16"))
-        found.notes.append(
-            "weights of 32 bits have no master copies to be compared with"
-            if is_fp32
-            else "no master copy is cut as its weight is: they were not compared"
-        )
+    elif work.compared.weights:
+        found.problems += master_problems(work.compared, facts)
+    elif facts.argument("bf16") or facts.argument("fp16"):
+        found.notes.append("no master copy is cut as its weight is: they were not compared")
+    else:
+        found.notes.append("weights of 32 bits have no master copies to be compared with")
 
 
 def _item_problems(checkpoint: Path, index: Any, item: Any) -> list[str]:

@@ -76,7 +76,7 @@ def _table_problems(shapes: _Shapes, facts: Facts) -> list[str]:
         elif isinstance(rows, int) and rows and shapes[name] != (rows, columns):
             found.append(f"{name} is {shapes[name]} and should be {(rows, columns)}")
     if not any(re.fullmatch(r"decoder\.final_\w*norm\w*\.weight", name) for name in shapes):
-        found.append("the norm after the last layer is missing")
+        found.append("decoder.final_layernorm.weight is missing")
     return found
 
 

@@ -34,6 +34,9 @@ _STATE = re.compile(r"(?:chained_\d+\.)?optimizer\.state\.(\w+)\.(.+)")
 _MASTERS = ("param", "fp32_param", "master_param")
 _SQUARES = ("exp_avg_sq", "max_exp_avg_sq")
 
+UNLIKE_THE_WEIGHTS = ("fp8_param_gather", "fp4_param_gather", "use_precision_aware_optimizer")
+"""Arguments with which weights are not their master copies, rounded."""
+
 SHIFTED = (
     "This is how megatron-core 0.19.2 saves dist-ckpt-optim-fully-reshardable where "
     "overlap-grad-reduce makes several gradient buckets: the optimizer's state is at wrong places, "

@@ -50,11 +50,7 @@ def list_checkpoints(folder: Path) -> list[Path]:
     """The checkpoints of a folder, whole or not, newest first."""
     if not folder.is_dir():
         return []
-    found = [
-        path
-        for path in folder.iterdir()
-        if re.fullmatch(r"iter_[0-9]{7,}", path.name) and path.is_dir()
-    ]
+    found = [path for path in folder.iterdir() if _is_name(path.name) and path.is_dir()]
     return sorted(found, key=step_of, reverse=True)
 
 
@@ -112,7 +108,7 @@ def _examine(
     has_manifest: bool,
     on_progress: OnProgress | None,
 ) -> None:
-    step = None if checkpoint.name == RELEASE else step_of(checkpoint)
+    step = _step_in_name(checkpoint)
     found.problems += _description_problems(checkpoint, has_manifest)
     description = _description(checkpoint, found.problems)
     places = description.storage_data if description is not None else {}
@@ -144,13 +140,28 @@ def _examine(
     found.notes += content.notes
 
 
+def _step_in_name(checkpoint: Path) -> int | None:
+    """The step of a folder's name, which may be a link's; None of imported weights."""
+    for path in (checkpoint, checkpoint.resolve()):
+        if _is_name(path.name):
+            return step_of(path)
+    return None
+
+
+def _is_name(name: str) -> bool:
+    return re.fullmatch(r"iter_[0-9]{7,}", name) is not None
+
+
 def record_save(checkpoint: Path) -> None:
     """Write down what ``examine`` compares later; for one process, once a save is complete.
+
+    Args:
+        checkpoint: an ``iter_`` folder, or ``release``.
 
     Raises:
         Exception: the checkpoint cannot be read, or nothing written.
     """
-    write_record(checkpoint, read_description(checkpoint).storage_data, step_of(checkpoint))
+    write_record(checkpoint, read_description(checkpoint).storage_data, _step_in_name(checkpoint))
 
 
 def _description_problems(checkpoint: Path, has_manifest: bool) -> list[str]:

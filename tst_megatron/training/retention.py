@@ -132,17 +132,18 @@ class Keeper:
         (checkpoint / RECORD).unlink(missing_ok=True)
 
     def after_save(self, step: int) -> None:
-        """After a save: check the new checkpoint, then delete what the rule does not keep."""
-        name = checkpoint_of(self._folder, step).name
-        try:
-            record_save(checkpoint_of(self._folder, step))
-        except Exception as error:
-            # What is damaged is said below; a checkpoint without a record is one all the same.
-            self._say(f"{name}: what was saved could not be written down ({error!r})")
+        """After a save: check the new checkpoint, write down what it is, delete by the rule."""
+        checkpoint = checkpoint_of(self._folder, step)
+        # What was written over may have been whole.
         self._whole.discard(step)
         if found := self._problems(step):
-            self._say(f"{name}: {found[0]}; it was just saved, so nothing is deleted")
+            self._say(f"{checkpoint.name}: {found[0]}; it was just saved, so nothing is deleted")
             return
+        try:
+            record_save(checkpoint)
+        except OSError as error:
+            # It is whole without one, and a full or read-only disk is no reason to end a run.
+            self._say(f"{checkpoint.name}: no {RECORD} could be written ({error})")
         steps = [step_of(path) for path in list_checkpoints(self._folder) if not path.is_symlink()]
         deleted = []
         try:
