@@ -106,10 +106,10 @@ def test_what_megatron_refuses_is_passed_on(text, monkeypatch, error):
 
 
 def test_refusal_without_words_names_at_least_its_kind_and_place(text):
-    """``assert not args.bf16`` has no message; its line of source is the best there is."""
-    (problem,) = problems(text, bf16=True, fp16=True)
+    """``assert args.min_lr <= args.lr`` has no message; its line of source is the best there is."""
+    (problem,) = problems(text, min_lr=1.0)
     assert problem.startswith("Megatron refuses the recipe: ")
-    assert "bf16" in problem
+    assert "min_lr" in problem
 
 
 # --- a recipe that passes ------------------------------------------------------------------------
