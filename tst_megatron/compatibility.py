@@ -23,13 +23,13 @@ REFUSED = {
     "Remove it",
     "iterations-to-skip": "skipped steps would break the count of raw tokens read. Remove it, and "
     "result-rejected-tracker-filename",
-    "fp16": "Megatron passes over every step whose gradients overflow, so the learning rate and the "
-    "checkpoint at the start of its decay lag behind the steps that the recipe counts, and a save "
-    "before the first real step fails. Use bf16, as the paper and every GPU profile do",
+    "fp16": "Megatron passes over every step whose gradients overflow, so the learning rate and "
+    "the checkpoint at the start of its decay lag behind the steps that the recipe counts, and a "
+    "save before the first real step fails. Use bf16, as the paper and every GPU profile do",
     "loss-scale": "steps whose scaled gradients overflow are passed over without a word, and only "
     "fp16, which is refused, needs a scale. Remove it",
-    "decrease-batch-size-if-needed": "the position in the token stream is counted in batches of one "
-    "size. Remove it",
+    "decrease-batch-size-if-needed": "the position in the token stream is counted in batches of "
+    "one size. Remove it",
     "freeze-all-layers": "no step would change a weight. Remove it",
     "phase-transition-iterations": "it ends the job at a phase change, and the switch is made "
     "inside the run. Remove it",

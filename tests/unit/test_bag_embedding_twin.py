@@ -6,7 +6,6 @@ import torch.nn.functional as F
 
 from tst_megatron.model.bag_embedding import bag_embedding
 
-
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 
 

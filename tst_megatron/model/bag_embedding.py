@@ -82,7 +82,7 @@ def _used_rows_in_fp32(weight_PH: Tensor, rows_LBK: Tensor) -> tuple[Tensor, Ten
     Returns:
         [U, H] fp32, and [L, B, K] indices into it.
     """
-    used_U, places_LBK = rows_LBK.unique(return_inverse=True)
+    used_U, places_LBK = torch.unique(rows_LBK, return_inverse=True)
     return F.embedding(used_U, weight_PH).float(), places_LBK
 
 
