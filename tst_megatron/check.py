@@ -7,6 +7,7 @@ import os
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from tst_megatron.compatibility import (
@@ -29,6 +30,7 @@ from tst_megatron.rules import (
     tst_problems,
 )
 from tst_megatron.schedule import Schedule
+from tst_megatron.system import padding
 from tst_megatron.training.resharding import padded_vocabulary
 
 DANGEROUS_DEFAULTS = {
@@ -169,6 +171,7 @@ def check_recipe(recipe: Recipe, *, world_size: int | None = None) -> CheckedRec
         raise RecipeError(problems)
     assert schedule is not None and stream is not None
     flags += [*save_flags, *_fixed_flags(values, corpora[0].manifest)]
+    arguments = ask_megatron(flags, world_size)
     return CheckedRecipe(
         recipe=recipe,
         flags=tuple(flags),
@@ -176,10 +179,10 @@ def check_recipe(recipe: Recipe, *, world_size: int | None = None) -> CheckedRec
         corpora=tuple(corpora),
         stream=stream,
         world_size=world_size,
-        arguments=ask_megatron(flags, world_size),
+        arguments=arguments,
         profile_values={k: v for k, v in megatron.items() if recipe.megatron.get(k) != v},
         environment=environment_of(recipe.profile, megatron, known),
-        warnings=tuple(_warnings(known, given, values)),
+        warnings=(*_warnings(known, given, values), *_padding(values, arguments)),
     )
 
 
@@ -349,6 +352,19 @@ def _warnings(known: Flags, given: set[str | None], values: argparse.Namespace) 
         for key, default in risks.items()
         if known.destination(key) not in given
     ]
+
+
+def _padding(values: argparse.Namespace, arguments: argparse.Namespace) -> list[str]:
+    """Columns of the softmax that stand for no token."""
+    start = values.pretrained_checkpoint
+    warning = padding.warning(
+        arguments.vocab_size,
+        rows=arguments.padded_vocab_size,
+        divisor=values.make_vocab_size_divisible_by,
+        ranks=values.tensor_model_parallel_size,
+        pretrained=Path(start) if start else None,
+    )
+    return [warning] if warning else []
 
 
 def ask_megatron(flags: Sequence[str], world_size: int) -> argparse.Namespace:

@@ -21,7 +21,16 @@ REFUSED = {
     "transformer_engine",
     "hybrid-context-parallel": "its batches are packed sequences, which a bag has no place in. "
     "Remove it",
-    "iterations-to-skip": "skipped steps would break the count of raw tokens read. Remove it",
+    "iterations-to-skip": "skipped steps would break the count of raw tokens read. Remove it, and "
+    "result-rejected-tracker-filename",
+    "fp16": "Megatron passes over every step whose gradients overflow, so the learning rate and "
+    "the checkpoint at the start of its decay lag behind the steps that the recipe counts, and a "
+    "save before the first real step fails. Use bf16, as the paper and every GPU profile do",
+    "loss-scale": "steps whose scaled gradients overflow are passed over without a word, and only "
+    "fp16, which is refused, needs a scale. Remove it",
+    "decrease-batch-size-if-needed": "the position in the token stream is counted in batches of "
+    "one size. Remove it",
+    "freeze-all-layers": "no step would change a weight. Remove it",
     "phase-transition-iterations": "it ends the job at a phase change, and the switch is made "
     "inside the run. Remove it",
     "train-samples": "phases are counted in steps. Use train-iters",
@@ -125,7 +134,7 @@ def schedule_plan_problems(values: argparse.Namespace) -> list[str]:
         values.pipeline_model_parallel_layout,
     )
     is_broken = {
-        "needs bf16 or fp16": not (values.bf16 or values.fp16),
+        "needs bf16": not values.bf16,
         "needs expert-model-parallel-size above 1": values.expert_model_parallel_size < 2,
         "needs virtual stages (num-virtual-stages-per-pipeline-rank) beside "
         "pipeline-model-parallel-size": values.pipeline_model_parallel_size > 1 and not any(stages),
@@ -305,7 +314,11 @@ def combination_problems(recipe: Recipe, values: argparse.Namespace) -> list[str
         "rampup-batch-size": values.rampup_batch_size or values.step_batch_size_schedule,
         "cuda-graph-impl": values.cuda_graph_impl == "full_iteration",
         "hybrid-context-parallel": values.hybrid_context_parallel,
-        "iterations-to-skip": values.iterations_to_skip,
+        "iterations-to-skip": values.iterations_to_skip or values.result_rejected_tracker_filename,
+        "fp16": values.fp16,
+        "loss-scale": values.loss_scale,
+        "decrease-batch-size-if-needed": values.decrease_batch_size_if_needed,
+        "freeze-all-layers": values.freeze_all_layers,
         "phase-transition-iterations": values.phase_transition_iterations,
         "train-samples": values.train_samples,
         "overlap-moe-expert-parallel-comm": is_on_cpu and values.overlap_moe_expert_parallel_comm,

@@ -61,6 +61,8 @@ class Part:
     """Micro-batches that each chunk took from its data iterator."""
     broadcasts: list[tuple[torch.dtype, tuple[int, ...]]] = field(default_factory=list)
     """What was broadcast over the tensor-parallel group."""
+    drawn_otherwise: list[str] = field(default_factory=list)
+    """Weights of this rank whose initial values are not those of the one process."""
 
 
 def parts_of_layouts(
@@ -72,18 +74,25 @@ def parts_of_layouts(
         flags = {**RECIPE, "tokenizer-model": str(folder / "tokenizer.model"), **layout.flags}
         args = one_step.start(flags)
         for (is_tied, loss), group in itertools.groupby(cases, lambda c: (c.is_tied, c.loss)):
-            models = build(args, is_tied, loss, folder, saves=layout == ALONE)
+            models, drawn_otherwise = build(args, is_tied, loss, folder, saves=layout == ALONE)
             shared = list(group)
             if args.overlap_grad_reduce:
                 # The first batch only counts: gradients are reduced early from the second on.
                 part_of(args, models, shared[0])
             for case in shared:
                 parts[layout.name, case] = part_of(args, models, case)
+                parts[layout.name, case].drawn_otherwise = drawn_otherwise
     return parts
 
 
-def build(args: Any, is_tied: bool, loss: str, folder: Path, *, saves: bool) -> list[Any]:
-    """Build the model and load it from the checkpoint, or save the checkpoint."""
+def build(
+    args: Any, is_tied: bool, loss: str, folder: Path, *, saves: bool
+) -> tuple[list[Any], list[str]]:
+    """Build the model and load it from the checkpoint, or save the checkpoint.
+
+    Returns:
+        This rank's chunks, and the weights that loading has changed.
+    """
     from megatron.core import dist_checkpointing
 
     args.untie_embeddings_and_output_weights = not is_tied
@@ -96,11 +105,16 @@ def build(args: Any, is_tied: bool, loss: str, folder: Path, *, saves: bool) -> 
     if saves and not checkpoint.exists():
         checkpoint.mkdir()
         dist_checkpointing.save(sharded, str(checkpoint))
-        return models
+        return models, []
+    drawn = [
+        (name, weight, weight.detach().clone())
+        for model in models
+        for name, weight in model.module.named_parameters()
+    ]
     loaded = dist_checkpointing.load(sharded, str(checkpoint))
     for i, model in enumerate(models):
         model.module.load_state_dict(loaded[f"model{i}"], strict=True)
-    return models
+    return models, [name for name, weight, before in drawn if not torch.equal(weight, before)]
 
 
 def part_of(args: Any, models: Sequence[Any], case: Case) -> Part:

@@ -15,6 +15,7 @@ from checks import check, problems
 from tst_megatron import cli, upstream
 from tst_megatron.check import DANGEROUS_DEFAULTS, DANGEROUS_MOE_DEFAULTS, NEEDED
 from tst_megatron.data.manifest import load_manifest
+from tst_megatron.system import padding
 
 TST = {"bag-size": 4, "superposition-fraction": 0.4}
 
@@ -106,10 +107,10 @@ def test_what_megatron_refuses_is_passed_on(text, monkeypatch, error):
 
 
 def test_refusal_without_words_names_at_least_its_kind_and_place(text):
-    """``assert not args.bf16`` has no message; its line of source is the best there is."""
-    (problem,) = problems(text, bf16=True, fp16=True)
+    """``assert args.min_lr <= args.lr`` has no message; its line of source is the best there is."""
+    (problem,) = problems(text, min_lr=1.0)
     assert problem.startswith("Megatron refuses the recipe: ")
-    assert "bf16" in problem
+    assert "min_lr" in problem
 
 
 # --- a recipe that passes ------------------------------------------------------------------------
@@ -195,6 +196,19 @@ def test_ranks_are_the_fewest_that_fit_unless_the_job_has_more(text, monkeypatch
 
 
 # --- warnings ------------------------------------------------------------------------------------
+
+
+def test_padding_of_the_vocabulary_is_warned_of_with_its_cost(text, tmp_path):
+    halves = {"tensor_model_parallel_size": 2, "sequence_parallel": True}
+    (said,) = check(text, TST, vocab_size=600, **halves).warnings
+    assert "make-vocab-size-divisible-by: 128 x tensor-model-parallel-size 2 pads" in said
+    assert "168 columns" in said and "make-vocab-size-divisible-by: 1 gives none" in said
+    assert check(text, TST, vocab_size=600, make_vocab_size_divisible_by=4, **halves).warnings == ()
+    padding.write_facts(tmp_path, vocab_size=600, log_sum_exp=0.0)
+    (said,) = check(
+        text, TST, vocab_size=600, padded_vocab_size=601, pretrained_checkpoint=str(tmp_path)
+    ).warnings
+    assert said.startswith("padded-vocab-size: 601") and "about 0.69 higher" in said
 
 
 def test_recipe_that_sets_every_dangerous_default_has_no_warning(text):

@@ -62,7 +62,7 @@ PLAN = {
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"bf16": False}, "needs bf16 or fp16"),
+        ({"bf16": False}, "needs bf16"),
         ({"expert_model_parallel_size": 1}, "needs expert-model-parallel-size above 1"),
         ({"pipeline_model_parallel_size": 2}, "needs virtual stages"),
         ({"moe_token_dispatcher_type": "allgather"}, "alltoall or flex"),

@@ -33,6 +33,18 @@ def only_problem(text, tst=None, **changes):
         ({"context_parallel_size": 2}, "context-parallel-size", "which the CPU host"),
         ({"hybrid_context_parallel": True}, "hybrid-context-parallel", "packed sequences"),
         ({"iterations_to_skip": [3]}, "iterations-to-skip", "count of raw tokens"),
+        (
+            {"result_rejected_tracker_filename": "rejected.txt"},
+            "iterations-to-skip",
+            "result-rejected-tracker-filename",
+        ),
+        ({"fp16": True}, "fp16", "Use bf16, as the paper and every GPU profile do"),
+        ({"fp16": True, "initial_loss_scale": 65536}, "fp16", "passes over every step"),
+        ({"fp16": True, "fp16_lm_cross_entropy": True}, "fp16", "lag behind the steps"),
+        ({"loss_scale": 4096}, "loss-scale", "passed over without a word"),
+        ({"bf16": True, "loss_scale": 1}, "loss-scale", "Remove it"),
+        ({"decrease_batch_size_if_needed": True}, "decrease-batch-size-if-needed", "one size"),
+        ({"freeze_all_layers": True}, "freeze-all-layers", "no step would change a weight"),
         ({"phase_transition_iterations": "9"}, "phase-transition-iterations", "ends the job"),
         ({"train_samples": 100}, "train-samples", "Use train-iters"),
         (

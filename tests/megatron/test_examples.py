@@ -14,6 +14,7 @@ from tst_megatron import upstream
 from tst_megatron.check import DANGEROUS_DEFAULTS, DANGEROUS_MOE_DEFAULTS, check_recipe
 from tst_megatron.flags import Flags
 from tst_megatron.recipe import RecipeError, load_recipe
+from tst_megatron.system import padding
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 EXAMPLES = sorted((REPOSITORY / "examples").rglob("*.yaml"))
@@ -70,6 +71,18 @@ def test_every_recipe_sets_every_dangerous_default(name, key):
         assert key not in recipe.megatron
     else:
         assert recipe.megatron.get(key) is not None
+
+
+@pytest.mark.parametrize("name", GOLDEN.RECIPES)
+def test_no_layout_pads_a_vocabulary_that_it_can_cut_into_equal_parts(name):
+    """Padding takes probability, so the loss of the same weights would depend on the layout."""
+    keys = load_recipe(REPOSITORY / "examples" / f"{name}.yaml").megatron
+    vocab_size, divisor = keys["vocab-size"], keys["make-vocab-size-divisible-by"]
+    sizes = padding.sizes_without_padding(vocab_size)
+    assert {1, 2, 4, 8} <= set(sizes)
+    for ranks in range(1, 9):
+        rows = padding.padded(vocab_size, divisor, ranks)
+        assert (rows == vocab_size) == (ranks in sizes)
 
 
 @pytest.mark.parametrize("name", GOLDEN.RECIPES)

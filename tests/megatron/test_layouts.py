@@ -58,6 +58,12 @@ def test_gradient_of_every_parameter_is_that_of_one_process(results, layout, cas
 
 
 @every_case
+def test_initial_weights_are_those_of_one_process(results, layout, case):
+    for part in results[layout, case].parts:
+        assert part.drawn_otherwise == []
+
+
+@every_case
 def test_every_position_goes_to_the_same_experts(results, layout, case):
     result, reference = pair(results, layout, case)
     assert len(reference.routing) == 4 * NUM_MICRO_BATCHES

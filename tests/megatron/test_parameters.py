@@ -75,6 +75,7 @@ def test_total_and_active_are_those_of_the_shape(counts, name):
 
 
 def test_active_of_10b_a1b_is_what_its_name_says(counts):
+    assert {count.padding for count in counts.values()} == {None}
     count = counts["qwen3-10b-a1b"]
     assert count.active(EMBEDDINGS) == 1_196_074_496
     assert count.active(EMBEDDINGS, OUTPUT_LAYER) == 962_700_800
@@ -87,6 +88,8 @@ def test_tied_table_counts_once_and_is_the_output_layer_too():
     count = count_parameters(load_recipe(EXAMPLES / "llama-270m" / "baseline.yaml", overrides))
     assert {part.name: part.total for part in count.parts}[TIED] == 1536 * 576
     assert count.active() == count.active(EMBEDDINGS) == count.active(TIED) + 1536 * 576
+    assert "384 x tensor-model-parallel-size 4 pads the vocabulary of 512 to 1,536" in count.padding
+    assert "1,024 columns stand for no token" in count.padding
 
 
 def test_experts_of_other_heads_are_active_in_part(tmp_path):

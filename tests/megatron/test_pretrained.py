@@ -1,6 +1,7 @@
 """A run starts from an imported model in any layout, and resumes as any run does."""
 
 import json
+import math
 import re
 import shutil
 from pathlib import Path
@@ -11,17 +12,20 @@ import yaml
 from damage import overwrite, without
 from interrupted import interrupted_at
 from test_hf_families import tensors
-from tiny import TINY, fork_ranks, loss_bits, run, saved_weights, wait, write_recipe
+from tiny import TINY, fork_ranks, loss_bits, metrics, run, saved_weights, wait, write_recipe
 from transformers import Qwen3MoeConfig
 
 from tst_megatron.check import check_recipe
+from tst_megatron.hf.checkpoint import open_checkpoint
 from tst_megatron.hf.export import export
 from tst_megatron.hf.importing import import_model
 from tst_megatron.recipe import load_recipe
+from tst_megatron.system import padding
 from tst_megatron.training.pretrained import pretrained_problems
 
 STEPS = {"train_iters": 6, "lr_wsd_decay_iters": 2, "save_interval": 3, "eval_interval": 6}
 TST = {"bag-size": 2, "superposition-steps": 3}
+VOCABULARY = 516
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +45,8 @@ def imported(tmp_path_factory) -> Path:
         num_experts_per_tok=TINY["moe-router-topk"],
         moe_intermediate_size=TINY["moe-ffn-hidden-size"],
         norm_topk_prob=True,
-        vocab_size=TINY["vocab-size"],
+        # No multiple of Megatron's 128 rows for each of two ranks, and more than the tokenizer has.
+        vocab_size=VOCABULARY,
         max_position_embeddings=64,
         rope_parameters={"rope_theta": TINY["rotary-base"], "rope_type": "default"},
     )
@@ -83,19 +88,40 @@ LAYOUTS = {
 
 
 def test_run_starts_from_imported_weights_in_any_layout(imported, text, tmp_path):
-    """With a learning rate of nothing, each layout saves exactly the weights it was given."""
+    """With a learning rate of nothing, each layout saves exactly the weights it was given.
+
+    And it has their loss: no column of padding takes part in the softmax.
+    """
     expected = tensors(imported / "hf")
+    losses = {}
     for name, (num_ranks, layout) in LAYOUTS.items():
         (tmp_path / name).mkdir()
         recipe = recipe_on(
             imported, tmp_path / name, text, lr=1e-30, min_lr=0.0, weight_decay=0.0, **layout
         )
         run_to_end(recipe, tmp_path / name / "run", num_ranks)
+        rows = metrics(tmp_path / name / "run")
+        losses[name] = [rows[0]["bag loss"], rows[-1]["lm loss"]]
         export(tmp_path / name / "run" / "checkpoints", tmp_path / name / "hf", compute=True)
         actual = tensors(tmp_path / name / "hf")
         assert actual.keys() == expected.keys()
         for key, tensor in expected.items():
             assert torch.equal(tensor, actual[key]), (name, key)
+    assert losses["tp2_ep2"] == pytest.approx(losses["pp2"], rel=1e-5)
+
+
+def test_import_pads_nothing_and_says_what_padding_would_cost(imported, tmp_path):
+    model = yaml.safe_load((imported / "mcore" / "model.yaml").read_text())
+    assert padding.padded(VOCABULARY, model["make-vocab-size-divisible-by"], 4) == VOCABULARY
+    saved = open_checkpoint(imported / "mcore").args
+    assert saved.vocab_size == saved.padded_vocab_size == VOCABULARY
+    # Weights of transformers' own initialisation give logits near 0.
+    known = padding.known_log_sum_exp(imported / "mcore")
+    assert known == pytest.approx(math.log(VOCABULARY), abs=0.2)
+    with pytest.raises(ValueError, match="--tensor-parallel 5: the model's 516 tokens do not") as e:
+        import_model(imported / "hf", tmp_path / "five", tensor_parallel=5)
+    assert "Use one of 1, 2, 3, 4, 6" in str(e.value)
+    assert not (tmp_path / "five").exists()
 
 
 def test_run_from_imported_weights_learns_and_resumes_exactly(imported, text, tmp_path):
@@ -124,7 +150,7 @@ def test_check_says_where_weights_come_from(imported, text, tmp_path):
     ("overrides", "problem"),
     [
         (("num-layers=3",), "num-layers: 2 in .* and 3 in the recipe"),
-        (("vocab-size=640",), "vocab-size: 512 in .* and 640 in the recipe"),
+        (("vocab-size=640",), "vocab-size: 516 in .* and 640 in the recipe"),
         (("rotary-base=10000",), "rotary-base: 1000000 in .* and 10000 in the recipe"),
         (("moe-router-topk=3",), "moe-router-topk: 2 in .* and 3 in the recipe"),
         (("moe-router-score-function=sigmoid",), "moe-router-score-function: 'softmax' in"),

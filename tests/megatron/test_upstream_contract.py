@@ -103,6 +103,13 @@ def test_version_is_the_tested_one():
             ["layout", "pipeline_model_parallel_size"],
         ),
         (upstream.VocabParallelEmbedding.forward, ["self", "input_"]),
+        (
+            names.tensor_parallel_layers._initialize_affine_weight_cpu,
+            ["weight", "init_method", "skip_set_tensor_parallel_attributes"],
+        ),
+        (names.GPTModel.setup_embeddings_and_output_layer, ["self"]),
+        (names.Router.reset_parameters, ["self"]),
+        (names.SequentialMLP.__init__, ["self", "num_local_experts", "pg_collection"]),
         (upstream.reduce_from_tensor_model_parallel_region, ["input_", "group"]),
         (upstream.reduce_scatter_to_sequence_parallel_region, ["input_", "group"]),
         (

@@ -79,17 +79,23 @@ def export(
 def import_(
     hf_dir: Annotated[Path, typer.Argument(help="A model in Hugging Face format.")],
     output: Annotated[Path, typer.Argument(help="New folder for the checkpoint and model.yaml.")],
+    tensor_parallel: Annotated[
+        int | None,
+        typer.Option(help="Tensor-parallel size to train in; default: each that needs no padding."),
+    ] = None,
     verify: Verify = True,
     logits: Logits = None,
 ) -> None:
     """Write a Hugging Face model as a checkpoint that training goes on from, in any layout."""
     from tst_megatron.hf.importing import MODEL, import_model
+    from tst_megatron.system.padding import sizes_without_padding
 
     console = Console()
     with _progress(console) as (say, count):
         report = import_model(
             hf_dir,
             output,
+            tensor_parallel=tensor_parallel,
             verify_weights=verify,
             compute=logits,
             on_progress=say,
@@ -101,6 +107,12 @@ def import_(
         f"{report.tokenizer}",
     )
     _print_proof(console, report.verification)
+    sizes = ", ".join(map(str, sizes_without_padding(report.vocab_size)))
+    _print(
+        console,
+        f"{report.vocab_size:,} rows in each table of tokens, none of padding, also at "
+        f"tensor-parallel sizes {sizes}; in others `check` says what padding costs",
+    )
     _print(console, f"train it with `base: {output / MODEL}` in a recipe")
 
 
@@ -162,6 +174,11 @@ def _print_proof(console: Console, proof: VerificationReport | None) -> None:
     line = f"{proof.num_tensors} tensors bit for bit"
     if proof.computed is not None:
         line += f", logits within {proof.computed.max_logit_difference:.1e} of each other"
+        if proof.computed.num_padding_columns:
+            line += (
+                f"; {proof.computed.num_padding_columns} padding columns are left out, which took "
+                f"{proof.computed.padding_cost:.2g} nats of the loss"
+            )
     else:
         line += f"; {proof.reason}"
     _print(console, line)

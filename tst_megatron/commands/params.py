@@ -34,3 +34,6 @@ def params(recipe: RecipePath, overrides: Overrides = None) -> None:
         ("active, neither table", count.active(EMBEDDINGS, OUTPUT_LAYER, TIED)),
     ):
         console.print(f"{text}: {number:,}", highlight=False)
+    if count.padding:
+        warning = f"warning: {count.padding}"
+        console.print(warning, style="yellow", highlight=False, markup=False, soft_wrap=True)

@@ -32,7 +32,8 @@ from tst_megatron.hf.folder import (
 )
 from tst_megatron.hf.seam import seam
 from tst_megatron.hf.verify import VerificationReport, verify
-from tst_megatron.hf.weights import Form, Rule, merge, rules
+from tst_megatron.hf.weights import Rule, merge, rules
+from tst_megatron.system import padding
 from tst_megatron.training.checkpoints import TRACKER, record_save
 
 MODEL = "model.yaml"
@@ -51,6 +52,8 @@ class ImportReport:
     num_parameters: int
     dtype: torch.dtype
     family: str
+    vocab_size: int
+    """Rows of the tables, none of which is padding."""
     tokenizer: str
     """The tokenizer's files that were copied, or that there are none."""
     verification: VerificationReport | None
@@ -61,6 +64,7 @@ def import_model(
     hf_dir: Path,
     output: Path,
     *,
+    tensor_parallel: int | None = None,
     verify_weights: bool = True,
     compute: bool | None = None,
     on_progress: Callable[[str], None] | None = None,
@@ -74,6 +78,8 @@ def import_model(
         hf_dir: Qwen3-MoE, Qwen3 or Llama in Hugging Face format, of any shape.
         output: folder that does not exist or is empty. It gets the checkpoint, ``model.yaml`` and
             the tokenizer's files.
+        tensor_parallel: the tensor-parallel size of the layout that the model is to be trained in;
+            all up to 8 that can cut the vocabulary into equal parts when not given.
         verify_weights: read the checkpoint back and compare it with the folder.
         compute: as for ``verify.verify``.
         on_progress: told each step in a short sentence.
@@ -90,7 +96,10 @@ def import_model(
     family = family_of_config(config)
     files = HuggingFaceWeights(hf_dir)
     files.check(config)
-    keys = family.flags_from_config(config)
+    keys = {
+        **family.flags_from_config(config),
+        "make-vocab-size-divisible-by": _divisor(config["vocab_size"], tensor_parallel),
+    }
     dtype = files.dtype(next(rules(config)).hf[0])
     args = _arguments(keys, dtype)
     with folder_appearing_whole(output) as beside:
@@ -105,6 +114,12 @@ def import_model(
         if verify_weights:
             say("comparing Megatron with transformers")
             proof = verify(TrainedWeights(open_checkpoint(beside)), hf_dir, compute=compute)
+            if proof.computed is not None:
+                padding.write_facts(
+                    beside,
+                    vocab_size=config["vocab_size"],
+                    log_sum_exp=proof.computed.mean_log_sum_exp,
+                )
     say(f"wrote {output}")
     return ImportReport(
         output=output,
@@ -113,10 +128,28 @@ def import_model(
         ),
         dtype=dtype,
         family=family.name,
+        vocab_size=config["vocab_size"],
         tokenizer=", ".join(copied) or "none: the folder has no tokenizer",
         verification=proof,
         seconds=time.perf_counter() - start,
     )
+
+
+def _divisor(vocab_size: int, tensor_parallel: int | None) -> int:
+    """The ``make-vocab-size-divisible-by`` of a model whose tables have no padding.
+
+    Padding takes probability, so in a layout that needs it the model would not start at its own
+    loss.
+    """
+    if tensor_parallel is not None and (tensor_parallel < 1 or vocab_size % tensor_parallel):
+        sizes = ", ".join(map(str, padding.sizes_without_padding(vocab_size)))
+        raise ValueError(
+            f"--tensor-parallel {tensor_parallel}: the model's {vocab_size:,} tokens do not divide "
+            "into as many equal parts, and columns of padding would take probability from them: it "
+            f"would not start at its own loss. Use one of {sizes}, or leave it out: `check` says "
+            "what padding costs in the layout of a recipe"
+        )
+    return padding.divisor_without_padding(vocab_size, tensor_parallel or 1)
 
 
 def _arguments(keys: Mapping[str, Any], dtype: torch.dtype) -> argparse.Namespace:
@@ -132,8 +165,7 @@ def _arguments(keys: Mapping[str, Any], dtype: torch.dtype) -> argparse.Namespac
     )
     assert not problems, problems
     args: argparse.Namespace = megatron.validate_arguments(flags, world_size=1)
-    unit = args.make_vocab_size_divisible_by
-    args.padded_vocab_size = math.ceil(args.vocab_size / unit) * unit
+    args.padded_vocab_size = args.vocab_size
     # Its files are beside the checkpoint, in a form of their own.
     args.tokenizer_type, args.tokenizer_model = "HuggingFaceTokenizer", None
     return args
@@ -151,12 +183,7 @@ def _write(
 
     def read(name: str) -> Tensor:
         rule = by_name[name]
-        weight = merge(rule.form, [files.read(part) for part in rule.hf], config)
-        if rule.form is Form.VOCABULARY:
-            padded = weight.new_zeros(args.padded_vocab_size, weight.shape[1])
-            padded[: len(weight)] = weight
-            weight = padded
-        return weight
+        return merge(rule.form, [files.read(part) for part in rule.hf], config)
 
     weights, aliases = skeleton(args, CONTENT_METADATA)
     megatron.write_checkpoint(

@@ -45,6 +45,12 @@ class Computed:
     max_logit_difference: float
     """Largest absolute difference between transformers and Megatron, both in float32."""
     logit_bound: float
+    mean_log_sum_exp: float
+    """Of the model's logits over its tokens, log Z: the mean over the positions compared."""
+    num_padding_columns: int
+    """Columns of Megatron's softmax that stand for no token; transformers has none."""
+    padding_cost: float
+    """What they add to the mean loss of Megatron's model, in nats; 0 where there are none."""
     num_greedy_tokens: int
     """Greedy steps at which both chose the same token."""
     num_greedy_ties: int
@@ -192,7 +198,8 @@ def _compute(
             weight = megatron.get_parameter(rule.megatron)
             weight.copy_(weight.to(files.read(rule.hf[0]).dtype))
         tokens_BT = _tokens(hf_dir, config, text)
-        expected_BTV = seam().logits(megatron, tokens_BT)[..., : config["vocab_size"]]
+        all_BTP = seam().logits(megatron, tokens_BT)
+        expected_BTV = all_BTP[..., : config["vocab_size"]]
         actual_BTV = model(tokens_BT, use_cache=False).logits
         difference = float((expected_BTV - actual_BTV).abs().max())
         largest = float(expected_BTV.abs().max())
@@ -202,12 +209,16 @@ def _compute(
                 f"{hf_dir}: logits of transformers and Megatron differ by {difference:.3g}, more "
                 f"than {bound:.3g} (largest logit {largest:.3g}). They are not the same model."
             )
+        log_sum_exp_BT = expected_BTV.logsumexp(dim=-1)
         num_ties = _compare_greedy(megatron, model, config, num_greedy_tokens)
     return Computed(
         num_logits=actual_BTV.numel(),
         max_logit=largest,
         max_logit_difference=difference,
         logit_bound=bound,
+        mean_log_sum_exp=float(log_sum_exp_BT.mean()),
+        num_padding_columns=all_BTP.shape[-1] - expected_BTV.shape[-1],
+        padding_cost=float((all_BTP.logsumexp(dim=-1) - log_sum_exp_BT).mean()),
         num_greedy_tokens=num_greedy_tokens - num_ties,
         num_greedy_ties=num_ties,
     )

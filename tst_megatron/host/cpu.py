@@ -31,7 +31,8 @@ ARGUMENTS: dict[str, Any] = {
     "transformer-impl": "local",  # Transformer Engine needs CUDA
     "distributed-backend": "gloo",  # NCCL needs CUDA
     "attention-backend": "unfused",  # the fused ones belong to Transformer Engine
-    "use-cpu-initialization": True,  # initial weights do not depend on the layout
+    # Megatron draws on the CPU; upstream/initial_weights.py makes that independent of the layout.
+    "use-cpu-initialization": True,
     "masked-softmax-fusion": False,  # the fused kernels of the next lines are CUDA-only
     "bias-dropout-fusion": False,
     "bias-swiglu-fusion": False,
@@ -259,6 +260,13 @@ FAKES: tuple[Fake, ...] = (
         hides="gloo's refusal of different sizes",
     ),
     Fake(
+        target="megatron.training.initialize:_warmup_jit_function",
+        replacement=_constant(None),
+        needed_by="set_jit_fusion_options runs functions that would be compiled, on random tensors "
+        "as large as a micro-batch, from CUDA's generator, which here is the one of the weights",
+        hides="nothing: nothing is compiled",
+    ),
+    Fake(
         target="megatron.core.dist_checkpointing.strategies.async_utils:"
         "PersistentAsyncCaller.async_loop",
         replacement=_checkpoint_worker,
@@ -319,6 +327,7 @@ def install(*, even_with_gpu: bool = False) -> None:
             _replace(fake.target, fake.replacement)
     upstream.allow_no_cuda()
     upstream.repair_wheel()
+    upstream.draw_by_place()
     # Validation demands it of every GPU before Blackwell when tensor parallelism is on.
     os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
     mode = _CUDAOnCPU()

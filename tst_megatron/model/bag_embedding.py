@@ -28,7 +28,8 @@ def bag_embedding(
 ) -> Tensor:
     """Mean of the embeddings of each bag's tokens, summed and divided by K in fp32.
 
-    The order of sums is fixed in both directions, also of a token that stands in many bags.
+    The gradient of a row is summed in fp32 as well, and both are rounded once. The order of sums is
+    fixed in both directions, also of a token that stands in many bags.
 
     Args:
         weight_PH: [P, H] rows [first_row, first_row + P) of the embedding table.
@@ -55,17 +56,34 @@ def bag_embedding(
             weight_PH, tokens_BLK.contiguous(), first_row, out_dtype, accumulate_into_main_grad
         )
         return means
-    tokens_LBK = tokens_BLK.transpose(0, 1)
-    if not is_split and out_dtype == weight_PH.dtype:
-        # Three to seven times as fast on a processor as looking up and averaging (docs/log.md).
-        bags_NK = tokens_LBK.reshape(-1, tokens_LBK.shape[-1])
-        mean_NH = F.embedding_bag(bags_NK, weight_PH, mode="mean")
-        return mean_NH.view(*tokens_LBK.shape[:2], -1)
-    rows_LBK = tokens_LBK - first_row
-    is_here_LBK = (rows_LBK >= 0) & (rows_LBK < weight_PH.shape[0])
-    vectors_LBKH = F.embedding(rows_LBK.where(is_here_LBK, 0), weight_PH).float()
-    vectors_LBKH = vectors_LBKH.masked_fill(~is_here_LBK.unsqueeze(-1), 0.0)
-    return vectors_LBKH.mean(dim=2).to(out_dtype)
+    rows_LBK = tokens_BLK.transpose(0, 1)
+    if is_split:
+        rows_LBK = rows_LBK - first_row
+        is_here_LBK = (rows_LBK >= 0) & (rows_LBK < weight_PH.shape[0])
+        rows_LBK = rows_LBK.where(is_here_LBK, 0)
+    if weight_PH.dtype in (torch.bfloat16, torch.float16):
+        weight_PH, rows_LBK = _used_rows_in_fp32(weight_PH, rows_LBK)
+    if is_split:
+        vectors_LBKH = F.embedding(rows_LBK, weight_PH)
+        vectors_LBKH = vectors_LBKH.masked_fill(~is_here_LBK.unsqueeze(-1), 0.0)
+        return vectors_LBKH.mean(dim=2).to(out_dtype)
+    # Three to seven times as fast on a processor as looking up and averaging (docs/log.md).
+    bags_NK = rows_LBK.reshape(-1, rows_LBK.shape[-1])
+    mean_NH = F.embedding_bag(bags_NK, weight_PH, mode="mean")
+    return mean_NH.view(*rows_LBK.shape[:2], -1).to(out_dtype)
+
+
+def _used_rows_in_fp32(weight_PH: Tensor, rows_LBK: Tensor) -> tuple[Tensor, Tensor]:
+    """The rows of a table that are looked up, in fp32, and where each look-up finds its own.
+
+    torch adds vectors and gradients of bf16 in bf16. Here each row that is used stands once, so its
+    gradient is summed in fp32, over all bags, before it is rounded.
+
+    Returns:
+        [U, H] fp32, and [L, B, K] indices into it.
+    """
+    used_U, places_LBK = torch.unique(rows_LBK, return_inverse=True)
+    return F.embedding(used_U, weight_PH).float(), places_LBK
 
 
 class _BagEmbedding(torch.autograd.Function):

@@ -11,12 +11,14 @@ import argparse
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
 from tst_megatron import profiles
 from tst_megatron.check import ask_megatron
 from tst_megatron.flags import Flags
 from tst_megatron.recipe import Recipe, RecipeError
+from tst_megatron.system import padding
 from tst_megatron.training.resharding import LAYOUT_KEYS
 
 EMBEDDINGS, OUTPUT_LAYER = "input embeddings", "output layer"
@@ -58,6 +60,8 @@ class ParameterCount:
     """A model's parameters, part by part."""
 
     parts: tuple[Part, ...]
+    padding: str | None
+    """What is to be known of rows of the tables that stand for no token; None without any."""
 
     @property
     def total(self) -> int:
@@ -91,7 +95,22 @@ def count_parameters(recipe: Recipe) -> ParameterCount:
     return ParameterCount(
         parts=tuple(
             Part(name=name, total=total, active=int(active[name])) for name, total in totals.items()
-        )
+        ),
+        padding=_padding(recipe, args.vocab_size, len(model.embedding.word_embeddings.weight)),
+    )
+
+
+def _padding(recipe: Recipe, vocab_size: int, rows: int) -> str | None:
+    from tst_megatron import upstream
+
+    known = Flags(upstream.argument_parser())
+    start = known.value(recipe.megatron, "pretrained-checkpoint")
+    return padding.warning(
+        vocab_size,
+        rows=rows,
+        divisor=known.value(recipe.megatron, "make-vocab-size-divisible-by"),
+        ranks=known.value(recipe.megatron, "tensor-model-parallel-size"),
+        pretrained=Path(start) if start else None,
     )
 
 

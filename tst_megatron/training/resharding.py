@@ -23,9 +23,10 @@ Nothing here needs Megatron: the arguments are its own namespaces, read by name.
 from __future__ import annotations
 
 import argparse
-import math
 from collections.abc import Mapping
 from typing import Any
+
+from tst_megatron.system import padding
 
 FULLY_RESHARDABLE = "fully_reshardable"
 """Megatron's name of the format that loads into any layout."""
@@ -300,5 +301,6 @@ def padded_vocabulary(vocab_size: int, args: argparse.Namespace) -> int:
         vocab_size: tokens, which may be more than the tokenizer has.
         args: Megatron's arguments of the layout.
     """
-    multiple = args.make_vocab_size_divisible_by * args.tensor_model_parallel_size
-    return int(math.ceil(vocab_size / multiple) * multiple)
+    return padding.padded(
+        vocab_size, args.make_vocab_size_divisible_by, args.tensor_model_parallel_size
+    )

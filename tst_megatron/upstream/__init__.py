@@ -3,6 +3,7 @@
 Every name used elsewhere is imported or wrapped here: ``names.py`` imports them, ``training.py``
 says them in our words, ``optimizer.py`` changes parameters in every copy, ``saving.py`` follows
 saves and loads, ``checkpoint.py`` reads what a run saved, ``trainer.py`` takes single steps,
+``initial_weights.py`` draws the weights of a new run on the CPU host,
 ``repairs.py`` has every workaround with the condition for its removal.
 ``tests/megatron/test_upstream_contract.py`` pins each signature that is relied on, so a new
 Megatron fails there first, with a readable message.
@@ -12,6 +13,7 @@ Importing this room imports Megatron, so on a machine without CUDA the CPU host 
 
 from torch.distributed.checkpoint.api import CheckpointException
 
+from tst_megatron.upstream.initial_weights import draw_by_place
 from tst_megatron.upstream.names import (
     TESTED_MEGATRON,
     GPTModel,
@@ -97,6 +99,7 @@ __all__ = [
     "count_whole_evaluations",
     "current_device",
     "device_name",
+    "draw_by_place",
     "end_checkpoint_worker",
     "end_of_document_id",
     "get_args",

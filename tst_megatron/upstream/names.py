@@ -29,16 +29,20 @@ try:
         from megatron.core.optimizer.optimizer import ChainedOptimizer
         from megatron.core.process_groups_config import ProcessGroupCollection
         from megatron.core.rerun_state_machine import get_rerun_state_machine
+        from megatron.core.tensor_parallel import layers as tensor_parallel_layers
         from megatron.core.tensor_parallel.layers import VocabParallelEmbedding
         from megatron.core.tensor_parallel.mappings import (
             reduce_from_tensor_model_parallel_region,
             reduce_scatter_to_sequence_parallel_region,
         )
         from megatron.core.transformer import torch_norm
+        from megatron.core.transformer.moe.experts import SequentialMLP
+        from megatron.core.transformer.moe.router import Router
         from megatron.core.transformer.multi_token_prediction import mtp_on_this_rank
         from megatron.core.transformer.pipeline_parallel_layer_layout import (
             PipelineParallelLayerLayout,
         )
+        from megatron.core.transformer.transformer_layer import TransformerLayer
         from megatron.core.utils import (
             get_attr_wrapped_model,
             get_batch_on_this_cp_rank,
@@ -68,7 +72,10 @@ __all__ = [
     "ModelType",
     "PipelineParallelLayerLayout",
     "ProcessGroupCollection",
+    "Router",
+    "SequentialMLP",
     "Split",
+    "TransformerLayer",
     "VocabParallelEmbedding",
     "arguments",
     "async_utils",
@@ -91,6 +98,7 @@ __all__ = [
     "pretrain_cfg_container_from_args",
     "reduce_from_tensor_model_parallel_region",
     "reduce_scatter_to_sequence_parallel_region",
+    "tensor_parallel_layers",
     "torch_norm",
     "training",
 ]
