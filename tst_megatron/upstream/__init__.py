@@ -2,8 +2,9 @@
 
 Every name used elsewhere is imported or wrapped here: ``names.py`` imports them, ``training.py``
 says them in our words, ``optimizer.py`` changes parameters in every copy, ``saving.py`` follows
-saves and loads, ``checkpoint.py`` reads what a run saved, ``trainer.py`` takes single steps,
-``repairs.py`` has every workaround with the condition for its removal.
+saves and loads, ``reading.py`` checks what is read, ``checkpoint.py`` reads what a run saved,
+``trainer.py`` takes single steps, ``repairs.py`` has every workaround with the condition for its
+removal.
 ``tests/megatron/test_upstream_contract.py`` pins each signature that is relied on, so a new
 Megatron fails there first, with a readable message.
 
@@ -28,6 +29,7 @@ from tst_megatron.upstream.names import (
     reduce_scatter_to_sequence_parallel_region,
 )
 from tst_megatron.upstream.optimizer import assign, gather_parameters, optimizers_of, start_anew
+from tst_megatron.upstream.reading import read_checked
 from tst_megatron.upstream.repairs import (
     allow_no_cuda,
     checkpoint_worker,
@@ -131,3 +133,6 @@ __all__ = [
     "validate_configurations",
     "wandb_writer",
 ]
+
+# Whoever knows this room reads checkpoints so: that nothing in them runs must not be asked for.
+read_checked()

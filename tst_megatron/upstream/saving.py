@@ -13,7 +13,7 @@ import torch
 from torch.distributed.checkpoint.api import CheckpointException
 
 from tst_megatron.upstream import names
-from tst_megatron.upstream.repairs import wrap
+from tst_megatron.upstream.wrapping import wrap
 
 _DEFAULT_STRICTNESS = "assume_ok_unexpected"
 
