@@ -38,6 +38,14 @@ def dtypes() -> dict[tuple[str, str], Any]:
     return {("torch", name): getattr(torch, name) for name in DTYPES if hasattr(torch, name)}
 
 
+def paths() -> dict[tuple[str, str], Any]:
+    """A path, which is text until something is done with it."""
+    # The second is the name of Python 3.13.
+    return dict.fromkeys(
+        (("pathlib", "PosixPath"), ("pathlib._local", "PosixPath")), Function(Path)
+    )
+
+
 def layout(name: str) -> Any:
     """The one way in which the numbers of a saved tensor lie."""
     import torch
@@ -86,7 +94,7 @@ def archive_names() -> Names:
         ("argparse", "Namespace"): Class(argparse.Namespace),
         ("collections", "OrderedDict"): Function(OrderedDict),
         ("_codecs", "encode"): Function(_bytes_of),
-        ("pathlib", "PosixPath"): Function(Path),
+        **paths(),
         ("_io", "BytesIO"): Class(io.BytesIO),
         ("torch", "Size"): Function(torch.Size),
         ("torch", "device"): Function(torch.device),

@@ -16,7 +16,7 @@ from tst_megatron.system.restricted_unpickler import (
     enum_of,
     unpickled,
 )
-from tst_megatron.system.torch_pickles import dtypes, layout
+from tst_megatron.system.torch_pickles import dtypes, layout, paths
 
 _DCP = "torch.distributed.checkpoint"
 
@@ -47,6 +47,7 @@ def description_names() -> Names:
     import torch
 
     names: dict[tuple[str, str], Any] = {
+        **paths(),
         ("torch", "Size"): Function(torch.Size),
         ("torch.serialization", "_get_layout"): Function(layout),
         **dtypes(),

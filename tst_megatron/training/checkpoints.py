@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,6 +57,13 @@ def newest_whole(
             return checkpoint, skipped
         skipped.append((checkpoint, found[0]))
     return None, skipped
+
+
+def whole_before(folder: Path, step: int, has_manifest: bool) -> Iterator[Path]:
+    """The checkpoints of earlier steps whose structure is whole, newest first."""
+    for checkpoint in list_checkpoints(folder):
+        if step_of(checkpoint) < step and not problems(checkpoint, has_manifest=has_manifest):
+            yield checkpoint
 
 
 # --- one checkpoint ------------------------------------------------------------------------------
@@ -157,6 +164,8 @@ class Start:
     step: int
     """Completed steps of the newest whole checkpoint, or 0."""
     notes: tuple[str, ...] = ()
+    unreadable: frozenset[int] = frozenset()
+    """Steps of newer ones whose files are there and cannot be read."""
 
 
 def tracked_step(folder: Path) -> int | None:

@@ -2,9 +2,9 @@
 
 Every name used elsewhere is imported or wrapped here: ``names.py`` imports them, ``training.py``
 says them in our words, ``optimizer.py`` changes parameters in every copy, ``saving.py`` follows
-saves and loads, ``reading.py`` checks what is read, ``checkpoint.py`` reads what a run saved,
-``trainer.py`` takes single steps, ``repairs.py`` has every workaround with the condition for its
-removal.
+saves, ``loading.py`` loads, ``reading.py`` checks what is read, ``checkpoint.py`` reads what a run
+saved, ``trainer.py`` takes single steps, ``repairs.py`` has every workaround with the condition for
+its removal.
 ``tests/megatron/test_upstream_contract.py`` pins each signature that is relied on, so a new
 Megatron fails there first, with a readable message.
 
@@ -13,6 +13,7 @@ Importing this room imports Megatron, so on a machine without CUDA the CPU host 
 
 from torch.distributed.checkpoint.api import CheckpointException
 
+from tst_megatron.upstream.loading import NothingToLoad, observe_loading
 from tst_megatron.upstream.names import (
     TESTED_MEGATRON,
     GPTModel,
@@ -38,7 +39,6 @@ from tst_megatron.upstream.repairs import (
     repair_wheel,
 )
 from tst_megatron.upstream.saving import (
-    observe_loading,
     observe_saving,
     reason_of,
     take_retention,
@@ -84,6 +84,7 @@ __all__ = [
     "GPTModelBuilder",
     "GPTModelConfig",
     "LanguageModule",
+    "NothingToLoad",
     "Split",
     "StepObserver",
     "Trainer",

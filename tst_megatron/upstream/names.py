@@ -15,7 +15,7 @@ try:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
-        from megatron.core import parallel_state
+        from megatron.core import dist_checkpointing, parallel_state
         from megatron.core.datasets import utils as dataset_utils
         from megatron.core.datasets.utils import Split
         from megatron.core.dist_checkpointing import serialization as dist_serialization
@@ -81,6 +81,7 @@ __all__ = [
     "async_utils",
     "filesystem_async",
     "dataset_utils",
+    "dist_checkpointing",
     "dist_common",
     "dist_serialization",
     "dist_validation",
