@@ -181,7 +181,6 @@ def train_run(
         stopping.listen()
         stacks.listen()
     from tst_megatron.data.ready import build_indexes, wait_until_ready
-    from tst_megatron.training.checkpoints import write_tracker
     from tst_megatron.training.launch import launch
     from tst_megatron.training.run_folder import RunFolder, check_run
     from tst_megatron.training.start import plan_start
@@ -219,10 +218,6 @@ def train_run(
         rank = _be_the_only_rank()
     if rank == 0:
         run.repair(checked)
-        assert start is not None
-        if start.unreadable:
-            # The newest whose files are whole is not the one that can be read.
-            write_tracker(run.checkpoints, start.step)
     try:
         console = redirect_output_to(str(run.log(rank)))
         return pretrain(checked, run, start=start, console=console)

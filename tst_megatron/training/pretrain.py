@@ -14,7 +14,7 @@ from tst_megatron.check import CheckedRecipe
 from tst_megatron.data.cursor import cursor, stream_facts
 from tst_megatron.environment import differences
 from tst_megatron.training import stopping
-from tst_megatron.training.checkpoints import Start, step_of, tracked_step
+from tst_megatron.training.checkpoints import Start, step_of, tracked_step, write_tracker
 from tst_megatron.training.exit_status import BAD_INPUT, DO_NOT_RESTART, FAILED, FINISHED, STOPPED
 from tst_megatron.training.resharding import layout_of
 from tst_megatron.training.retention import Keeper, KeepingRule, always_kept
@@ -156,6 +156,9 @@ def _train(
     if args.rank == 0:
         assert start is not None
         _write_versions(run, args, device, start.step)
+        if start.unreadable:
+            # The newest whose files are whole is not the one that can be read.
+            write_tracker(run.checkpoints, start.step)
     observer = None
     if args.rank == args.world_size - 1:
         observer = Recorder(run.metrics, checked.schedule, console=console, device=device)
