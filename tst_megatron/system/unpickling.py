@@ -5,9 +5,10 @@ from __future__ import annotations
 import functools
 import importlib
 import io
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
+from tst_megatron.system.paths import is_own_name
 from tst_megatron.system.restricted_unpickler import (
     Class,
     Function,
@@ -114,7 +115,7 @@ def _require_place(index: Any, place: Any) -> None:
         raise Refused("it places what is no item of a checkpoint")
     name, numbers = place.relative_path, (place.offset, place.length)
     # A path with folders would lead to a file of somebody else.
-    if type(name) is not str or PurePosixPath(name).name != name or "\0" in name:
+    if not is_own_name(name):
         raise Refused(f"{index.fqn} is said to be in {name!r}, which is no file beside it")
     if any(type(number) is not int or number < 0 for number in numbers):
         raise Refused(f"{index.fqn} is said to be at {numbers}")

@@ -17,6 +17,7 @@ from typing import Any
 
 from tst_megatron.files import write_beside
 from tst_megatron.recipe import RecipeError
+from tst_megatron.system.paths import is_own_name
 from tst_megatron.system.unpickling import read_description
 from tst_megatron.training.checkpoint_content import MANIFEST, OnProgress, content_problems
 
@@ -91,6 +92,8 @@ def problems(
     if found or not deep:
         return found
     hashes = _read_json(checkpoint / MANIFEST).get("files", {})
+    if outside := [name for name in hashes if not is_own_name(name)]:
+        return [f"{MANIFEST} names {', '.join(outside)}, outside the checkpoint"]
     named = [(index.fqn, item) for index, item in items.items()]
     return content_problems(checkpoint, named, hashes, on_progress=on_progress)
 
