@@ -38,6 +38,15 @@ def overwrite(checkpoint: Path, key: str) -> None:
             shard.write(b"\0" * place.length)
 
 
+def flip(checkpoint: Path, key: str) -> None:
+    """Change one bit in the middle of what is stored under names that begin so."""
+    places = pickle.loads((checkpoint / ".metadata").read_bytes()).storage_data
+    place = next(place for index, place in places.items() if index.fqn.startswith(key))
+    content = bytearray((checkpoint / place.relative_path).read_bytes())
+    content[place.offset + place.length // 2] ^= 4
+    (checkpoint / place.relative_path).write_bytes(content)
+
+
 def replace(checkpoint: Path, key: str, content: object) -> None:
     """Let an item be something else, with the checksums of a whole one."""
     file = checkpoint / ".metadata"
