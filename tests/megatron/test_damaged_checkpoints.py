@@ -7,7 +7,7 @@ import shutil
 
 import pytest
 import tiny
-from damage import overwrite
+from damage import flip, overwrite
 from test_resume import numbers
 
 from tst_megatron.hf.checkpoint import open_checkpoint
@@ -100,6 +100,16 @@ DAMAGE = {
     "no metadata.json": (
         lambda c: (c / NEWEST / "metadata.json").unlink(),
         f"{NEWEST}: metadata.json is missing; skipped",
+        11,
+    ),
+    "flipped bit of a weight": (
+        lambda c: flip(c / NEWEST, "decoder.layers.self_attention.linear_qkv.weight"),
+        f"{NEWEST}: cannot be loaded: __0_0.distcp: decoder.layers.self_attention.linear_qkv.weig",
+        11,
+    ),
+    "unreadable arguments": (
+        lambda c: overwrite(c / NEWEST, "common_state"),
+        f"{NEWEST}: its saved arguments cannot be read (",
         11,
     ),
 }

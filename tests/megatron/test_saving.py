@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from tst_megatron.upstream import names, saving
+from tst_megatron.upstream import loading, names, saving
 
 
 def original(function):
@@ -155,7 +155,7 @@ def test_only_the_first_start_from_imported_weights_is_lenient(
         return step, 0
 
     monkeypatch.setattr(names.training, "load_checkpoint", load)
-    saving.observe_loading(step, None)
+    loading.observe_loading(step, None)
     names.training.load_checkpoint("model")
     assert seen == [during]
     assert settings.dist_ckpt_strictness == strictness
@@ -166,7 +166,7 @@ def test_step_that_was_loaded_is_told(monkeypatch, expected, loaded):
     settings_of_loading(monkeypatch)
     told = []
     monkeypatch.setattr(names.training, "load_checkpoint", lambda *_, **__: (loaded, 0))
-    saving.observe_loading(expected, told.append)
+    loading.observe_loading(expected, told.append)
     assert names.training.load_checkpoint("model") == (loaded, 0)
     assert told == [loaded]
 
@@ -176,7 +176,7 @@ def test_another_step_than_was_meant_is_no_silent_restart(monkeypatch, expected,
     settings_of_loading(monkeypatch)
     told = []
     monkeypatch.setattr(names.training, "load_checkpoint", lambda *_, **__: (loaded, 0))
-    saving.observe_loading(expected, told.append)
+    loading.observe_loading(expected, told.append)
     with pytest.raises(
         RuntimeError, match=f"loaded step {loaded}, .* goes on from step {expected}"
     ):

@@ -15,6 +15,8 @@ from megatron.core.distributed import DistributedDataParallel
 from megatron.core.models.common import utils as plan_nodes
 from megatron.core.pipeline_parallel import schedules
 from megatron.core.rerun_state_machine import RerunState, RerunStateMachine
+from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
+from torch.distributed.checkpoint.filesystem import FileSystemReader
 
 from tst_megatron import upstream
 from tst_megatron.host import cpu
@@ -314,3 +316,48 @@ def test_worker_of_asynchronous_saves_ends_with_its_rank():
     assert upstream.checkpoint_worker.__module__ == "tst_megatron.upstream.repairs"
     assert "die_with_parent()" in inspect.getsource(upstream.checkpoint_worker)
     assert "upstream.checkpoint_worker(*args)" in inspect.getsource(cpu._checkpoint_worker)
+
+
+def test_checkpoints_are_read_in_the_places_that_are_replaced():
+    """What unpickles without a look upstream; each line of ``reading.py`` goes with its own."""
+    from megatron.core.dist_checkpointing.strategies import (
+        cached_metadata_filesystem_reader as cached,
+    )
+    from megatron.core.dist_checkpointing.strategies import torch as strategies
+
+    def source(function):
+        return inspect.getsource(function.tst_megatron_original)
+
+    assert "pickle.load(metadata_file)" in source(FileSystemReader.read_metadata)
+    assert "planner.load_bytes(req, read_bytes)" in source(FileSystemReader.read_data)
+    assert "weights_only=False" in source(DefaultLoadPlanner.load_bytes)
+    assert source(names.dist_common.load_common) == source(names.dist_serialization.load_common)
+    # All other readers of torch_dist ask these.
+    assert "super().read_metadata()" in inspect.getsource(cached)
+    assert "return FileSystemReader(checkpoint_dir)" in inspect.getsource(
+        strategies._get_filesystem_reader
+    )
+    for planner in (strategies.MCoreLoadPlanner, DefaultLoadPlanner):
+        assert planner.load_bytes is DefaultLoadPlanner.load_bytes
+    for reader in (cached.CachedMetadataFileSystemReader, FileSystemReader):
+        assert reader.read_data is FileSystemReader.read_data
+
+
+def test_a_load_reads_where_all_ranks_agree():
+    """Each rank reads alone, so a failure of one is known to no other."""
+    from megatron.training import checkpointing
+
+    strategy = inspect.getsource(
+        getattr(
+            names.TorchDistLoadShardedStrategy.load,
+            "tst_megatron_original",
+            names.TorchDistLoadShardedStrategy.load,
+        )
+    )
+    assert "no_dist=True" in strategy
+    source = inspect.getsource(checkpointing._load_global_dist_base_checkpoint)
+    assert "dist_checkpointing.load_common_state_dict(checkpoint_name)" in source
+    source = inspect.getsource(names.dist_serialization.load)
+    assert source.index("load_common_state_dict(") < source.index("sharded_strategy.load(")
+    source = inspect.getsource(names.dist_validation.verify_integrity_manifest)
+    assert "except CheckpointingException as exc:" in source

@@ -1,4 +1,4 @@
-"""``checkpoint verify`` on what Megatron saved: it proves the content, and no flipped bit passes."""
+"""``checkpoint verify`` on what Megatron saved: it proves content, and no flipped bit passes."""
 
 import random
 import re

@@ -1,8 +1,11 @@
+import shutil
 from pathlib import Path
 
 import pytest
+from forged_folders import whole_once  # noqa: F401
+from merge_shards import edit
 
-from tst_megatron.data.manifest import load_manifest
+from tst_megatron.data.manifest import changed_files, load_manifest
 
 
 @pytest.mark.parametrize(
@@ -43,3 +46,26 @@ def test_folder_may_have_the_name_of_a_pair(tmp_path: Path) -> None:
     for name in ("out.bin", "other"):
         with pytest.raises(FileNotFoundError, match=rf"{name}/manifest\.json: no such manifest"):
             load_manifest(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["../other/train", "/elsewhere/train", "", "..", "a/train", 5])
+def test_names_that_lead_to_another_folder_are_refused(whole_once, tmp_path, name):  # noqa: F811
+    folder = tmp_path / "own"
+    shutil.copytree(whole_once, folder)
+    for change in (
+        lambda manifest: manifest["splits"]["train"].update(prefix=name),
+        lambda manifest: manifest["tokenizer"].update(name=name),
+    ):
+        before = (folder / "manifest.json").read_text()
+        edit(folder / "manifest.json", change)
+        with pytest.raises(ValueError, match="which is outside its folder"):
+            load_manifest(folder)
+        (folder / "manifest.json").write_text(before)
+
+
+def test_files_may_be_links_to_another_disk(whole_once, tmp_path):  # noqa: F811
+    folder, disk = tmp_path / "own", tmp_path / "disk.bin"
+    shutil.copytree(whole_once, folder)
+    (folder / "train.bin").rename(disk)
+    (folder / "train.bin").symlink_to(disk)
+    assert changed_files(load_manifest(folder)) == []

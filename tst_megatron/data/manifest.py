@@ -15,6 +15,7 @@ from tst_megatron.data.indexed import IndexedFacts, bin_path, idx_path, token_dt
 from tst_megatron.data.split import SPLIT_RULE
 from tst_megatron.data.tokenizer import TokenizerFacts, tokenizer_rules, tokenizer_sha256
 from tst_megatron.files import file_sha256
+from tst_megatron.system.paths import is_own_name
 
 FORMAT_VERSION = 3
 FILE_NAME = "manifest.json"
@@ -239,7 +240,7 @@ def manifest_json(
 
 def _from_json(path: Path, values: dict[str, Any]) -> Manifest:
     tokenizer = dict(values["tokenizer"])
-    tokenizer_path = path.parent / tokenizer.pop("name")
+    tokenizer_path = _beside(path, tokenizer.pop("name"))
     return Manifest(
         path=path,
         train=_split_from_json(path, values["splits"]["train"]),
@@ -260,7 +261,7 @@ def _from_json(path: Path, values: dict[str, Any]) -> Manifest:
 
 def _split_from_json(path: Path, values: dict[str, Any]) -> Split:
     return Split(
-        prefix=path.parent / values["prefix"],
+        prefix=_beside(path, values["prefix"]),
         documents=int(values["documents"]),
         tokens=int(values["tokens"]),
         bin_sha256=str(values["bin_sha256"]),
@@ -268,3 +269,14 @@ def _split_from_json(path: Path, values: dict[str, Any]) -> Split:
         bin_fingerprint=str(values["bin_fingerprint"]),
         idx_fingerprint=str(values["idx_fingerprint"]),
     )
+
+
+def _beside(path: Path, name: Any) -> Path:
+    """A file of the folder; it may be a link, which is made by who has the folder.
+
+    Raises:
+        ValueError: the name leads to another folder, whose text the manifest does not describe.
+    """
+    if not is_own_name(name):
+        raise ValueError(f"it names {name!r}, which is outside its folder")
+    return path.parent / str(name)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from tst_megatron.hf.families import family_of_config
 from tst_megatron.hf.weights import rules, shapes
+from tst_megatron.system.paths import is_own_name
 
 INDEX = "model.safetensors.index.json"
 ONE_FILE = "model.safetensors"
@@ -141,6 +142,11 @@ def _weight_map(folder: Path) -> dict[str, str]:
             files = {str(name): str(file) for name, file in listed.items()}
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{folder / INDEX}: is no index of weights ({error!r}).") from error
+        if outside := sorted({file for file in files.values() if not is_own_name(file)}):
+            raise ValueError(
+                f"{folder / INDEX}: names {', '.join(outside)}, and a model's files lie beside its "
+                "index. Fetch the folder again, or put them there and correct the index."
+            )
         if absent := sorted(file for file in set(files.values()) if not (folder / file).is_file()):
             raise ValueError(f"{folder}: {', '.join(absent)} missing, which {INDEX} names.")
         return dict(sorted(files.items(), key=lambda item: item[1]))

@@ -11,6 +11,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from tst_megatron.system.paths import is_own_name
+
 _MOST = 5
 """Problems of one kind that are named; of more, the number is."""
 
@@ -125,7 +127,7 @@ def shard_problems(checkpoint: Path, places: Mapping[Any, Any]) -> list[str]:
         by_shard.setdefault(item.relative_path, []).append((item.offset, item.length))
     found = []
     for name, items in sorted(by_shard.items()):
-        if Path(name).name != name or not name:
+        if not is_own_name(name):
             found.append(f".metadata is damaged ({ascii(name)} is no file of a checkpoint)")
             continue
         end = max(start + length for start, length in items)

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tst_megatron.files import write_beside
 from tst_megatron.recipe import RecipeError
+from tst_megatron.system.paths import is_own_name
 from tst_megatron.system.unpickling import read_description
 from tst_megatron.training.checkpoint_content import Findings, OnProgress, content_findings
 from tst_megatron.training.checkpoint_facts import read_facts, step_problems
@@ -65,6 +66,13 @@ def newest_whole(
             return checkpoint, skipped
         skipped.append((checkpoint, found[0]))
     return None, skipped
+
+
+def whole_before(folder: Path, step: int, has_manifest: bool) -> Iterator[Path]:
+    """The checkpoints of earlier steps whose structure is whole, newest first."""
+    for checkpoint in list_checkpoints(folder):
+        if step_of(checkpoint) < step and not problems(checkpoint, has_manifest=has_manifest):
+            yield checkpoint
 
 
 # --- one checkpoint ------------------------------------------------------------------------------
@@ -191,7 +199,7 @@ def _hashes(checkpoint: Path) -> Any:
     files = _read_json(checkpoint / MANIFEST).get("files")
     if not isinstance(files, dict) or not files:
         return None
-    is_plain = all(Path(name).name == name and isinstance(files[name], str) for name in files)
+    is_plain = all(is_own_name(name) and isinstance(files[name], str) for name in files)
     return files if is_plain else None
 
 
@@ -230,6 +238,8 @@ class Start:
     step: int
     """Completed steps of the newest whole checkpoint, or 0."""
     notes: tuple[str, ...] = ()
+    unreadable: frozenset[int] = frozenset()
+    """Steps of newer ones whose files are there and cannot be read."""
 
 
 def tracked_step(folder: Path) -> int | None:

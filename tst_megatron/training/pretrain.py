@@ -14,11 +14,12 @@ from tst_megatron.check import CheckedRecipe
 from tst_megatron.data.cursor import cursor, stream_facts
 from tst_megatron.environment import differences
 from tst_megatron.training import stopping
-from tst_megatron.training.checkpoints import Start, step_of, tracked_step
-from tst_megatron.training.exit_status import DO_NOT_RESTART, FAILED, FINISHED, STOPPED
+from tst_megatron.training.checkpoints import Start, step_of, tracked_step, write_tracker
+from tst_megatron.training.exit_status import BAD_INPUT, DO_NOT_RESTART, FAILED, FINISHED, STOPPED
 from tst_megatron.training.resharding import layout_of
 from tst_megatron.training.retention import Keeper, KeepingRule, always_kept
 from tst_megatron.training.run_folder import ALL_STEPS, STARTED, RunFolder, saves_manifest
+from tst_megatron.training.start import fall_back
 
 _REFUSED_RESULT = (16, 17)
 """Exit statuses of Megatron's rerun state machine."""
@@ -66,8 +67,8 @@ def pretrain(
         console: where progress goes; Megatron's own log goes to the run folder.
 
     Returns:
-        The exit status: 0 finished, 75 stopped and to be continued, 93 not to be restarted, 1 a
-        failure, whose traceback is in the log.
+        The exit status: 0 finished, 75 stopped and to be continued, 93 not to be restarted, 2 no
+        checkpoint can be loaded, 1 a failure, whose traceback is in the log.
     """
     is_on_cpu = checked.recipe.profile == "cpu"
     if is_on_cpu:
@@ -92,6 +93,12 @@ def pretrain(
         status, word, reason, sick_node = _meaning_of_exit(code)
         if status == STOPPED and run.is_finished(checked):
             status, word, reason = FINISHED, "finished", run.reason_of_end(checked)
+    except upstream.NothingToLoad as error:
+        # A person has to bring a checkpoint back, which no traceback helps with.
+        print(error, flush=True)
+        if rank == 0:
+            console.print(f"{error}", style="red", markup=False, soft_wrap=True)
+        status, word, reason = BAD_INPUT, "failed", str(error)
     except (Exception, upstream.CheckpointException) as error:
         # To this rank's log: the caller's own input was checked before, so this is no bad input.
         traceback.print_exc()
@@ -101,7 +108,7 @@ def pretrain(
         # At once: what waits for this rank fails when it ends, and its own reason comes second.
         if (rank == 0 or status == FAILED) and not run.has_failed_since(before):
             _record(run, word, reason, exit_status=status, device=device, sick_node=sick_node)
-        elif status in (STOPPED, DO_NOT_RESTART):
+        elif status in (STOPPED, DO_NOT_RESTART, BAD_INPUT):
             run.wait_until_ended()
     finally:
         # Also on a full disk: Python waits for them without a limit.
@@ -148,10 +155,10 @@ def _train(
     args.tst = {**checked.recipe.resolved()["tst"], "phases": facts["phases"], "stream": facts}
     if args.rank == 0:
         assert start is not None
-        layout = {key: value for key, value in layout_of(args).items() if value}
-        run.write_versions(
-            device=device, world_size=args.world_size, layout=layout, step=start.step
-        )
+        _write_versions(run, args, device, start.step)
+        if start.unreadable:
+            # The newest whose files are whole is not the one that can be read.
+            write_tracker(run.checkpoints, start.step)
     observer = None
     if args.rank == args.world_size - 1:
         observer = Recorder(run.metrics, checked.schedule, console=console, device=device)
@@ -170,8 +177,22 @@ def _train(
             say=say if args.rank == 0 else print,
         ),
     )
-    upstream.observe_loading(start.step if start else None, observer.on_load if observer else None)
-    _keep_checkpoints(checked, run, args, say=say, flush=observer.flush if observer else None)
+    keeper = _keep_checkpoints(
+        checked, run, args, say=say, flush=observer.flush if observer else None
+    )
+    for step in start.unreadable if start else ():
+        keeper.distrust(step)
+
+    def older(step: int, damage: str) -> int | None:
+        keeper.distrust(step)
+        found = fall_back(checked, run, step, damage, say)
+        if found is not None:
+            _write_versions(run, args, device, found)
+        return found
+
+    upstream.observe_loading(
+        start.step if start else None, observer.on_load if observer else None, older
+    )
     stopping.pass_on_to(upstream.request_stop)
     try:
         upstream.run_pretraining(
@@ -192,7 +213,7 @@ def _keep_checkpoints(
     *,
     say: Callable[[str], None],
     flush: Callable[[], None] | None,
-) -> None:
+) -> Keeper:
     """Save where the recipe's phases need it, and delete by rule after each save."""
     from tst_megatron import upstream
 
@@ -215,6 +236,12 @@ def _keep_checkpoints(
         forced=rule.always,
         tracked_step=lambda: tracked_step(run.checkpoints),
     )
+    return keeper
+
+
+def _write_versions(run: RunFolder, args: argparse.Namespace, device: str, step: int) -> None:
+    layout = {key: value for key, value in layout_of(args).items() if value}
+    run.write_versions(device=device, world_size=args.world_size, layout=layout, step=step)
 
 
 def _teller(console: Console, start: Start | None) -> Callable[[str], None]:

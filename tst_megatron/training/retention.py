@@ -118,6 +118,12 @@ class Keeper:
         self._say = say
         self._has_manifest = has_manifest
         self._whole: set[int] = set()
+        self._unreadable: set[int] = set()
+
+    def distrust(self, step: int) -> None:
+        """Take a checkpoint for damaged, whose files look whole and could not be read."""
+        self._whole.discard(step)
+        self._unreadable.add(step)
 
     def clear(self, step: int) -> None:
         """Before a save: take away the part of a checkpoint that a killed save left of this step.
@@ -170,6 +176,8 @@ class Keeper:
         checkpoint = checkpoint_of(self._folder, step)
         if step in self._whole:
             return []
+        if step in self._unreadable:
+            return ["could not be read when the run started"]
         found = problems(checkpoint, has_manifest=self._has_manifest)
         if not found:
             self._whole.add(step)
@@ -177,4 +185,5 @@ class Keeper:
 
     def _delete(self, checkpoint: Path) -> None:
         self._whole.discard(step_of(checkpoint))
+        self._unreadable.discard(step_of(checkpoint))
         delete(checkpoint)

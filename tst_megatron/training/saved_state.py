@@ -8,6 +8,10 @@ from typing import Any
 from tst_megatron.recipe import RecipeError
 
 
+class UnreadableError(RecipeError):
+    """The bytes of a checkpoint are damaged; an older one may be whole."""
+
+
 def read(checkpoint: Path, *, advice: str) -> dict[str, Any]:
     """The arguments, the iteration and so on of one checkpoint.
 
@@ -16,7 +20,7 @@ def read(checkpoint: Path, *, advice: str) -> dict[str, Any]:
         advice: what to do when it cannot be read, after looking for the damage.
 
     Raises:
-        RecipeError: damaged bytes, which raise whatever they happen to mean.
+        UnreadableError: damaged bytes, which raise whatever they happen to mean.
     """
     # Imports Megatron: the CPU host must be in place where there is no GPU.
     from tst_megatron.upstream import CheckpointException, reason_of
@@ -26,7 +30,7 @@ def read(checkpoint: Path, *, advice: str) -> dict[str, Any]:
         state = read_saved_state(checkpoint)
         state["args"].world_size  # noqa: B018 - damaged bytes may be no arguments at all
     except (Exception, CheckpointException) as error:
-        raise RecipeError(
+        raise UnreadableError(
             [
                 f"{checkpoint}: its saved arguments cannot be read ({reason_of(error)}). See what "
                 f"is damaged with `tst-megatron checkpoint verify {checkpoint}`, then "

@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,10 +16,16 @@ from tst_megatron.data.corpora import changed_text
 from tst_megatron.data.cursor import cursor, differences, stream_facts
 from tst_megatron.recipe import RecipeError
 from tst_megatron.training import saved_state
-from tst_megatron.training.checkpoints import Start, checkpoint_of, step_of
+from tst_megatron.training.checkpoints import (
+    Start,
+    checkpoint_of,
+    step_of,
+    whole_before,
+    write_tracker,
+)
 from tst_megatron.training.pretrained import pretrained_problems
 from tst_megatron.training.resharding import reshard_notes, reshard_problems
-from tst_megatron.training.run_folder import RunFolder
+from tst_megatron.training.run_folder import RunFolder, saves_manifest
 
 
 def plan_start(checked: CheckedRecipe, run: RunFolder, *, fresh: bool = False) -> Start:
@@ -42,8 +50,7 @@ def plan_start(checked: CheckedRecipe, run: RunFolder, *, fresh: bool = False) -
             problems += error.problems
     if start.step and not run.is_finished(checked):
         try:
-            notes = check_checkpoint(checked, checkpoint_of(run.checkpoints, start.step))
-            start = replace(start, notes=(*start.notes, *notes))
+            start = _readable(checked, run, start)
         except RecipeError as error:
             # What the folder says of a key, its checkpoint would say again.
             said = {problem.partition(":")[0] for problem in problems}
@@ -57,10 +64,65 @@ def plan_start(checked: CheckedRecipe, run: RunFolder, *, fresh: bool = False) -
     return start
 
 
+def _readable(checked: CheckedRecipe, run: RunFolder, start: Start) -> Start:
+    """The newest checkpoint from a start on that can be read and fits this run.
+
+    Raises:
+        RecipeError: none can be read, with what is wrong with the newest; or that one does not fit.
+    """
+    try:
+        notes = check_checkpoint(checked, checkpoint_of(run.checkpoints, start.step))
+        return replace(start, notes=(*start.notes, *notes))
+    except saved_state.UnreadableError as error:
+        damage = error.problems[0]
+        for checkpoint in whole_before(run.checkpoints, start.step, saves_manifest(checked)):
+            older = replace(
+                start,
+                step=step_of(checkpoint),
+                notes=(*start.notes, f"{damage}; skipped"),
+                unreadable=start.unreadable | {start.step},
+            )
+            with contextlib.suppress(saved_state.UnreadableError):
+                return _readable(checked, run, older)
+        raise
+
+
+def fall_back(
+    checked: CheckedRecipe, run: RunFolder, step: int, damage: str, say: Callable[[str], None]
+) -> int | None:
+    """Point Megatron's tracker at the newest checkpoint before one that could not be loaded.
+
+    The damaged one stays where it is, for its owner to look at, until its step is saved again.
+
+    Args:
+        checked: the recipe.
+        run: its folder.
+        step: of the damaged one.
+        damage: what is wrong with it.
+        say: told what is done.
+
+    Returns:
+        The step of the older one, or None if there is none that this run can go on from.
+    """
+    say(f"{checkpoint_of(run.checkpoints, step).name}: cannot be loaded: {damage}")
+    for checkpoint in whole_before(run.checkpoints, step, saves_manifest(checked)):
+        try:
+            check_checkpoint(checked, checkpoint)
+        except RecipeError as error:
+            say(f"{error.problems[0]}; skipped")
+            continue
+        older = step_of(checkpoint)
+        write_tracker(run.checkpoints, older)
+        say(f"going on from {checkpoint.name}: {step - older} steps are made again")
+        return older
+    return None
+
+
 def check_checkpoint(checked: CheckedRecipe, checkpoint: Path) -> list[str]:
     """Refuse a checkpoint that this start cannot go on from, and say what its owner should know.
 
     Raises:
+        UnreadableError: its bytes are damaged.
         RecipeError: it was trained on another stream, does not load into this layout, or does not
             say.
     """

@@ -2,9 +2,9 @@
 
 Every name used elsewhere is imported or wrapped here: ``names.py`` imports them, ``training.py``
 says them in our words, ``optimizer.py`` changes parameters in every copy, ``saving.py`` follows
-saves and loads, ``checkpoint.py`` reads what a run saved, ``trainer.py`` takes single steps,
-``initial_weights.py`` draws the weights of a new run on the CPU host,
-``repairs.py`` has every workaround with the condition for its removal.
+saves, ``loading.py`` loads, ``reading.py`` checks what is read, ``checkpoint.py`` reads what a run
+saved, ``trainer.py`` takes single steps, ``initial_weights.py`` draws the weights of a new run on
+the CPU host, ``repairs.py`` has every workaround with the condition for its removal.
 ``tests/megatron/test_upstream_contract.py`` pins each signature that is relied on, so a new
 Megatron fails there first, with a readable message.
 
@@ -14,6 +14,7 @@ Importing this room imports Megatron, so on a machine without CUDA the CPU host 
 from torch.distributed.checkpoint.api import CheckpointException
 
 from tst_megatron.upstream.initial_weights import draw_by_place
+from tst_megatron.upstream.loading import NothingToLoad, observe_loading
 from tst_megatron.upstream.names import (
     TESTED_MEGATRON,
     GPTModel,
@@ -30,6 +31,7 @@ from tst_megatron.upstream.names import (
     reduce_scatter_to_sequence_parallel_region,
 )
 from tst_megatron.upstream.optimizer import assign, gather_parameters, optimizers_of, start_anew
+from tst_megatron.upstream.reading import read_checked
 from tst_megatron.upstream.repairs import (
     allow_no_cuda,
     checkpoint_worker,
@@ -38,7 +40,6 @@ from tst_megatron.upstream.repairs import (
     repair_wheel,
 )
 from tst_megatron.upstream.saving import (
-    observe_loading,
     observe_saving,
     reason_of,
     take_retention,
@@ -84,6 +85,7 @@ __all__ = [
     "GPTModelBuilder",
     "GPTModelConfig",
     "LanguageModule",
+    "NothingToLoad",
     "Split",
     "StepObserver",
     "Trainer",
@@ -134,3 +136,6 @@ __all__ = [
     "validate_configurations",
     "wandb_writer",
 ]
+
+# Whoever knows this room reads checkpoints so: that nothing in them runs must not be asked for.
+read_checked()

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from tst_megatron.upstream import names
-from tst_megatron.upstream.repairs import wrap
+from tst_megatron.upstream.wrapping import wrap
 
 _DRAW = "tst_megatron_draw"
 """Attribute of a weight that is being built: draws its values, once more."""

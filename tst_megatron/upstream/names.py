@@ -15,10 +15,15 @@ try:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
-        from megatron.core import parallel_state
+        from megatron.core import dist_checkpointing, parallel_state
         from megatron.core.datasets import utils as dataset_utils
         from megatron.core.datasets.utils import Split
+        from megatron.core.dist_checkpointing import serialization as dist_serialization
+        from megatron.core.dist_checkpointing import validation as dist_validation
+        from megatron.core.dist_checkpointing.core import CheckpointingException
         from megatron.core.dist_checkpointing.strategies import async_utils, filesystem_async
+        from megatron.core.dist_checkpointing.strategies import common as dist_common
+        from megatron.core.dist_checkpointing.strategies.torch import TorchDistLoadShardedStrategy
         from megatron.core.distributed import finalize_model_grads
         from megatron.core.enums import ModelType
         from megatron.core.fusions.fused_cross_entropy import fused_vocab_parallel_cross_entropy
@@ -63,6 +68,7 @@ except ImportError as error:
 
 __all__ = [
     "ChainedOptimizer",
+    "CheckpointingException",
     "GPTModel",
     "GPTModelBuilder",
     "GPTModelConfig",
@@ -75,12 +81,17 @@ __all__ = [
     "Router",
     "SequentialMLP",
     "Split",
+    "TorchDistLoadShardedStrategy",
     "TransformerLayer",
     "VocabParallelEmbedding",
     "arguments",
     "async_utils",
     "filesystem_async",
     "dataset_utils",
+    "dist_checkpointing",
+    "dist_common",
+    "dist_serialization",
+    "dist_validation",
     "distrib_optimizer",
     "finalize_model_grads",
     "fused_vocab_parallel_cross_entropy",

@@ -17,6 +17,7 @@ import torch
 
 from tst_megatron.training.stopping import die_with_parent
 from tst_megatron.upstream import names
+from tst_megatron.upstream.wrapping import wrap
 
 
 def allow_no_cuda() -> None:
@@ -332,13 +333,3 @@ def end_checkpoint_worker() -> None:
     owner = names.async_utils.AsyncCallsQueue._persistent_caller
     if owner is not None:
         owner.close(abort=True)
-
-
-def wrap(owner: Any, name: str, make: Callable[[Any], Any]) -> None:
-    """Replace an upstream attribute by a wrapper of it, once; the original stays reachable."""
-    original = getattr(owner, name)
-    if getattr(original, "tst_megatron_original", None) is not None:
-        return
-    replacement = make(original)
-    replacement.tst_megatron_original = original
-    setattr(owner, name, replacement)

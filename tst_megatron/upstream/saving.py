@@ -1,21 +1,19 @@
-"""Saving and loading of a run's checkpoints, seen from our side: what comes before and after."""
+"""Saving of a run's checkpoints, seen from our side: what comes before and after."""
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import functools
 import inspect
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
 from torch.distributed.checkpoint.api import CheckpointException
 
 from tst_megatron.upstream import names
-from tst_megatron.upstream.repairs import wrap
-
-_DEFAULT_STRICTNESS = "assume_ok_unexpected"
+from tst_megatron.upstream.reading import Unreadable
+from tst_megatron.upstream.wrapping import wrap
 
 
 def observe_saving(
@@ -75,14 +73,14 @@ class _Saving:
                 # The arguments are saved too, with the interval that the recipe says.
                 settings.save_interval = self._interval
             self._before(step)
-            if _is_first_rank():
+            if is_first_rank():
                 self._clear(step)
             # No rank writes into a folder that the first one is taking away.
             _barrier()
             result = save_checkpoint(*args, **kwargs)
             if settings.async_save:
                 self._unfinished.append(step)
-            elif _is_first_rank():
+            elif is_first_rank():
                 self._after(step)
             return result
 
@@ -92,7 +90,7 @@ class _Saving:
         @functools.wraps(finalize)
         def wrapper(*args: Any, **kwargs: Any) -> Any:
             result = finalize(*args, **kwargs)
-            if self._unfinished and _is_first_rank():
+            if self._unfinished and is_first_rank():
                 tracked = self._tracked_step()
                 # Saves are finalised in the order in which they were made.
                 if tracked in self._unfinished:
@@ -121,62 +119,18 @@ class _Saving:
         return wrapper
 
 
-def observe_loading(expected_step: int | None, on_load: Callable[[int], None] | None) -> None:
-    """Check on all ranks that the step which Megatron loaded is the one that was meant.
-
-    Megatron reads its tracker file on every rank and starts from step 0 if there is none. Wraps
-    ``load_checkpoint``; remove when it takes the step to load and fails on another.
-
-    Args:
-        expected_step: on rank 0, the step it pointed the tracker at; unused on the others.
-        on_load: told the step, on this rank.
-    """
-
-    def checked(load_checkpoint: Callable[..., Any]) -> Callable[..., Any]:
-        @functools.wraps(load_checkpoint)
-        def wrapper(*args: Any, **kwargs: Any) -> Any:
-            wanted = _from_first_rank(-1 if expected_step is None else expected_step)
-            with _imported(wanted):
-                result = load_checkpoint(*args, **kwargs)
-            step = int(result[0])
-            if wanted not in (-1, step):
-                raise RuntimeError(
-                    f"Megatron loaded step {step}, and rank 0 had found that the run goes on from "
-                    f"step {wanted}. Does every node see the same checkpoints? Start it again"
-                )
-            if on_load is not None:
-                on_load(step)
-            return result
-
-        return wrapper
-
-    wrap(names.training, "load_checkpoint", checked)
-
-
-@contextlib.contextmanager
-def _imported(step: int) -> Iterator[None]:
-    """Let the first start from a pretrained checkpoint go without what is no weight.
-
-    Transformer Engine's layers ask for the state of their scaling too, which a checkpoint of other
-    layers does not have; that every weight is there was checked before (``pretrained_problems``).
-    Remove when Megatron tells the two apart.
-    """
-    settings = names.get_args()
-    before = settings.dist_ckpt_strictness
-    is_lenient = step == 0 and settings.pretrained_checkpoint and before == _DEFAULT_STRICTNESS
-    settings.dist_ckpt_strictness = "log_all" if is_lenient else before
-    try:
-        yield
-    finally:
-        settings.dist_ckpt_strictness = before
-
-
 def reason_of(error: BaseException) -> str:
     """An error in one line; of a failed save or load, which writes pages, what failed and where."""
+    if isinstance(error, Unreadable):
+        return str(error)
     if not isinstance(error, CheckpointException) or not error.failures:
         return repr(error)
-    failures = [f"{cause!r} on rank {rank}" for rank, (cause, _) in error.failures.items()]
+    failures = [f"{_cause(cause)} on rank {rank}" for rank, (cause, _) in error.failures.items()]
     return f"checkpoint {error.args[0]}: {'; '.join(failures)}"
+
+
+def _cause(error: BaseException) -> str:
+    return str(error) if isinstance(error, Unreadable) else repr(error)
 
 
 def take_retention(args: argparse.Namespace) -> int | None:
@@ -190,18 +144,11 @@ def take_retention(args: argparse.Namespace) -> int | None:
     return interval
 
 
-def _is_first_rank() -> bool:
+def is_first_rank() -> bool:
+    """Whether this process is rank 0 of its job, or the only one."""
     return not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0
 
 
 def _barrier() -> None:
     if torch.distributed.is_initialized():
         torch.distributed.barrier()
-
-
-def _from_first_rank(value: int) -> int:
-    if not torch.distributed.is_initialized():
-        return value
-    tensor = torch.tensor([value], dtype=torch.long, device=torch.cuda.current_device())
-    torch.distributed.broadcast(tensor, 0)
-    return int(tensor.item())

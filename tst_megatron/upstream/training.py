@@ -18,8 +18,9 @@ import torch
 
 from tst_megatron.cluster.node import host_name
 from tst_megatron.upstream import names
-from tst_megatron.upstream.repairs import gpt_config_from_args, wrap
+from tst_megatron.upstream.repairs import gpt_config_from_args
 from tst_megatron.upstream.transformer_engine import transformer_engine_of_the_job
+from tst_megatron.upstream.wrapping import wrap
 
 SPIKE_FACTOR = 10
 """A loss above this multiple of the largest seen is a spike; the factor of Megatron's GPT

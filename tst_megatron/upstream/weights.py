@@ -30,6 +30,7 @@ from torch.distributed.checkpoint.planner import TensorWriteData, WriteItem, Wri
 from torch.distributed.checkpoint.state_dict_saver import save
 
 from tst_megatron.system.unpickling import read_description
+from tst_megatron.upstream.reading import Unreadable, load_tensor, read_item
 
 
 def shards_of(entry: Any) -> list[Any]:
@@ -159,17 +160,13 @@ class SavedWeights:
         file = self.folder / place.relative_path
         try:
             with file.open("rb") as stream:
-                stream.seek(place.offset)
-                # As FileSystemReader reads an item: torch.save wrote each as an archive.
-                data = io.BytesIO(stream.read(place.length))
-            tensor = torch.load(data, map_location="cpu", weights_only=True)
-        except Exception as error:
+                return load_tensor(read_item(stream, place, key), chunk.sizes).detach()
+        except (Exception, Unreadable) as error:
             # Damaged bytes raise whatever they happen to mean.
             raise ValueError(
                 f"{file}: {key} cannot be read ({type(error).__name__}: {error}). See what is "
                 f"damaged with `tst-megatron checkpoint verify {self.folder.parent}`"
             ) from error
-        return torch.as_tensor(tensor).detach().reshape(tuple(chunk.sizes))
 
 
 def _overlap(
