@@ -6,6 +6,7 @@ else a failure.
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 from typing import Annotated
@@ -66,6 +67,11 @@ WRONG_PATHS = (
 )
 """Errors of the operating system that say that a name was wrong."""
 
+TOO_LONG = (
+    "this name is too long. A file system takes 255 bytes for a name and 4,095 for a path, and what "
+    "is written has a longer hidden name until it is whole. Give a shorter one"
+)
+
 
 def main() -> None:
     """Run the command line; bad input ends in one clear message and status 2."""
@@ -79,9 +85,12 @@ def main() -> None:
             console.print(f"  - {problem}", highlight=False, markup=False, soft_wrap=True)
         raise SystemExit(BAD_INPUT) from None
     except (ValueError, OSError) as error:
-        Console(stderr=True).print(f"{error}", style="red", markup=False, soft_wrap=True)
+        is_too_long = isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG
+        said = f"{error.filename}: {TOO_LONG}" if is_too_long else f"{error}"
+        Console(stderr=True).print(said, style="red", markup=False, soft_wrap=True)
         # A full disk, say, is no fault of the input: trying again may help.
-        is_bad_input = not isinstance(error, OSError) or isinstance(error, WRONG_PATHS)
+        is_wrong = is_too_long or isinstance(error, WRONG_PATHS)
+        is_bad_input = not isinstance(error, OSError) or is_wrong
         raise SystemExit(BAD_INPUT if is_bad_input else FAILED) from None
 
 
