@@ -230,8 +230,7 @@ def folder_appearing_whole(output: Path, new: Path | None = None) -> Iterator[Pa
     """
     # A link to an empty folder is followed, and "." gets a name.
     output = Path(os.path.realpath(output))
-    with contextlib.nullcontext() if new else claimed(output) as place:
-        new = new or place / MADE
+    with contextlib.nullcontext(new) if new else _place_for(output) as new:
         shutil.rmtree(new, ignore_errors=True)
         new.mkdir(parents=True)
         try:
@@ -242,6 +241,12 @@ def folder_appearing_whole(output: Path, new: Path | None = None) -> Iterator[Pa
             shutil.rmtree(new, ignore_errors=True)
             raise
         flush_folder(output.parent)
+
+
+@contextlib.contextmanager
+def _place_for(output: Path) -> Iterator[Path]:
+    with claimed(output) as place:
+        yield place / MADE
 
 
 def _flush_all(folder: Path) -> None:

@@ -23,7 +23,8 @@ def checked_with(tokenizer: Path, *overrides: str) -> SimpleNamespace:
     )
     recipe = load_recipe(recipe_file, overrides)
     train = SimpleNamespace(bin_sha256=tokenizer_sha256(tokenizer))
-    manifest = SimpleNamespace(tokenizer_path=tokenizer, train=train, test=None)
+    facts = SimpleNamespace(sha256=tokenizer_sha256(tokenizer))
+    manifest = SimpleNamespace(tokenizer_path=tokenizer, tokenizer=facts, train=train, test=None)
     return SimpleNamespace(
         recipe=recipe,
         schedule=recipe.schedule(),

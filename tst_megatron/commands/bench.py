@@ -28,7 +28,9 @@ Device = Annotated[
 ]
 Output = Annotated[
     Path | None,
-    typer.Option(help="Folder of the results. Default: benchmarks/results/DEVICE.", callback=outside_runs),
+    typer.Option(
+        help="Folder of the results. Default: benchmarks/results/DEVICE.", callback=outside_runs
+    ),
 ]
 
 

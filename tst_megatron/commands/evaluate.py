@@ -76,7 +76,12 @@ def evaluate(
 
 
 def evaluate_data(
-    output: Annotated[Path, typer.Argument(help="Folder for the data; one that is there goes on.", callback=outside_runs)],
+    output: Annotated[
+        Path,
+        typer.Argument(
+            help="Folder for the data; one that is there goes on.", callback=outside_runs
+        ),
+    ],
     tasks: Tasks = "paper",
 ) -> None:
     """Fetch task data where there is a connection, for machines that have none."""

@@ -151,4 +151,3 @@ def move_aside(path: Path) -> Path:
     new = aside(path)
     path.rename(new)
     return new
-

@@ -73,7 +73,7 @@ def _item_problem(checkpoint: Path, name: str, item: Any) -> str | None:
 
 
 def _hash_problem(path: Path, digest: str) -> str | None:
-    if not path.exists():
+    if not path.is_file():
         return f"{path.name} is missing"
     with path.open("rb") as file:
         if hashlib.file_digest(file, "sha256").hexdigest() == digest:

@@ -8,7 +8,7 @@ later ones. Nothing here needs Megatron or a process group.
 
 from __future__ import annotations
 
-import json
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +17,7 @@ from typing import Any
 
 from tst_megatron.files import write_beside
 from tst_megatron.recipe import RecipeError
+from tst_megatron.system.records import Damaged, parse_json, read_bytes, read_text
 from tst_megatron.system.unpickling import read_description
 from tst_megatron.training.checkpoint_content import MANIFEST, OnProgress, content_problems
 
@@ -91,11 +92,13 @@ def problems(
 def _description_problems(checkpoint: Path, has_manifest: bool) -> list[str]:
     found = []
     for name, is_needed in (("metadata.json", True), (MANIFEST, has_manifest)):
-        if (checkpoint / name).exists():
+        if os.path.lexists(checkpoint / name):
             try:
-                _read_json(checkpoint / name)
-            except ValueError as error:
-                found.append(f"{name} is not JSON ({error})")
+                block = _read_json(checkpoint / name)
+                if name == MANIFEST and not isinstance(block.get("files"), dict):
+                    found.append(f"{MANIFEST} names no files with their hashes")
+            except Damaged as error:
+                found.append(f"{name} {error}")
         elif is_needed:
             found.append(f"{name} is missing")
     if not found:
@@ -108,10 +111,13 @@ def _description_problems(checkpoint: Path, has_manifest: bool) -> list[str]:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    """The block in a file; an empty one for a file that is not there or holds something else."""
-    if not path.exists():
-        return {}
-    block = json.loads(path.read_text(encoding="utf-8"))
+    """The block in a file; an empty one for a file that is not there or holds something else.
+
+    Raises:
+        Damaged: it cannot be read.
+    """
+    text = read_text(path)
+    block = {} if text is None else parse_json(text)
     return block if isinstance(block, dict) else {}
 
 
@@ -162,10 +168,11 @@ class Start:
 def tracked_step(folder: Path) -> int | None:
     """The step in Megatron's tracker file; None when it is missing or holds anything else."""
     try:
-        text = (folder / TRACKER).read_text(encoding="utf-8").strip()
-    except (FileNotFoundError, UnicodeDecodeError):
+        text = (read_text(folder / TRACKER) or "").strip()
+    except Damaged:
         return None
-    return int(text) if re.fullmatch("[0-9]+", text) else None
+    # Python converts no more digits than some thousands.
+    return int(text) if re.fullmatch("[0-9]{1,18}", text) else None
 
 
 def write_tracker(folder: Path, step: int) -> None:
@@ -240,4 +247,7 @@ def repair_tracker(folder: Path, *, has_manifest: bool = False) -> Start:
 
 
 def _text_of(path: Path) -> str:
-    return path.read_text(encoding="utf-8", errors="replace").strip()
+    try:
+        return (read_bytes(path) or b"").decode("utf-8", errors="replace").strip()[:100]
+    except Damaged as error:
+        return str(error)

@@ -34,10 +34,12 @@ def read_layouts(path: Path) -> tuple[list[dict[str, Any]], str | None]:
         Those that can be read, and what is wrong with the file, if anything is.
     """
     try:
-        before = read_json(path, {"layouts": list})
+        said = (read_json(path) or {}).get("layouts", [])
     except Damaged as error:
         return [], str(error)
-    layouts = [_layout(entry) for entry in (before or {}).get("layouts", [])]
+    if not isinstance(said, list):
+        return [], "says no 'layouts' that fit"
+    layouts = [_layout(entry) for entry in said]
     kept = [entry for entry in layouts if entry is not None]
     num_lost = len(layouts) - len(kept)
     return kept, f"says {num_lost} of {len(layouts)} layouts that are none" if num_lost else None
@@ -75,4 +77,13 @@ def write_versions(
         "world size": world_size,
         "layouts": layouts,
     }
+    _write(path, versions)
+
+
+def write_layouts(path: Path, layouts: list[dict[str, Any]]) -> None:
+    """Keep what could be read of a damaged file; the next start says the rest again."""
+    _write(path, {"layouts": layouts})
+
+
+def _write(path: Path, versions: Mapping[str, Any]) -> None:
     write_beside(path, json.dumps(versions, indent=2) + "\n")
