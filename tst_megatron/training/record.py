@@ -146,7 +146,12 @@ def drop_lines_after(path: Path, step: int) -> int:
             kept.append((name[1], line))
             seen.add(name)
     if dropped:
-        with path.with_name(DROPPED).open("ab") as file:
+        with path.with_name(DROPPED).open("a+b") as file:
+            end = file.seek(0, os.SEEK_END)
+            file.seek(max(0, end - 1))
+            # A line that a kill has torn must not take the next one along.
+            if file.read() not in (b"", b"\n"):
+                file.write(b"\n")
             file.writelines(line + b"\n" for line in dropped)
     kept.sort(key=lambda each: each[0])
     after = b"".join(line + b"\n" for _, line in kept)

@@ -43,7 +43,7 @@ def damaged_records(run: RunFolder) -> list[tuple[Path, str]]:
     """The records that a start would move aside, each with what is wrong with it."""
     readers: list[tuple[Path, Callable[[Path], Any]]] = [
         (run.resolved, read_resolved),
-        (run.recipe, read_yaml),
+        (run.recipe, _read_recipe),
         (run.state_file, read_state),
         (run.versions, _read_versions),
         (run.metrics, _open),
@@ -108,6 +108,11 @@ def _open(path: Path) -> None:
     file = open_bytes(path)
     if file is not None:
         file.close()
+
+
+def _read_recipe(path: Path) -> None:
+    if read_yaml(path) == {}:
+        raise Damaged("says nothing")
 
 
 def _enter(path: Path) -> None:

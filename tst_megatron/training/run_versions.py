@@ -34,15 +34,20 @@ def read_layouts(path: Path) -> tuple[list[dict[str, Any]], str | None]:
         Those that can be read, and what is wrong with the file, if anything is.
     """
     try:
-        said = (read_json(path) or {}).get("layouts", [])
+        versions = read_json(path)
     except Damaged as error:
         return [], str(error)
+    if versions is None:
+        return [], None
+    said = versions.get("layouts", [])
     if not isinstance(said, list):
         return [], "says no 'layouts' that fit"
     layouts = [_layout(entry) for entry in said]
     kept = [entry for entry in layouts if entry is not None]
     num_lost = len(layouts) - len(kept)
-    return kept, f"says {num_lost} of {len(layouts)} layouts that are none" if num_lost else None
+    if num_lost:
+        return kept, f"says {num_lost} of {len(layouts)} layouts that are none"
+    return kept, None if "tst_megatron" in versions else "says no versions"
 
 
 def _layout(entry: Any) -> dict[str, Any] | None:
@@ -82,7 +87,7 @@ def write_versions(
 
 def write_layouts(path: Path, layouts: list[dict[str, Any]]) -> None:
     """Keep what could be read of a damaged file; the next start says the rest again."""
-    _write(path, {"layouts": layouts})
+    _write(path, {"tst_megatron": __version__, "layouts": layouts})
 
 
 def _write(path: Path, versions: Mapping[str, Any]) -> None:
