@@ -144,18 +144,18 @@ def claimed(output: Path) -> Iterator[Path]:
     """
     place = output.with_name(f".{output.name}.{UNFINISHED}")
     lock = _lock_of(place, output)
-    with lock:
+    try:
         shutil.rmtree(place / MADE, ignore_errors=True)
         remove_left_behind(output)
-        try:
-            yield place
-        finally:
-            shutil.rmtree(place / MADE, ignore_errors=True)
-            # The lock last, and nothing after it: from then on the folder may be another's.
-            (place / LOCK).unlink(missing_ok=True)
-    with contextlib.suppress(OSError):
-        # NFS keeps an open file that was deleted, so that its folder goes after it was closed.
-        place.rmdir()
+        yield place
+    finally:
+        shutil.rmtree(place / MADE, ignore_errors=True)
+        # Nothing but an empty folder is touched after it: from then on it may be another's.
+        (place / LOCK).unlink(missing_ok=True)
+        lock.close()
+        with contextlib.suppress(OSError):
+            # Last, since NFS keeps what was deleted and is open under another name in the folder.
+            place.rmdir()
 
 
 def check_not_claimed(output: Path) -> None:

@@ -23,8 +23,10 @@ def is_gone(words: str) -> bool:
     Args:
         words: what ``this_process`` said in it.
     """
-    *view, process, start = words.split() or ("", "", "")
-    return tuple(view) == _view() and process.isdecimal() and _start_of(int(process)) != start
+    parts = words.split()
+    if len(parts) != 5 or tuple(parts[:3]) != _view() or not parts[3].isdecimal():
+        return False
+    return _start_of(int(parts[3])) != parts[4]
 
 
 def in_words(words: str) -> str:
