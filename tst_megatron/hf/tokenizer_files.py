@@ -55,11 +55,11 @@ def find_tokenizer(
     """
     named = Path(args.tokenizer_model) if args.tokenizer_model else None
     places = (given,) if given else (*places_of_tokenizers(beside), named)
-    found = [place for place in places if place is not None and _is_tokenizer(place)]
+    found = list(dict.fromkeys(each for each in places if each and _is_tokenizer(each)))
     sha256 = sha256_of_tokenizer(args, beside)
     same = [place for place in found if sha256 is None or is_tokenizer(place, sha256)]
     if found and not same and not given:
-        listed = " and ".join(map(str, dict.fromkeys(found)))
+        listed = " and ".join(map(str, found))
         raise ValueError(
             f"tokenizer: {listed} {'is' if len(found) == 1 else 'are'} not what the model was "
             f"trained with (SHA-256 {sha256}). Bring back the file or folder from the prepared "
