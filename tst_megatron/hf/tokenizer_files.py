@@ -35,8 +35,14 @@ class TokenizerFiles:
     eos_token_id: int | list[int] | None = None
     generation: Path | None = None
     """The generation_config.json that an imported model came with."""
+    note: str | None = None
+    """What the owner of the model should know of it."""
 
 
+NOT_COMPARED = (
+    "the tokenizer could not be compared with the one that the model was trained with: neither the "
+    "checkpoint nor a run around it says which that was"
+)
 NO_TOKENIZER = TokenizerFiles(source=None, description="none written, as asked")
 
 
@@ -68,9 +74,8 @@ def find_tokenizer(
     if found:
         place = (same or found)[0]
         tokenizer = _sentencepiece(place) if place.is_file() else _hugging_face(place)
-        said = "" if same else "; warning: not the files that the model was trained with"
-        said = said if sha256 else "; not compared: the checkpoint does not say which it must be"
-        return replace(tokenizer, description=tokenizer.description + said)
+        note = None if same else f"warning: {place} is not what the model was trained with"
+        return replace(tokenizer, note=note if sha256 else NOT_COMPARED)
     if given:
         where = f"{given} is neither a SentencePiece model nor a folder with a tokenizer"
     elif named:
