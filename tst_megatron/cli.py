@@ -6,7 +6,9 @@ else a failure.
 
 from __future__ import annotations
 
+import errno
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated
 
@@ -66,6 +68,11 @@ WRONG_PATHS = (
 )
 """Errors of the operating system that say that a name was wrong."""
 
+TOO_LONG = (
+    "this name is too long. A file system takes 255 bytes for a name and 4,095 for a path, and "
+    "what is written has a longer hidden name until it is whole. Give a shorter one"
+)
+
 
 def main() -> None:
     """Run the command line; bad input ends in one clear message and status 2."""
@@ -79,9 +86,13 @@ def main() -> None:
             console.print(f"  - {problem}", highlight=False, markup=False, soft_wrap=True)
         raise SystemExit(BAD_INPUT) from None
     except (ValueError, OSError) as error:
-        Console(stderr=True).print(f"{error}", style="red", markup=False, soft_wrap=True)
-        # A full disk, say, is no fault of the input: trying again may help.
-        is_bad_input = not isinstance(error, OSError) or isinstance(error, WRONG_PATHS)
+        said, is_bad_input = f"{error}", not isinstance(error, OSError)
+        if isinstance(error, OSError):
+            # A full disk, say, is no fault of the input: trying again may help.
+            is_bad_input = isinstance(error, WRONG_PATHS)
+            if error.errno == errno.ENAMETOOLONG:
+                said, is_bad_input = f"{error.filename}: {TOO_LONG}", True
+        Console(stderr=True).print(said, style="red", markup=False, soft_wrap=True)
         raise SystemExit(BAD_INPUT if is_bad_input else FAILED) from None
 
 
@@ -118,6 +129,7 @@ def check(
 ) -> None:
     """Check a recipe before it waits in a queue: all problems at once, status 2 if any."""
     from tst_megatron.training.run_folder import RunFolder
+    from tst_megatron.training.run_records import notes_of
     from tst_megatron.training.start import plan_start
 
     console = Console()
@@ -134,8 +146,8 @@ def check(
             if is_finished
             else f"would start after step {start.step}"
         )
-        for note in (*start.notes, f"{run}: {would}"):
-            console.print(note, highlight=False, markup=False, soft_wrap=True)
+        found = notes_of(RunFolder(run).damaged(checked))
+        _say((*start.notes, *found, f"{run}: {would}"), console)
     console.print("No problem found.", style="green")
 
 
@@ -193,7 +205,7 @@ def train_run(
     if rank in (None, 0):
         start = plan_start(checked, run, fresh=fresh)
         build_indexes(checked.stream, checked.corpora, console)
-        run.prepare(checked)
+        _say(run.prepare(checked), console)
     else:
         # In the order of the first rank, whose indexes may take it hours.
         wait_until_ready(checked.stream, checked.corpora)
@@ -201,8 +213,7 @@ def train_run(
         check_run(checked, run, fresh=False)
     if run.is_finished(checked):
         if rank in (None, 0):
-            for note in run.repair(checked).notes:
-                console.print(note, highlight=False, markup=False, soft_wrap=True)
+            _say(run.repair(checked).notes, console)
             run.write_finished(checked)
         console.print(f"{folder}: this run is finished.", highlight=False, soft_wrap=True)
         return 0
@@ -212,14 +223,16 @@ def train_run(
         return launch(command, num_processes=nproc, logs=run.logs, console=console)
 
     from tst_megatron.training.pretrain import pretrain, redirect_output_to
+    from tst_megatron.training.run_records import clear_log
 
     if rank is None:
         announce(checked, console)
         rank = _be_the_only_rank()
     if rank == 0:
         run.repair(checked)
+    _say(clear_log(run.log(rank)), console)
+    console = redirect_output_to(str(run.log(rank)))
     try:
-        console = redirect_output_to(str(run.log(rank)))
         return pretrain(checked, run, start=start, console=console)
     except (ValueError, OSError) as error:
         # The input was checked above; this is a fault, and `main` takes these for bad input.
@@ -237,6 +250,11 @@ def quickstart(
     from tst_megatron.quickstart import quickstart as run_quickstart
 
     raise typer.Exit(run_quickstart(folder, short=short, console=Console()))
+
+
+def _say(lines: Iterable[str], console: Console) -> None:
+    for line in lines:
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 def _be_the_only_rank() -> int:

@@ -115,6 +115,23 @@ DAMAGE = {
 }
 
 
+WITH_DAMAGED_RECORDS = "tracker of a missing one"
+NO_ROWS = (b"\xff\xfe", b"[" * 100_000)
+
+
+def damage_records(run):
+    """What decides nothing, and the recipe of the run, whose copy is in each checkpoint."""
+    truncate(run / "resolved.yaml")
+    (run / "versions.json").write_text("[]")
+    (run / "state.json").write_text("[1, 2]")
+    (run / "recipe.yaml").write_bytes(b"")
+    (run / "checkpoints" / "tokenizer.model").write_text("of another run")
+    shutil.rmtree(run / "tensorboard")
+    (run / "tensorboard").write_text("a file")
+    with (run / "metrics.jsonl").open("ab") as metrics:
+        metrics.write(b"\n".join(NO_ROWS))
+
+
 @pytest.fixture(scope="module")
 def resumed(uninterrupted, tmp_path_factory):
     """Each damage, and what the run printed that went on over it; two at a time."""
@@ -126,6 +143,8 @@ def resumed(uninterrupted, tmp_path_factory):
         for name in pair:
             recipe, run = killed_after_step_12(uninterrupted, folder / name.replace(" ", "-"))
             DAMAGE[name][0](run / "checkpoints")
+            if name == WITH_DAMAGED_RECORDS:
+                damage_records(run)
             jobs[name] = run, start(recipe, run)
         printed |= {name: (run, job.finish()) for name, (run, job) in jobs.items()}
     return printed
@@ -151,6 +170,20 @@ def test_run_goes_on_exactly_from_the_newest_whole_checkpoint(uninterrupted, res
     assert all(problems(path, deep=True) == [] for path in list_checkpoints(run / "checkpoints"))
     assert (run / "checkpoints" / TRACKER).read_text() == str(STEPS)
     assert json.loads((run / "state.json").read_text())["status"] == "finished"
+
+
+def test_run_goes_on_over_damaged_records_with_a_word_and_keeps_them(uninterrupted, resumed):
+    run, printed = resumed[WITH_DAMAGED_RECORDS]
+    for name in ("resolved.yaml", "versions.json", "state.json", "recipe.yaml", "tensorboard"):
+        assert re.search(rf"/{name} .*: moved to {name}\.damaged\n", printed), name
+        assert (run / name).exists() and (run / f"{name}.damaged").exists()
+    assert f"compared with the copy in {NEWEST} instead" in printed
+    assert "tokenizer.model is not the tokenizer of the training text: moved to" in printed
+    assert "metrics.jsonl: 2 lines were torn, damaged or there twice: moved to" in printed
+    assert (run / "metrics.dropped.jsonl").read_bytes().endswith(b"\n".join(NO_ROWS) + b"\n")
+    for name in ("resolved.yaml", "recipe.yaml", "checkpoints/tokenizer.model"):
+        assert (run / name).read_bytes() == (uninterrupted[1] / name).read_bytes()
+    assert json.loads((run / "versions.json").read_text())["layouts"][0]["after step"] == 12
 
 
 def test_switch_and_start_of_the_decay_are_saved_whatever_the_interval(uninterrupted):

@@ -8,7 +8,8 @@ import pytest
 import yaml
 
 from tst_megatron.report.status import run_status
-from tst_megatron.training.run_folder import STARTED, RunFolder
+from tst_megatron.training.run_folder import RunFolder
+from tst_megatron.training.run_state import STARTED
 
 NOW = 1_800_000_000.0
 """2027-01-15T08:00:00Z."""

@@ -8,16 +8,13 @@ import pytest
 import yaml
 
 from tst_megatron import __version__
+from tst_megatron.files import file_sha256
 from tst_megatron.installed import package_version
 from tst_megatron.recipe import RecipeError, load_recipe
-from tst_megatron.training import run_folder
-from tst_megatron.training.run_folder import (
-    ALL_STEPS,
-    STARTED,
-    RunFolder,
-    check_run,
-    step_of,
-)
+from tst_megatron.training import run_folder, run_versions
+from tst_megatron.training.run_folder import RunFolder, check_run, step_of
+from tst_megatron.training.run_state import ALL_STEPS, STARTED
+from tst_megatron.training.run_versions import write_versions
 
 
 @pytest.fixture
@@ -35,7 +32,9 @@ def make_checked(folder, *overrides):
     )
     recipe = load_recipe(folder / "recipe.yaml", overrides)
     train = SimpleNamespace(bin_sha256="ab12")
-    manifest = SimpleNamespace(tokenizer_path=folder / "tokenizer.model", train=train, test=None)
+    path = folder / "tokenizer.model"
+    facts = SimpleNamespace(sha256=file_sha256(path))
+    manifest = SimpleNamespace(tokenizer_path=path, tokenizer=facts, train=train, test=None)
     corpora = (SimpleNamespace(manifest=manifest),)
     schedule = recipe.schedule()
     return SimpleNamespace(
@@ -441,22 +440,23 @@ def test_finished_run_says_that_its_last_evaluation_was_cut_off(
 def test_state_and_recipe_are_written_whole(run, checked, monkeypatch):
     """By ``write_beside``, so that a killed process leaves no half of them."""
     written = []
-    monkeypatch.setattr(
-        run_folder, "write_beside", lambda path, text: written.append((path.name, text[-1]))
-    )
+    for module in (run_folder, run_versions):
+        monkeypatch.setattr(
+            module, "write_beside", lambda path, text: written.append((path.name, text[-1]))
+        )
     run.prepare(checked)
     run.write_state("finished", reason="", step=1, device="cpu", exit_status=0)
-    run.write_versions(device="cpu", world_size=1, layout={"number of ranks": 1}, step=0)
+    write_versions(run.versions, device="cpu", world_size=1, layout={"number of ranks": 1}, step=0)
     assert written == [("resolved.yaml", "\n"), ("state.json", "\n"), ("versions.json", "\n")]
 
 
 def test_versions_name_every_package_device_and_size(run):
     run.path.mkdir(parents=True)
-    run.write_versions(device="cpu", world_size=2, layout={"number of ranks": 2}, step=0)
+    write_versions(run.versions, device="cpu", world_size=2, layout={"number of ranks": 2}, step=0)
     versions = json.loads((run.path / "versions.json").read_text())
     assert versions["tst_megatron"] == __version__
     assert versions["numpy"] == package_version("numpy") is not None
-    assert set(run_folder.PACKAGES) < set(versions)
+    assert set(run_versions.PACKAGES) < set(versions)
     assert (versions["device"], versions["world size"]) == ("cpu", 2)
     assert package_version("a-package-that-is-not") is None
 
@@ -466,8 +466,12 @@ def test_versions_name_the_layout_of_every_step(run):
     run.path.mkdir(parents=True)
     seen = []
     for ranks, step in ((1, 0), (2, 0), (2, 8), (4, 12), (1, 12), (1, 20), (2, 10)):
-        run.write_versions(
-            device="cpu", world_size=ranks, layout={"number of ranks": ranks}, step=step
+        write_versions(
+            run.versions,
+            device="cpu",
+            world_size=ranks,
+            layout={"number of ranks": ranks},
+            step=step,
         )
         layouts = json.loads((run.path / "versions.json").read_text())["layouts"]
         seen.append(

@@ -6,8 +6,10 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import yaml
 
 from tst_megatron.data.tokenizer import tokenizer_sha256
+from tst_megatron.hf.tokenizer_files import find_tokenizer
 from tst_megatron.recipe import load_recipe
 from tst_megatron.training.run_folder import RunFolder
 
@@ -23,7 +25,8 @@ def checked_with(tokenizer: Path, *overrides: str) -> SimpleNamespace:
     )
     recipe = load_recipe(recipe_file, overrides)
     train = SimpleNamespace(bin_sha256=tokenizer_sha256(tokenizer))
-    manifest = SimpleNamespace(tokenizer_path=tokenizer, train=train, test=None)
+    facts = SimpleNamespace(sha256=tokenizer_sha256(tokenizer))
+    manifest = SimpleNamespace(tokenizer_path=tokenizer, tokenizer=facts, train=train, test=None)
     return SimpleNamespace(
         recipe=recipe,
         schedule=recipe.schedule(),
@@ -146,3 +149,106 @@ def test_run_refuses_text_of_another_tokenizer(run, tmp_path):
     other = checked_with(hugging_face_at(tmp_path / "other", added_tokens_json="[]"))
     (problem,) = run.problems(other, fresh=False)
     assert problem.startswith("training text: this run was started with")
+
+
+# --- another one in its place --------------------------------------------------------------------
+
+
+def lie_beside(path: Path, what: str) -> None:
+    shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    if what == "garbage":
+        path.write_bytes(b"\x00\xff")
+    elif what == "link to nothing":
+        path.symlink_to("gone")
+    elif what == "folder":
+        path.mkdir()
+    elif what == "another":
+        path.mkdir()
+        (path / "tokenizer.json").write_text("[]")
+
+
+@pytest.mark.parametrize("make", [hugging_face_at, sentencepiece_at])
+@pytest.mark.parametrize("what", ["garbage", "link to nothing", "folder", "another"])
+@pytest.mark.parametrize("name", ["tokenizer", "tokenizer.model"])
+def test_another_tokenizer_beside_the_checkpoints_is_moved_aside(run, tmp_path, make, what, name):
+    """Also one of the other kind: it would be exported before the run's own."""
+    checked = checked_with(make(tmp_path / "text"))
+    run.prepare(checked)
+    lie_beside(run.checkpoints / name, what)
+    assert [path for path, _ in run.damaged(checked)] == [run.checkpoints / name]
+    (note,) = run.prepare(checked)
+    assert "is not the tokenizer of the training text: moved to" in note
+    wanted = checked.corpora[0].manifest.tokenizer
+    assert tokenizer_sha256(run.tokenizer_of(checked)) == wanted.sha256
+    assert kept_in(run) == sorted([run.tokenizer_of(checked).name, f"{name}.damaged"])
+    assert run.prepare(checked) == []
+
+
+@pytest.mark.parametrize("file", ["merges.txt", "tokenizer.json"])
+def test_one_changed_file_of_a_folder_is_another_tokenizer(run, tmp_path, file):
+    checked = checked_with(hugging_face_at(tmp_path / "text"))
+    run.prepare(checked)
+    (run.tokenizer_of(checked) / file).write_text("changed")
+    assert len(run.damaged(checked)) == 1
+
+
+def arguments(tokenizer: Path | None = None, **known) -> SimpleNamespace:
+    """What a checkpoint says of its tokenizer."""
+    return SimpleNamespace(tokenizer_model=tokenizer, tokenizer_type="SentencePiece", **known)
+
+
+def knowing(sha256: str) -> dict:
+    return {"tst": {"stream": {"tokenizer": sha256}}}
+
+
+def test_export_takes_the_tokenizer_of_the_checkpoint_wherever_it_is(tmp_path, tokenizer_model):
+    """The one beside it was replaced, and the one of the other kind, and its origin is there."""
+    beside = sentencepiece_at(tmp_path / "checkpoints").parent
+    hugging_face_at(beside)
+    args = arguments(tokenizer_model, **knowing(tokenizer_sha256(tokenizer_model)))
+    found = find_tokenizer(args, beside)
+    assert (found.source, found.note) == (tokenizer_model, None)
+    args.tokenizer_model = None
+    with pytest.raises(ValueError, match="are not what the model was trained with.*Bring back"):
+        find_tokenizer(args, beside)
+
+
+def test_tokenizer_that_is_named_is_taken_with_a_warning_where_it_differs(
+    tmp_path, tokenizer_model
+):
+    known = tokenizer_sha256(tokenizer_model)
+    same, other = arguments(**knowing(known)), arguments(**knowing("0" * 64))
+    assert find_tokenizer(same, tmp_path, tokenizer_model).note is None
+    note = find_tokenizer(other, tmp_path, tokenizer_model).note
+    assert note == f"warning: {tokenizer_model} is not what the model was trained with"
+
+
+def test_tokenizer_of_a_checkpoint_that_does_not_know_it_is_said_to_be_not_compared(
+    tmp_path, tokenizer_model
+):
+    shutil.copy(tokenizer_model, tmp_path / "tokenizer.model")
+    found = find_tokenizer(arguments(), tmp_path)
+    assert found.source == tmp_path / "tokenizer.model"
+    assert found.note is not None and "could not be compared" in found.note
+
+
+def test_run_around_an_old_checkpoint_says_which_tokenizer_its_text_had(
+    tmp_path, tokenizer_model, monkeypatch
+):
+    beside = tmp_path / "run" / "checkpoints"
+    sentencepiece_at(beside)
+    resolved = beside.parent / "resolved.yaml"
+    resolved.write_text(yaml.safe_dump({"data": {"/text": 1.0}}))
+    manifests = {Path("/text"): tokenizer_sha256(tokenizer_model)}
+
+    def load(folder):
+        return SimpleNamespace(tokenizer=SimpleNamespace(sha256=manifests[folder]))
+
+    monkeypatch.setattr("tst_megatron.hf.tokenizer_files.load_manifest", load)
+    with pytest.raises(ValueError, match="is not what the model was trained with"):
+        find_tokenizer(arguments(), beside)
+    shutil.copy(tokenizer_model, beside / "tokenizer.model")
+    assert find_tokenizer(arguments(), beside).note is None
+    for damaged in ("data: 5", "data: {gone: 1}", "[", "data: {}"):
+        resolved.write_text(damaged)
+        assert find_tokenizer(arguments(), beside).note is not None

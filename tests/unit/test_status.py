@@ -112,7 +112,7 @@ def test_search_for_a_validation_ends_too(folder):
     folder.run.metrics.write_bytes(LONG_PAST)
     folder.steps(200, 260)
     before = bytes_read()
-    steps, validation = read_newest(folder.run.metrics, num_steps=50)
+    steps, validation = read_newest(folder.run.metrics, num_steps=50, last_step=1000)
     assert [row["step"] for row in steps] == list(range(211, 261))
     assert validation is None
     assert bytes_read() - before < 9 << 20 < len(LONG_PAST)
@@ -122,7 +122,7 @@ def test_rows_that_stand_across_blocks_are_whole(folder):
     """Against the whole file, with blocks that end inside of lines."""
     folder.steps(1, 400, validation_at=(7,))
     assert folder.run.metrics.stat().st_size > 1 << 16
-    steps, validation = read_newest(folder.run.metrics, num_steps=1000)
+    steps, validation = read_newest(folder.run.metrics, num_steps=1000, last_step=1000)
     assert steps == [step_row(step) for step in range(1, 401)]
     assert validation["step"] == 7
 

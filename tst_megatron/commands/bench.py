@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from tst_megatron.commands.shared import Overrides, RecipePath
+from tst_megatron.commands.shared import Overrides, RecipePath, outside_runs
 
 if TYPE_CHECKING:
     import torch
@@ -28,7 +28,9 @@ Device = Annotated[
 ]
 Output = Annotated[
     Path | None,
-    typer.Option(help="Folder of the results. Default: benchmarks/results/DEVICE."),
+    typer.Option(
+        help="Folder of the results. Default: benchmarks/results/DEVICE.", callback=outside_runs
+    ),
 ]
 
 

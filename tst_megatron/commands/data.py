@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from tst_megatron.commands.shared import FAILED, Overrides, RecipePath, checked_recipe
+from tst_megatron.commands.shared import FAILED, Overrides, RecipePath, checked_recipe, outside_runs
 
 if TYPE_CHECKING:
     from tst_megatron.data.manifest import Manifest
@@ -21,7 +21,9 @@ def data_tokenizer(
     inputs: Annotated[
         list[str], typer.Argument(help="Texts to learn from, as `data prepare` takes them.")
     ],
-    output: Annotated[Path, typer.Option(help="Where the SentencePiece model goes.")],
+    output: Annotated[
+        Path, typer.Option(help="Where the SentencePiece model goes.", callback=outside_runs)
+    ],
     vocab_size: Annotated[int, typer.Option(help="Pieces, special ones included.")],
     text_key: Annotated[str, typer.Option(help="Key or column of the text.")] = "text",
 ) -> None:
@@ -44,7 +46,9 @@ def data_prepare(
     tokenizer: Annotated[
         Path, typer.Option(help="SentencePiece model, or folder of a Hugging Face tokenizer.")
     ],
-    output: Annotated[Path, typer.Option(help="Folder for .bin, .idx and manifest.json.")],
+    output: Annotated[
+        Path, typer.Option(help="Folder for .bin, .idx and manifest.json.", callback=outside_runs)
+    ],
     text_key: Annotated[str, typer.Option(help="Key or column of the text.")] = "text",
     held_out_fraction: Annotated[
         float, typer.Option(help="Share of documents kept for validation, 0-1.")
@@ -124,7 +128,9 @@ def data_merge(
         list[Path],
         typer.Argument(help="Folders of `data prepare`, joined in this order.", show_default=False),
     ],
-    output: Annotated[Path, typer.Option(help="Folder for the text of all of them.")],
+    output: Annotated[
+        Path, typer.Option(help="Folder for the text of all of them.", callback=outside_runs)
+    ],
 ) -> None:
     """Join prepared shards into the folder that preparing all their text at once makes."""
     from tst_megatron.data.merge import merge
@@ -219,7 +225,11 @@ def data_inspect(
     seed: Annotated[int, typer.Option(help="Of the choice of documents.")] = 0,
     picture: Annotated[
         Path | None,
-        typer.Option(help="PNG file for the distribution of lengths.", show_default=False),
+        typer.Option(
+            help="PNG file for the distribution of lengths.",
+            show_default=False,
+            callback=outside_runs,
+        ),
     ] = None,
 ) -> None:
     """Show what a prepared folder holds: lengths, frequent tokens and documents as text."""

@@ -8,6 +8,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from tst_megatron.commands.shared import outside_runs
+
 Tasks = Annotated[
     str, typer.Option(help="paper, or tasks, groups and tags of lm-eval, separated by commas.")
 ]
@@ -74,7 +76,12 @@ def evaluate(
 
 
 def evaluate_data(
-    output: Annotated[Path, typer.Argument(help="Folder for the data; one that is there goes on.")],
+    output: Annotated[
+        Path,
+        typer.Argument(
+            help="Folder for the data; one that is there goes on.", callback=outside_runs
+        ),
+    ],
     tasks: Tasks = "paper",
 ) -> None:
     """Fetch task data where there is a connection, for machines that have none."""

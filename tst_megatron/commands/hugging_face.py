@@ -73,6 +73,8 @@ def export(
         f"step {report.iteration}: {report.num_parameters:,} parameters in {report.num_files} "
         f"files; tokenizer: {report.tokenizer}",
     )
+    if report.tokenizer_note:
+        _print(console, report.tokenizer_note)
     _print_proof(console, report.verification)
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
+from tst_megatron.outputs import check_output
 from tst_megatron.recipe import RecipeError, load_recipe
 
 if TYPE_CHECKING:
@@ -24,6 +25,13 @@ Overrides = Annotated[
         metavar="[KEY=VALUE]...", help="Values that win over the recipe's, such as tst.bag-size=4."
     ),
 ]
+
+
+def outside_runs(output: Path | None) -> Path | None:
+    """The callback of every option and argument that names an output (``check_output``)."""
+    if output is not None:
+        check_output(output)
+    return output
 
 
 def checked_recipe(recipe: Path, overrides: list[str] | None, nproc: int | None) -> CheckedRecipe:

@@ -114,6 +114,7 @@ def _lines(status: RunStatus) -> list[tuple[str, str]]:
         lines += [("starts", starts), ("without progress", f"{links} in a row")]
     if status.has_stop_file:
         lines.append(("stop file", "STOP is there"))
+    lines += [("damaged", said) for said in status.damaged]
     return lines
 
 
@@ -190,7 +191,7 @@ def _table(found: Sequence[RunStatus]) -> Table:
             "" if age is None else duration(age),
             f"{each.steps_since_checkpoint:,}",
             str(each.num_starts or ""),
-            each.reason,
+            "; ".join([each.reason, *(f"damaged: {said}" for said in each.damaged)]),
         )
         state = Text(each.state, style=STYLES.get(each.state, ""))
         table.add_row(Text(each.run), state, *map(Text, cells))

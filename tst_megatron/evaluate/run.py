@@ -18,8 +18,9 @@ from tst_megatron.data.hugging_face_tokenizer import HuggingFaceTokenizer, load_
 from tst_megatron.evaluate import results
 from tst_megatron.evaluate.definitions import data_of, manager, task_names, write_overlay
 from tst_megatron.evaluate.local_data import MANIFEST, check_files
-from tst_megatron.files import file_sha256, write_beside
+from tst_megatron.files import claimed, file_sha256, write_beside
 from tst_megatron.host.device import find as find_device
+from tst_megatron.outputs import check_output
 
 DTYPES = {"auto": "auto", "fp32": "float32", "bf16": "bfloat16"}
 SEED = 1234
@@ -66,6 +67,7 @@ def evaluate(
             is none for documents or an output that exists; before anything is run.
     """
     start = time.perf_counter()
+    check_output(output)
     if output.exists():
         raise ValueError(f"{output}: exists. Name another file with --output, or remove it")
     _check_model(hf_dir)
@@ -78,21 +80,22 @@ def evaluate(
     if settings.data is not None:
         check_files(settings.data, data_of(names), settings.tasks)
     output.parent.mkdir(parents=True, exist_ok=True)
-    on_progress(f"loading {len(names)} tasks")
-    loaded = load_tasks(names, settings.data)
-    on_progress(f"loading {hf_dir}")
-    model = _load_model(hf_dir, documents, settings, device)
-    on_progress(f"evaluating {len(loaded['tasks'])} tasks, prompts and metrics of lm-eval")
-    raw = _run(model, loaded, settings.limit)
-    summary = results.summary(
-        raw,
-        names=names,
-        model={"folder": str(hf_dir), **_model_facts(hf_dir, model)},
-        tokenizer=_tokenizer_facts(hf_dir, model, documents),
-        settings=_settings_facts(settings, model),
-        seconds=time.perf_counter() - start,
-    )
-    write_beside(output, json.dumps(summary, indent=2) + "\n")
+    with claimed(output):
+        on_progress(f"loading {len(names)} tasks")
+        loaded = load_tasks(names, settings.data)
+        on_progress(f"loading {hf_dir}")
+        model = _load_model(hf_dir, documents, settings, device)
+        on_progress(f"evaluating {len(loaded['tasks'])} tasks, prompts and metrics of lm-eval")
+        raw = _run(model, loaded, settings.limit)
+        summary = results.summary(
+            raw,
+            names=names,
+            model={"folder": str(hf_dir), **_model_facts(hf_dir, model)},
+            tokenizer=_tokenizer_facts(hf_dir, model, documents),
+            settings=_settings_facts(settings, model),
+            seconds=time.perf_counter() - start,
+        )
+        write_beside(output, json.dumps(summary, indent=2) + "\n")
     on_progress(f"wrote {output}")
     return summary
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from tst_megatron.hf.one_process import for_one_process
 from tst_megatron.hf.seam import seam
+from tst_megatron.system.records import Damaged, read_text
 from tst_megatron.training import saved_state
 from tst_megatron.training.checkpoints import TRACKER, problems
 
@@ -238,10 +239,15 @@ def find_checkpoint(checkpoint: Path, iteration: int | None = None) -> Path:
 
 def _tracked(checkpoint: Path, existing: list[int]) -> int:
     tracker = checkpoint / TRACKER
-    text = tracker.read_text().strip() if tracker.is_file() else ""
+    try:
+        text = (read_text(tracker) or "").strip()
+    except Damaged as error:
+        raise ValueError(
+            f"{tracker}: {error}. Name an iteration; those there: {_listed(existing)}."
+        ) from error
     if text == RELEASE and (checkpoint / RELEASE).is_dir():
         return 0
-    if not text.isdigit():
+    if not re.fullmatch("[0-9]{1,18}", text):
         raise ValueError(
             f"{tracker}: must hold the newest iteration as a number, but "
             f"{f'holds {text!r}' if tracker.is_file() else 'does not exist'}. "

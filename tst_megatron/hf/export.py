@@ -47,6 +47,8 @@ class ExportReport:
     """Rows of the embedding left out: Megatron's padding of the vocabulary."""
     tokenizer: str
     """Where the tokenizer files come from."""
+    tokenizer_note: str | None
+    """What the owner of the model should know of them."""
     verification: VerificationReport | None
     """None when it was not asked for."""
     seconds: float
@@ -143,6 +145,7 @@ def export(
         vocab_size=config["vocab_size"],
         num_padding_rows=args.padded_vocab_size - config["vocab_size"],
         tokenizer=found.description,
+        tokenizer_note=found.note,
         verification=proof,
         seconds=time.perf_counter() - start,
     )

@@ -14,8 +14,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from tst_megatron.files import check_not_claimed
 from tst_megatron.hf.families import family_of_config
 from tst_megatron.hf.weights import rules, shapes
+from tst_megatron.outputs import check_output
 from tst_megatron.system.paths import is_own_name
 
 INDEX = "model.safetensors.index.json"
@@ -268,11 +270,14 @@ def write_json(file: Path, content: Mapping[str, Any]) -> None:
 
 
 def check_is_free(output: Path) -> None:
-    """Refuse a folder that holds something.
+    """Refuse a folder that holds something, or that is not for exports.
 
     Raises:
-        ValueError: it exists and is not empty.
+        ValueError: it exists and is not empty, is a run's own (``check_output``), or another
+            process is making it.
     """
+    check_output(output)
+    check_not_claimed(output)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ValueError(f"{output}: exists and is not empty. Name another folder, or remove it.")
     if output.is_mount():

@@ -7,6 +7,7 @@ start (``pretrained-checkpoint``) in any parallel layout.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import math
 import shutil
 import time
@@ -19,7 +20,7 @@ import torch
 import yaml
 from torch import Tensor
 
-from tst_megatron.data.tokenizer import HUGGING_FACE_FOLDER, copy_files
+from tst_megatron.data.tokenizer import HUGGING_FACE_FOLDER, copy_files, tokenizer_sha256
 from tst_megatron.files import folder_appearing_whole
 from tst_megatron.flags import Flags
 from tst_megatron.hf import tokenizer_files
@@ -102,6 +103,8 @@ def import_model(
     }
     dtype = files.dtype(next(rules(config)).hf[0])
     args = _arguments(keys, dtype)
+    with contextlib.suppress(FileNotFoundError):
+        setattr(args, tokenizer_files.IMPORTED, tokenizer_sha256(hf_dir))
     with folder_appearing_whole(output) as beside:
         say(f"writing {dtype} weights")
         (beside / RELEASE).mkdir()

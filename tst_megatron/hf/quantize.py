@@ -106,14 +106,15 @@ def quantize(
     device = find_device(device)
     _check_modelopt()
     _check_model(hf_dir, format)
-    tokens_BT = _calibration_tokens(hf_dir, calibration)
-    say(
-        f"calibrating on {tokens_BT.numel():,} tokens: {len(tokens_BT)} sequences of "
-        f"{calibration.sequence_length}"
-        + (" (the text ends there)" if len(tokens_BT) < calibration.num_sequences else "")
-    )
-    model = _quantised(_load(hf_dir).to(device), format, tokens_BT, say)
+    # Held from here on: what follows takes long.
     with folder_appearing_whole(output) as new:
+        tokens_BT = _calibration_tokens(hf_dir, calibration)
+        say(
+            f"calibrating on {tokens_BT.numel():,} tokens: {len(tokens_BT)} sequences of "
+            f"{calibration.sequence_length}"
+            + (" (the text ends there)" if len(tokens_BT) < calibration.num_sequences else "")
+        )
+        model = _quantised(_load(hf_dir).to(device), format, tokens_BT, say)
         say(f"writing {FORMATS[format].algorithm}")
         _write(model, new)
         del model

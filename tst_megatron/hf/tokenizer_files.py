@@ -7,20 +7,20 @@ the files of its origin there (``tokenizer/``), and both may have moved since.
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from tst_megatron.data.tokenizer import (
-    HUGGING_FACE_FILES,
-    HUGGING_FACE_FOLDER,
-    SENTENCEPIECE_FILE,
-    copy_files,
-)
+from tst_megatron.data.manifest import load_manifest
+from tst_megatron.data.tokenizer import HUGGING_FACE_FILES, copy_files
+from tst_megatron.system.records import Damaged, read_json, read_yaml
+from tst_megatron.training.run_records import RESOLVED
+from tst_megatron.training.run_tokenizer import is_tokenizer, places_of_tokenizers
 
 GENERATION = "generation_config.json"
+IMPORTED = "imported_tokenizer_sha256"
+"""Name of the argument in which an imported checkpoint keeps the hash of its tokenizer."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,8 +35,14 @@ class TokenizerFiles:
     eos_token_id: int | list[int] | None = None
     generation: Path | None = None
     """The generation_config.json that an imported model came with."""
+    note: str | None = None
+    """What the owner of the model should know of it."""
 
 
+NOT_COMPARED = (
+    "the tokenizer could not be compared with the one that the model was trained with: neither the "
+    "checkpoint nor a run around it says which that was"
+)
 NO_TOKENIZER = TokenizerFiles(source=None, description="none written, as asked")
 
 
@@ -48,20 +54,28 @@ def find_tokenizer(
     Args:
         args: Megatron's arguments as saved in its checkpoint.
         beside: the folder of its checkpoints.
-        given: where it is, if not where the checkpoint says.
+        given: where it is, if not where the checkpoint says. It is taken whatever it is.
 
     Raises:
-        ValueError: it is not on this machine.
+        ValueError: it is not on this machine, or what is in its place is another one.
     """
     named = Path(args.tokenizer_model) if args.tokenizer_model else None
-    places = (
-        (given,) if given else (beside / SENTENCEPIECE_FILE, beside / HUGGING_FACE_FOLDER, named)
-    )
-    for place in filter(None, places):
-        if place.is_file():
-            return _sentencepiece(place)
-        if place.is_dir() and any((place / name).is_file() for name in HUGGING_FACE_FILES):
-            return _hugging_face(place)
+    places = (given,) if given else (*places_of_tokenizers(beside), named)
+    found = list(dict.fromkeys(each for each in places if each and _is_tokenizer(each)))
+    sha256 = sha256_of_tokenizer(args, beside)
+    same = [place for place in found if sha256 is None or is_tokenizer(place, sha256)]
+    if found and not same and not given:
+        listed = " and ".join(map(str, found))
+        raise ValueError(
+            f"tokenizer: {listed} {'is' if len(found) == 1 else 'are'} not what the model was "
+            f"trained with (SHA-256 {sha256}). Bring back the file or folder from the prepared "
+            "text, name one with --tokenizer, or export the weights alone with --no-tokenizer."
+        )
+    if found:
+        place = (same or found)[0]
+        tokenizer = _sentencepiece(place) if place.is_file() else _hugging_face(place)
+        note = None if same else f"warning: {place} is not what the model was trained with"
+        return replace(tokenizer, note=note if sha256 else NOT_COMPARED)
     if given:
         where = f"{given} is neither a SentencePiece model nor a folder with a tokenizer"
     elif named:
@@ -72,6 +86,30 @@ def find_tokenizer(
         f"tokenizer: {where}. Name its file or folder with --tokenizer, or export the weights "
         "alone with --no-tokenizer."
     )
+
+
+def _is_tokenizer(place: Path) -> bool:
+    return place.is_file() or any((place / name).is_file() for name in HUGGING_FACE_FILES)
+
+
+def sha256_of_tokenizer(args: argparse.Namespace, beside: Path) -> str | None:
+    """The hash (``tokenizer_sha256``) of what a model was trained with, if that is known here.
+
+    Args:
+        args: Megatron's arguments as saved in its checkpoint, which know it since tokens are read
+            from a stream.
+        beside: the folder of its checkpoints. The run around it knows its text, which may still be
+            where it was.
+    """
+    known = getattr(args, "tst", {}).get("stream", {}).get("tokenizer")
+    known = known or getattr(args, IMPORTED, None)
+    if known:
+        return str(known)
+    try:
+        text = next(iter((read_yaml(beside.parent / RESOLVED) or {})["data"]))
+        return load_manifest(Path(text)).tokenizer.sha256
+    except (ValueError, OSError, KeyError, TypeError, StopIteration):
+        return None
 
 
 def write_tokenizer(tokenizer: TokenizerFiles, folder: Path) -> None:
@@ -152,7 +190,10 @@ def _hugging_face(source: Path) -> TokenizerFiles:
     generation = source / GENERATION if (source / GENERATION).is_file() else None
     if generation:
         # A model may end at more tokens than its tokenizer says.
-        said = json.loads(generation.read_text())
+        try:
+            said = read_json(generation) or {}
+        except Damaged as error:
+            raise ValueError(f"{generation}: {error}. Bring it back, or delete it") from error
         ids = {name: said.get(name, token_id) for name, token_id in ids.items()}
     return TokenizerFiles(
         source=source,

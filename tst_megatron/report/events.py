@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
+from tst_megatron.system.records import read_bytes
+
 START = "start"
 END = "end"
 REQUEUE = "requeue"
@@ -33,10 +35,12 @@ class Event:
 
 
 def read_events(path: Path) -> list[Event]:
-    """The lines of a file that may be missing; those that a killed script tore are left out."""
-    if not path.exists():
-        return []
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    """The lines of a file that may be missing; those that a killed script tore are left out.
+
+    Raises:
+        Damaged: it cannot be read.
+    """
+    lines = (read_bytes(path) or b"").decode("utf-8", errors="replace").splitlines()
     return [event for line in lines if (event := _event(line)) is not None]
 
 
@@ -47,11 +51,11 @@ def _event(line: str) -> Event | None:
     job, name, step, text = (*rest, "")[:4]
     try:
         seconds = datetime.fromisoformat(time).timestamp()
-    except ValueError:
+    except (ValueError, OverflowError, OSError):
         return None
-    return Event(
-        time=seconds, job=job, name=name, step=int(step) if step.isdecimal() else None, text=text
-    )
+    # Python converts no more digits than some thousands.
+    has_step = step.isdecimal() and len(step) < 19
+    return Event(time=seconds, job=job, name=name, step=int(step) if has_step else None, text=text)
 
 
 def since_last_start(events: Sequence[Event]) -> tuple[Event | None, Sequence[Event]]:

@@ -7,10 +7,11 @@ from typing import Any, Literal
 
 from tst_megatron.report.events import END, GIVE_UP, REQUEUE, STOP_FILE, Event, since_last_start
 from tst_megatron.training.exit_status import DO_NOT_RESTART
-from tst_megatron.training.run_folder import STARTED
+from tst_megatron.training.run_state import STARTED
 
 State = Literal[
     "not started",
+    "unknown",
     "running",
     "no sign of life",
     "waiting for the next start",

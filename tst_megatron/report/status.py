@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import statistics
+import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
-
-import yaml
 
 from tst_megatron.report.events import (
     START,
@@ -21,14 +21,18 @@ from tst_megatron.report.events import (
 )
 from tst_megatron.report.run_state import State, judge
 from tst_megatron.schedule import Phase, Schedule, resolve_phases
+from tst_megatron.system.records import Damaged, read_yaml
 from tst_megatron.training.checkpoints import step_of
 from tst_megatron.training.record import BAG_LOSS, LM_LOSS, VALIDATION_LOSS, read_newest
 from tst_megatron.training.run_folder import RunFolder
+from tst_megatron.training.run_state import read_state
 
 NUM_STEPS_OF_MEDIAN = 50
 LEAST_PATIENCE_SECONDS = 1800.0
 """As ``HANG_SECONDS`` of the job scripts: an evaluation and a save record no step."""
 PATIENCE_STEPS = 5
+_MOST = 1e9
+"""Seconds of a step, or TFLOP/s of a device, beyond which a number is damage."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -77,6 +81,8 @@ class RunStatus:
     links_without_progress: int
     """Starts in a row, up to the last that ended, which saved nothing."""
     has_stop_file: bool
+    damaged: tuple[str, ...]
+    """Records that cannot be read, so that what they would say is missing here."""
 
 
 def run_status(path: Path, *, now: float) -> RunStatus:
@@ -92,8 +98,11 @@ def run_status(path: Path, *, now: float) -> RunStatus:
     """
     run = RunFolder(path)
     schedule = _schedule(run)
-    state, events = run.state(), read_events(run.slurm / "events.tsv")
-    steps, validation = read_newest(run.metrics, num_steps=NUM_STEPS_OF_MEDIAN)
+    damaged: list[str] = []
+    newest = partial(read_newest, num_steps=NUM_STEPS_OF_MEDIAN, last_step=schedule.num_steps)
+    state = _read(run.state_file, read_state, damaged)
+    events = _read(run.slurm / "events.tsv", read_events, damaged) or []
+    steps, validation = _read(run.metrics, newest, damaged) or ([], None)
     checkpoint = run.last_checkpoint()
     saved = step_of(checkpoint) if checkpoint else None
     step = steps[-1]["step"] if steps else saved or 0
@@ -110,6 +119,8 @@ def run_status(path: Path, *, now: float) -> RunStatus:
         silent_seconds=silent,
         patience_seconds=patience,
     )
+    if word == "not started" and damaged:
+        word, reason = "unknown", "what would tell it is damaged"
     is_running = word == "running" and seconds_left is not None
     return RunStatus(
         run=str(path),
@@ -137,7 +148,17 @@ def run_status(path: Path, *, now: float) -> RunStatus:
         jobs=tuple(dict.fromkeys(event.job for event in events if event.name == START)),
         links_without_progress=links_without_progress(events),
         has_stop_file=run.stop_file.exists(),
+        damaged=tuple(damaged),
     )
+
+
+def _read[T](path: Path, reader: Callable[[Path], T], damaged: list[str]) -> T | None:
+    """What a reader finds; None for a damaged record, which is named in a list."""
+    try:
+        return reader(path)
+    except Damaged as error:
+        damaged.append(f"{path.name} {error}")
+        return None
 
 
 # --- numbers -------------------------------------------------------------------------------------
@@ -152,7 +173,7 @@ def _schedule(run: RunFolder) -> Schedule:
             "got that far"
         )
     try:
-        resolved = yaml.safe_load(run.resolved.read_text(encoding="utf-8"))
+        resolved = read_yaml(run.resolved) or {}
         sides = resolved.get("tst") or {}
         return Schedule(
             phases=resolve_phases(
@@ -164,7 +185,8 @@ def _schedule(run: RunFolder) -> Schedule:
             num_latent_positions=int(resolved["seq-length"]),
             global_batch_size=int(resolved["global-batch-size"]),
         )
-    except (yaml.YAMLError, AttributeError, KeyError, TypeError, ValueError) as error:
+    except Exception as error:
+        # Damaged values raise whatever they happen to mean.
         raise ValueError(f"{run.path}: {run.resolved.name} says no schedule ({error})") from error
 
 
@@ -183,18 +205,27 @@ def _of_losses(
 ) -> dict[str, Any]:
     name = None
     if steps:
-        name = BAG_LOSS if steps[-1].get("bag size", 1) > 1 else LM_LOSS
+        name = BAG_LOSS if (_number(steps[-1], "bag size") or 1) > 1 else LM_LOSS
     return {
         "loss_name": name,
-        "loss_nats": steps[-1].get(name) if name else None,
-        "validation_loss_nats": validation.get(VALIDATION_LOSS) if validation else None,
+        "loss_nats": _number(steps[-1], name) if name else None,
+        "validation_loss_nats": _number(validation, VALIDATION_LOSS) if validation else None,
         "validation_step": validation["step"] if validation else None,
     }
 
 
 def _median(steps: Sequence[Mapping[str, Any]], name: str) -> float | None:
-    values = [row[name] for row in steps if row.get(name) is not None]
+    """Of what can be meant: a time or a speed is above 0, and no run lasts longer than an age."""
+    values = [value for row in steps if 0 < (value := _number(row, name) or 0) < _MOST]
     return statistics.median(values) if values else None
+
+
+def _number(row: Mapping[str, Any], name: str) -> float | None:
+    value = row.get(name)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    # An integer may have more digits than a float can hold.
+    return value if isinstance(value, float) or abs(value) < sys.float_info.max else None
 
 
 def _seconds_since_sign_of_life(
@@ -209,7 +240,7 @@ def _changed(path: Path) -> float:
     """When a file was last written to; 0 if it is not there."""
     try:
         return path.stat().st_mtime
-    except FileNotFoundError:
+    except OSError:
         return 0.0
 
 

@@ -8,7 +8,7 @@ later ones. Nothing here needs Megatron or a process group.
 
 from __future__ import annotations
 
-import json
+import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -18,6 +18,7 @@ from typing import Any
 from tst_megatron.files import write_beside
 from tst_megatron.recipe import RecipeError
 from tst_megatron.system.paths import is_own_name
+from tst_megatron.system.records import Damaged, parse_json, read_bytes, read_text
 from tst_megatron.system.unpickling import read_description
 from tst_megatron.training.checkpoint_content import Findings, OnProgress, content_findings
 from tst_megatron.training.checkpoint_facts import read_facts, step_problems
@@ -175,11 +176,11 @@ def record_save(checkpoint: Path) -> None:
 def _description_problems(checkpoint: Path, has_manifest: bool) -> list[str]:
     found = []
     for name, is_needed in (("metadata.json", True), (MANIFEST, has_manifest)):
-        if (checkpoint / name).exists():
+        if os.path.lexists(checkpoint / name):
             try:
                 _read_json(checkpoint / name)
-            except (ValueError, RecursionError, OSError) as error:
-                found.append(f"{name} is not JSON ({error})")
+            except Damaged as error:
+                found.append(f"{name} {error}")
         elif is_needed:
             found.append(f"{name} is missing")
     if found:
@@ -204,10 +205,13 @@ def _hashes(checkpoint: Path) -> Any:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    """The block in a file; an empty one for a file that is not there or holds something else."""
-    if not path.exists():
-        return {}
-    block = json.loads(path.read_text(encoding="utf-8"))
+    """The block in a file; an empty one for a file that is not there or holds something else.
+
+    Raises:
+        Damaged: it cannot be read.
+    """
+    text = read_text(path)
+    block = {} if text is None else parse_json(text)
     return block if isinstance(block, dict) else {}
 
 
@@ -245,10 +249,11 @@ class Start:
 def tracked_step(folder: Path) -> int | None:
     """The step in Megatron's tracker file; None when it is missing or holds anything else."""
     try:
-        text = (folder / TRACKER).read_text(encoding="utf-8").strip()
-    except (FileNotFoundError, UnicodeDecodeError):
+        text = (read_text(folder / TRACKER) or "").strip()
+    except Damaged:
         return None
-    return int(text) if re.fullmatch("[0-9]+", text) else None
+    # Python converts no more digits than some thousands.
+    return int(text) if re.fullmatch("[0-9]{1,18}", text) else None
 
 
 def write_tracker(folder: Path, step: int) -> None:
@@ -323,4 +328,7 @@ def repair_tracker(folder: Path, *, has_manifest: bool = False) -> Start:
 
 
 def _text_of(path: Path) -> str:
-    return path.read_text(encoding="utf-8", errors="replace").strip()
+    try:
+        return (read_bytes(path) or b"").decode("utf-8", errors="replace").strip()[:100]
+    except Damaged as error:
+        return str(error)

@@ -115,7 +115,7 @@ def _wait_for_others(processes: Sequence[subprocess.Popen[bytes]], *, has_stoppe
 
 def _show_end_of(log: Path, rank: int, status: int, console: Console) -> None:
     console.print(f"rank {rank} ended with status {status}. The end of {log}:", soft_wrap=True)
-    if log.exists():
+    if log.is_file():
         lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
         console.print("\n".join(lines[-30:]), highlight=False, markup=False, soft_wrap=True)
 

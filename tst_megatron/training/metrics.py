@@ -22,6 +22,7 @@ from tst_megatron import upstream
 from tst_megatron.schedule import Schedule
 from tst_megatron.training.record import (
     BAG_LOSS,
+    DROPPED,
     LM_LOSS,
     TEST_LOSS,
     VALIDATION_LOSS,
@@ -60,8 +61,13 @@ class Recorder:
 
     def on_load(self, step: int) -> None:
         """Continue after the step that was really loaded, or 0; later lines are moved aside."""
-        drop_lines_after(self._path, step)
+        num_damaged = drop_lines_after(self._path, step)
         self._file = self._path.open("a", encoding="utf-8")
+        if num_damaged:
+            self._progress.note(
+                f"{self._path}: {num_damaged} lines were torn, damaged or there twice: moved to "
+                f"{DROPPED}"
+            )
         self._progress.start(step)
 
     def on_step(self, step: int, seconds: float, scalars: Mapping[str, float]) -> None:

@@ -16,9 +16,12 @@ from tst_megatron.environment import differences
 from tst_megatron.training import stopping
 from tst_megatron.training.checkpoints import Start, step_of, tracked_step, write_tracker
 from tst_megatron.training.exit_status import BAD_INPUT, DO_NOT_RESTART, FAILED, FINISHED, STOPPED
+from tst_megatron.training.identity import identity
 from tst_megatron.training.resharding import layout_of
 from tst_megatron.training.retention import Keeper, KeepingRule, always_kept
-from tst_megatron.training.run_folder import ALL_STEPS, STARTED, RunFolder, saves_manifest
+from tst_megatron.training.run_folder import RunFolder, saves_manifest
+from tst_megatron.training.run_state import ALL_STEPS, STARTED
+from tst_megatron.training.run_versions import write_versions
 from tst_megatron.training.start import fall_back
 
 _REFUSED_RESULT = (16, 17)
@@ -153,6 +156,8 @@ def _train(
     # Into every checkpoint, with Megatron's own arguments.
     facts = stream_facts(checked.stream, checked.corpora)
     args.tst = {**checked.recipe.resolved()["tst"], "phases": facts["phases"], "stream": facts}
+    # Decides whether a start is of this run where its folder's own copy is damaged.
+    args.tst["run"] = identity(checked)
     if args.rank == 0:
         assert start is not None
         _write_versions(run, args, device, start.step)
@@ -241,7 +246,9 @@ def _keep_checkpoints(
 
 def _write_versions(run: RunFolder, args: argparse.Namespace, device: str, step: int) -> None:
     layout = {key: value for key, value in layout_of(args).items() if value}
-    run.write_versions(device=device, world_size=args.world_size, layout=layout, step=step)
+    write_versions(
+        run.versions, device=device, world_size=args.world_size, layout=layout, step=step
+    )
 
 
 def _teller(console: Console, start: Start | None) -> Callable[[str], None]:

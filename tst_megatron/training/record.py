@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tst_megatron.files import write_beside
+from tst_megatron.files import write_bytes_beside
+from tst_megatron.system.records import Damaged, block_of, open_bytes, parse_json, read_bytes
 
 BAG_LOSS = "bag loss"
 """Mean loss of the superposition phase over latent positions, in nats: the multi-hot cross-entropy
@@ -23,48 +22,78 @@ VALIDATION_LOSS = "lm loss validation"
 TEST_LOSS = "lm loss test"
 """The same on the test text, once after the last step."""
 
+DROPPED = "metrics.dropped.jsonl"
+"""Beside it: what a rollback took out of it, and what was no row."""
+
 MOST_BYTES_FROM_END = 8 << 20
 """About ten thousand steps."""
 _BLOCK_BYTES = 1 << 16
 
 
+_ROW = {"event": str, "step": int}
+
+
 def read_metrics(path: Path, *, event: str = "step") -> list[dict[str, Any]]:
-    """Rows of one kind (``step``, ``validation``, ``test``) of a ``metrics.jsonl``, in order."""
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
-    return [row for row in rows if row["event"] == event]
+    """Rows of one kind (``step``, ``validation``, ``test``) of a ``metrics.jsonl``, in order.
+
+    Raises:
+        FileNotFoundError: it is not there.
+        Damaged: it cannot be read. A line that holds no row is left out.
+    """
+    text = read_bytes(path)
+    if text is None:
+        raise FileNotFoundError(f"{path}: there is no such file")
+    rows = (_row(line) for line in text.split(b"\n"))
+    return [row for row in rows if row is not None and row["event"] == event]
+
+
+def _row(line: bytes) -> dict[str, Any] | None:
+    """What a line says; None for one that a kill has torn, or damage."""
+    try:
+        row = block_of(parse_json(line), _ROW)
+    except Damaged:
+        return None
+    return row if row["step"] >= 0 else None
 
 
 def read_newest(
-    path: Path, *, num_steps: int, most_bytes: int = MOST_BYTES_FROM_END
+    path: Path, *, num_steps: int, last_step: int, most_bytes: int = MOST_BYTES_FROM_END
 ) -> tuple[list[dict[str, Any]], dict[str, Any] | None]:
     """The newest rows of steps and the newest validation, read from the end of a ``metrics.jsonl``.
 
     Args:
         path: may be missing, may be written to at the moment, may end in a torn line.
         num_steps: how many rows of steps are wanted.
+        last_step: of the run; what says a later one is no row of it.
         most_bytes: where the search for a validation ends.
 
     Returns:
         The rows of steps, in order; the row of the validation, or None if none was found.
+
+    Raises:
+        Damaged: it cannot be read.
     """
     steps: list[dict[str, Any]] = []
     validation = None
-    for line in _lines_from_end(path, most_bytes) if path.exists() else ():
+    for line in _lines_from_end(path, most_bytes):
         is_wanted = len(steps) < num_steps or b'"validation"' in line
-        if not is_wanted or not _is_up_to(line, sys.maxsize):
+        row = _row(line) if is_wanted else None
+        if row is None or row["step"] > last_step:
             continue
-        row = json.loads(line)
-        if row.get("event") == "step" and len(steps) < num_steps:
+        if row["event"] == "step" and len(steps) < num_steps:
             steps.append(row)
-        elif row.get("event") == "validation":
+        elif row["event"] == "validation":
             validation = validation or row
         if validation and len(steps) == num_steps:
             break
-    return steps[::-1], validation
+    return sorted(steps, key=lambda row: int(row["step"])), validation
 
 
 def _lines_from_end(path: Path, most_bytes: int) -> Iterator[bytes]:
-    with path.open("rb") as file:
+    file = open_bytes(path)
+    if file is None:
+        return
+    with file:
         start = file.seek(0, os.SEEK_END)
         end_of_search = max(0, start - most_bytes)
         rest = b""
@@ -79,38 +108,53 @@ def _lines_from_end(path: Path, most_bytes: int) -> Iterator[bytes]:
 
 
 def events_at(path: Path, step: int) -> set[str]:
-    """Which kinds of rows a ``metrics.jsonl`` has of a step; a torn line is none."""
-    if not path.exists():
-        return set()
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    return {
-        json.loads(line).get("event")
-        for line in lines
-        if _is_up_to(line, step) and not _is_up_to(line, step - 1)
-    }
+    """Which kinds of rows a ``metrics.jsonl`` has of a step; a torn line is none.
+
+    Raises:
+        Damaged: it cannot be read.
+    """
+    rows = (_row(line) for line in (read_bytes(path) or b"").split(b"\n"))
+    return {row["event"] for row in rows if row is not None and row["step"] == step}
 
 
-def drop_lines_after(path: Path, step: int) -> None:
+def drop_lines_after(path: Path, step: int) -> int:
     """Move the lines after a step to ``metrics.dropped.jsonl``, so that each step stands once.
 
-    A torn last line, from a killed process, is moved too.
+    Lines that hold no row are moved too, such as a torn last one of a killed process, and second
+    rows of a step. The rows that stay are in the order of their steps.
+
+    Returns:
+        How many lines held no row, or a second one.
+
+    Raises:
+        Damaged: it cannot be read.
     """
-    if not path.exists():
-        return
-    kept: list[str] = []
-    dropped: list[str] = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        (kept if _is_up_to(line, step) else dropped).append(line)
+    before = read_bytes(path)
+    if before is None:
+        return 0
+    kept: list[tuple[int, bytes]] = []
+    dropped: list[bytes] = []
+    seen: set[tuple[str, int]] = set()
+    num_damaged = 0
+    for line in before.removesuffix(b"\n").split(b"\n") if before else ():
+        row = _row(line)
+        name = (row["event"], row["step"]) if row is not None else None
+        num_damaged += name is None or name in seen
+        if name is None or name in seen or name[1] > step:
+            dropped.append(line)
+        else:
+            kept.append((name[1], line))
+            seen.add(name)
     if dropped:
-        with path.with_name("metrics.dropped.jsonl").open("a", encoding="utf-8") as file:
-            file.writelines(f"{line}\n" for line in dropped)
-    text = "".join(f"{line}\n" for line in kept)
-    if text != path.read_text(encoding="utf-8"):
-        write_beside(path, text)
-
-
-def _is_up_to(line: str | bytes, step: int) -> bool:
-    try:
-        return bool(json.loads(line)["step"] <= step)
-    except (ValueError, KeyError, TypeError):
-        return False
+        with path.with_name(DROPPED).open("a+b") as file:
+            end = file.seek(0, os.SEEK_END)
+            file.seek(max(0, end - 1))
+            # A line that a kill has torn must not take the next one along.
+            if file.read() not in (b"", b"\n"):
+                file.write(b"\n")
+            file.writelines(line + b"\n" for line in dropped)
+    kept.sort(key=lambda each: each[0])
+    after = b"".join(line + b"\n" for _, line in kept)
+    if after != before:
+        write_bytes_beside(path, after)
+    return num_damaged

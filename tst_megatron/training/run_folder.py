@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import json
-import platform
-import shutil
+import os
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from tst_megatron import __version__
 from tst_megatron.data.cursor import shown
-from tst_megatron.data.tokenizer import HUGGING_FACE_FOLDER, SENTENCEPIECE_FILE, copy_files
-from tst_megatron.files import copy_beside, folder_appearing_whole, is_beside, write_beside
-from tst_megatron.installed import package_version
+from tst_megatron.files import copy_beside, is_beside, write_beside
+from tst_megatron.outputs import check_output
 from tst_megatron.recipe import RecipeError
+from tst_megatron.system.records import Damaged
 from tst_megatron.training.checkpoints import (
     Start,
     checkpoint_of,
@@ -32,26 +29,25 @@ from tst_megatron.training.exit_status import FINISHED
 from tst_megatron.training.identity import comparable, identity
 from tst_megatron.training.record import events_at
 from tst_megatron.training.retention import delete, remove_leftovers
+from tst_megatron.training.run_records import (
+    RESOLVED,
+    VERSIONS,
+    damage_of,
+    damaged_records,
+    move_damaged_aside,
+    read_resolved,
+)
+from tst_megatron.training.run_state import ALL_STEPS, STARTED, read_state
+from tst_megatron.training.run_tokenizer import (
+    keep_tokenizer,
+    kept_tokenizer,
+    places_of_tokenizers,
+    wrong_tokenizers,
+)
 
 if TYPE_CHECKING:
     # Imports torch, and `tst-megatron status` is to answer in less time than that takes.
     from tst_megatron.check import CheckedRecipe
-
-PACKAGES = (
-    "torch",
-    "megatron-core",
-    "transformer-engine",
-    "nvidia-modelopt",
-    "transformers",
-    "sentencepiece",
-    "numpy",
-)
-"""Packages whose versions decide the numbers of a run."""
-
-
-ALL_STEPS = "all steps are done"
-STARTED = "started, and ended without saying how"
-"""Stands while the run goes on, and after a kill."""
 
 
 class RunFolder:
@@ -66,8 +62,9 @@ class RunFolder:
         self.logs = path / "logs"
         self.report = path / "report"
         self.recipe = path / "recipe.yaml"
-        self.resolved = path / "resolved.yaml"
+        self.resolved = path / RESOLVED
         self.state_file = path / "state.json"
+        self.versions = path / VERSIONS
         self.slurm = path / "slurm"
         """The job scripts' own: their logs, and ``events.tsv``."""
         self.stop_file = path / "STOP"
@@ -79,25 +76,50 @@ class RunFolder:
 
     def tokenizer_of(self, checked: CheckedRecipe) -> Path:
         """Where the run keeps its tokenizer: with the checkpoints, to be exported with them."""
-        return self.checkpoints / checked.corpora[0].manifest.tokenizer_path.name
+        return kept_tokenizer(self.checkpoints, checked.corpora[0].manifest)
 
     def is_prepared(self) -> bool:
         """Whether a first rank has said what run this is."""
-        return self.resolved.exists()
+        return os.path.lexists(self.resolved)
 
-    def problems(self, checked: CheckedRecipe, *, fresh: bool) -> list[str]:
-        """Why this run cannot use this folder: none, if it is new or holds the same recipe."""
-        if self.path.exists() and not self.path.is_dir():
+    def problems(
+        self, checked: CheckedRecipe, *, fresh: bool, copy: dict[str, Any] | None = None
+    ) -> list[str]:
+        """Why this run cannot use this folder: none, if it is new or holds the same recipe.
+
+        Args:
+            checked: the recipe of the start.
+            fresh: the folder must be empty.
+            copy: what the newest checkpoint says instead of a damaged ``resolved.yaml``.
+        """
+        if os.path.lexists(self.path) and not self.path.is_dir():
             return [f"--run-folder: {self.path} is not a folder. Name another"]
+        if not self.is_prepared():
+            try:
+                check_output(self.path)
+            except ValueError as error:
+                return [f"--run-folder: {error}"]
         if not self.path.exists() or not set(self.path.iterdir()) - {self.slurm, self.stop_file}:
             return []
         if fresh:
             return [f"--fresh: {self.path} is not empty. Name another folder, or delete it"]
-        if not self.resolved.exists():
+        if not self.is_prepared():
             if self._is_half_prepared():
                 return []
             return [f"--run-folder: {self.path} has files and no resolved.yaml, so it is not a run"]
-        before = comparable(yaml.safe_load(self.resolved.read_text(encoding="utf-8")))
+        if os.path.lexists(self.checkpoints) and not self.checkpoints.is_dir():
+            return [
+                f"--run-folder: {self.checkpoints} is no folder, or a link to one that is not "
+                "there. Bring the checkpoints back, or use another --run-folder to start over"
+            ]
+        try:
+            before = comparable(copy or read_resolved(self.resolved))
+        except Damaged as error:
+            return [
+                f"{self.resolved}: {error}, and it decides whether this is the same run. Bring it "
+                "back, from a backup or from another run folder of the same recipe, where it is "
+                "the same"
+            ]
         return [
             f"{key}: this run was started with {shown(before, key)}, and the recipe now says "
             f"{shown(now, key)}. Use another --run-folder, or the recipe it was started with"
@@ -106,34 +128,30 @@ class RunFolder:
             if before.get(key) != now.get(key)
         ]
 
-    def prepare(self, checked: CheckedRecipe) -> None:
-        """Make the folder and write what describes the run; the first rank does this."""
-        for folder in self._folders():
-            folder.mkdir(parents=True, exist_ok=True)
+    def prepare(self, checked: CheckedRecipe) -> list[str]:
+        """Make the folder and write what describes the run; the first rank does this.
+
+        Returns:
+            What was damaged and is moved aside, a line each.
+        """
         # Written once: other ranks of a resumed run may be reading it. What a killed start left
         # may be of another recipe.
-        is_new = not self.resolved.exists()
-        self._keep_tokenizer(checked, is_new=is_new)
+        is_new = not self.is_prepared()
+        notes = [] if is_new else move_damaged_aside(self.damaged(checked))
+        for folder in self._folders():
+            folder.mkdir(parents=True, exist_ok=True)
+        keep_tokenizer(self.checkpoints, checked.corpora[0].manifest, is_new=is_new)
         if is_new or not self.recipe.exists():
             copy_beside(checked.recipe.path, self.recipe)
         write_beside(self.resolved, yaml.safe_dump(identity(checked), sort_keys=False))
+        return notes
 
-    def _keep_tokenizer(self, checked: CheckedRecipe, *, is_new: bool) -> None:
-        source, target = checked.corpora[0].manifest.tokenizer_path, self.tokenizer_of(checked)
-        if is_new:
-            for path in self.checkpoints.iterdir():
-                if any(path == place or is_beside(path, place) for place in self._tokenizers()):
-                    shutil.rmtree(path) if path.is_dir() else path.unlink()
-        if target.exists():
-            return
-        if source.is_file():
-            copy_beside(source, target)
-            return
-        with folder_appearing_whole(target) as folder:
-            copy_files(source, folder)
-
-    def _tokenizers(self) -> tuple[Path, ...]:
-        return self.checkpoints / SENTENCEPIECE_FILE, self.checkpoints / HUGGING_FACE_FOLDER
+    def damaged(self, checked: CheckedRecipe) -> list[tuple[Path, str]]:
+        """What a start would move aside and write anew, each with what is wrong with it."""
+        if not self.is_prepared():
+            return []
+        manifest = checked.corpora[0].manifest
+        return damaged_records(self) + wrong_tokenizers(self.checkpoints, manifest)
 
     def _folders(self) -> tuple[Path, ...]:
         return self.checkpoints, self.tensorboard, self.logs, self.report
@@ -143,14 +161,15 @@ class RunFolder:
 
         Beside that, what a job script made before it.
         """
-        kept = (*self._tokenizers(), self.recipe, self.resolved, self.stop_file)
+        tokenizers = places_of_tokenizers(self.checkpoints)
+        kept = (*tokenizers, self.recipe, self.resolved, self.stop_file)
 
         def is_ours(path: Path) -> bool:
             if path.is_relative_to(self.slurm) or path in self._folders():
                 return True
             return any(
                 place in kept or any(is_beside(place, each) for each in kept)
-                for place in (path, path.parent)
+                for place in (path, *path.parents)
             )
 
         return all(is_ours(path) for path in self.path.rglob("*"))
@@ -158,44 +177,19 @@ class RunFolder:
     def wait_until_prepared(self, *, seconds: float = 300.0) -> None:
         """Wait for the first rank's ``prepare``; what it writes last is there when this returns.
 
+        It writes a damaged one anew, or refuses it, which ends the job.
+
         Raises:
             RuntimeError: it did not happen in time.
         """
         deadline = time.monotonic() + seconds
-        while not self.resolved.exists():
+        while not self.is_prepared() or damage_of(self.resolved, read_resolved):
             if time.monotonic() > deadline:
                 raise RuntimeError(
                     f"{self.path} was not prepared by rank 0 within {seconds:.0f} s. Is it on a "
                     "file system that all nodes share?"
                 )
             time.sleep(0.2)
-
-    def write_versions(
-        self, *, device: str, world_size: int, layout: Mapping[str, Any], step: int
-    ) -> None:
-        """Record what the run's numbers were made with.
-
-        Args:
-            device: the name of the accelerator.
-            world_size: ranks of this start.
-            layout: how this start is cut. Those of earlier starts stay, each with the step after
-                which it came, as far as their steps do.
-            step: the step that this start goes on from.
-        """
-        path = self.path / "versions.json"
-        before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-        layouts = [entry for entry in before.get("layouts", []) if entry["after step"] < step]
-        if not layouts or layouts[-1]["layout"] != layout:
-            layouts.append({"after step": step, "layout": dict(layout)})
-        versions = {
-            "tst_megatron": __version__,
-            "python": platform.python_version(),
-            **{package: package_version(package) for package in PACKAGES},
-            "device": device,
-            "world size": world_size,
-            "layouts": layouts,
-        }
-        write_beside(path, json.dumps(versions, indent=2) + "\n")
 
     def write_finished(self, checked: CheckedRecipe) -> None:
         """Say that the run is finished, also where it ended before it could say so itself."""
@@ -214,8 +208,11 @@ class RunFolder:
         if not keys.get("eval-interval") or keys.get("eval-iters") == 0:
             return ALL_STEPS
         wanted = {"validation"} | ({"test"} if checked.corpora[0].manifest.test else set())
-        if wanted <= events_at(self.metrics, checked.schedule.num_steps):
-            return ALL_STEPS
+        try:
+            if wanted <= events_at(self.metrics, checked.schedule.num_steps):
+                return ALL_STEPS
+        except Damaged as error:
+            return f"{ALL_STEPS}; {self.metrics.name} {error}"
         return f"{ALL_STEPS}; the last evaluation was cut off"
 
     def has_failed_since(self, before: dict[str, Any] | None) -> bool:
@@ -275,11 +272,11 @@ class RunFolder:
             time.sleep(0.1)
 
     def state(self) -> dict[str, Any] | None:
-        """What ``write_state`` last recorded."""
-        if not self.state_file.exists():
+        """What ``write_state`` last recorded; None where nothing did, or nothing can be read."""
+        try:
+            return read_state(self.state_file)
+        except Damaged:
             return None
-        state: dict[str, Any] = json.loads(self.state_file.read_text(encoding="utf-8"))
-        return state
 
     def is_finished(self, checked: CheckedRecipe) -> bool:
         """Whether the checkpoint of the last step is whole; every rank finds the same."""

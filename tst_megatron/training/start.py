@@ -19,6 +19,7 @@ from tst_megatron.training import saved_state
 from tst_megatron.training.checkpoints import (
     Start,
     checkpoint_of,
+    newest_whole,
     step_of,
     whole_before,
     write_tracker,
@@ -26,6 +27,7 @@ from tst_megatron.training.checkpoints import (
 from tst_megatron.training.pretrained import pretrained_problems
 from tst_megatron.training.resharding import reshard_notes, reshard_problems
 from tst_megatron.training.run_folder import RunFolder, saves_manifest
+from tst_megatron.training.run_records import damage_of, read_resolved
 
 
 def plan_start(checked: CheckedRecipe, run: RunFolder, *, fresh: bool = False) -> Start:
@@ -41,11 +43,13 @@ def plan_start(checked: CheckedRecipe, run: RunFolder, *, fresh: bool = False) -
             manifest recorded, no checkpoint is whole, the newest was trained on another stream, or
             it does not load into this layout.
     """
-    problems = run.problems(checked, fresh=fresh) + changed_text(checked.corpora)
+    copy, notes_of_copy = (None, []) if fresh else _copy_of_identity(run)
+    problems = run.problems(checked, fresh=fresh, copy=copy) + changed_text(checked.corpora)
     start = Start(step=0)
     if run.is_prepared() and not fresh:
         try:
             start = run.find_start(checked)
+            start = replace(start, notes=(*notes_of_copy, *start.notes))
         except RecipeError as error:
             problems += error.problems
     if start.step and not run.is_finished(checked):
@@ -116,6 +120,22 @@ def fall_back(
         say(f"going on from {checkpoint.name}: {step - older} steps are made again")
         return older
     return None
+
+
+def _copy_of_identity(run: RunFolder) -> tuple[dict[str, Any] | None, list[str]]:
+    """What the newest checkpoint says that the run is, where the folder's own file is damaged."""
+    what = damage_of(run.resolved, read_resolved) if run.is_prepared() else None
+    newest, _ = newest_whole(run.checkpoints) if what else (None, [])
+    if newest is None:
+        return None, []
+    try:
+        state = saved_state.read(newest, advice="bring the file back from a backup")
+    except RecipeError:
+        return None, []
+    copy = getattr(state["args"], "tst", {}).get("run")
+    if not copy:
+        return None, []
+    return copy, [f"{run.resolved} {what}: compared with the copy in {newest.name} instead"]
 
 
 def check_checkpoint(checked: CheckedRecipe, checkpoint: Path) -> list[str]:
