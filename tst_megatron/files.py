@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import os
 import resource
@@ -85,26 +84,6 @@ def copy_beside(source: Path, path: Path) -> None:
         os.fsync(copy.fileno())
     new.replace(path)
     flush_folder(path.parent)
-
-
-@contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Keep other runs away that make the same output in this folder.
-
-    Raises:
-        ValueError: one is going on.
-    """
-    with (folder / "lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise ValueError(
-                f"{folder}: another run is at work in it. Wait for it, or stop it."
-            ) from error
-        except OSError:
-            # A file system without locks: whoever starts two at a time is not stopped there.
-            pass
-        yield
 
 
 @contextlib.contextmanager

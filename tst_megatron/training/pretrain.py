@@ -17,8 +17,17 @@ from tst_megatron.training import stopping
 from tst_megatron.training.checkpoints import Start, step_of, tracked_step
 from tst_megatron.training.exit_status import DO_NOT_RESTART, FAILED, FINISHED, STOPPED
 from tst_megatron.training.resharding import layout_of
-from tst_megatron.training.retention import Keeper, KeepingRule, always_kept
+from tst_megatron.training.retention import (
+    Keeper,
+    KeepingRule,
+    always_kept,
+    finish_deleting,
+)
 from tst_megatron.training.run_folder import ALL_STEPS, STARTED, RunFolder, saves_manifest
+
+ASKED_TO_STOP = (
+    "asked to stop: a checkpoint is saved at the end of this step. Ctrl-C once more ends without it"
+)
 
 _REFUSED_RESULT = (16, 17)
 """Exit statuses of Megatron's rerun state machine."""
@@ -107,7 +116,19 @@ def pretrain(
         # Also on a full disk: Python waits for them without a limit.
         upstream.end_checkpoint_worker()
         stopping.end_children()
+        finish_deleting()
     return status
+
+
+def _once(do: Callable[[], None]) -> Callable[[], None]:
+    """Do something at the first call; one stop may come as several signals."""
+    left = [do]
+
+    def called() -> None:
+        if left:
+            left.pop()()
+
+    return called
 
 
 def _meaning_of_exit(code: int) -> tuple[int, str, str, str | None]:
@@ -173,6 +194,8 @@ def _train(
     upstream.observe_loading(start.step if start else None, observer.on_load if observer else None)
     _keep_checkpoints(checked, run, args, say=say, flush=observer.flush if observer else None)
     stopping.pass_on_to(upstream.request_stop)
+    if args.rank == 0:
+        stopping.pass_on_to(_once(lambda: say(ASKED_TO_STOP)))
     try:
         upstream.run_pretraining(
             args,
@@ -208,10 +231,19 @@ def _keep_checkpoints(
         always=frozenset(always_kept(args, switch_step=checked.schedule.switch_step)),
     )
     keeper = Keeper(run.checkpoints, rule, say=say, has_manifest=saves_manifest(checked))
+
+    def after(step: int) -> None:
+        try:
+            run.note_save(step)
+        except OSError as error:
+            # The next save tries again: a full disk is no reason to end a run.
+            say(f"{run.saves}: was not written: {error}")
+        keeper.after_save(step)
+
     upstream.observe_saving(
         before=before,
         clear=keeper.clear,
-        after=keeper.after_save,
+        after=after,
         forced=rule.always,
         tracked_step=lambda: tracked_step(run.checkpoints),
     )
