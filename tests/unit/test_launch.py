@@ -216,7 +216,7 @@ def test_ranks_end_with_a_killed_launcher_whatever_they_are_doing(ranks, tmp_pat
 def is_alive(process):
     try:
         state = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):
         return False
     return state != "Z"
 

@@ -161,7 +161,7 @@ def test_forked_workers_end_with_a_killed_rank():
         def work():
             os.fork()
             print(os.getpid(), flush=True)
-            while True: pass
+            time.sleep(60)
         multiprocessing.get_context("fork").Process(target=work).start()
         time.sleep(60)
     """)
@@ -177,6 +177,6 @@ def test_forked_workers_end_with_a_killed_rank():
 def is_alive(process):
     try:
         state = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):
         return False
     return state != "Z"
