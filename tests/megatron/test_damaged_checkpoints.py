@@ -163,6 +163,29 @@ def test_run_without_a_whole_checkpoint_is_refused_and_left_as_it_is(uninterrupt
     assert (run / "metrics.jsonl").read_text() == before
 
 
+def test_run_whose_checkpoints_are_gone_is_refused_also_when_it_was_finished(
+    uninterrupted, tmp_path
+):
+    recipe, run = uninterrupted[0], tmp_path / "run"
+    shutil.copytree(uninterrupted[1], run)
+    shutil.rmtree(run / "checkpoints")
+    # As of a run that is older than the record of its saves.
+    (run / "saves.json").unlink()
+    before = {path: path.stat().st_mtime for path in run.rglob("*") if path.name != "lock"}
+    for command in ("train", "check"):
+        log = tmp_path / "refused.log"
+        arguments = (command, str(recipe), "--run-folder", str(run))
+        (rank,) = tiny.fork_ranks(*arguments, num_ranks=1, log=log)
+        assert rank.wait(timeout=120) == 2, log.read_text()
+        printed = " ".join(log.read_text().split())
+        assert f"{run / 'checkpoints'}: is missing, and this run has saved some before" in printed
+        assert "state.json knows step 16" in printed
+        assert "another --run-folder to start over" in printed
+    changed = {path for path, time in before.items() if path.stat().st_mtime != time}
+    assert changed <= {run}
+    assert not (run / "checkpoints").exists()
+
+
 def test_checkpoint_whose_arguments_cannot_be_read_is_named_with_the_fix(uninterrupted, tmp_path):
     """Its structure is whole, so it is the one that the run goes on from."""
     checkpoint = tmp_path / NEWEST

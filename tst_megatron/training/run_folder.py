@@ -217,7 +217,7 @@ class RunFolder:
 
         return all(is_ours(path) for path in self.path.rglob("*"))
 
-    def wait_until_prepared(self, *, seconds: float = 300.0, is_held: bool = True) -> None:
+    def wait_until_prepared(self, *, seconds: float = 600.0, is_held: bool = True) -> None:
         """Wait for the first rank's ``prepare``; what it writes last is there when this returns.
 
         Args:
