@@ -190,7 +190,13 @@ def train(
     itself.
     """
     folder = run or Path("runs") / f"{recipe.resolve().parent.name}-{recipe.stem}"
-    raise typer.Exit(train_run(recipe, overrides or [], folder, nproc=nproc, fresh=fresh))
+    try:
+        status = train_run(recipe, overrides or [], folder, nproc=nproc, fresh=fresh)
+    except KeyboardInterrupt:
+        # A rank takes Ctrl-C as a signal to stop, so no rank was started.
+        _tell("stopped before training began")
+        status = STOPPED
+    raise typer.Exit(status)
 
 
 def train_run(
@@ -211,16 +217,11 @@ def train_run(
     is_held = launch.is_started_here()
     if is_held or rank not in (None, 0):
         return _train_as_a_rank(checked, run, is_held=is_held, fresh=fresh)
-    try:
-        with run.held(say=_tell):
-            if nproc is None:
-                return _train_as_a_rank(checked, run, is_held=True, fresh=fresh)
-            command = ["train", str(recipe), *overrides, "--run-folder", str(folder)]
-            return _launch_ranks(checked, run, command, nproc, fresh=fresh)
-    except KeyboardInterrupt:
-        # A rank takes Ctrl-C as a signal to stop; no rank was started.
-        _tell("stopped before training began")
-        return STOPPED
+    with run.held(say=_tell):
+        if nproc is None:
+            return _train_as_a_rank(checked, run, is_held=True, fresh=fresh)
+        command = ["train", str(recipe), *overrides, "--run-folder", str(folder)]
+        return _launch_ranks(checked, run, command, nproc, fresh=fresh)
 
 
 def _launch_ranks(

@@ -176,7 +176,7 @@ def test_run_whose_checkpoints_are_gone_is_refused_also_when_it_was_finished(
         log = tmp_path / "refused.log"
         arguments = (command, str(recipe), "--run-folder", str(run))
         (rank,) = tiny.fork_ranks(*arguments, num_ranks=1, log=log)
-        assert rank.wait(timeout=120) == 2, log.read_text()
+        assert rank.wait(timeout=300) == 2, log.read_text()
         printed = " ".join(log.read_text().split())
         assert f"{run / 'checkpoints'}: is missing, and this run has saved some before" in printed
         assert "state.json knows step 16" in printed

@@ -265,6 +265,16 @@ def test_finished_run_ends_with_0_and_starts_nothing(stand_ins, monkeypatch, cap
     assert (status, out) == (0, "done: this run is finished.\n")
 
 
+def test_ctrl_c_before_there_are_ranks_is_a_stop(stand_ins, monkeypatch, capsys):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(data_ready, "build_indexes", interrupted)
+    arguments = ("train", "tst.yaml", "--nproc", "2", "--run-folder", "here")
+    assert run_main(monkeypatch, capsys, *arguments)[0] == 75
+    assert not Path("here").exists()
+
+
 def test_other_ranks_wait_and_prepare_nothing(stand_ins, monkeypatch, capsys):
     waited = stand_ins.ready
     monkeypatch.setattr(
