@@ -13,8 +13,10 @@ from dataclasses import asdict, replace
 
 import pytest
 
+from tst_megatron.system import holder as words
 from tst_megatron.system import lock
-from tst_megatron.system.lock import InUse, held, holder, join, read_holder, this_process
+from tst_megatron.system.holder import this_process
+from tst_megatron.system.lock import InUse, held, holder, join, read_holder
 
 
 def start(body, *arguments, **environment):
@@ -237,7 +239,7 @@ def test_next_job_of_a_chain_waits_for_the_lease_of_another_node(other, tmp_path
     said = []
     monkeypatch.setenv("SLURM_JOB_ID", "813")
     monkeypatch.setattr(lock, "SECONDS_OF_A_LEASE", 0.3)
-    monkeypatch.setattr(lock.socket, "gethostname", lambda: "another-node")
+    monkeypatch.setattr(words.socket, "gethostname", lambda: "another-node")
     with pytest.raises(InUse) as refused, held(tmp_path, say=said.append, seconds=0.1):
         pass
     assert not refused.value.is_earlier_start
@@ -252,7 +254,7 @@ def no_locks(request, monkeypatch):
     """A file system without locks, or one that keeps them to this node."""
     monkeypatch.setattr(lock, "_SECONDS_TO_SETTLE", 0.0)
     if request.param == "local":
-        monkeypatch.setattr(lock, "_is_only_here", lambda folder: True)
+        monkeypatch.setattr(lock, "is_only_here", lambda folder: True)
         return
 
     def refused(*_):
@@ -354,18 +356,18 @@ def test_mount_that_keeps_locks_to_this_node_is_known(tmp_path, monkeypatch, lin
     folder.mkdir()
     place = str(folder).replace(" ", "\\040")
     mounts = f"22 1 8:1 / / rw - nfs b:/ rw,nolock\n{line.format(place)}\n"
-    text = lock._text
+    text = words._text
     monkeypatch.setattr(
-        lock, "_text", lambda path: mounts if path.name == "mountinfo" else text(path)
+        words, "_text", lambda path: mounts if path.name == "mountinfo" else text(path)
     )
-    assert lock._is_only_here(folder / "run") == is_only_here
+    assert words.is_only_here(folder / "run") == is_only_here
 
 
 def test_start_time_of_a_process_is_its_own():
-    begun = lock._started(os.getpid())
+    begun = words.started_at(os.getpid())
     process = subprocess.Popen(["sleep", "60"])
     time.sleep(0.02)
-    assert int(begun) <= int(lock._started(process.pid))
+    assert int(begun) <= int(words.started_at(process.pid))
     process.kill()
     process.wait()
-    assert lock._started(process.pid) == ""
+    assert words.started_at(process.pid) == ""

@@ -23,12 +23,13 @@ import errno
 import fcntl
 import json
 import os
-import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
+
+from tst_megatron.system.holder import Holder, is_only_here, may_live, meeting, this_process
 
 LOCK = "lock"
 RANKS = "lock-ranks"
@@ -42,8 +43,6 @@ SECONDS_OF_A_LEASE = 180.0
 """How long a job waits where the holder may be a node that died: twice the lease of NFS."""
 
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
-_ONLY_HERE = {"localflock", "nolock", "local_lock=all", "local_lock=flock"}
-"""Options of Lustre and NFS with which no other node sees a lock."""
 _FOLDER = "TST_LOCKED_FOLDER"
 _SECONDS_TO_SETTLE = 1.0
 
@@ -57,69 +56,6 @@ class InUse(ValueError):
         """Say who; ``is_earlier_start``: of this very job, so that trying again will help."""
         super().__init__(text)
         self.is_earlier_start = is_earlier_start
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Holder:
-    """Who works in a folder, as the file ``lock`` says it."""
-
-    host: str = ""
-    process: int = 0
-    started: str = ""
-    """Clock ticks from the start of the machine to that of the process: numbers are used again."""
-    machine: str = ""
-    """This start of this machine."""
-    namespace: str = ""
-    """Of process numbers: a container may have its own."""
-    job: str = ""
-    """Slurm's number of the job, if there is one."""
-    restart: str = ""
-    """Which start of that job."""
-    meeting: str = ""
-    """Where the ranks of this start meet, if it is known: the same for all of them."""
-    since: str = ""
-    is_over: bool = False
-    """It has let go by itself."""
-
-    def __str__(self) -> str:
-        """For a person."""
-        if not self.host or self.is_over:
-            return "another process"
-        job = f" of job {self.job}" if self.job else ""
-        return f"process {self.process}{job} on {self.host}, since {self.since}"
-
-    def is_earlier_start_of(self, other: Holder) -> bool:
-        """Whether both are of one Slurm job, which ends all processes before it starts again."""
-        return bool(self.job) and self.job == other.job and self.restart != other.restart
-
-    def is_on_machine_of(self, other: Holder) -> bool:
-        """Whether the process numbers of both mean the same."""
-        return bool(self.machine) and (self.host, self.machine, self.namespace) == (
-            other.host,
-            other.machine,
-            other.namespace,
-        )
-
-
-def this_process() -> Holder:
-    """What this process writes into ``lock``."""
-    array, task = (os.environ.get(f"SLURM_ARRAY_{name}") for name in ("JOB_ID", "TASK_ID"))
-    return Holder(
-        host=socket.gethostname(),
-        process=os.getpid(),
-        started=_started(os.getpid()),
-        machine=_text(Path("/proc/sys/kernel/random/boot_id")),
-        namespace=_namespace(),
-        job=f"{array}_{task}" if array and task else os.environ.get("SLURM_JOB_ID", ""),
-        restart=os.environ.get("SLURM_RESTART_COUNT", "0"),
-        meeting=meeting(),
-        since=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-    )
-
-
-def meeting() -> str:
-    """Where the ranks of this start meet, as their starter has told them."""
-    return ":".join(os.environ.get(name, "") for name in ("MASTER_ADDR", "MASTER_PORT")).strip(":")
 
 
 def is_of_this_start(folder: Path) -> bool:
@@ -185,8 +121,8 @@ def holder(folder: Path) -> Holder | None:
     is_held = _is_held(folder / LOCK, fcntl.LOCK_SH)
     if is_held or _is_held(folder / RANKS, fcntl.LOCK_EX):
         return said or Holder()
-    has_locks = is_held is not None and not _is_only_here(folder)
-    return said if said and not has_locks and _may_live(said, this_process()) else None
+    has_locks = is_held is not None and not is_only_here(folder)
+    return said if said and not has_locks and may_live(said, this_process()) else None
 
 
 def read_holder(folder: Path) -> Holder | None:
@@ -238,7 +174,7 @@ def _take(folder: Path, own: Holder, say: Say) -> tuple[int | None, Holder]:
         said = read_holder(folder) or Holder()
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            is_seen = not _is_only_here(folder)
+            is_seen = not is_only_here(folder)
         except BlockingIOError:
             return None, said
         except OSError as error:
@@ -248,7 +184,7 @@ def _take(folder: Path, own: Holder, say: Say) -> tuple[int | None, Holder]:
         if not _is_file(descriptor, folder / LOCK):
             # Deleted while it was opened.
             return None, said
-        if not is_seen and said.host and _may_live(said, own):
+        if not is_seen and said.host and may_live(said, own):
             return None, said
         if _is_held(folder / RANKS, fcntl.LOCK_EX):
             # Of an earlier start, whose first process has gone.
@@ -305,50 +241,3 @@ def _is_file(descriptor: int, path: Path) -> bool:
         return os.path.samestat(os.fstat(descriptor), path.stat())
     except FileNotFoundError:
         return False
-
-
-# --- judging without locks -----------------------------------------------------------------------
-
-
-def _may_live(other: Holder, own: Holder) -> bool:
-    """Whether a process may still be there, as far as it can be known from here."""
-    if other.is_over or other.is_earlier_start_of(own):
-        return False
-    if not other.is_on_machine_of(own):
-        return True
-    return _started(other.process) == other.started
-
-
-def _started(process: int) -> str:
-    """When a process of this machine was started, in ticks; empty if there is none."""
-    stat = _text(Path(f"/proc/{process}/stat"))
-    # After the name, which may hold spaces and brackets; the state comes first.
-    after = stat.rpartition(")")[2].split()
-    return after[19] if len(after) > 19 and after[0] not in "ZX" else ""
-
-
-def _namespace() -> str:
-    try:
-        return os.readlink("/proc/self/ns/pid")
-    except OSError:
-        return ""
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8", errors="replace").strip()
-    except OSError:
-        return ""
-
-
-def _is_only_here(folder: Path) -> bool:
-    """Whether the folder's file system is mounted so that locks stay on this node."""
-    options: set[str] = set()
-    longest = -1
-    for line in _text(Path("/proc/self/mountinfo")).splitlines():
-        before, _, after = line.partition(" - ")
-        place = before.split()[4].encode().decode("unicode_escape")
-        if len(place) >= longest and folder.resolve().is_relative_to(place):
-            longest = len(place)
-            options = set(",".join([before.split()[5], *after.split()[2:]]).split(","))
-    return bool(options & _ONLY_HERE)

@@ -20,6 +20,7 @@ from tst_megatron.files import copy_beside, folder_appearing_whole, is_beside, w
 from tst_megatron.installed import package_version
 from tst_megatron.recipe import RecipeError
 from tst_megatron.system import lock
+from tst_megatron.system.holder import Holder
 from tst_megatron.training.checkpoints import (
     Start,
     checkpoint_of,
@@ -121,7 +122,7 @@ class RunFolder:
         """Be one of the processes that write here for the start that holds this folder."""
         lock.join(self.path)
 
-    def user(self) -> lock.Holder | None:
+    def user(self) -> Holder | None:
         """Who works in this folder at the moment, if anybody does."""
         return lock.holder(self.path)
 
