@@ -53,25 +53,15 @@ def launch(command: Sequence[str], *, num_processes: int, logs: Path, console: C
     Returns:
         The first status that is not 0, or 0.
     """
-    processes: list[subprocess.Popen[bytes]] = []
-    interrupts = 0
-
-    def pass_on(number: int, _: FrameType | None) -> None:
-        nonlocal interrupts
-        interrupts += number == signal.SIGINT
-        # A terminal sends Ctrl-C to the ranks too, which would take ours for a second one.
-        passed = signal.SIGTERM if number == signal.SIGINT else number
-        for process in processes:
-            if process.poll() is None:
-                process.send_signal(signal.SIGKILL if interrupts > 1 else passed)
-
+    signals = _Signals()
     # A stop signal waits until this process can pass it on, and in a rank until it listens.
     with stopping.blocked():
-        processes += _start(command, num_processes)
-        before = {number: signal.signal(number, pass_on) for number in PASSED_ON}
+        before = {number: signal.signal(number, signals.take) for number in PASSED_ON}
+        processes = _start(command, num_processes)
+        signals.pass_on_to(processes)
     try:
         failed = _wait(processes)
-        if interrupts > 1:
+        if signals.is_interrupted_twice():
             return stopping.INTERRUPTED
         if failed is None:
             return 0
@@ -86,6 +76,35 @@ def launch(command: Sequence[str], *, num_processes: int, logs: Path, console: C
         for process in processes:
             if process.poll() is None:
                 process.kill()
+
+
+class _Signals:
+    """The signals that this process gets, and the ranks that get them from it."""
+
+    def __init__(self) -> None:
+        self._received: list[int] = []
+        self._processes: Sequence[subprocess.Popen[bytes]] = ()
+
+    def take(self, number: int, _: FrameType | None) -> None:
+        self._received.append(number)
+        self._send(number)
+
+    def pass_on_to(self, processes: Sequence[subprocess.Popen[bytes]]) -> None:
+        """Also what was received before: another thread may take what this one blocks."""
+        self._processes = processes
+        for number in tuple(self._received):
+            self._send(number)
+
+    def is_interrupted_twice(self) -> bool:
+        return self._received.count(signal.SIGINT) > 1
+
+    def _send(self, number: int) -> None:
+        if number == signal.SIGINT:
+            # A terminal sends it to the ranks too, which would take ours for a second one.
+            number = signal.SIGKILL if self.is_interrupted_twice() else signal.SIGTERM
+        for process in self._processes:
+            if process.poll() is None:
+                process.send_signal(number)
 
 
 def _start(command: Sequence[str], num_processes: int) -> list[subprocess.Popen[bytes]]:
