@@ -377,7 +377,8 @@ class RunFolder:
         Raises:
             RecipeError: it would start from step 0.
         """
-        if start.step or not (known := known_saves(self.path)):
+        # A link to nowhere is said in other words, with where it leads.
+        if start.step or self._place_problems() or not (known := known_saves(self.path)):
             return
         are_there = list_checkpoints(self.checkpoints)
         what = "holds no completed save" if are_there else "holds no checkpoint"
