@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterable
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -37,6 +37,13 @@ from tst_megatron.commands.shared import (
 from tst_megatron.commands.status import status
 from tst_megatron.files import write_beside
 from tst_megatron.recipe import RecipeError
+from tst_megatron.system.lock import InUse
+from tst_megatron.training.exit_status import STOPPED
+
+if TYPE_CHECKING:
+    from tst_megatron.check import CheckedRecipe
+    from tst_megatron.training.checkpoints import Start
+    from tst_megatron.training.run_folder import RunFolder
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -87,6 +94,10 @@ def main() -> None:
         raise SystemExit(BAD_INPUT) from None
     except (ValueError, OSError) as error:
         said, is_bad_input = f"{error}", not isinstance(error, OSError)
+        if isinstance(error, InUse) and error.is_earlier_start:
+            # What is left of it ends by itself.
+            _tell(said)
+            raise SystemExit(STOPPED) from None
         if isinstance(error, OSError):
             # A full disk, say, is no fault of the input: trying again may help.
             is_bad_input = isinstance(error, WRONG_PATHS)
@@ -126,6 +137,10 @@ def check(
         Path | None,
         typer.Option(help="Write the variables to start ranks with here, a NAME=VALUE a line."),
     ] = None,
+    starting: Annotated[
+        bool,
+        typer.Option("--starting", help="A start follows: refuse a run folder that is in use."),
+    ] = False,
 ) -> None:
     """Check a recipe before it waits in a queue: all problems at once, status 2 if any."""
     from tst_megatron.training.run_folder import RunFolder
@@ -134,7 +149,12 @@ def check(
 
     console = Console()
     checked = checked_recipe(recipe, overrides, nproc)
-    start = plan_start(checked, RunFolder(run)) if run else None
+    start, user = None, None
+    if run is not None:
+        folder = RunFolder(run)
+        user = folder.user()
+        with folder.held(say=_tell) if starting and run.exists() else nullcontext():
+            start = plan_start(checked, folder)
     announce(checked, console)
     if environment is not None:
         lines = (f"{name}={value}\n" for name, value in checked.environment.items())
@@ -146,8 +166,10 @@ def check(
             if is_finished
             else f"would start after step {start.step}"
         )
-        found = notes_of(RunFolder(run).damaged(checked))
-        _say((*start.notes, *found, f"{run}: {would}"), console)
+        for note in (*start.notes, *notes_of(RunFolder(run).damaged(checked)), f"{run}: {would}"):
+            _tell(note)
+        if user is not None and not starting:
+            _tell(f"{run}: in use by {user}. A start is refused until that has ended")
     console.print("No problem found.", style="green")
 
 
@@ -179,64 +201,122 @@ def train(
     itself.
     """
     folder = run or Path("runs") / f"{recipe.resolve().parent.name}-{recipe.stem}"
-    raise typer.Exit(train_run(recipe, overrides or [], folder, nproc=nproc, fresh=fresh))
+    try:
+        status = train_run(recipe, overrides or [], folder, nproc=nproc, fresh=fresh)
+    except KeyboardInterrupt:
+        # A rank takes Ctrl-C as a signal to stop, so no rank was started.
+        _tell("stopped before training began")
+        status = STOPPED
+    raise typer.Exit(status)
 
 
 def train_run(
     recipe: Path, overrides: list[str], folder: Path, *, nproc: int | None, fresh: bool = False
 ) -> int:
     """Train in a run folder, as one rank or by starting all of them, and return the exit status."""
-    from tst_megatron.training import stacks, stopping
+    from tst_megatron.training import launch, stacks, stopping
 
     if nproc is None:
         # This process is a rank, and what follows takes half a minute on a busy machine.
         stopping.listen()
         stacks.listen()
-    from tst_megatron.data.ready import build_indexes, wait_until_ready
-    from tst_megatron.training.launch import launch
-    from tst_megatron.training.run_folder import RunFolder, check_run
-    from tst_megatron.training.start import plan_start
+    from tst_megatron.training.run_folder import RunFolder
 
-    console = Console()
     rank = rank_of_environment()
     run = RunFolder(folder)
     checked = checked_recipe(recipe, overrides, 1 if nproc is None and rank is None else nproc)
-    start = None
+    is_held = launch.is_started_here()
+    if is_held or rank not in (None, 0):
+        return _train_as_a_rank(checked, run, is_held=is_held, fresh=fresh)
+    with run.held(say=_tell):
+        if nproc is None:
+            return _train_as_a_rank(checked, run, is_held=True, fresh=fresh)
+        command = ["train", str(recipe), *overrides, "--run-folder", str(folder)]
+        return _launch_ranks(checked, run, command, nproc, fresh=fresh)
+
+
+def _launch_ranks(
+    checked: CheckedRecipe, run: RunFolder, command: list[str], nproc: int, *, fresh: bool
+) -> int:
+    """Make the run folder ready, and start the ranks."""
+    from tst_megatron.training.launch import launch
+
+    _make_ready(checked, run, fresh=fresh)
+    if _is_finished(checked, run, is_first=True):
+        return 0
+    console = Console()
+    announce(checked, console)
+    return launch(command, num_processes=nproc, logs=run.logs, console=console)
+
+
+def _train_as_a_rank(checked: CheckedRecipe, run: RunFolder, *, is_held: bool, fresh: bool) -> int:
+    """Train in this process, which may be the only rank.
+
+    Args:
+        checked: the recipe.
+        run: its folder.
+        is_held: this process or its launcher holds the folder; else the first rank has to.
+        fresh: whether the folder must be empty.
+    """
+    from tst_megatron.data.ready import wait_until_ready
+    from tst_megatron.training.run_folder import check_run
+
+    rank, start = rank_of_environment(), None
     if rank in (None, 0):
-        start = plan_start(checked, run, fresh=fresh)
-        build_indexes(checked.stream, checked.corpora, console)
-        _say(run.prepare(checked), console)
+        start = _make_ready(checked, run, fresh=fresh)
     else:
         # In the order of the first rank, whose indexes may take it hours.
         wait_until_ready(checked.stream, checked.corpora)
-        run.wait_until_prepared()
+        run.wait_until_prepared(is_held=is_held)
         check_run(checked, run, fresh=False)
-    if run.is_finished(checked):
-        if rank in (None, 0):
-            _say(run.repair(checked).notes, console)
-            run.write_finished(checked)
-        console.print(f"{folder}: this run is finished.", highlight=False, soft_wrap=True)
+    run.join()
+    if _is_finished(checked, run, is_first=rank in (None, 0)):
         return 0
-    if nproc is not None:
-        announce(checked, console)
-        command = ["train", str(recipe), *overrides, "--run-folder", str(folder)]
-        return launch(command, num_processes=nproc, logs=run.logs, console=console)
 
     from tst_megatron.training.pretrain import pretrain, redirect_output_to
     from tst_megatron.training.run_records import clear_log
 
     if rank is None:
-        announce(checked, console)
+        announce(checked, Console())
         rank = _be_the_only_rank()
     if rank == 0:
         run.repair(checked)
-    _say(clear_log(run.log(rank)), console)
+    for note in clear_log(run.log(rank)):
+        _tell(note)
     console = redirect_output_to(str(run.log(rank)))
     try:
         return pretrain(checked, run, start=start, console=console)
     except (ValueError, OSError) as error:
         # The input was checked above; this is a fault, and `main` takes these for bad input.
         raise RuntimeError("training failed") from error
+
+
+def _make_ready(checked: CheckedRecipe, run: RunFolder, *, fresh: bool) -> Start:
+    """What the launcher and the first rank do before any rank reads: check, index, prepare."""
+    from tst_megatron.data.ready import build_indexes
+    from tst_megatron.training.start import plan_start
+
+    start = plan_start(checked, run, fresh=fresh)
+    build_indexes(checked.stream, checked.corpora, Console())
+    for note in run.prepare(checked):
+        _tell(note)
+    return start
+
+
+def _is_finished(checked: CheckedRecipe, run: RunFolder, *, is_first: bool) -> bool:
+    """Whether nothing is left to train; says so, and the first rank puts the folder in order."""
+    if not run.is_finished(checked):
+        return False
+    if is_first:
+        for note in run.repair(checked).notes:
+            _tell(note)
+        run.write_finished(checked)
+    _tell(f"{run.path}: this run is finished.")
+    return True
+
+
+def _tell(line: str) -> None:
+    Console().print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 @app.command()
@@ -250,11 +330,6 @@ def quickstart(
     from tst_megatron.quickstart import quickstart as run_quickstart
 
     raise typer.Exit(run_quickstart(folder, short=short, console=Console()))
-
-
-def _say(lines: Iterable[str], console: Console) -> None:
-    for line in lines:
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 def _be_the_only_rank() -> int:

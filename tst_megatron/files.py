@@ -112,26 +112,6 @@ def remove_left_behind(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Keep other runs away that make the same output in this folder.
-
-    Raises:
-        ValueError: one is going on.
-    """
-    with (folder / "lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise ValueError(
-                f"{folder}: another run is at work in it. Wait for it, or stop it."
-            ) from error
-        except OSError:
-            # A file system without locks: whoever starts two at a time is not stopped there.
-            pass
-        yield
-
-
-@contextlib.contextmanager
 def claimed(output: Path) -> Iterator[Path]:
     """A hidden folder beside an output, for what becomes it. No other process makes that output.
 

@@ -8,8 +8,11 @@ valid is reused.
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +27,8 @@ from tst_megatron.data.sentencepiece_tokenizer import load_sentencepiece
 from tst_megatron.data.train_tokenizer import train_sentencepiece
 from tst_megatron.host import cpu
 from tst_megatron.installed import package_version
+from tst_megatron.system.lock import held
+from tst_megatron.training import stopping
 from tst_megatron.training.record import BAG_LOSS, VALIDATION_LOSS, read_metrics
 from tst_megatron.training.run_folder import RunFolder
 
@@ -64,6 +69,15 @@ def quickstart(folder: Path, *, short: bool, console: Console) -> int:
     """
     recipe = find_recipe()
     folder.mkdir(parents=True, exist_ok=True)
+
+    def say(line: str) -> None:
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+    with held(folder, say=say):
+        return _run_chain(recipe, folder, short=short, console=console)
+
+
+def _run_chain(recipe: Path, folder: Path, *, short: bool, console: Console) -> int:
     console.rule("1. Text", align="left")
     manifest = _prepare_text(folder, console)
     console.rule("2. Training", align="left")
@@ -149,9 +163,16 @@ def _train(recipe: Path, overrides: list[str], run: RunFolder, console: Console)
     console.print(
         f"tst-megatron {' '.join(arguments)}", highlight=False, markup=False, soft_wrap=True
     )
-    return subprocess.run(
-        [sys.executable, "-m", "tst_megatron", *arguments], check=False
-    ).returncode
+    # Ctrl-C reaches the command too, which saves a checkpoint and ends; so it does without us.
+    before = signal.signal(signal.SIGINT, lambda *_: None)
+    try:
+        return subprocess.run(
+            [sys.executable, "-m", "tst_megatron", *arguments],
+            check=False,
+            preexec_fn=partial(stopping.end_with, os.getpid(), signal.SIGTERM),
+        ).returncode
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _export(run: RunFolder, output: Path, console: Console) -> Path:

@@ -160,7 +160,7 @@ cordoned() {
 # check_run RECIPE...: every problem of the input, on one processor before 64 GPUs wait for it.
 check_run() {
   local status=0
-  run_tasks --nodes=1 --ntasks=1 "--time=$((START_SECONDS / 60 + 1))" -- tst-megatron check "$@" --nproc "$SLURM_NTASKS" \
+  run_tasks --nodes=1 --ntasks=1 "--time=$((START_SECONDS / 60 + 1))" -- tst-megatron check "$@" --nproc "$SLURM_NTASKS" --starting \
     --run-folder "$RUN_FOLDER" --environment "$RUN_FOLDER/slurm/environment" || status=$?
   ((status != BAD_INPUT)) || { note end "bad input"; exit "$BAD_INPUT"; }
   ((status == 0)) || try_again "the check of the recipe ended with status $status"

@@ -220,6 +220,29 @@ def test_checkpoint_whose_arguments_cannot_be_read_is_skipped(uninterrupted, tmp
     assert find_start(folder).step == DECAY
 
 
+def test_run_whose_checkpoints_are_gone_is_refused_also_when_it_was_finished(
+    uninterrupted, tmp_path
+):
+    recipe, run = uninterrupted[0], tmp_path / "run"
+    shutil.copytree(uninterrupted[1], run)
+    shutil.rmtree(run / "checkpoints")
+    # As of a run that is older than the record of its saves.
+    (run / "saves.json").unlink()
+    before = {path: path.stat().st_mtime for path in run.rglob("*") if path.name != "lock"}
+    for command in ("train", "check"):
+        log = tmp_path / "refused.log"
+        arguments = (command, str(recipe), "--run-folder", str(run))
+        (rank,) = tiny.fork_ranks(*arguments, num_ranks=1, log=log)
+        assert rank.wait(timeout=300) == 2, log.read_text()
+        printed = " ".join(log.read_text().split())
+        assert f"{run / 'checkpoints'}: is missing, and this run has saved some before" in printed
+        assert "state.json knows step 16" in printed
+        assert "another --run-folder to start over" in printed
+    changed = {path for path, time in before.items() if path.stat().st_mtime != time}
+    assert changed <= {run}
+    assert not (run / "checkpoints").exists()
+
+
 @pytest.fixture(scope="module")
 def after_a_full_disk(uninterrupted, tmp_path_factory):
     """A run that could not write a shard; then its folder; then the same run with room again."""

@@ -1,5 +1,6 @@
 """A stop signal ends a run within a step, with a checkpoint and a status that says: go on later."""
 
+import json
 import os
 import shutil
 import signal
@@ -13,15 +14,15 @@ from tst_megatron.recipe import RecipeError
 from tst_megatron.upstream.checkpoint import read_saved_state
 
 
-def test_signal_to_the_whole_group_saves_within_a_step_and_ends_with_status_75(text, tmp_path):
-    """With loader workers, which get it too; the rank ends promptly although they are deaf."""
+def test_ctrl_c_saves_within_a_step_and_until_then_no_other_start_comes_in(text, tmp_path):
+    """A terminal sends it to the whole group: also to loader workers, which are deaf to it."""
     recipe = tiny.write_recipe(
         tmp_path / "long.yaml",
         text,
-        {"bag-size": 4, "superposition-fraction": 0.1},
-        train_iters=500,
-        save_interval=1000,
-        eval_interval=1000,
+        {"bag-size": 4, "superposition-fraction": 0.1, "max-epochs": 2},
+        train_iters=5000,
+        save_interval=10_000,
+        eval_interval=10_000,
         lr_wsd_decay_iters=50,
         num_workers=2,
     )
@@ -37,19 +38,38 @@ def test_signal_to_the_whole_group_saves_within_a_step_and_ends_with_status_75(t
         assert process.poll() is None, (tmp_path / "train.log").read_text()
         assert time.monotonic() < deadline
         time.sleep(0.05)
+    try:
+        expect_refused(recipe, run, process.pid, tmp_path / "second.log")
+    except BaseException:
+        process.kill()
+        raise
     seen = len(tiny.metrics(run))
-    os.killpg(process.pid, signal.SIGUSR2)
+    os.killpg(process.pid, signal.SIGINT)
     assert process.wait(timeout=30) == 75, (run / "logs" / "rank-0.log").read_text()
     state = tiny.state(run)
     rows = tiny.metrics(run)
     assert state["status"] == "stopped"
-    assert state["step"] == rows[-1]["step"] <= seen + 5
+    assert [row["step"] for row in rows] == list(range(1, state["step"] + 1))
+    assert state["step"] <= seen + 20
     assert state["checkpoint"] == f"checkpoints/iter_{state['step']:07d}"
     assert (run / state["checkpoint"] / ".metadata").exists()
+    assert json.loads((run / "saves.json").read_text()) == {"newest completed save": state["step"]}
 
 
-def test_signal_during_the_start_of_all_ranks_ends_them_after_their_first_step(text, tmp_path):
-    """To the group of a launcher, so that each rank gets it twice."""
+def expect_refused(recipe, run, holder, log):
+    """A second start is, before it touches anything; a check goes on, and says why."""
+    before = {path: path.stat().st_ino for path in run.rglob("*")}
+    arguments = (str(recipe), "--run-folder", str(run))
+    said = [(f"{run}: in use by process {holder} on ", 2), ("A start is refused until", 0)]
+    for command, (words, status) in zip(("train", "check"), said, strict=True):
+        (second,) = tiny.fork_ranks(command, *arguments, num_ranks=1, log=log)
+        assert second.wait(timeout=300) == status and words in log.read_text(), log.read_text()
+    assert {path: path.stat().st_ino for path in before} == before
+    assert not (run / "metrics.dropped.jsonl").exists()
+
+
+def test_ctrl_c_during_the_start_of_all_ranks_ends_them_after_their_first_step(text, tmp_path):
+    """To the group of a launcher, so that each rank gets two signals for one."""
     recipe = tiny.write_recipe(tmp_path / "tst.yaml", text, {"bag-size": 1})
     run, log = tmp_path / "run", tmp_path / "train.log"
     arguments = ("train", str(recipe), "--run-folder", str(run), "--nproc", "2")
@@ -58,8 +78,9 @@ def test_signal_during_the_start_of_all_ranks_ends_them_after_their_first_step(t
     while len(tiny.children(process.pid)) < 2:
         assert time.monotonic() < deadline and process.poll() is None, log.read_text()
         time.sleep(0.01)
-    os.killpg(process.pid, signal.SIGTERM)
+    os.killpg(process.pid, signal.SIGINT)
     assert process.wait(timeout=120) == 75, log.read_text()
+    assert log.read_text().count("asked to stop: a checkpoint is saved") == 1
     state = tiny.state(run)
     assert (state["status"], state["step"]) == ("stopped", 1)
     assert [row["step"] for row in tiny.metrics(run)] == [1]

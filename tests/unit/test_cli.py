@@ -1,4 +1,5 @@
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import click
@@ -11,7 +12,7 @@ from tst_megatron.cli import app, main
 from tst_megatron.data import ready as data_ready
 
 COMMANDS = {
-    "check": {"recipe", "overrides", "--nproc", "--run-folder", "--environment"},
+    "check": {"recipe", "overrides", "--nproc", "--run-folder", "--environment", "--starting"},
     "train": {"recipe", "overrides", "--run-folder", "--nproc", "--fresh"},
     "params": {"recipe", "overrides"},
     "data tokenizer": {"inputs", "--output", "--vocab-size", "--text-key"},
@@ -264,10 +265,22 @@ def test_finished_run_ends_with_0_and_starts_nothing(stand_ins, monkeypatch, cap
     assert (status, out) == (0, "done: this run is finished.\n")
 
 
+def test_ctrl_c_before_there_are_ranks_is_a_stop(stand_ins, monkeypatch, capsys):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(data_ready, "build_indexes", interrupted)
+    arguments = ("train", "tst.yaml", "--nproc", "2", "--run-folder", "here")
+    assert run_main(monkeypatch, capsys, *arguments)[0] == 75
+    assert not Path("here").exists()
+
+
 def test_other_ranks_wait_and_prepare_nothing(stand_ins, monkeypatch, capsys):
     waited = stand_ins.ready
     monkeypatch.setattr(
-        stand_ins.folder, "wait_until_prepared", lambda self: waited.append(str(self.path))
+        stand_ins.folder,
+        "wait_until_prepared",
+        lambda self, *, is_held: waited.append((str(self.path), is_held)),
     )
     monkeypatch.setenv("SLURM_PROCID", "3")
     monkeypatch.setenv("SLURM_NTASKS", "4")
@@ -275,10 +288,11 @@ def test_other_ranks_wait_and_prepare_nothing(stand_ins, monkeypatch, capsys):
     monkeypatch.setenv("SLURM_STEP_ID", "0")
     monkeypatch.setenv("MASTER_ADDR", "node1")
     monkeypatch.setenv("MASTER_PORT", "29500")
+    Path("shared").mkdir()
     status, out, _ = run_main(monkeypatch, capsys, "train", "tst.yaml", "--run-folder", "shared")
     assert (status, out) == (75, "")
     # For the indexes first, which the first rank may take hours to build.
-    assert waited == ["waited", "shared"]
+    assert waited == ["waited", ("shared", False)]
     assert stand_ins.calls == []
 
 

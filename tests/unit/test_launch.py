@@ -4,9 +4,11 @@ import io
 import os
 import signal
 import socket
+import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -14,6 +16,7 @@ from rich.console import Console
 from tst_megatron.training import launch as launcher
 from tst_megatron.training.launch import free_port, launch
 
+PYTHON = sys.executable
 WAIT_FOR_TERM = "trap 'exit 75' TERM USR2 INT; : > ready-$RANK; "
 WAIT_FOR_TERM += "n=0; while [ $n -lt 1200 ]; do sleep 0.05; n=$((n+1)); done; exit 9"
 
@@ -24,7 +27,7 @@ def ranks(tmp_path, monkeypatch):
     stand_in = tmp_path / "stand-in"
     stand_in.write_text(
         # Ranks are started with the stop signals blocked, and a shell cannot unblock them.
-        "#!/usr/bin/env -S --default-signal=TERM,USR2 sh\n"
+        "#!/usr/bin/env -S --default-signal=TERM,USR2,INT sh\n"
         '[ "$1 $2" = "-m tst_megatron" ] || exit 99\neval "$3"\n'
     )
     stand_in.chmod(0o755)
@@ -162,6 +165,60 @@ def test_stop_signal_is_passed_on_to_every_rank(ranks, tmp_path, number):
     assert ranks(f"{WAIT_FOR_TERM}; : > deaf-$RANK") == (75, "")
     sender.join()
     assert list(tmp_path.glob("deaf-*")) == []
+
+
+def test_second_interrupt_ends_ranks_that_do_not_listen(ranks, tmp_path):
+    """The first came before they had begun to, say."""
+
+    def send():
+        for _ in range(3000):
+            if len(list(tmp_path.glob("ready-*"))) == 2:
+                break
+            time.sleep(0.02)
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.3)
+
+    sender = threading.Thread(target=send)
+    sender.start()
+    (tmp_path / "rank-0.log").write_text("a long log")
+    assert ranks("trap '' TERM INT; : > ready-$RANK; sleep 60 & wait; sleep 60") == (130, "")
+    sender.join()
+
+
+LAUNCHER = """
+import sys
+from pathlib import Path
+from rich.console import Console
+from tst_megatron.training.launch import launch
+sys.executable, script = sys.argv[1:]
+launch([script], num_processes=2, logs=Path(), console=Console())
+"""
+
+
+def test_ranks_end_with_a_killed_launcher_whatever_they_are_doing(ranks, tmp_path):
+    """Deaf to what else would end them; a rank that imports has not even begun to listen."""
+    script = "trap '' TERM INT HUP; echo $$ > rank-$RANK.pid; n=0; "
+    script += "while [ $n -lt 600 ]; do sleep 0.1; n=$((n+1)); done"
+    command = [PYTHON, "-c", LAUNCHER, str(tmp_path / "stand-in"), script]
+    process = subprocess.Popen(command, cwd=tmp_path)
+    deadline = time.monotonic() + 60
+    while not (pids := [f.read_text() for f in tmp_path.glob("*.pid")]) or len(pids) < 2:
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.02)
+    process.kill()
+    process.wait()
+    while any(is_alive(int(pid)) for pid in pids if pid):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def is_alive(process):
+    try:
+        state = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return state != "Z"
 
 
 def test_signals_are_the_callers_again_afterwards(ranks):

@@ -22,7 +22,7 @@ from tst_megatron.data.indexed import IndexedReader
 from tst_megatron.data.parts import begin_parts, delete_parts, parts_folder
 from tst_megatron.data.prepare import prepare
 from tst_megatron.data.tokenizer import load_tokenizer
-from tst_megatron.files import locked
+from tst_megatron.system.lock import held
 
 NEVER_DONE = """
 import time
@@ -186,7 +186,7 @@ def test_two_preparations_of_one_output_are_refused(
 ) -> None:
     parts = parts_folder(tmp_path / "output")
     begin_parts(parts, {})
-    with locked(parts), pytest.raises(ValueError, match="another run is at work"):
+    with held(parts), pytest.raises(ValueError, match="in use by process"):
         prepare([texts], tokenizer_model, tmp_path / "output", **OPTIONS)
     prepare([texts], tokenizer_model, tmp_path / "output", **OPTIONS)
 

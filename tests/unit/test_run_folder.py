@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -247,6 +248,119 @@ def test_file_in_place_of_the_folder_is_refused(run, checked, fresh):
     assert "not a folder" in problem
 
 
+@pytest.mark.parametrize("name", [".", "checkpoints", "logs", "tensorboard", "report"])
+@pytest.mark.parametrize("fresh", [True, False])
+def test_dangling_link_is_named_with_where_it_leads(run, checked, name, fresh):
+    if name != ".":
+        run.path.mkdir(parents=True)
+    run.path.parent.mkdir(exist_ok=True, parents=True)
+    (run.path / name).symlink_to("/scratch/purged")
+    (problem,) = run.problems(checked, fresh=fresh)
+    assert problem.startswith(
+        f"{run.path / name}: is a link to /scratch/purged, which is not there"
+    )
+    with pytest.raises(RecipeError, match="is not there. Bring that back"), run.held(say=print):
+        pass
+
+
+def test_link_to_a_folder_elsewhere_is_used(run, checked, tmp_path):
+    (tmp_path / "scratch").mkdir()
+    run.path.mkdir(parents=True)
+    run.checkpoints.symlink_to(tmp_path / "scratch")
+    assert run.problems(checked, fresh=False) == []
+    run.prepare(checked)
+    assert (tmp_path / "scratch" / "tokenizer.model").exists()
+
+
+# --- one start at a time --------------------------------------------------------------------------
+
+
+def test_refused_start_leaves_no_folder_that_it_made(run, checked):
+    with pytest.raises(RecipeError), run.held(say=print):
+        raise RecipeError(["no such key"])
+    assert not run.path.parent.exists()
+    with pytest.raises(RecipeError), run.held(say=print):
+        run.prepare(checked)
+        raise RecipeError(["later"])
+    assert run.resolved.exists()
+
+
+@pytest.mark.parametrize("fresh", [True, False])
+def test_folder_that_was_held_and_nothing_else_is_new(run, checked, fresh):
+    with run.held(say=print):
+        run.join()
+        assert run.problems(checked, fresh=fresh) == []
+        assert run.user().process == os.getpid()
+    assert {path.name for path in run.path.iterdir()} == {"lock", "lock-ranks"}
+    assert run.problems(checked, fresh=fresh) == []
+
+
+def test_start_killed_in_prepare_leaves_locks_that_bar_nobody(run, checked):
+    with run.held(say=print):
+        run.prepare(checked)
+        (run.path / "resolved.yaml").unlink()
+    assert run.problems(checked, fresh=False) == []
+
+
+# --- checkpoints that are gone --------------------------------------------------------------------
+
+
+GONE = {
+    "empty": lambda run: None,
+    "missing": lambda run: shutil.rmtree(run.checkpoints),
+    "unfinished": lambda run: (run.checkpoints / "iter_0000010").mkdir(),
+}
+
+
+@pytest.mark.parametrize("name", GONE)
+def test_run_that_has_saved_is_not_started_over(run, checked, name):
+    run.prepare(checked)
+    run.note_save(8)
+    GONE[name](run)
+    found = "is missing" if name == "missing" else "holds no "
+    for ask in (run.find_start, run.repair):
+        with pytest.raises(RecipeError) as refused:
+            ask(checked)
+        (problem,) = refused.value.problems
+        assert problem.startswith(f"{run.checkpoints}: {found}")
+        assert "this run has saved some before (saves.json knows step 8)" in problem
+        assert "mount what they are on, to go on" in problem
+        assert "another --run-folder to start over" in problem
+    assert (run.checkpoints / "iter_0000010").exists() == (name == "unfinished")
+
+
+def test_run_that_never_saved_starts_over(run, checked):
+    run.prepare(checked)
+    (run.checkpoints / "iter_0000010").mkdir()
+    assert run.find_start(checked).step == 0
+    assert run.repair(checked).step == 0
+    assert not (run.checkpoints / "iter_0000010").exists()
+
+
+def test_unreadable_checkpoints_are_named(run, checked, monkeypatch):
+    run.prepare(checked)
+
+    def unreadable(*_, **__):
+        raise OSError(116, "Stale file handle")
+
+    monkeypatch.setattr(run_folder, "find_start", unreadable)
+    with pytest.raises(RecipeError, match=r"checkpoints: cannot be read \(\[Errno 116\] Stale"):
+        run.find_start(checked)
+
+
+def test_older_folder_is_told_once_what_it_had_saved(run, checked):
+    run.prepare(checked)
+    run.saves.unlink()
+    save_checkpoint(run, 8)
+    run.prepare(checked)
+    assert run.saves.read_text() == '{"newest completed save": 8}\n'
+    run.prepare(checked)
+    shutil.rmtree(run.checkpoints)
+    run.prepare(checked)
+    with pytest.raises(RecipeError, match="saves.json knows step 8"):
+        run.find_start(checked)
+
+
 # --- waiting for the first rank -------------------------------------------------------------------
 
 
@@ -267,6 +381,23 @@ def test_wait_ends_when_the_first_rank_has_prepared(run, checked, monkeypatch):
     monkeypatch.setattr(time, "sleep", sleep)
     run.wait_until_prepared(seconds=60.0)
     assert len(waits) == 2
+
+
+def test_wait_is_for_the_first_rank_of_this_start(run, checked, monkeypatch):
+    """A folder that another start prepared, or works in, is not this one's yet."""
+    monkeypatch.setenv("MASTER_ADDR", "node1")
+    for port, is_ours in (("29500", True), ("29501", False)):
+        monkeypatch.setenv("MASTER_PORT", "29500")
+        with run.held(say=print):
+            run.prepare(checked)
+        # Also when the first rank has ended by now, as it does where the run is finished.
+        monkeypatch.setenv("MASTER_PORT", port)
+        if is_ours:
+            run.wait_until_prepared(seconds=0.0, is_held=False)
+        else:
+            with pytest.raises(RuntimeError, match="was not prepared by rank 0"):
+                run.wait_until_prepared(seconds=0.0, is_held=False)
+            run.wait_until_prepared(seconds=0.0, is_held=True)
 
 
 def test_wait_that_takes_too_long_says_where_and_how_long(run):
@@ -448,6 +579,7 @@ def test_state_and_recipe_are_written_whole(run, checked, monkeypatch):
     run.write_state("finished", reason="", step=1, device="cpu", exit_status=0)
     write_versions(run.versions, device="cpu", world_size=1, layout={"number of ranks": 1}, step=0)
     assert written == [("resolved.yaml", "\n"), ("state.json", "\n"), ("versions.json", "\n")]
+    assert (run.path / "saves.json").read_text() == '{"newest completed save": 0}\n'
 
 
 def test_versions_name_every_package_device_and_size(run):

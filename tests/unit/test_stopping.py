@@ -34,7 +34,10 @@ def ended(process, typed=""):
     return process.returncode, out
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2])
+STOP_SIGNALS = [signal.SIGTERM, signal.SIGUSR2, signal.SIGINT]
+
+
+@pytest.mark.parametrize("number", STOP_SIGNALS)
 def test_signal_that_came_early_is_passed_on_when_there_is_a_run(number):
     process = start("""
         stopping.listen()
@@ -64,6 +67,27 @@ def test_signal_while_it_runs_is_passed_on_at_once():
     assert ended(process) == (75, "")
 
 
+@pytest.mark.parametrize("first", STOP_SIGNALS)
+def test_interrupt_that_comes_later_ends_at_once(first):
+    process = start("""
+        stopping.SECONDS_OF_ONE_STOP = 0.2
+        stopping.listen()
+        stopping.pass_on_to(lambda: print("stop", flush=True))
+        print("ready", flush=True)
+        time.sleep(20)
+    """)
+    ready(process)
+    process.send_signal(first)
+    assert process.stdout.readline() == "stop\n"
+    # From the terminal and from the launcher: one and the same.
+    process.send_signal(signal.SIGINT)
+    assert process.stdout.readline() == "stop\n"
+    time.sleep(0.3)
+    assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    assert ended(process) == (130, "")
+
+
 CHILDREN = """
     import multiprocessing
     if __name__ == "__main__":
@@ -81,7 +105,7 @@ CHILDREN = """
 
 
 @pytest.mark.parametrize("method", ["fork", "forkserver", "spawn"])
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2])
+@pytest.mark.parametrize("number", STOP_SIGNALS)
 def test_children_survive_a_signal_to_the_whole_group_and_end_with_their_parent(method, number):
     process = start(CHILDREN.format(method=method))
     ready(process)
@@ -129,9 +153,30 @@ def test_worker_ends_with_the_process_that_it_works_for(method):
         time.sleep(0.05)
 
 
+def test_forked_workers_end_with_a_killed_rank():
+    """At work, they would look for their parent only when that is done."""
+    process = start("""
+        import multiprocessing
+        stopping.listen()
+        def work():
+            os.fork()
+            print(os.getpid(), flush=True)
+            time.sleep(60)
+        multiprocessing.get_context("fork").Process(target=work).start()
+        time.sleep(60)
+    """)
+    workers = [int(process.stdout.readline()) for _ in range(2)]
+    process.kill()
+    process.wait()
+    deadline = time.monotonic() + 10
+    while any(is_alive(worker) for worker in workers):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
 def is_alive(process):
     try:
         state = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):
         return False
     return state != "Z"

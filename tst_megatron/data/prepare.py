@@ -50,7 +50,8 @@ from tst_megatron.data.tokenizer import (
     tokenizer_sha256,
 )
 from tst_megatron.data.workers import in_order, num_cores
-from tst_megatron.files import file_sha256, locked
+from tst_megatron.files import file_sha256
+from tst_megatron.system.lock import held
 
 __all__ = ["Manifest", "Split", "load_manifest", "prepare"]
 
@@ -160,7 +161,7 @@ def prepare(
         allow_empty_splits=allow_empty_splits,
         console=console,
     )
-    with locked(parts):
+    with held(parts, seconds=0):
         build(job, tokenizer, recipe, versions, output)
     return load_manifest(output)
 

@@ -26,7 +26,8 @@ from tst_megatron.data.manifest import (
     verify_files,
 )
 from tst_megatron.data.tokenizer import TokenizerFacts
-from tst_megatron.files import folder_appearing_whole, locked
+from tst_megatron.files import folder_appearing_whole
+from tst_megatron.system.lock import held
 
 REJECTED_NAME = "rejected.jsonl"
 """Of the list of what held no document, where there was some."""
@@ -121,7 +122,7 @@ def built_beside(output: Path) -> Iterator[Path]:
     partial = _partial(output)
     partial.mkdir(exist_ok=True)
     (partial / MARK_NAME).touch()
-    with locked(partial):
+    with held(partial, seconds=0):
         try:
             with folder_appearing_whole(output, partial / FOLDER_NAME) as folder:
                 yield folder

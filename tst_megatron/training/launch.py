@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from types import FrameType
 
@@ -18,8 +19,11 @@ from rich.console import Console
 from tst_megatron.training import stopping
 from tst_megatron.training.exit_status import STOPPED
 
-PASSED_ON = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT)
+PASSED_ON = stopping.STOP_SIGNALS
 """Signals to this command that every rank gets."""
+
+LAUNCHER = "TST_LAUNCHER"
+"""The process that started a rank, by ``launch``."""
 
 SECONDS_TO_STOP = 15.0
 """How long the other ranks have to end after one has failed."""
@@ -36,8 +40,9 @@ LINUX_FIRST_PORT = 32_768
 def launch(command: Sequence[str], *, num_processes: int, logs: Path, console: Console) -> int:
     """Run one process per rank and wait for all of them.
 
-    A stop signal is passed on to every rank. When a rank fails, the others are ended, and the end
-    of its log is shown.
+    A stop signal is passed on to every rank; a second Ctrl-C ends them at once. When a rank fails,
+    the others are ended, and the end of its log is shown. Ranks end with this process, whatever
+    ends it: called from the main thread.
 
     Args:
         command: arguments of ``tst-megatron`` for each rank.
@@ -48,30 +53,23 @@ def launch(command: Sequence[str], *, num_processes: int, logs: Path, console: C
     Returns:
         The first status that is not 0, or 0.
     """
-    environment = {
-        **os.environ,
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(free_port()),
-        "WORLD_SIZE": str(num_processes),
-        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS")
-        or str(max(1, (os.cpu_count() or 1) // num_processes)),
-    }
-    processes: list[subprocess.Popen[bytes]] = []
-
-    def pass_on(number: int, _: FrameType | None) -> None:
-        for process in processes:
-            if process.poll() is None:
-                process.send_signal(number)
-
+    signals = _Signals()
     # A stop signal waits until this process can pass it on, and in a rank until it listens.
     with stopping.blocked():
-        for rank in range(num_processes):
-            ours = {**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)}
-            rank_command = [sys.executable, "-m", "tst_megatron", *command]
-            processes.append(subprocess.Popen(rank_command, env=ours))
-        before = {number: signal.signal(number, pass_on) for number in PASSED_ON}
+        before = {number: signal.signal(number, signals.take) for number in PASSED_ON}
+        processes = _start(command, num_processes)
+        signals.pass_on_to(processes)
     try:
-        return _wait(processes, logs, console)
+        failed = _wait(processes)
+        if signals.is_interrupted_twice():
+            return stopping.INTERRUPTED
+        if failed is None:
+            return 0
+        status = processes[failed].returncode
+        if status not in (2, STOPPED):
+            _show_end_of(logs / f"rank-{failed}.log", failed, status, console)
+        # A rank that a signal ended has a negative status, which no shell can pass on.
+        return status if status > 0 else 128 - status
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -80,7 +78,63 @@ def launch(command: Sequence[str], *, num_processes: int, logs: Path, console: C
                 process.kill()
 
 
-def _wait(processes: Sequence[subprocess.Popen[bytes]], logs: Path, console: Console) -> int:
+class _Signals:
+    """The signals that this process gets, and the ranks that get them from it."""
+
+    def __init__(self) -> None:
+        self._received: list[int] = []
+        self._processes: Sequence[subprocess.Popen[bytes]] = ()
+
+    def take(self, number: int, _: FrameType | None) -> None:
+        self._received.append(number)
+        self._send(number)
+
+    def pass_on_to(self, processes: Sequence[subprocess.Popen[bytes]]) -> None:
+        """Also what was received before: another thread may take what this one blocks."""
+        self._processes = processes
+        for number in tuple(self._received):
+            self._send(number)
+
+    def is_interrupted_twice(self) -> bool:
+        return self._received.count(signal.SIGINT) > 1
+
+    def _send(self, number: int) -> None:
+        if number == signal.SIGINT:
+            # A terminal sends it to the ranks too, which would take ours for a second one.
+            number = signal.SIGKILL if self.is_interrupted_twice() else signal.SIGTERM
+        for process in self._processes:
+            if process.poll() is None:
+                process.send_signal(number)
+
+
+def _start(command: Sequence[str], num_processes: int) -> list[subprocess.Popen[bytes]]:
+    environment = {
+        **os.environ,
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(free_port()),
+        "WORLD_SIZE": str(num_processes),
+        LAUNCHER: str(os.getpid()),
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS")
+        or str(max(1, (os.cpu_count() or 1) // num_processes)),
+    }
+    return [
+        subprocess.Popen(
+            [sys.executable, "-m", "tst_megatron", *command],
+            env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            # Also while it still imports; see `end_with` for the thread.
+            preexec_fn=partial(stopping.end_with, os.getpid()),
+        )
+        for rank in range(num_processes)
+    ]
+
+
+def is_started_here() -> bool:
+    """Whether ``launch`` has started this process as a rank, and its caller still lives."""
+    return os.environ.get(LAUNCHER) == str(os.getppid())
+
+
+def _wait(processes: Sequence[subprocess.Popen[bytes]]) -> int | None:
+    """Wait until all have ended; the rank that was first to end with a status, if any was."""
     while True:
         statuses = [process.poll() for process in processes]
         failed = [rank for rank, status in enumerate(statuses) if status not in (None, 0)]
@@ -88,14 +142,9 @@ def _wait(processes: Sequence[subprocess.Popen[bytes]], logs: Path, console: Con
             break
         time.sleep(0.1)
     if not failed:
-        return 0
-    rank = failed[0]
-    status = processes[rank].returncode
-    _wait_for_others(processes, has_stopped=status == STOPPED)
-    if status not in (2, STOPPED):
-        _show_end_of(logs / f"rank-{rank}.log", rank, status, console)
-    # A rank that a signal ended has a negative status, which no shell can pass on.
-    return status if status > 0 else 128 - status
+        return None
+    _wait_for_others(processes, has_stopped=processes[failed[0]].returncode == STOPPED)
+    return failed[0]
 
 
 def _wait_for_others(processes: Sequence[subprocess.Popen[bytes]], *, has_stopped: bool) -> None:

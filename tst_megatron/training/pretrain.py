@@ -18,11 +18,20 @@ from tst_megatron.training.checkpoints import Start, step_of, tracked_step, writ
 from tst_megatron.training.exit_status import BAD_INPUT, DO_NOT_RESTART, FAILED, FINISHED, STOPPED
 from tst_megatron.training.identity import identity
 from tst_megatron.training.resharding import layout_of
-from tst_megatron.training.retention import Keeper, KeepingRule, always_kept
+from tst_megatron.training.retention import (
+    Keeper,
+    KeepingRule,
+    always_kept,
+    finish_deleting,
+)
 from tst_megatron.training.run_folder import RunFolder, saves_manifest
 from tst_megatron.training.run_state import ALL_STEPS, STARTED
 from tst_megatron.training.run_versions import write_versions
 from tst_megatron.training.start import fall_back
+
+ASKED_TO_STOP = (
+    "asked to stop: a checkpoint is saved at the end of this step. Ctrl-C once more ends without it"
+)
 
 _REFUSED_RESULT = (16, 17)
 """Exit statuses of Megatron's rerun state machine."""
@@ -117,7 +126,19 @@ def pretrain(
         # Also on a full disk: Python waits for them without a limit.
         upstream.end_checkpoint_worker()
         stopping.end_children()
+        finish_deleting()
     return status
+
+
+def _once(do: Callable[[], None]) -> Callable[[], None]:
+    """Do something at the first call; one stop may come as several signals."""
+    left = [do]
+
+    def called() -> None:
+        if left:
+            left.pop()()
+
+    return called
 
 
 def _meaning_of_exit(code: int) -> tuple[int, str, str, str | None]:
@@ -158,12 +179,8 @@ def _train(
     args.tst = {**checked.recipe.resolved()["tst"], "phases": facts["phases"], "stream": facts}
     # Decides whether a start is of this run where its folder's own copy is damaged.
     args.tst["run"] = identity(checked)
-    if args.rank == 0:
-        assert start is not None
-        _write_versions(run, args, device, start.step)
-        if start.unreadable:
-            # The newest whose files are whole is not the one that can be read.
-            write_tracker(run.checkpoints, start.step)
+    if start is not None:
+        _record_start(run, args, device, start)
     observer = None
     if args.rank == args.world_size - 1:
         observer = Recorder(run.metrics, checked.schedule, console=console, device=device)
@@ -199,6 +216,8 @@ def _train(
         start.step if start else None, observer.on_load if observer else None, older
     )
     stopping.pass_on_to(upstream.request_stop)
+    if args.rank == 0:
+        stopping.pass_on_to(_once(lambda: say(ASKED_TO_STOP)))
     try:
         upstream.run_pretraining(
             args,
@@ -234,14 +253,31 @@ def _keep_checkpoints(
         always=frozenset(always_kept(args, switch_step=checked.schedule.switch_step)),
     )
     keeper = Keeper(run.checkpoints, rule, say=say, has_manifest=saves_manifest(checked))
+
+    def after(step: int) -> None:
+        try:
+            run.note_save(step)
+        except OSError as error:
+            # The next save tries again: a full disk is no reason to end a run.
+            say(f"{run.saves}: was not written: {error}")
+        keeper.after_save(step)
+
     upstream.observe_saving(
         before=before,
         clear=keeper.clear,
-        after=keeper.after_save,
+        after=after,
         forced=rule.always,
         tracked_step=lambda: tracked_step(run.checkpoints),
     )
     return keeper
+
+
+def _record_start(run: RunFolder, args: argparse.Namespace, device: str, start: Start) -> None:
+    """On the first rank: what this start is made with, and the checkpoint that Megatron loads."""
+    _write_versions(run, args, device, start.step)
+    if start.unreadable:
+        # The newest whose files are whole is not the one that can be read.
+        write_tracker(run.checkpoints, start.step)
 
 
 def _write_versions(run: RunFolder, args: argparse.Namespace, device: str, step: int) -> None:

@@ -95,6 +95,13 @@ def delete(checkpoint: Path) -> None:
     threading.Thread(target=shutil.rmtree, args=(aside, True), name=aside.name).start()
 
 
+def finish_deleting() -> None:
+    """Wait until all files of what ``delete`` took away are gone; then the folder may be let go."""
+    for thread in threading.enumerate():
+        if thread.name.startswith(_DELETED):
+            thread.join()
+
+
 def remove_leftovers(folder: Path) -> None:
     """Finish what ``delete`` was killed in; call it while no run uses the folder."""
     for path in folder.glob(f"{_DELETED}*"):

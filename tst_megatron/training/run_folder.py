@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import shutil
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +17,8 @@ from tst_megatron.data.cursor import shown
 from tst_megatron.files import copy_beside, is_beside, write_beside
 from tst_megatron.outputs import check_output
 from tst_megatron.recipe import RecipeError
+from tst_megatron.system import lock
+from tst_megatron.system.holder import Holder
 from tst_megatron.system.records import Damaged
 from tst_megatron.training.checkpoints import (
     Start,
@@ -27,6 +32,7 @@ from tst_megatron.training.checkpoints import (
 )
 from tst_megatron.training.exit_status import FINISHED
 from tst_megatron.training.identity import comparable, identity
+from tst_megatron.training.known_saves import SAVES, known_saves, note_save, noted_save
 from tst_megatron.training.record import events_at
 from tst_megatron.training.retention import delete, remove_leftovers
 from tst_megatron.training.run_records import (
@@ -65,6 +71,9 @@ class RunFolder:
         self.resolved = path / RESOLVED
         self.state_file = path / "state.json"
         self.versions = path / VERSIONS
+        self.saves = path / SAVES
+        """That a save was completed (``known_saves``)."""
+        self.locks = {path / name for name in lock.FILES}
         self.slurm = path / "slurm"
         """The job scripts' own: their logs, and ``events.tsv``."""
         self.stop_file = path / "STOP"
@@ -82,6 +91,58 @@ class RunFolder:
         """Whether a first rank has said what run this is."""
         return os.path.lexists(self.resolved)
 
+    @contextlib.contextmanager
+    def held(self, *, say: lock.Say) -> Iterator[None]:
+        """Be the one start that works in this folder; a new one goes again if nothing came of it.
+
+        Args:
+            say: takes a line for a person.
+
+        Raises:
+            InUse: another start works in it.
+            RecipeError: it cannot be a folder.
+        """
+        if problems := self._place_problems():
+            raise RecipeError(problems)
+        made = [path for path in (self.path, *self.path.parents) if not path.exists()]
+        self.path.mkdir(parents=True, exist_ok=True)
+        with lock.held(self.path, say=say):
+            try:
+                yield
+            except BaseException:
+                if made and set(self.path.iterdir()) <= self.locks:
+                    shutil.rmtree(self.path)
+                    with contextlib.suppress(OSError):
+                        for path in made[1:]:
+                            path.rmdir()
+                raise
+
+    def join(self) -> None:
+        """Be one of the processes that write here for the start that holds this folder."""
+        lock.join(self.path)
+
+    def user(self) -> Holder | None:
+        """Who works in this folder at the moment, if anybody does."""
+        return lock.holder(self.path)
+
+    def _place_problems(self) -> list[str]:
+        """What stands where this folder and its checkpoints are to be."""
+        found = []
+        for path in (self.path, self.checkpoints):
+            if path.is_symlink() and not path.exists():
+                found.append(
+                    f"{path}: is a link to {path.readlink()}, which is not there. Bring that back, "
+                    "or mount what it is on, or use another --run-folder"
+                )
+            elif path.exists() and not path.is_dir():
+                found.append(f"--run-folder: {path} is not a folder. Name another")
+        if not found and not self.is_prepared():
+            try:
+                check_output(self.path)
+            except ValueError as error:
+                found.append(f"--run-folder: {error}")
+        return found
+
     def problems(
         self, checked: CheckedRecipe, *, fresh: bool, copy: dict[str, Any] | None = None
     ) -> list[str]:
@@ -92,14 +153,10 @@ class RunFolder:
             fresh: the folder must be empty.
             copy: what the newest checkpoint says instead of a damaged ``resolved.yaml``.
         """
-        if os.path.lexists(self.path) and not self.path.is_dir():
-            return [f"--run-folder: {self.path} is not a folder. Name another"]
-        if not self.is_prepared():
-            try:
-                check_output(self.path)
-            except ValueError as error:
-                return [f"--run-folder: {error}"]
-        if not self.path.exists() or not set(self.path.iterdir()) - {self.slurm, self.stop_file}:
+        if problems := self._place_problems():
+            return problems
+        ours = {self.slurm, self.stop_file, *self.locks}
+        if not self.path.exists() or not set(self.path.iterdir()) - ours:
             return []
         if fresh:
             return [f"--fresh: {self.path} is not empty. Name another folder, or delete it"]
@@ -107,11 +164,6 @@ class RunFolder:
             if self._is_half_prepared():
                 return []
             return [f"--run-folder: {self.path} has files and no resolved.yaml, so it is not a run"]
-        if os.path.lexists(self.checkpoints) and not self.checkpoints.is_dir():
-            return [
-                f"--run-folder: {self.checkpoints} is no folder, or a link to one that is not "
-                "there. Bring the checkpoints back, or use another --run-folder to start over"
-            ]
         try:
             before = comparable(copy or read_resolved(self.resolved))
         except Damaged as error:
@@ -141,6 +193,9 @@ class RunFolder:
         for folder in self._folders():
             folder.mkdir(parents=True, exist_ok=True)
         keep_tokenizer(self.checkpoints, checked.corpora[0].manifest, is_new=is_new)
+        if noted_save(self.path) is None:
+            # Of a folder that is older than this file, what was saved until now.
+            self.note_save(tracked_step(self.checkpoints) or 0)
         if is_new or not self.recipe.exists():
             copy_beside(checked.recipe.path, self.recipe)
         write_beside(self.resolved, yaml.safe_dump(identity(checked), sort_keys=False))
@@ -153,6 +208,10 @@ class RunFolder:
         manifest = checked.corpora[0].manifest
         return damaged_records(self) + wrong_tokenizers(self.checkpoints, manifest)
 
+    def note_save(self, step: int) -> None:
+        """Record that the save of a step is complete; also says that it once was, for ever."""
+        note_save(self.path, step)
+
     def _folders(self) -> tuple[Path, ...]:
         return self.checkpoints, self.tensorboard, self.logs, self.report
 
@@ -162,7 +221,7 @@ class RunFolder:
         Beside that, what a job script made before it.
         """
         tokenizers = places_of_tokenizers(self.checkpoints)
-        kept = (*tokenizers, self.recipe, self.resolved, self.stop_file)
+        kept = (*tokenizers, self.recipe, self.resolved, self.saves, self.stop_file, *self.locks)
 
         def is_ours(path: Path) -> bool:
             if path.is_relative_to(self.slurm) or path in self._folders():
@@ -174,16 +233,25 @@ class RunFolder:
 
         return all(is_ours(path) for path in self.path.rglob("*"))
 
-    def wait_until_prepared(self, *, seconds: float = 300.0) -> None:
+    def wait_until_prepared(self, *, seconds: float = 600.0, is_held: bool = True) -> None:
         """Wait for the first rank's ``prepare``; what it writes last is there when this returns.
 
         It writes a damaged one anew, or refuses it, which ends the job.
+
+        Args:
+            seconds: how long.
+            is_held: this rank's launcher holds the folder; else the first rank of this start has
+                to, and until it does, the folder may be another start's.
 
         Raises:
             RuntimeError: it did not happen in time.
         """
         deadline = time.monotonic() + seconds
-        while not self.is_prepared() or damage_of(self.resolved, read_resolved):
+        while not (
+            self.is_prepared()
+            and not damage_of(self.resolved, read_resolved)
+            and (is_held or lock.is_of_this_start(self.path))
+        ):
             if time.monotonic() > deadline:
                 raise RuntimeError(
                     f"{self.path} was not prepared by rank 0 within {seconds:.0f} s. Is it on a "
@@ -288,8 +356,36 @@ class RunFolder:
             return False
 
     def find_start(self, checked: CheckedRecipe) -> Start:
-        """The step that the run goes on from; see ``checkpoints.find_start``."""
-        return find_start(self.checkpoints, has_manifest=saves_manifest(checked))
+        """The step that the run goes on from; see ``checkpoints.find_start``.
+
+        Raises:
+            RecipeError: something was saved, and none of it is whole or there.
+        """
+        try:
+            start = find_start(self.checkpoints, has_manifest=saves_manifest(checked))
+        except OSError as error:
+            raise RecipeError([f"{self.checkpoints}: cannot be read ({error})"]) from error
+        self._refuse_to_start_over(start)
+        return start
+
+    def _refuse_to_start_over(self, start: Start) -> None:
+        """Absence is not newness: a run that has saved goes on from what it saved, or not at all.
+
+        Raises:
+            RecipeError: it would start from step 0.
+        """
+        # A link to nowhere is said in other words, with where it leads.
+        if start.step or self._place_problems() or not (known := known_saves(self.path)):
+            return
+        are_there = list_checkpoints(self.checkpoints)
+        what = "holds no completed save" if are_there else "holds no checkpoint"
+        raise RecipeError(
+            [
+                f"{self.checkpoints}: {what if self.checkpoints.exists() else 'is missing'}, and "
+                f"this run has saved some before ({'; '.join(known)}). Bring them back, or mount "
+                "what they are on, to go on; or use another --run-folder to start over"
+            ]
+        )
 
     def repair(self, checked: CheckedRecipe) -> Start:
         """Put the checkpoints in order for a start; the first rank does this, before the others.
@@ -297,8 +393,9 @@ class RunFolder:
         Raises:
             RecipeError: something was saved, and none of it is whole.
         """
-        remove_leftovers(self.checkpoints)
         start = repair_tracker(self.checkpoints, has_manifest=saves_manifest(checked))
+        self._refuse_to_start_over(start)
+        remove_leftovers(self.checkpoints)
         if start.step == 0:
             for unfinished in list_checkpoints(self.checkpoints):
                 if not unfinished.is_symlink():

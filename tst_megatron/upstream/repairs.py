@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from tst_megatron.system.lock import join_with_parent
 from tst_megatron.training.stopping import die_with_parent
 from tst_megatron.upstream import names
 from tst_megatron.upstream.wrapping import wrap
@@ -210,6 +211,8 @@ def checkpoint_worker(*args: Any) -> None:
     that a restarted run saves to. Remove when upstream's worker ends with its rank.
     """
     die_with_parent()
+    # It writes until the kernel has ended it, which may be later than its rank's end.
+    join_with_parent()
     _loop_of_worker(*args)
 
 
