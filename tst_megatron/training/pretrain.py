@@ -137,11 +137,13 @@ def _train(
     from tst_megatron.data.dataset import make_dataset_provider
     from tst_megatron.model.gpt import TSTGPTModelConfig
     from tst_megatron.training.metrics import Recorder
-    from tst_megatron.training.record import LOSS_NAMES
+    from tst_megatron.training.record import LOSS_NAMES, newest_step
     from tst_megatron.training.resets import Resets
     from tst_megatron.training.step import make_forward_step
+    from tst_megatron.training.wandb_run import start_wandb
 
     upstream.repair_wheel()
+    upstream.hold_wandb_back()
     args = upstream.parse_arguments([*checked.flags, *_run_flags(run, checked)])
     # Into every checkpoint, with Megatron's own arguments.
     facts = stream_facts(checked.stream, checked.corpora)
@@ -170,7 +172,16 @@ def _train(
             say=say if args.rank == 0 else print,
         ),
     )
-    upstream.observe_loading(start.step if start else None, observer.on_load if observer else None)
+
+    def on_load(step: int) -> None:
+        """On the last rank, which has the curves: go on with them after the step it loaded."""
+        assert observer is not None
+        upstream.drop_tensorboard_after(step)
+        # Before the rows that say what was dropped are moved away.
+        start_wandb(run.path, args, step=step, newest=newest_step(run.metrics), say=say)
+        observer.on_load(step)
+
+    upstream.observe_loading(start.step if start else None, on_load if observer else None)
     _keep_checkpoints(checked, run, args, say=say, flush=observer.flush if observer else None)
     stopping.pass_on_to(upstream.request_stop)
     try:

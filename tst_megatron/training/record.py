@@ -90,6 +90,12 @@ def events_at(path: Path, step: int) -> set[str]:
     }
 
 
+def newest_step(path: Path) -> int:
+    """The newest optimizer step that a ``metrics.jsonl`` has a row of, or 0."""
+    steps, _ = read_newest(path, num_steps=1)
+    return int(steps[-1]["step"]) if steps else 0
+
+
 def drop_lines_after(path: Path, step: int) -> None:
     """Move the lines after a step to ``metrics.dropped.jsonl``, so that each step stands once.
 

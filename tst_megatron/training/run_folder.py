@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from tst_megatron import __version__
-from tst_megatron.data.cursor import shown
 from tst_megatron.data.tokenizer import HUGGING_FACE_FOLDER, SENTENCEPIECE_FILE, copy_files
 from tst_megatron.files import copy_beside, folder_appearing_whole, is_beside, write_beside
 from tst_megatron.installed import package_version
@@ -29,7 +28,7 @@ from tst_megatron.training.checkpoints import (
     tracked_step,
 )
 from tst_megatron.training.exit_status import FINISHED
-from tst_megatron.training.identity import comparable, identity
+from tst_megatron.training.identity import differences, identity, notes
 from tst_megatron.training.record import events_at
 from tst_megatron.training.retention import delete, remove_leftovers
 
@@ -86,7 +85,7 @@ class RunFolder:
         return self.resolved.exists()
 
     def problems(self, checked: CheckedRecipe, *, fresh: bool) -> list[str]:
-        """Why this run cannot use this folder: none, if it is new or holds the same recipe."""
+        """Why this run cannot use this folder: none, if it is new or holds the same run."""
         if self.path.exists() and not self.path.is_dir():
             return [f"--run-folder: {self.path} is not a folder. Name another"]
         if not self.path.exists() or not set(self.path.iterdir()) - {self.slurm, self.stop_file}:
@@ -97,14 +96,14 @@ class RunFolder:
             if self._is_half_prepared():
                 return []
             return [f"--run-folder: {self.path} has files and no resolved.yaml, so it is not a run"]
-        before = comparable(yaml.safe_load(self.resolved.read_text(encoding="utf-8")))
-        return [
-            f"{key}: this run was started with {shown(before, key)}, and the recipe now says "
-            f"{shown(now, key)}. Use another --run-folder, or the recipe it was started with"
-            for now in [comparable(identity(checked))]
-            for key in sorted({*before, *now})
-            if before.get(key) != now.get(key)
-        ]
+        before = yaml.safe_load(self.resolved.read_text(encoding="utf-8"))
+        return differences(before, checked)
+
+    def notes(self, checked: CheckedRecipe) -> list[str]:
+        """What the owner of this run should know of a recipe that changes what may change."""
+        if not self.resolved.exists():
+            return []
+        return notes(yaml.safe_load(self.resolved.read_text(encoding="utf-8")), checked)
 
     def prepare(self, checked: CheckedRecipe) -> None:
         """Make the folder and write what describes the run; the first rank does this."""

@@ -43,7 +43,7 @@ def plan_start(checked: CheckedRecipe, run: RunFolder, *, fresh: bool = False) -
     if start.step and not run.is_finished(checked):
         try:
             notes = check_checkpoint(checked, checkpoint_of(run.checkpoints, start.step))
-            start = replace(start, notes=(*start.notes, *notes))
+            start = replace(start, notes=(*start.notes, *notes, *run.notes(checked)))
         except RecipeError as error:
             # What the folder says of a key, its checkpoint would say again.
             said = {problem.partition(":")[0] for problem in problems}
