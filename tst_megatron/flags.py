@@ -76,7 +76,9 @@ class Flags:
 
     def override(self, values: Mapping[str, Any], key: str) -> Any:
         """What to write after ``key=`` so that it comes to what ``values`` say; None undoes it."""
-        if self.destination(key) not in {self.destination(name) for name in values}:
+        action, _ = self._actions[key]
+        is_said = any(self.destination(name) == action.dest for name in values)
+        if not is_said and action.nargs != 0:
             return None
         value = self.value(values, key)
         return not value if isinstance(value, bool) and self._is_negation(key) else value

@@ -33,6 +33,9 @@ OF_THE_PHASES = ("bag-size", "superposition-fraction", "superposition-steps", "s
 OF_VALIDATION = ("eval-iters", "eval-global-batch-size")
 """Keys that decide which held-out positions an evaluation reads."""
 
+FILLED_IN_BY_THE_LOOP = {"lr_decay_iters": "train_iters"}
+"""Attributes that Megatron takes from another one after validation, where they are not given."""
+
 
 def identity(checked: CheckedRecipe) -> dict[str, Any]:
     """What decides a run; most of it must stay the same over its life."""
@@ -203,7 +206,9 @@ def _plain(value: Any) -> Any:
 
 
 def _get(values: argparse.Namespace, name: str) -> Any:
-    return getattr(values, name, None)
+    value = getattr(values, name, None)
+    filled_in = FILLED_IN_BY_THE_LOOP.get(name)
+    return getattr(values, filled_in, None) if value is None and filled_in else value
 
 
 def _sentence_of_key(

@@ -61,7 +61,7 @@ def start_wandb(
     upstream.start_wandb(id=known["id"], resume="allow", allow_val_change=True, **group)
 
 
-def _rewound(run_id: str, step: int, say: Callable[[str], None]) -> bool:
+def _rewound(run_id: str | None, step: int, say: Callable[[str], None]) -> bool:
     moment = f"{run_id}?_step={step}"
     try:
         upstream.start_wandb(id=run_id, resume_from=moment, allow_val_change=True)
@@ -78,7 +78,7 @@ def _rewound(run_id: str, step: int, say: Callable[[str], None]) -> bool:
 
 def _read(
     path: Path, place: dict[str, str | None], say: Callable[[str], None]
-) -> dict[str, str] | None:
+) -> dict[str, str | None] | None:
     """What the record says, or None where there is none for this project."""
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
@@ -98,7 +98,7 @@ def _write(
     place: dict[str, str | None],
     say: Callable[[str], None],
     group: str | None = None,
-) -> dict[str, str]:
+) -> dict[str, str | None]:
     record = {"id": secrets.token_hex(4), **place, **({"group": group} if group else {})}
     try:
         write_beside(path, json.dumps(record, indent=2) + "\n")
