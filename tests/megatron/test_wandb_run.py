@@ -1,6 +1,7 @@
 """Under which id a run folder goes on in Weights & Biases; the library itself is stood in for."""
 
 import json
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -105,3 +106,37 @@ def test_another_project_gets_a_run_of_its_own(wandb, tmp_path):
 def test_recipe_without_a_project_starts_nothing(wandb, tmp_path):
     assert go(tmp_path, wandb, project=None) is None
     assert not (tmp_path / RECORD).exists()
+
+
+def test_run_is_started_as_megatron_does_and_only_when_asked(monkeypatch, tmp_path):
+    """Megatron's own call, with what we add to it; not while the arguments are parsed."""
+    from tst_megatron import upstream
+    from tst_megatron.upstream import names
+
+    calls = []
+    library = SimpleNamespace(init=lambda **settings: calls.append(settings))
+    monkeypatch.setitem(sys.modules, "wandb", library)
+    original = names.global_vars._set_wandb_writer
+    monkeypatch.setattr(names.global_vars, "_set_wandb_writer", original)
+    args = SimpleNamespace(
+        wandb_project="p",
+        wandb_entity="e",
+        wandb_exp_name="n",
+        wandb_save_dir=str(tmp_path / "w"),
+        rank=0,
+        world_size=1,
+    )
+    monkeypatch.setattr(names.global_vars, "_GLOBAL_ARGS", args)
+    monkeypatch.setattr(names.global_vars, "_GLOBAL_WANDB_WRITER", None)
+    init = library.init
+    upstream.hold_wandb_back()
+    names.global_vars._set_wandb_writer(args)
+    assert calls == [] and upstream.wandb_writer() is None
+    upstream.start_wandb(id="a1", resume="allow")
+    (settings,) = calls
+    assert settings.pop("config")["wandb_project"] == "p"
+    assert settings == {
+        **{"dir": str(tmp_path / "w"), "name": "n", "project": "p", "entity": "e"},
+        **{"id": "a1", "resume": "allow"},
+    }
+    assert upstream.wandb_writer() is library and library.init is init
