@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -85,9 +85,32 @@ class CheckedRecipe:
     """Megatron's arguments, validated for a job of that size."""
     profile_values: dict[str, Any]
     """What the profile gave, beside the recipe's own keys."""
+    known: Flags
+    """Megatron's parser."""
     environment: dict[str, str]
     """Variables that the ranks are to be started with (``environment.py``)."""
     warnings: tuple[str, ...]
+
+    def arguments_of(self, megatron: Mapping[str, Any]) -> argparse.Namespace | None:
+        """The validated arguments of the same run under other keys of Megatron's.
+
+        Args:
+            megatron: all keys and values, as ``with_profile`` gives them.
+
+        Returns:
+            None where they are refused.
+        """
+        given = {self.known.destination(key) for key in megatron if megatron[key] is not None}
+        values = self.known.parse(megatron)
+        flags, problems = self.known.convert(megatron)
+        save_flags, save_problems = async_save(self.recipe, values, given)
+        flags += [*save_flags, *_fixed_flags(values, self.corpora[0].manifest)]
+        if problems or save_problems:
+            return None
+        try:
+            return ask_megatron(flags, self.world_size)
+        except RecipeError:
+            return None
 
     def plan(self) -> list[str]:
         """What the run will do, a line each: phases, steps, raw tokens, the switch, epochs."""
@@ -181,6 +204,7 @@ def check_recipe(recipe: Recipe, *, world_size: int | None = None) -> CheckedRec
         world_size=world_size,
         arguments=arguments,
         profile_values={k: v for k, v in megatron.items() if recipe.megatron.get(k) != v},
+        known=known,
         environment=environment_of(recipe.profile, megatron, known),
         warnings=(*_warnings(known, given, values), *_padding(values, arguments)),
     )

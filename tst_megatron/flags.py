@@ -22,6 +22,7 @@ class Flags:
 
     def __init__(self, parser: argparse.ArgumentParser) -> None:
         """Index the parser's options by every name a recipe may use for them."""
+        self._parser = parser
         self._actions: dict[str, tuple[argparse.Action, str]] = {}
         for action in parser._actions:
             names = [option.removeprefix("--") for option in action.option_strings]
@@ -62,6 +63,25 @@ class Flags:
                 is_negated = isinstance(value, bool) and self._is_negation(name)
                 return not value if is_negated else value
         return action.default
+
+    def parse(self, values: Mapping[str, Any]) -> argparse.Namespace:
+        """The values as Megatron's parser has them, defaults included; what is wrong is left out.
+
+        ``2e-3`` and ``0.002`` are one number there, and so is a default that is written out.
+        """
+        flags: list[str] = []
+        for key, value in values.items():
+            flags += self.convert({key: value})[0]
+        return self._parser.parse_args(flags)
+
+    def override(self, values: Mapping[str, Any], key: str) -> Any:
+        """What to write after ``key=`` so that it comes to what ``values`` say; None undoes it."""
+        action, _ = self._actions[key]
+        is_said = any(self.destination(name) == action.dest for name in values)
+        if not is_said and action.nargs != 0:
+            return None
+        value = self.value(values, key)
+        return not value if isinstance(value, bool) and self._is_negation(key) else value
 
     def _is_negation(self, key: str) -> bool:
         action, option = self._actions[key]

@@ -13,7 +13,7 @@ import recording
 import tiny
 from interrupted import interrupted_at
 
-from tst_megatron import cli, upstream
+from tst_megatron import cli, key_kinds, upstream
 from tst_megatron.training import resharding
 from tst_megatron.training.checkpoints import problems
 from tst_megatron.upstream import repairs
@@ -295,12 +295,12 @@ def test_layout_keys_are_megatrons_and_read_by_the_right_name():
         for option in action.option_strings
     }
     values = parser.parse_args([])
-    for key in resharding.LAYOUT_KEYS:
+    for key in key_kinds.LAYOUT_KEYS:
         assert key in options, key
         # No other spelling of the same key would stay part of the recipe.
         spellings = {name.removeprefix("--") for name in options[key].option_strings}
-        assert spellings <= set(resharding.LAYOUT_KEYS), spellings
-    for key in (*resharding.SIZE_KEYS, *resharding.TRANSPORT_KEYS):
+        assert spellings <= set(key_kinds.LAYOUT_KEYS), spellings
+    for key in (*key_kinds.SIZE_KEYS, *key_kinds.TRANSPORT_KEYS):
         assert resharding.destination(key) == options[key].dest
         assert hasattr(values, options[key].dest)
 

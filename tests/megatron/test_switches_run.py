@@ -1,11 +1,14 @@
 """Whole runs with switches: three bag sizes, resets at the switch, a resume exactly there."""
 
+import re
+
 import pytest
 import tiny
 import torch
 from interrupted import interrupted_at
 
-SWITCH, STEPS, LEARNING_RATE = 6, 12, 1e-3
+SWITCH, STEPS, LEARNING_RATE, MIN_RATE = 6, 12, 1e-3, 1e-4
+WARM_UP, DECAY = 2, 4
 SCHEDULE = [[4, 3], [2, 3], [1, 6]]
 RESUMED = {"at a change of the bag size": 3, "at the switch": SWITCH}
 
@@ -23,7 +26,9 @@ def recipe(text, tmp_path_factory):
         save_interval=1,
         eval_interval=6,
         lr=LEARNING_RATE,
-        lr_wsd_decay_iters=2,
+        min_lr=MIN_RATE,
+        lr_warmup_iters=WARM_UP,
+        lr_wsd_decay_iters=DECAY,
     )
 
 
@@ -65,6 +70,65 @@ def test_resume_is_bit_identical(uninterrupted, resumed, where):
     folder = resumed / str(RESUMED[where])
     for event in ("step", "validation"):
         assert tiny.loss_bits(folder, event) == tiny.loss_bits(uninterrupted, event)
+
+
+def rate_of_update(num_updates):
+    """The schedule as docs/profiles.md has it: from 0, level, and never quite to min-lr."""
+    if num_updates <= WARM_UP:
+        return LEARNING_RATE * num_updates / WARM_UP
+    decayed = max(0, num_updates - (STEPS - DECAY))
+    return LEARNING_RATE - (LEARNING_RATE - MIN_RATE) * decayed / DECAY
+
+
+def test_learning_rate_is_the_one_the_step_was_made_with(uninterrupted, resumed):
+    wanted = {step: rate_of_update(step - 1) for step in range(1, STEPS + 1)}
+    assert wanted[1] == 0
+    assert wanted[STEPS] == pytest.approx(MIN_RATE + (LEARNING_RATE - MIN_RATE) / DECAY)
+    for run in (uninterrupted, *(resumed / str(step) for step in RESUMED.values())):
+        shown = {row["step"]: row["learning-rate"] for row in tiny.metrics(run)}
+        # Megatron takes it through a 32-bit tensor.
+        assert shown == pytest.approx(wanted, rel=1e-7, abs=0)
+        log = (run / "logs" / "rank-1.log").read_text()
+        printed = dict(re.findall(r"iteration +(\d+)/.*learning rate: (\S+)", log))
+        assert {int(step): float(rate) for step, rate in printed.items()} == pytest.approx(
+            wanted, rel=1e-6
+        )
+
+
+def test_first_update_is_made_with_a_rate_of_nothing(uninterrupted):
+    name = "decoder.final_layernorm.weight"
+    moved = {step: saved(uninterrupted, step) for step in (1, 2)}
+    (main,) = [key for key in moved[1] if key.endswith(f"param.{name}")]
+    assert torch.equal(moved[1][main], torch.ones_like(moved[1][main]))
+    assert (moved[2][main] - 1).abs().max() == pytest.approx(rate_of_update(1), rel=1e-2)
+
+
+@pytest.mark.parametrize("where", RESUMED)
+def test_tensorboard_has_one_curve_after_a_resume(resumed, where):
+    """The folder had the curves of all steps; those after the resume are the resumed run's own."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run = resumed / str(RESUMED[where])
+    assert len(list((run / "tensorboard").glob("events*"))) == 2
+    events = EventAccumulator(str(run / "tensorboard"), {"scalars": 0}, purge_orphaned_data=True)
+    tags = events.Reload().Tags()["scalars"]
+    curves = {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in tags}
+    steps, validations = tiny.metrics(run), tiny.metrics(run, "validation")
+    # Its duration is what two tries at a step never share.
+    for tag, rows in (
+        ("step seconds", steps),
+        ("learning-rate", steps),
+        ("raw tokens", steps),
+        ("grad-norm", steps),
+        ("bag loss", steps[:SWITCH]),
+        ("lm loss", steps[SWITCH:]),
+        ("lm loss validation", validations),
+    ):
+        assert curves[tag] == [(row["step"], pytest.approx(row[tag], rel=1e-6)) for row in rows]
+    for tag, points in curves.items():
+        own = [step for step, _ in points]
+        assert own == sorted(set(own)), tag
+        assert own[-1] <= STEPS, tag
 
 
 def saved(run, step):

@@ -54,7 +54,12 @@ def test_version_is_the_tested_one():
                 "forward_step_func",
             ],
         ),
-        (names.training.training_log, ["loss_dict", "total_loss_dict", "iteration"]),
+        (
+            names.training.training_log,
+            ["loss_dict", "total_loss_dict", "learning_rate", "iteration"],
+        ),
+        (names.training.get_canonical_lr_for_logging, ["param_groups"]),
+        (names.global_vars._set_wandb_writer, ["args"]),
         (names.training.evaluate_and_print_results, ["prefix", "iteration"]),
         (names.training.train_step, ["data_iterator", "model", "optimizer"]),
         (names.training.force_param_sync, ["model_chunks", "optimizer"]),

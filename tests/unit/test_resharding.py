@@ -4,8 +4,8 @@ from types import SimpleNamespace
 
 import pytest
 
+from tst_megatron.key_kinds import LAYOUT_KEYS
 from tst_megatron.training.resharding import (
-    LAYOUT_KEYS,
     changes,
     layout_of,
     padded_vocabulary,

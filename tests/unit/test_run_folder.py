@@ -1,3 +1,4 @@
+import argparse
 import json
 import os
 import shutil
@@ -10,12 +11,32 @@ import yaml
 
 from tst_megatron import __version__
 from tst_megatron.files import file_sha256
+from tst_megatron.flags import Flags
 from tst_megatron.installed import package_version
 from tst_megatron.recipe import RecipeError, load_recipe
 from tst_megatron.training import run_folder, run_versions
 from tst_megatron.training.run_folder import RunFolder, check_run, step_of
 from tst_megatron.training.run_state import ALL_STEPS, STARTED
 from tst_megatron.training.run_versions import write_versions
+
+
+def small_parser():
+    """A few of Megatron's keys, which takes seconds to import."""
+    parser = argparse.ArgumentParser(allow_abbrev=False)
+    parser.add_argument("--lr", type=float)
+    parser.add_argument("--seed", type=int, default=1234)
+    parser.add_argument("--recompute-granularity", type=str)
+    parser.add_argument("--rerun-mode", type=str, default="validate_results")
+    for key in ("train-iters", "seq-length", "global-batch-size", "micro-batch-size"):
+        parser.add_argument(f"--{key}", type=int)
+    for key in ("save-interval", "save-retain-interval", "tensor-model-parallel-size"):
+        parser.add_argument(f"--{key}", type=int)
+    for key in ("bf16", "moe-grouped-gemm", "overlap-grad-reduce"):
+        parser.add_argument(f"--{key}", action="store_true")
+    return parser
+
+
+KNOWN = Flags(small_parser())
 
 
 @pytest.fixture
@@ -39,7 +60,13 @@ def make_checked(folder, *overrides):
     corpora = (SimpleNamespace(manifest=manifest),)
     schedule = recipe.schedule()
     return SimpleNamespace(
-        recipe=recipe, schedule=schedule, corpora=corpora, flags=(), profile_values={"bf16": True}
+        recipe=recipe,
+        schedule=schedule,
+        corpora=corpora,
+        flags=(),
+        profile_values={"bf16": True},
+        known=KNOWN,
+        arguments_of=lambda megatron: None,
     )
 
 
@@ -114,8 +141,8 @@ def test_each_difference_is_named_with_both_values(run, checked, tmp_path):
         "tst.superposition-fraction",
     ]
     assert problems["lr"] == (
-        "lr: this run was started with 1e-06, and the recipe now says 0.5. Use another "
-        "--run-folder, or the recipe it was started with"
+        "lr: this run was started with 1e-06, and the recipe now says 0.5. To go on with this run, "
+        "add lr=1.0e-06; to start another, name another --run-folder"
     )
     assert (
         "started with [[4, 4], [1, 6]], and the recipe now says [[4, 5], [1, 5]]"

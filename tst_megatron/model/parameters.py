@@ -17,9 +17,9 @@ from typing import Any
 from tst_megatron import profiles
 from tst_megatron.check import ask_megatron
 from tst_megatron.flags import Flags
+from tst_megatron.key_kinds import LAYOUT_KEYS
 from tst_megatron.recipe import Recipe, RecipeError
 from tst_megatron.system import padding
-from tst_megatron.training.resharding import LAYOUT_KEYS
 
 EMBEDDINGS, OUTPUT_LAYER = "input embeddings", "output layer"
 TIED = "input embeddings and output layer, one table"

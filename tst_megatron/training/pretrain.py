@@ -7,6 +7,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
@@ -28,6 +29,10 @@ from tst_megatron.training.run_folder import RunFolder, saves_manifest
 from tst_megatron.training.run_state import ALL_STEPS, STARTED
 from tst_megatron.training.run_versions import write_versions
 from tst_megatron.training.start import fall_back
+
+if TYPE_CHECKING:
+    # Imports Megatron: the CPU host must be in place before.
+    from tst_megatron.training.metrics import Recorder
 
 ASKED_TO_STOP = (
     "asked to stop: a checkpoint is saved at the end of this step. Ctrl-C once more ends without it"
@@ -173,6 +178,7 @@ def _train(
     from tst_megatron.training.step import make_forward_step
 
     upstream.repair_wheel()
+    upstream.hold_wandb_back()
     args = upstream.parse_arguments([*checked.flags, *_run_flags(run, checked)])
     # Into every checkpoint, with Megatron's own arguments.
     facts = stream_facts(checked.stream, checked.corpora)
@@ -202,19 +208,7 @@ def _train(
     keeper = _keep_checkpoints(
         checked, run, args, say=say, flush=observer.flush if observer else None
     )
-    for step in start.unreadable if start else ():
-        keeper.distrust(step)
-
-    def older(step: int, damage: str) -> int | None:
-        keeper.distrust(step)
-        found = fall_back(checked, run, step, damage, say)
-        if found is not None:
-            _write_versions(run, args, device, found)
-        return found
-
-    upstream.observe_loading(
-        start.step if start else None, observer.on_load if observer else None, older
-    )
+    _follow_loading(checked, run, args, start, observer, keeper, device=device, say=say)
     stopping.pass_on_to(upstream.request_stop)
     if args.rank == 0:
         stopping.pass_on_to(_once(lambda: say(ASKED_TO_STOP)))
@@ -228,6 +222,43 @@ def _train(
     finally:
         if observer is not None:
             observer.close()
+
+
+def _follow_loading(
+    checked: CheckedRecipe,
+    run: RunFolder,
+    args: argparse.Namespace,
+    start: Start | None,
+    observer: Recorder | None,
+    keeper: Keeper,
+    *,
+    device: str,
+    say: Callable[[str], None],
+) -> None:
+    """Go back to an older checkpoint where one is damaged, and go on with the curves after it."""
+    from tst_megatron import upstream
+    from tst_megatron.training.record import newest_step
+    from tst_megatron.training.wandb_run import start_wandb
+
+    for step in start.unreadable if start else ():
+        keeper.distrust(step)
+
+    def older(step: int, damage: str) -> int | None:
+        keeper.distrust(step)
+        found = fall_back(checked, run, step, damage, say)
+        if found is not None:
+            _write_versions(run, args, device, found)
+        return found
+
+    def on_load(step: int) -> None:
+        assert observer is not None
+        upstream.drop_tensorboard_after(step)
+        # Before the rows that say what was dropped are moved away.
+        newest = newest_step(run.metrics, last_step=checked.schedule.num_steps)
+        start_wandb(run.path, args, step=step, newest=newest, say=say)
+        observer.on_load(step)
+
+    upstream.observe_loading(start.step if start else None, on_load if observer else None, older)
 
 
 def _keep_checkpoints(

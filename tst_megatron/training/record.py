@@ -117,6 +117,20 @@ def events_at(path: Path, step: int) -> set[str]:
     return {row["event"] for row in rows if row is not None and row["step"] == step}
 
 
+def newest_step(path: Path, *, last_step: int) -> int:
+    """The newest optimizer step that a ``metrics.jsonl`` has a row of, or 0.
+
+    Args:
+        path: as for ``read_newest``; one that cannot be read is of no step.
+        last_step: of the run.
+    """
+    try:
+        steps, _ = read_newest(path, num_steps=1, last_step=last_step)
+    except Damaged:
+        return 0
+    return int(steps[-1]["step"]) if steps else 0
+
+
 def drop_lines_after(path: Path, step: int) -> int:
     """Move the lines after a step to ``metrics.dropped.jsonl``, so that each step stands once.
 

@@ -26,65 +26,13 @@ import argparse
 from collections.abc import Mapping
 from typing import Any
 
+from tst_megatron.key_kinds import SIZE_KEYS, TRANSPORT_KEYS
 from tst_megatron.system import padding
 
 FULLY_RESHARDABLE = "fully_reshardable"
 """Megatron's name of the format that loads into any layout."""
 
 KEY = "dist-ckpt-optim-fully-reshardable"
-
-SIZE_KEYS = (
-    "tensor-model-parallel-size",
-    "sequence-parallel",
-    "context-parallel-size",
-    "pipeline-model-parallel-size",
-    "num-layers-per-virtual-pipeline-stage",
-    "num-virtual-stages-per-pipeline-rank",
-    "pipeline-model-parallel-layout",
-    "decoder-first-pipeline-num-layers",
-    "decoder-last-pipeline-num-layers",
-    "account-for-embedding-in-pipeline-split",
-    "account-for-loss-in-pipeline-split",
-    "expert-model-parallel-size",
-    "expert-tensor-parallel-size",
-)
-"""How the model is cut."""
-
-TRANSPORT_KEYS = (
-    "overlap-grad-reduce",
-    "overlap-param-gather",
-    "ddp-bucket-size",
-    "ddp-num-buckets",
-    "ddp-pad-buckets-for-high-nccl-busbw",
-    "num-distributed-optimizer-instances",
-    "moe-token-dispatcher-type",
-    "moe-enable-deepep",
-    "moe-flex-dispatcher-backend",
-    "moe-shared-expert-overlap",
-    "tp-comm-overlap",
-    "cp-comm-type",
-    "hierarchical-context-parallel-sizes",
-    "no-overlap-p2p-communication",
-    "overlap-p2p-communication-warmup-flush",
-    "microbatch-group-size-per-virtual-pipeline-stage",
-    "use-tp-pp-dp-mapping",
-)
-"""How the cut parts talk to each other, which changes with the sizes."""
-
-LAYOUT_KEYS = (
-    *SIZE_KEYS,
-    *TRANSPORT_KEYS,
-    # What it decides, the padded vocabulary, must stay.
-    "make-vocab-size-divisible-by",
-    # What has to be computed twice depends on what fits.
-    "recompute-granularity",
-    "recompute-method",
-    "recompute-num-layers",
-    "recompute-modules",
-    "distribute-saved-activations",
-)
-"""Megatron's keys that may change over the life of a run where its newest checkpoint can be loaded.
-``micro-batch-size`` is none of them: an auxiliary loss is taken over a micro-batch."""
 
 _DESTINATIONS = {
     "no-overlap-p2p-communication": "overlap_p2p_comm",

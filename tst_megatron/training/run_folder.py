@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from tst_megatron.data.cursor import shown
 from tst_megatron.files import copy_beside, is_beside, write_beside
 from tst_megatron.outputs import check_output
 from tst_megatron.recipe import RecipeError
@@ -31,7 +30,8 @@ from tst_megatron.training.checkpoints import (
     tracked_step,
 )
 from tst_megatron.training.exit_status import FINISHED
-from tst_megatron.training.identity import comparable, identity
+from tst_megatron.training.identity import differences, identity
+from tst_megatron.training.identity import notes as notes_of_identity
 from tst_megatron.training.known_saves import SAVES, known_saves, note_save, noted_save
 from tst_megatron.training.record import events_at
 from tst_megatron.training.retention import delete, remove_leftovers
@@ -165,20 +165,20 @@ class RunFolder:
                 return []
             return [f"--run-folder: {self.path} has files and no resolved.yaml, so it is not a run"]
         try:
-            before = comparable(copy or read_resolved(self.resolved))
+            before = copy or read_resolved(self.resolved)
         except Damaged as error:
             return [
                 f"{self.resolved}: {error}, and it decides whether this is the same run. Bring it "
                 "back, from a backup or from another run folder of the same recipe, where it is "
                 "the same"
             ]
-        return [
-            f"{key}: this run was started with {shown(before, key)}, and the recipe now says "
-            f"{shown(now, key)}. Use another --run-folder, or the recipe it was started with"
-            for now in [comparable(identity(checked))]
-            for key in sorted({*before, *now})
-            if before.get(key) != now.get(key)
-        ]
+        return differences(before, checked)
+
+    def notes(self, checked: CheckedRecipe) -> list[str]:
+        """What the owner of this run should know of a recipe that changes what may change."""
+        if not self.is_prepared() or damage_of(self.resolved, read_resolved):
+            return []
+        return notes_of_identity(read_resolved(self.resolved), checked)
 
     def prepare(self, checked: CheckedRecipe) -> list[str]:
         """Make the folder and write what describes the run; the first rank does this.

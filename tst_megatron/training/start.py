@@ -55,6 +55,7 @@ def plan_start(checked: CheckedRecipe, run: RunFolder, *, fresh: bool = False) -
     if start.step and not run.is_finished(checked):
         try:
             start = _readable(checked, run, start)
+            start = replace(start, notes=(*start.notes, *run.notes(checked)))
         except RecipeError as error:
             # What the folder says of a key, its checkpoint would say again.
             said = {problem.partition(":")[0] for problem in problems}

@@ -1,10 +1,11 @@
 """The seam with Megatron: the only room, with ``host/cpu.py``, that knows its unstable names.
 
 Every name used elsewhere is imported or wrapped here: ``names.py`` imports them, ``training.py``
-says them in our words, ``optimizer.py`` changes parameters in every copy, ``saving.py`` follows
-saves, ``loading.py`` loads, ``reading.py`` checks what is read, ``checkpoint.py`` reads what a run
-saved, ``trainer.py`` takes single steps, ``initial_weights.py`` draws the weights of a new run on
-the CPU host, ``repairs.py`` has every workaround with the condition for its removal.
+says them in our words, ``writers.py`` has the writers of curves, ``optimizer.py`` changes
+parameters in every copy, ``saving.py`` follows saves, ``loading.py`` loads, ``reading.py`` checks
+what is read, ``checkpoint.py`` reads what a run saved, ``trainer.py`` takes single steps,
+``initial_weights.py`` draws the weights of a new run on the CPU host, ``repairs.py`` has every
+workaround with the condition for its removal.
 ``tests/megatron/test_upstream_contract.py`` pins each signature that is relied on, so a new
 Megatron fails there first, with a readable message.
 
@@ -70,10 +71,15 @@ from tst_megatron.upstream.training import (
     slices_of_this_context_parallel_rank,
     tensor_parallel_rank,
     tensor_parallel_size,
-    tensorboard_writer,
     teraflops_per_device,
     validate_arguments,
     validate_configurations,
+)
+from tst_megatron.upstream.writers import (
+    drop_tensorboard_after,
+    hold_wandb_back,
+    start_wandb,
+    tensorboard_writer,
     wandb_writer,
 )
 
@@ -102,6 +108,7 @@ __all__ = [
     "current_device",
     "device_name",
     "draw_by_place",
+    "drop_tensorboard_after",
     "end_checkpoint_worker",
     "end_of_document_id",
     "get_args",
@@ -109,6 +116,7 @@ __all__ = [
     "get_rerun_state_machine",
     "get_timers",
     "gpt_config_from_args",
+    "hold_wandb_back",
     "holds_a_batch",
     "in_silence",
     "make_ready_for_steps",
@@ -127,6 +135,7 @@ __all__ = [
     "run_pretraining",
     "single_label_cross_entropy",
     "slices_of_this_context_parallel_rank",
+    "start_wandb",
     "take_retention",
     "tensor_parallel_rank",
     "tensor_parallel_size",

@@ -21,6 +21,7 @@ from tst_megatron.upstream import names
 from tst_megatron.upstream.repairs import gpt_config_from_args
 from tst_megatron.upstream.transformer_engine import transformer_engine_of_the_job
 from tst_megatron.upstream.wrapping import wrap
+from tst_megatron.upstream.writers import tensorboard_writer, wandb_writer
 
 SPIKE_FACTOR = 10
 """A loss above this multiple of the largest seen is a spike; the factor of Megatron's GPT
@@ -234,16 +235,6 @@ def count_whole_evaluations(args: argparse.Namespace) -> None:
         args.consumed_valid_samples = args.iteration // args.eval_interval * per_evaluation
 
 
-def tensorboard_writer() -> Any:
-    """Megatron's TensorBoard writer, or None on every rank but the last."""
-    return names.global_vars.get_tensorboard_writer()
-
-
-def wandb_writer() -> Any:
-    """Megatron's Weights & Biases run, or None."""
-    return names.global_vars.get_wandb_writer()
-
-
 def teraflops_per_device(args: argparse.Namespace, seconds: float) -> float:
     """TFLOP/s per device of a step, by Megatron's own count of a step's FLOPs."""
     operations = names.training.num_floating_point_operations(args, args.global_batch_size)
@@ -272,7 +263,7 @@ def observe_training(
     wrap(names.training, "train_step", observation.time_step)
     wrap(names.training, "training_log", observation.report_step)
     wrap(names.training, "evaluate_and_print_results", observation.report_validation)
-    observation.follow(tensorboard_writer(), wandb_writer())
+    observation.follow_tensorboard()
 
 
 class _Observation:
@@ -285,8 +276,11 @@ class _Observation:
         before_step: Callable[[int, Sequence[Any], Any], None] | None,
     ) -> None:
         self._scalars: dict[str, float] = {}
-        self._is_test = False
+        self._evaluated: dict[str, int] = {}
+        self._is_evaluation = self._is_test = False
+        self._follows_wandb = False
         self._seconds = 0.0
+        self._learning_rate: float | None = None
         self._observer = observer
         self._loss_names = loss_names
         self._before_step = before_step
@@ -296,10 +290,11 @@ class _Observation:
 
         @functools.wraps(train_step)
         def wrapper(*args: Any, **kwargs: Any) -> Any:
+            call = signature.bind(*args, **kwargs).arguments
             if self._before_step is not None:
-                call = signature.bind(*args, **kwargs).arguments
                 step = names.get_args().curr_iteration
                 self._before_step(step, call["model"], call["optimizer"])
+            self._learning_rate = _learning_rate(call["optimizer"])
             start = time.perf_counter()
             result = train_step(*args, **kwargs)
             self._seconds = time.perf_counter() - start
@@ -312,12 +307,16 @@ class _Observation:
 
         @functools.wraps(training_log)
         def wrapper(*args: Any, **kwargs: Any) -> Any:
-            call = signature.bind(*args, **kwargs).arguments
+            self._follow_wandb()
+            bound = signature.bind(*args, **kwargs)
+            call = bound.arguments
             for name in self._loss_names:
                 if name not in call["loss_dict"]:
                     call["total_loss_dict"].pop(name, None)
+            # Megatron asks the scheduler after it has moved on: for the rate of the next step.
+            call["learning_rate"] = self._learning_rate
             self._scalars.clear()
-            result = training_log(*args, **kwargs)
+            result = training_log(*bound.args, **bound.kwargs)
             if self._observer is not None:
                 self._observer.on_step(call["iteration"], self._seconds, dict(self._scalars))
             return result
@@ -329,40 +328,67 @@ class _Observation:
 
         @functools.wraps(evaluate)
         def wrapper(*args: Any, **kwargs: Any) -> Any:
+            self._follow_wandb()
             call = signature.bind(*args, **kwargs).arguments
             self._scalars.clear()
-            self._is_test = "test set" in call["prefix"]
+            self._is_evaluation, self._is_test = True, "test set" in call["prefix"]
             result = evaluate(*args, **kwargs)
-            self._is_test = False
+            self._is_evaluation = self._is_test = False
             if self._observer is not None and self._scalars:
                 self._observer.on_evaluation(call["iteration"], dict(self._scalars))
             return result
 
         return wrapper
 
-    def follow(self, tensorboard: Any, wandb: Any) -> None:
+    def follow_tensorboard(self) -> None:
         """Also keep what Megatron writes to TensorBoard, so both records have one source.
 
-        Megatron calls the losses of the test set validation losses; here they have their own name.
+        Two kinds of values are not written. Megatron evaluates once more after the last step, on
+        the same positions. And it repeats curves over samples, which a resume could not cut: it
+        names one step for all curves (``drop_tensorboard_after``).
         """
-        if tensorboard is not None:
-            add_scalar = tensorboard.add_scalar
+        tensorboard = tensorboard_writer()
+        if tensorboard is None:
+            return
+        add_scalar = tensorboard.add_scalar
 
-            def add_and_keep(tag: str, value: Any, *args: Any, **kwargs: Any) -> None:
-                self._scalars[self._named(tag)] = float(value)
-                add_scalar(self._named(tag), value, *args, **kwargs)
+        def add_and_keep(tag: str, value: Any, global_step: int, *args: Any, **more: Any) -> None:
+            name = self._named(tag)
+            if name.endswith(" vs samples"):
+                return
+            self._scalars[name] = float(value)
+            is_repeated = self._is_evaluation and self._evaluated.get(name) == global_step
+            if self._is_evaluation:
+                self._evaluated[name] = global_step
+            if not is_repeated:
+                add_scalar(name, value, global_step, *args, **more)
 
-            tensorboard.add_scalar = add_and_keep
-        if wandb is not None:
-            log = wandb.log
+        tensorboard.add_scalar = add_and_keep
 
-            def log_named(values: Mapping[str, Any], *args: Any, **kwargs: Any) -> None:
-                log({self._named(tag): value for tag, value in values.items()}, *args, **kwargs)
+    def _follow_wandb(self) -> None:
+        """Let Weights & Biases have the same names, once its run has been started."""
+        wandb = wandb_writer()
+        if wandb is None or self._follows_wandb:
+            return
+        self._follows_wandb = True
+        log = wandb.log
 
-            wandb.log = log_named
+        def log_named(values: Mapping[str, Any], *args: Any, **kwargs: Any) -> None:
+            log({self._named(tag): value for tag, value in values.items()}, *args, **kwargs)
 
+        wandb.log = log_named
+
+    # Megatron calls the losses of the test set validation losses; here they have their own name.
     def _named(self, tag: str) -> str:
         return tag.replace(" validation", " test") if self._is_test else tag
+
+
+def _learning_rate(optimizer: Any) -> float | None:
+    """The rate of an optimizer's next step, as a number: Megatron may change a tensor in place."""
+    if optimizer is None:
+        return None
+    rate = names.training.get_canonical_lr_for_logging(optimizer.param_groups)
+    return None if rate is None else float(rate)
 
 
 def refused_result() -> tuple[str, str | None, str]:
