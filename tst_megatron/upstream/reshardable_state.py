@@ -2,9 +2,9 @@
 
 Megatron gathers the state of a buffer bucket by bucket and leaves out the padding at the end of
 each, then cuts parameters out of it by offsets that count the padding. Example: bucket 0 holds 100
-elements and 28 of padding, so the first parameter of bucket 1 is at 128 in the buffer, and at 100 in
-what was gathered. Every parameter after the first padding was saved shifted, the last ones filled
-up with zeros, and only a warning said so. See https://github.com/NVIDIA/Megatron-LM/pull/5077.
+elements and 28 of padding, so the first parameter of bucket 1 is at 128 in the buffer, and at 100
+in what was gathered. Every parameter after the first padding is saved shifted, the last ones filled
+up with zeros, and only a warning says so. See https://github.com/NVIDIA/Megatron-LM/pull/5077.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ import torch
 def without_padding(sharded_param_state: Callable[..., Any]) -> Callable[..., Any]:
     """Cut parameters out of the gathered state where they are, and prove it before a save.
 
-    Remove when ``sharded_param_state_fully_reshardable`` takes the padding of the buckets before off
-    its offsets, as pull request 5077 does: ``tests/megatron/test_reshardable_state.py`` says when.
-    Both together would shift the state the other way, and no save gets that far.
+    Remove when the wheel has pull request 5077, with which upstream takes the padding off itself:
+    ``tests/megatron/test_reshardable_state.py`` says when. Both together would shift the state the
+    other way, which is refused before anything is written.
     """
     signature = inspect.signature(sharded_param_state)
 
