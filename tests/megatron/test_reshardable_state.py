@@ -116,7 +116,7 @@ def fill(models, optimizer):
 
 def sharded(args, models, optimizer, *, is_loading):
     from megatron.training import checkpointing
-    from megatron.training.utils import unwrap_model
+    from megatron.core.utils import unwrap_model
 
     metadata = checkpointing._build_sharded_state_dict_metadata(args)
     state = checkpointing.generate_state_dict(
@@ -189,7 +189,7 @@ def load_all(tokenizer, folder, num_ranks):
 def load(args, models, optimizer, checkpoint):
     """(parameters, those among them with a wrong element) of this rank after a load."""
     from megatron.core import dist_checkpointing
-    from megatron.training.utils import unwrap_model
+    from megatron.core.utils import unwrap_model
 
     fill(models, optimizer)
     for part, parameter, _ in shards(models, optimizer):
