@@ -18,6 +18,7 @@ import torch
 from tst_megatron.system.lock import join_with_parent
 from tst_megatron.training.stopping import die_with_parent
 from tst_megatron.upstream import names
+from tst_megatron.upstream.reshardable_state import without_padding
 from tst_megatron.upstream.wrapping import wrap
 
 
@@ -47,8 +48,9 @@ def repair_wheel() -> None:
     wrap(names.dataset_utils, "compile_helpers", _unless_compiled)
     wrap(names.torch_norm.WrappedTorchNorm, "__new__", _with_sequence_parallel)
     wrap(names.ChainedOptimizer, "load_state_dict", _of_other_experts)
+    optimizer = names.distrib_optimizer.DistributedOptimizer
+    wrap(optimizer, "sharded_param_state_fully_reshardable", without_padding)
     if not names.distrib_optimizer.HAVE_APEX_OR_TE:
-        optimizer = names.distrib_optimizer.DistributedOptimizer
         wrap(optimizer, "sharded_state_dict", _from_empty_state)
         wrap(optimizer, "load_state_dict", _with_a_step_of_its_own)
         wrap(optimizer, "_set_main_param_and_optimizer_states", _without_step)
