@@ -61,6 +61,8 @@ class Findings:
     """Why it is not whole, a sentence each."""
     notes: list[str] = field(default_factory=list)
     """What could not be compared, a sentence each."""
+    places: Mapping[Any, Any] = field(default_factory=dict)
+    """Torch's ``storage_data``, where it could be read."""
 
 
 def content_findings(
