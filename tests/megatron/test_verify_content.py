@@ -1,4 +1,4 @@
-"""``checkpoint verify`` on what Megatron saved: it proves content, and no flipped bit passes."""
+"""``checkpoint verify`` on what Megatron saved: content is proven, and no flipped bit passes."""
 
 import random
 import re
@@ -14,7 +14,7 @@ from tst_megatron.training.checkpoints import checkpoint_of, examine, list_check
 from tst_megatron.training.run_folder import RunFolder
 
 SHARD = "__0_0.distcp"
-NUM_FLIPS = {".metadata": 70, "metadata.json": 30, RECORD: 60, SHARD: 40}
+NUM_FLIPS = {".metadata": 80, "metadata.json": 30, RECORD: 65, SHARD: 25}
 """Together 200; a flip in a shard takes longest to find."""
 
 FC1 = "decoder.layers.mlp.experts.experts.linear_fc1.weight"

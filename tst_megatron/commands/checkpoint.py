@@ -15,12 +15,14 @@ checkpoint_app = typer.Typer(no_args_is_help=True, help="Look after a run's chec
 
 @checkpoint_app.command("verify")
 def checkpoint_verify(
-    folder: Annotated[Path, typer.Argument(help="A run, its checkpoints/ or one iter_ folder.")],
+    folder: Annotated[
+        Path, typer.Argument(help="A run, its checkpoints/, one iter_ folder or an import.")
+    ],
     quick: Annotated[
-        bool, typer.Option("--quick", help="Look at the files and their sizes; read no tensor.")
+        bool, typer.Option("--quick", help="What a start looks at; read no tensor.")
     ] = False,
 ) -> None:
-    """Read checkpoints and say which are whole; status 2 if one is not."""
+    """Read checkpoints, prove their content and say which are whole; status 2 if one is not."""
     from tst_megatron.report.checkpoints import verify
 
     raise typer.Exit(0 if verify(folder, deep=not quick, console=Console()) else BAD_INPUT)

@@ -90,6 +90,11 @@ class Bucket:
         """That it takes in the shards."""
         return sum(chunk.num_bytes for part in self.states.values() for chunk in part)
 
+    @property
+    def memory(self) -> int:
+        """That checking it takes: it is read a chunk at a time, and a copy may span several."""
+        return 2 * max((chunk.memory for part in self.states.values() for chunk in part), default=0)
+
 
 def buckets_of(chunks: Mapping[str, Sequence[Chunk]]) -> list[Bucket]:
     """The buckets of a checkpoint; none where it has another format.

@@ -45,7 +45,7 @@ NUM_THREADS = min(8, os.cpu_count() or 1)
 """Items read at once; checksums are taken outside Python's lock."""
 
 MOST_BYTES = 8 << 30
-"""Of items that are in memory at once. One that is larger is there alone."""
+"""That jobs may take in memory together. One that takes more runs alone."""
 
 READ_BYTES = 1 << 20
 
@@ -61,6 +61,8 @@ class Findings:
     """Why it is not whole, a sentence each."""
     notes: list[str] = field(default_factory=list)
     """What could not be compared, a sentence each."""
+    places: Mapping[Any, Any] = field(default_factory=dict)
+    """Torch's ``storage_data``, where it could be read."""
 
 
 def content_findings(
@@ -89,19 +91,24 @@ def content_findings(
     in_buckets = {id(chunk) for each in buckets for part in each.states.values() for chunk in part}
     rest = [chunk for chunk in rest if id(chunk) not in in_buckets]
     work = _Work(checkpoint)
-    first: list[_Job] = [
-        (group.num_bytes, functools.partial(work.check_group, group)) for group in groups
+    first = [_Job(g.num_bytes, g.memory, functools.partial(work.check_group, g)) for g in groups]
+    first += [
+        _Job(chunk.num_bytes, chunk.memory, functools.partial(work.check_chunk, chunk))
+        for chunk in rest
     ]
-    first += [(chunk.num_bytes, functools.partial(work.check_chunk, chunk)) for chunk in rest]
-    for index, item in description.storage_data.items():
-        if index.offset is None:
-            first.append((item.length, functools.partial(_item_problems, checkpoint, index, item)))
+    first += [
+        _Job(item.length, READ_BYTES, functools.partial(_item_problems, checkpoint, index, item))
+        for index, item in description.storage_data.items()
+        if index.offset is None
+    ]
     for name, digest in hashes.items():
         size = (checkpoint / name).stat().st_size if (checkpoint / name).exists() else 0
-        first.append((size, functools.partial(_hash_problems, checkpoint / name, digest)))
+        check = functools.partial(_hash_problems, checkpoint / name, digest)
+        first.append(_Job(size, READ_BYTES, check))
     # What the buckets hold is looked up among the weights, so these must have been read.
     second = [
-        (bucket.num_bytes, functools.partial(work.check_bucket, bucket)) for bucket in buckets
+        _Job(bucket.num_bytes, bucket.memory, functools.partial(work.check_bucket, bucket))
+        for bucket in buckets
     ]
     found = Findings(problems=state_problems(chunks))
     found.problems += sorted(_done((first, second), on_progress))
@@ -109,20 +116,23 @@ def content_findings(
     return found
 
 
-_Job = tuple[int, Callable[[], list[str]]]
-"""Bytes to read, and what is called to read and check them."""
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """A part of a checkpoint to be read and checked."""
+
+    num_bytes: int
+    memory: int
+    """Bytes that it takes while it runs."""
+    check: Callable[[], list[str]]
 
 
 def _done(stages: Sequence[Sequence[_Job]], on_progress: OnProgress | None) -> Iterator[str]:
     """Do all jobs of a stage, then those of the next, several at a time."""
-    done, total = 0, sum(num_bytes for jobs in stages for num_bytes, _ in jobs)
+    done, total = 0, sum(job.num_bytes for jobs in stages for job in jobs)
     memory = _Memory(MOST_BYTES)
     for jobs in stages:
         with ThreadPoolExecutor(NUM_THREADS) as threads:
-            sizes = {
-                threads.submit(memory.within, num_bytes, check): num_bytes
-                for num_bytes, check in jobs
-            }
+            sizes = {threads.submit(memory.within, job): job.num_bytes for job in jobs}
             for future in as_completed(sizes):
                 done += sizes[future]
                 yield from future.result()
@@ -137,9 +147,9 @@ class _Memory:
         self._most, self._used = most, 0
         self._changed = threading.Condition()
 
-    def within(self, num_bytes: int, job: Callable[[], list[str]]) -> list[str]:
-        with self._taken(num_bytes):
-            return job()
+    def within(self, job: _Job) -> list[str]:
+        with self._taken(job.memory):
+            return job.check()
 
     @contextmanager
     def _taken(self, num_bytes: int) -> Iterator[None]:

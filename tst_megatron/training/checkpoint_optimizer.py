@@ -69,6 +69,13 @@ class Group:
         """That it takes in the shards."""
         return self.weight.num_bytes + sum(chunk.num_bytes for _, chunk in self.states)
 
+    @property
+    def memory(self) -> int:
+        """That checking it takes: the weight stays while its state is read, one after the other."""
+        return self.weight.num_bytes + max(
+            chunk.memory for chunk in (self.weight, *(chunk for _, chunk in self.states))
+        )
+
 
 def grouped(chunks: Mapping[str, Sequence[Chunk]]) -> tuple[list[Group], list[Chunk]]:
     """Every chunk of a weight with its state, and the chunks that belong to no weight's chunk.

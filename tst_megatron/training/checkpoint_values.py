@@ -36,6 +36,11 @@ class Chunk:
         num_bytes: int = self.place.length
         return num_bytes
 
+    @property
+    def memory(self) -> int:
+        """That reading and checking it takes: its archive, its values and a copy of them."""
+        return 3 * self.num_bytes
+
 
 def chunks_of(description: Any) -> dict[str, list[Chunk]]:
     """Every stored chunk, by the name of its tensor.

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -120,7 +120,7 @@ def _examine(
     step = _step_in_name(checkpoint)
     found.problems += _description_problems(checkpoint, has_manifest)
     description = _description(checkpoint, found.problems)
-    places = description.storage_data if description is not None else {}
+    places = found.places = description.storage_data if description is not None else {}
     if not (checkpoint / RECORD).exists():
         found.notes.append(f"its save wrote no {RECORD}: the small files have no hash")
     if description is not None:
@@ -161,16 +161,18 @@ def _is_name(name: str) -> bool:
     return re.fullmatch(r"iter_[0-9]{7,}", name) is not None
 
 
-def record_save(checkpoint: Path) -> None:
+def record_save(checkpoint: Path, places: Mapping[Any, Any] | None = None) -> None:
     """Write down what ``examine`` compares later; for one process, once a save is complete.
 
     Args:
         checkpoint: an ``iter_`` folder, or ``release``.
+        places: torch's ``storage_data`` of it, if that was read already.
 
     Raises:
-        Exception: the checkpoint cannot be read, or nothing written.
+        OSError: nothing can be written.
     """
-    write_record(checkpoint, read_description(checkpoint).storage_data, _step_in_name(checkpoint))
+    places = read_description(checkpoint).storage_data if places is None else places
+    write_record(checkpoint, places, _step_in_name(checkpoint))
 
 
 def _description_problems(checkpoint: Path, has_manifest: bool) -> list[str]:

@@ -18,6 +18,7 @@ from typing import Any
 from tst_megatron.training.checkpoint_record import RECORD
 from tst_megatron.training.checkpoints import (
     checkpoint_of,
+    examine,
     list_checkpoints,
     problems,
     record_save,
@@ -149,11 +150,15 @@ class Keeper:
         checkpoint = checkpoint_of(self._folder, step)
         # What was written over may have been whole.
         self._whole.discard(step)
-        if found := self._problems(step):
-            self._say(f"{checkpoint.name}: {found[0]}; it was just saved, so nothing is deleted")
+        found = examine(checkpoint, has_manifest=self._has_manifest)
+        if found.problems:
+            self._say(
+                f"{checkpoint.name}: {found.problems[0]}; it was just saved, so nothing is deleted"
+            )
             return
+        self._whole.add(step)
         try:
-            record_save(checkpoint)
+            record_save(checkpoint, found.places)
         except OSError as error:
             # It is whole without one, and a full or read-only disk is no reason to end a run.
             self._say(f"{checkpoint.name}: no {RECORD} could be written ({error})")
