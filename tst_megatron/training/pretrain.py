@@ -142,6 +142,7 @@ def _train(
     from tst_megatron.training.step import make_forward_step
 
     upstream.repair_wheel()
+    upstream.draw_by_place()
     args = upstream.parse_arguments([*checked.flags, *_run_flags(run, checked)])
     # Into every checkpoint, with Megatron's own arguments.
     facts = stream_facts(checked.stream, checked.corpora)
