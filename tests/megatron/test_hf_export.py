@@ -16,6 +16,7 @@ from tst_megatron.hf import export, folder, verify, weights
 from tst_megatron.hf.checkpoint import TrainedWeights, load_model, open_checkpoint
 from tst_megatron.hf.generate import generate_text
 from tst_megatron.hf.weights import Form, Rule
+from tst_megatron.system.padding import cost
 
 
 @pytest.fixture(scope="session")
@@ -39,6 +40,9 @@ def test_export_of_expert_parallel_checkpoint_is_proven(saved: Path, tmp_path: P
     assert computed.max_logit_difference <= 1e-5
     assert computed.num_greedy_tokens >= 30
     assert computed.num_greedy_ties <= 2
+    # What the export leaves out had a part in the run's own loss.
+    assert computed.num_padding_columns == 24
+    assert 0 < computed.padding_cost < cost(24, computed.mean_log_sum_exp - computed.max_logit)
     assert said[-1] == f"wrote {tmp_path / 'hf'}"
     assert os.listdir(tmp_path) == ["hf"]
     config = json.loads((tmp_path / "hf" / "config.json").read_text())

@@ -179,6 +179,7 @@ def _train(
 
     upstream.repair_wheel()
     upstream.hold_wandb_back()
+    upstream.draw_by_place()
     args = upstream.parse_arguments([*checked.flags, *_run_flags(run, checked)])
     # Into every checkpoint, with Megatron's own arguments.
     facts = stream_facts(checked.stream, checked.corpora)

@@ -1,11 +1,12 @@
-"""Initial weights of the CPU host: each drawn for its place in the model, whatever the layout.
+"""Initial weights drawn on the CPU: each for its place in the model, whatever the layout.
 
 Megatron draws them from one generator in the order in which a rank builds its part. With
 ``use-cpu-initialization`` that generator is the same on every rank of an expert-parallel group, so
 two ranks would start with the same experts, and whatever a rank does not build shifts all that
 comes after it. Here every weight has a generator of its own, seeded by the run's seed and by the
 weight's name in the whole model: ``decoder.layers.7.mlp.experts.local_experts.3.linear_fc1.weight``
-is the same with one rank and with eight.
+is the same with one rank and with eight, and on a GPU with the same key as on the CPU host. Layers
+of Transformer Engine are left as Megatron draws them.
 
 Remove when Megatron's weights no longer depend on the layout with ``use-cpu-initialization``.
 """
@@ -49,7 +50,7 @@ def _drawn_by_place(build: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(build)
     def wrapper(self: Any, *args: Any, **kwargs: Any) -> None:
         build(self, *args, **kwargs)
-        if not self.config.perform_initialization:
+        if not (self.config.perform_initialization and self.config.use_cpu_initialization):
             return
         with torch.random.fork_rng(devices=[]):
             for place, draw in _draws(self):
