@@ -66,7 +66,7 @@ def replace(checkpoint: Path, key: str, content: object) -> None:
     """Let an item be something else, with the checksums of a whole one."""
     file = checkpoint / ".metadata"
     metadata = pickle.loads(file.read_bytes())
-    (place,) = [place for i, place in metadata.storage_data.items() if i.fqn.startswith(key)]
+    place = next(place for i, place in metadata.storage_data.items() if i.fqn.startswith(key))
     archive = io.BytesIO()
     torch.save(content, archive)
     with (checkpoint / place.relative_path).open("ab") as shard:

@@ -16,6 +16,8 @@ from tst_megatron.training.checkpoints import TRACKER, list_checkpoints
 
 OLDER, NEWEST = 8, 12
 NUM_FLIPS = 60
+EXTRA = "decoder.layers.mlp.experts.experts.linear_fc1._extra_state"
+"""A state of a layer, which is no tensor."""
 
 
 @pytest.fixture
@@ -145,7 +147,7 @@ def load_commands(recipe, run, touched):
     kept = newest.with_name("kept")
     shutil.copytree(newest, kept)
     outcomes = {}
-    for where in (".metadata", "common_state", "rng_state", "decoder.layers.self_attention.core"):
+    for where in (".metadata", "common_state", "rng_state", EXTRA):
         with_a_command(newest, where, touched)
         outcomes[where] = job.load()[0], list(job.said)
         shutil.rmtree(newest)

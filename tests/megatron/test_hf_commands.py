@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from damage import overwrite, without, without_a_part
+from damage import flip, overwrite, with_a_command, without, without_a_part
 from hf_checkpoints import save_once, with_arguments
 from typer.testing import CliRunner
 
@@ -153,3 +153,24 @@ def test_generate_refuses_what_is_no_export(saved: Path, tmp_path: Path) -> None
     assert "--dtype fp64 is none of" in refused(
         "generate", tmp_path / "hf", "--prompt", "x", "--dtype", "fp64"
     )
+
+
+def test_export_of_a_flipped_bit_is_refused_and_leaves_nothing(saved: Path, tmp_path: Path) -> None:
+    """It would be compared with what was read, and be proven bit for bit."""
+    shutil.copytree(saved / "ep2", tmp_path / "ep2")
+    flip(tmp_path / "ep2" / "iter_0000003", "decoder.final_layernorm.weight")
+    said = refused("export", tmp_path / "ep2", tmp_path / "hf", "--no-verify")
+    assert "decoder.final_layernorm.weight is damaged (" in said
+    assert "tst-megatron checkpoint verify" in said
+    assert not (tmp_path / "hf").exists()
+
+
+@pytest.mark.parametrize("where", [".metadata", "common_state"])
+def test_export_runs_no_command_out_of_a_checkpoint(
+    saved: Path, tmp_path: Path, where: str
+) -> None:
+    shutil.copytree(saved / "ep2", tmp_path / "ep2")
+    with_a_command(tmp_path / "ep2" / "iter_0000003", where, tmp_path / "touched")
+    said = refused("export", tmp_path / "ep2", tmp_path / "hf", "--no-verify")
+    assert "it names posix.system, which no checkpoint holds" in said
+    assert not (tmp_path / "touched").exists()

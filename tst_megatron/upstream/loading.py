@@ -197,7 +197,10 @@ def _reason(error: BaseException) -> str:
     if isinstance(error, CheckpointException) and len(error.failures) == 1:
         ((cause, _),) = error.failures.values()
         return _reason(cause)
-    return str(error) if isinstance(error, Unreadable) else repr(error).partition("\n")[0]
+    if isinstance(error, Unreadable | names.CheckpointingException):
+        # Written for a person; upstream's goes over several lines.
+        return " ".join(str(error).split())
+    return repr(error).partition("\n")[0]
 
 
 def _is_of_machine(error: BaseException) -> bool:
