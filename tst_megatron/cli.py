@@ -76,8 +76,8 @@ WRONG_PATHS = (
 """Errors of the operating system that say that a name was wrong."""
 
 TOO_LONG = (
-    "this name is too long. A file system takes 255 bytes for a name and 4,095 for a path, and "
-    "what is written has a longer hidden name until it is whole. Give a shorter one"
+    "this name is too long. A file system takes 255 bytes for a name and 4,095 for a path. Give a "
+    "shorter one"
 )
 
 

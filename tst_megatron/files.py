@@ -122,7 +122,7 @@ def claimed(output: Path) -> Iterator[Path]:
     Raises:
         ValueError: another process is making the same output.
     """
-    place = output.with_name(f".{output.name}.{UNFINISHED}")
+    place = unfinished(output)
     lock = _lock_of(place, output)
     try:
         shutil.rmtree(place / MADE, ignore_errors=True)
@@ -145,13 +145,18 @@ def check_not_claimed(output: Path) -> None:
         ValueError: it is.
     """
     output = Path(os.path.realpath(output))
-    if output.with_name(f".{output.name}.{UNFINISHED}").exists():
+    if unfinished(output).exists():
         with claimed(output):
             pass
 
 
-UNFINISHED, MADE, LOCK = "unfinished", "folder", "lock"
-"""``.OUTPUT.unfinished/`` holds the folder that is made, and the lock of its maker."""
+MADE, LOCK = "folder", "lock"
+"""In ``unfinished``: the folder that is made, and the lock of its maker."""
+
+
+def unfinished(output: Path) -> Path:
+    """The hidden folder beside an output in which it is made."""
+    return output.with_name(f".{output.name}.unfinished")
 
 
 def _lock_of(place: Path, output: Path) -> TextIO:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 from pathlib import Path
 
-from tst_megatron.files import beside
+from tst_megatron.files import beside, unfinished
 
 _CHECKPOINT = re.compile(r"iter_[0-9]{7,}")
 _TRACKER = "latest_checkpointed_iteration.txt"
@@ -26,19 +27,34 @@ def check_output(output: Path) -> None:
 
     Raises:
         ValueError: it is in a checkpoint, or among what a run keeps for itself.
-        OSError: its name is too long for a file system.
+        OSError: the place cannot be looked at.
     """
     # Links and ".." may lead there too.
     real = Path(os.path.realpath(output))
-    if real.name:
-        # What is made beside it has the longer name.
-        beside(real).exists()
+    _check_length(output, real)
     for folder in (real, *real.parents):
         if place := _owned(folder, folder == real):
             raise ValueError(
                 f"{output}: is in {place}. Name a place outside, such as a folder of its own "
                 "beside it"
             )
+
+
+def _check_length(output: Path, real: Path) -> None:
+    # What is made beside it has the longer name. The root has none.
+    for hidden in (beside(real), unfinished(real)) if real.name else ():
+        try:
+            hidden.lstat()
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            if error.errno != errno.ENAMETOOLONG:
+                raise
+            raise ValueError(
+                f"{output}: this name is too long. A file system takes 255 bytes for a name and "
+                "4,095 for a path, and what is written has a longer hidden name until it is "
+                "whole. Give a shorter one"
+            ) from error
 
 
 def _owned(folder: Path, is_output: bool) -> str | None:

@@ -164,8 +164,8 @@ def test_run_goes_on_exactly_from_the_newest_whole_checkpoint(uninterrupted, res
         before, after = (tiny.metrics(folder, event) for folder in (uninterrupted[1], run))
         assert numbers(after) == numbers(before)
         assert len(after) == len(before)
-    dropped = (run / "metrics.dropped.jsonl").read_text().splitlines()
-    assert [json.loads(line)["step"] for line in dropped][0] == step + 1
+    dropped = (run / "metrics.dropped.jsonl").read_bytes().splitlines()
+    assert json.loads(dropped[0])["step"] == step + 1
     assert saved_steps(run) == saved_steps(uninterrupted[1])
     assert all(problems(path, deep=True) == [] for path in list_checkpoints(run / "checkpoints"))
     assert (run / "checkpoints" / TRACKER).read_text() == str(STEPS)
