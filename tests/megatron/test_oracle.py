@@ -55,7 +55,7 @@ RUN = {
     "weight-decay": 0.1,
     "clip-grad": 0.8,
     "eval-interval": 4,
-    "eval-iters": 2,
+    "eval-iters": 4,
     "save-interval": 100,
     "log-interval": 1,
     "num-workers": 0,
