@@ -156,14 +156,20 @@ class Rank:
 
 
 def fork_ranks(
-    *arguments: str, num_ranks: int, log: Path, tokens: Path | None = None
+    *arguments: str,
+    num_ranks: int,
+    log: Path,
+    tokens: Path | None = None,
+    trusts_weights: bool = False,
 ) -> list[Rank]:
     """Start ``tst-megatron`` as ``start_ranks`` does, without importing Megatron again.
 
     Each rank leads a process group of its own, to which its workers belong. ``tokens`` is where the
-    ranks note what they read (``recording.py``).
+    ranks note what they read (``recording.py``). Ranks that trust imported weights do not look for
+    missing ones, which takes a process that imports Megatron again.
     """
-    return _fork(functools.partial(_tst_megatron, tokens), arguments, num_ranks, log)
+    main = functools.partial(_tst_megatron, tokens, trusts_weights)
+    return _fork(main, arguments, num_ranks, log)
 
 
 def fork_stock_ranks(*arguments: str, num_ranks: int, log: Path) -> list[Rank]:
@@ -205,7 +211,11 @@ def _be_a_rank(
     main()
 
 
-def _tst_megatron(tokens: Path | None) -> None:
+def _tst_megatron(tokens: Path | None, trusts_weights: bool) -> None:
+    if trusts_weights:
+        from tst_megatron.training import pretrained
+
+        pretrained.missing_weights = lambda *_: []
     if tokens is not None:
         import recording
 

@@ -81,6 +81,25 @@ def test_bits_in_fp32_are_those_of_torchs_own_function():
     assert torch.equal(weight.grad, twin.grad)
 
 
+@pytest.mark.parametrize("bag_size", [3, 4, 16])
+@pytest.mark.parametrize("num_ranks", [1, 2, 4, 8])
+def test_shares_of_a_split_table_are_not_rounded_to_its_type(num_ranks, bag_size):
+    """Whether they cross the ranks in fp32 is no use if they were rounded before."""
+    generator = torch.Generator().manual_seed(bag_size)
+    table = torch.randn(32, 6, generator=generator).bfloat16()
+    tokens = torch.randint(0, 32, (2, 50, bag_size), generator=generator)
+    exact = F.embedding(tokens, table.double()).mean(dim=2).transpose(0, 1)
+    num_rows = 32 // num_ranks
+    shares = [
+        bag_embedding(
+            rows, tokens, first_row=rank * num_rows, is_split=True, out_dtype=torch.float32
+        )
+        for rank, rows in enumerate(table.split(num_rows))
+    ]
+    # Eight bits, as bf16 has them, are wrong by 4e-3.
+    torch.testing.assert_close(sum(shares).double(), exact, rtol=0, atol=1e-6)
+
+
 def test_kernels_are_refused_for_what_they_cannot_compute():
     weight, tokens = torch.zeros(3, 2, dtype=torch.float64), torch.zeros(1, 1, 2, dtype=torch.long)
     with pytest.raises(ValueError, match="triton computes in fp32, not torch.float64. Use torch"):

@@ -65,6 +65,23 @@ def test_fully_ignored_position_has_no_loss_and_no_gradient(loss_function):
 
 
 @BOTH
+def test_z_loss_is_the_squared_log_sum_exp_and_so_is_its_gradient(loss_function):
+    """Against autograd of the definition, also where slots, positions or columns do not count."""
+    logits, targets, grad = make_case(4)
+    options = {"slot_weights": torch.tensor([1.0, 0.5, 0.25, 0.0]), "num_valid_columns": 20}
+    leaf = logits.clone().requires_grad_()
+    is_counted = (targets[:, :3] != -100).any(dim=-1)
+    log_sum_exp = leaf[:, :20].exp().sum(dim=-1).log()
+    expected = loss_function(leaf, targets, **options) + 0.3 * log_sum_exp**2 * is_counted
+    (expected * grad).sum().backward()
+    logits.requires_grad_()
+    loss = loss_function(logits, targets, z_loss=0.3, **options)
+    (loss * grad).sum().backward()
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(logits.grad, leaf.grad)
+
+
+@BOTH
 @pytest.mark.parametrize("bag_size", [1, 4, 16])
 def test_untrained_loss_is_near_log_v_and_not_log_v_over_k(loss_function, bag_size):
     logits = torch.randn(512, 4096) * 0.02
