@@ -134,6 +134,16 @@ def another(**changes):
         (another(process=str(ENDED), space="pid:[1]"), False),
         ("torn", False),
     ],
+    ids=[
+        "nobody",
+        "ended",
+        "number of another",
+        "this process",
+        "another host",
+        "another boot",
+        "another container",
+        "torn",
+    ],
 )
 def test_without_locks_only_what_has_ended_for_certain_is_taken(
     tmp_path, monkeypatch, holder, is_taken
