@@ -207,7 +207,7 @@ def test_checkpoints_that_are_no_folder_decide(run, checked, damage):
     assert str(run.checkpoints) in problem and "Bring the checkpoints back" in problem
 
 
-@pytest.mark.parametrize("name", set(DAMAGE) - {"link to nothing"})
+@pytest.mark.parametrize("name", sorted(set(DAMAGE) - {"link to nothing"}))
 def test_damaged_resolved_recipe_is_named_with_what_to_do(run, checked, name):
     DAMAGE[name](run.resolved)
     (problem,) = run.problems(checked, fresh=False)
