@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import hashlib
 import os
 import resource
 import shutil
 import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO, TextIO
+from typing import BinaryIO
 
-from tst_megatron.system.owner import in_words, is_gone, is_left_behind, this_process
+from tst_megatron.system import lock
+from tst_megatron.system.holder import started_at
 
 
 def beside(path: Path) -> Path:
@@ -103,39 +104,77 @@ def _replacing(path: Path) -> Iterator[BinaryIO]:
     remove_left_behind(path)
 
 
+SECONDS_OF_A_WRITE = 600.0
+"""What is beside a small file for longer was left there, if its process is not to be found: a
+process of another container may have the host's name, and not be seen from here."""
+
+
 def remove_left_behind(path: Path) -> None:
     """Remove what killed processes of this machine left beside a file or folder, half made."""
     for left in path.parent.iterdir():
-        if is_beside(left, path) and is_left_behind(left, f".{path.name}."):
+        if is_beside(left, path) and _is_left_behind(left, path):
             with contextlib.suppress(OSError):
                 shutil.rmtree(left) if left.is_dir() else left.unlink()
+
+
+def _is_left_behind(left: Path, path: Path) -> bool:
+    """Whether a file or folder that ``beside`` named was left by a process that was killed."""
+    host, _, process = left.name.removeprefix(f".{path.name}.").rpartition(".")
+    if host != socket.gethostname() or not process.isdecimal() or started_at(int(process)):
+        return False
+    try:
+        times = [each.lstat().st_mtime for each in (left, *left.rglob("*"))]
+    except OSError:
+        return False
+    return max(times) < time.time() - SECONDS_OF_A_WRITE
 
 
 @contextlib.contextmanager
 def claimed(output: Path) -> Iterator[Path]:
     """A hidden folder beside an output, for what becomes it. No other process makes that output.
 
-    It is held by a lock, which ends with this process however it ends: the next call deletes what
-    is left. Where the file system has no locks, it waits for a person unless the process that left
-    it is known to have ended.
+    It is held by a lock (``system.lock``), which ends with this process however it ends: the next
+    call deletes what is left.
 
     Raises:
         ValueError: another process is making the same output.
     """
     place = unfinished(output)
-    lock = _lock_of(place, output)
     try:
-        shutil.rmtree(place / MADE, ignore_errors=True)
-        remove_left_behind(output)
-        yield place
+        with _held(place, output):
+            try:
+                shutil.rmtree(place / MADE, ignore_errors=True)
+                remove_left_behind(output)
+                yield place
+            finally:
+                shutil.rmtree(place / MADE, ignore_errors=True)
+                # From here on the folder may be another's, so no more than an empty one is taken.
+                (place / lock.LOCK).unlink(missing_ok=True)
     finally:
-        shutil.rmtree(place / MADE, ignore_errors=True)
-        # Nothing but an empty folder is touched after it: from then on it may be another's.
-        (place / LOCK).unlink(missing_ok=True)
-        lock.close()
         with contextlib.suppress(OSError):
             # Last, since NFS keeps what was deleted and is open under another name in the folder.
             place.rmdir()
+
+
+@contextlib.contextmanager
+def _held(place: Path, output: Path) -> Iterator[None]:
+    with contextlib.ExitStack() as stack:
+        while True:
+            place.mkdir(parents=True, exist_ok=True)
+            try:
+                stack.enter_context(lock.held(place, seconds=0))
+                break
+            except FileNotFoundError:
+                # Whoever held it has just ended and taken the folder away.
+                continue
+            except lock.InUse as error:
+                if not (place / lock.LOCK).exists():
+                    continue
+                raise ValueError(
+                    f"{output}: {error.holder} is making it. Wait for it, or name another output. "
+                    f"(If it has ended for certain, delete {place}.)"
+                ) from error
+        yield
 
 
 def check_not_claimed(output: Path) -> None:
@@ -150,52 +189,13 @@ def check_not_claimed(output: Path) -> None:
             pass
 
 
-MADE, LOCK = "folder", "lock"
-"""In ``unfinished``: the folder that is made, and the lock of its maker."""
+MADE = "folder"
+"""In ``unfinished``, beside the lock of its maker: the folder that is made."""
 
 
 def unfinished(output: Path) -> Path:
     """The hidden folder beside an output in which it is made."""
     return output.with_name(f".{output.name}.unfinished")
-
-
-def _lock_of(place: Path, output: Path) -> TextIO:
-    while True:
-        place.mkdir(parents=True, exist_ok=True)
-        try:
-            file = (place / LOCK).open("a+", encoding="utf-8")
-        except FileNotFoundError:
-            # Whoever held it has just ended.
-            continue
-        file.seek(0)
-        holder, is_free = file.read(), True
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            is_free = False
-        except OSError:
-            # A file system without locks.
-            is_free = not holder or is_gone(holder)
-        if not is_free:
-            file.close()
-            raise ValueError(
-                f"{output}: {in_words(holder)} is making it. Wait for it, or name another output. "
-                f"(If it has ended for certain, delete {place}.)"
-            )
-        if _is_still(place / LOCK, file):
-            file.truncate(0)
-            file.write(this_process())
-            file.flush()
-            return file
-        file.close()
-
-
-def _is_still(path: Path, file: TextIO) -> bool:
-    """Whether an open file has its name: one that was deleted holds nobody off."""
-    try:
-        return os.path.samestat(path.stat(), os.fstat(file.fileno()))
-    except FileNotFoundError:
-        return False
 
 
 @contextlib.contextmanager

@@ -52,9 +52,10 @@ Say = Callable[[str], None]
 class InUse(ValueError):
     """Another process works in the folder."""
 
-    def __init__(self, text: str, *, is_earlier_start: bool = False) -> None:
+    def __init__(self, text: str, holder: Holder, *, is_earlier_start: bool = False) -> None:
         """Say who; ``is_earlier_start``: of this very job, so that trying again will help."""
         super().__init__(text)
+        self.holder = holder
         self.is_earlier_start = is_earlier_start
 
 
@@ -151,7 +152,7 @@ def _wait(folder: Path, own: Holder, *, say: Say, seconds: float) -> int:
         may_be_dead = is_earlier or (own.job and other.host != own.host)
         limit = max(seconds, SECONDS_OF_A_LEASE) if may_be_dead and seconds else seconds
         if time.monotonic() - begun >= limit:
-            raise InUse(_refusal(folder, other), is_earlier_start=is_earlier)
+            raise InUse(_refusal(folder, other), other, is_earlier_start=is_earlier)
         if not has_said:
             say(f"{folder}: in use by {other}. Waiting up to {limit:.0f} s for its end")
             has_said = True
