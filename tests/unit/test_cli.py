@@ -39,7 +39,7 @@ COMMANDS = {
         *("--text", "--tokenizer", "--no-tokenizer"),
     },
     "generate": {"hf_dir", "--prompt", "--num-tokens", "--dtype"},
-    "import": {"hf_dir", "output", "--verify", "--logits"},
+    "import": {"hf_dir", "output", "--tensor-parallel", "--verify", "--logits"},
     "quantize": {
         *("hf_dir", "output", "--format", "--text", "--text-key", "--num-sequences"),
         *("--sequence-length", "--device"),
@@ -235,8 +235,8 @@ def stand_ins(monkeypatch, outside_a_job, tmp_path):
     monkeypatch.setattr(data_ready, "wait_until_ready", lambda *text: ready.append("waited"))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(cli, "checked_recipe", lambda *arguments: checked)
-    monkeypatch.setattr(RunFolder, "problems", lambda self, checked, fresh: [])
-    monkeypatch.setattr(RunFolder, "prepare", lambda self, checked: calls.append(self.path))
+    monkeypatch.setattr(RunFolder, "problems", lambda self, checked, fresh, copy=None: [])
+    monkeypatch.setattr(RunFolder, "prepare", lambda self, checked: calls.append(self.path) or [])
     monkeypatch.setattr(training, "redirect_output_to", lambda path: path)
     monkeypatch.setattr(training, "pretrain", lambda checked, run, start, console: 75)
     # Restored at the end, whatever the command puts there.

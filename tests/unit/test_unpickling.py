@@ -11,6 +11,7 @@ import sys
 import zipfile
 from collections import OrderedDict
 from pathlib import Path
+from types import SimpleNamespace
 
 import click
 import numpy
@@ -22,6 +23,7 @@ from torch.distributed.checkpoint.metadata import MetadataIndex
 from tst_megatron.cli import main
 from tst_megatron.system.restricted_unpickler import Refused, enum_of
 from tst_megatron.system.torch_pickles import check_extra_state, load_archive
+from tst_megatron.training.checkpoint_facts import read_object
 from tst_megatron.training.checkpoints import problems
 
 
@@ -62,7 +64,7 @@ TRICKS = {
     "the way to all modules": b"cbuiltins\n__import__\n.",
     "something beside a listed name": b"ctorch.serialization\nload\n.",
     "a module that a listed one has": b"ctorch.serialization\nos\n.",
-    "a name that is no text": b"\x80\x04](\x8c\x06system\x93.",
+    "a name that is no text": b"\x80\x04]\x8c\x06system\x93.",
     "a registered name": b"\x80\x02\x82\x01.",
     "a number as a function": b"K\x01)R.",
     "a call without a tuple": SIZE + b"]R.",
@@ -80,10 +82,14 @@ TRICKS = {
 }
 
 
+OF_PICKLE = ("another's", "a name that is no text")
+"""Tricks that Python's own unpickler refuses."""
+
+
 @pytest.fixture
 def checkpoint(saved, tmp_path):  # noqa: F811
-    folder = tmp_path / "run" / "checkpoints" / "iter_0000004"
-    shutil.copytree(saved, folder)
+    folder = tmp_path / "run" / "checkpoints" / "iter_0000020"
+    shutil.copytree(saved / folder.name, folder)
     return folder
 
 
@@ -95,7 +101,7 @@ def test_tricks_in_a_description_are_damage(checkpoint, name, monkeypatch):
     for deep in (False, True):
         (problem,) = problems(checkpoint, deep=deep)
         # Refused for what it asks for, and not because nothing came of it.
-        reason = "UnpicklingError" if name.startswith("another's") else "Refused"
+        reason = "Refused" if not name.startswith(OF_PICKLE) else "UnpicklingError"
         assert problem.startswith(f".metadata cannot be read ({reason}: "), problem
     # No class of this process was changed either.
     assert MetadataIndex("x").fqn == "x" and not hasattr(MetadataIndex, "fqn")
@@ -205,6 +211,15 @@ def archive(content):
     torch.save(content, stream)
     stream.seek(0)
     return stream
+
+
+def test_verify_names_a_command_in_an_object_and_runs_nothing(tmp_path):
+    data = archive([touch(tmp_path / "touched")]).getvalue()
+    (tmp_path / "shard").write_bytes(data)
+    place = SimpleNamespace(relative_path="shard", offset=0, length=len(data))
+    with pytest.raises(ValueError, match="names posix.system, which no checkpoint holds"):
+        read_object(tmp_path, "rng_state/shard_0_1", place)
+    assert not (tmp_path / "touched").exists()
 
 
 def test_what_checkpoints_hold_is_read_as_torch_reads_it():

@@ -12,7 +12,9 @@ from argparse import Namespace
 from collections import OrderedDict
 from typing import Any, BinaryIO
 
+from tst_megatron.system.restricted_unpickler import Refused
 from tst_megatron.system.torch_archive import record_in
+from tst_megatron.system.torch_pickles import is_listed
 
 
 class Placeholder:
@@ -48,6 +50,9 @@ _PLAIN = {
 
 class _Inert(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
+        if not is_listed(module, name):
+            # Nothing of it would run here, but whoever loads it is to be warned.
+            raise Refused(f"it names {module}.{name}, which no checkpoint holds")
         return _PLAIN.get((module, name), Placeholder)
 
     def persistent_load(self, _: Any) -> Any:
@@ -62,6 +67,7 @@ def read_inert(archive: BinaryIO) -> Any:
         archive: a seekable stream that ``archive_problem`` has nothing against.
 
     Raises:
+        Refused: it names what no checkpoint holds.
         Exception: a pickle that nothing wrote raises whatever its bytes happen to mean.
     """
     return _Inert(io.BytesIO(record_in(archive, "data.pkl"))).load()

@@ -23,6 +23,26 @@ _NUMPY_KINDS = "biuf"
 """Types of NumPy whose every bit pattern is a number: none that holds pointers."""
 
 
+ENUMS = {
+    "megatron.core.enums": ("ModelType", "Fp8Recipe", "Fp4Recipe"),
+    "megatron.core.rerun_state_machine": (
+        "RerunDiagnostic",
+        "RerunMode",
+        "RerunState",
+        "RerunValidationStatus",
+    ),
+    "megatron.core.transformer.enums": (
+        "AttnBackend",
+        "CudaGraphModule",
+        "CudaGraphScope",
+        "InferenceCudaGraphScope",
+    ),
+    "signal": ("Signals",),
+}
+"""What stands in saved arguments and in the state of Megatron's rerun state machine."""
+
+NAMED_TUPLES = {"megatron.core.rerun_state_machine": ("Call", "Caller")}
+
 DTYPES = (
     *("bool", "uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64"),
     *("float16", "float32", "float64", "bfloat16", "complex64", "complex128"),
@@ -168,6 +188,16 @@ def _numpy_number(dtype: Any, data: bytes) -> Any:
     if type(data) is not bytes or len(data) != dtype.itemsize:
         raise Refused("it holds a number whose bytes are not those of its type")
     return numpy.frombuffer(data, dtype)[0]
+
+
+def is_listed(module: str, name: str) -> bool:
+    """Whether an object of a checkpoint may name this; needs no Megatron."""
+    if (module, name) in archive_names():
+        return True
+    if name in ENUMS.get(module, ()) or name in NAMED_TUPLES.get(module, ()):
+        return True
+    # torch.load puts a stand-in of its own in the place of a storage.
+    return module == "torch" and name.isidentifier() and name.endswith("Storage")
 
 
 # --- what is unpickled by others -----------------------------------------------------------------

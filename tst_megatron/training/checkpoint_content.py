@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import io
 import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,14 +13,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tst_megatron.system.torch_archive import archive_problem
 from tst_megatron.training.checkpoint_buckets import (
     Bucket,
     WeightIndex,
     buckets_of,
     check_bucket,
 )
-from tst_megatron.training.checkpoint_facts import OPTIMIZER, Facts
+from tst_megatron.training.checkpoint_facts import OPTIMIZER, Facts, read_object
 from tst_megatron.training.checkpoint_optimizer import (
     UNLIKE_THE_WEIGHTS,
     Compared,
@@ -97,7 +95,7 @@ def content_findings(
         for chunk in rest
     ]
     first += [
-        _Job(item.length, READ_BYTES, functools.partial(_item_problems, checkpoint, index, item))
+        _Job(item.length, item.length, functools.partial(_object_problems, checkpoint, index, item))
         for index, item in description.storage_data.items()
         if index.offset is None
     ]
@@ -226,15 +224,13 @@ def _say_what_was_compared(
         found.notes.append("weights of 32 bits have no master copies to be compared with")
 
 
-def _item_problems(checkpoint: Path, index: Any, item: Any) -> list[str]:
-    """Compare a stored item, which torch.save wrote as a zip archive, with its checksums."""
+def _object_problems(checkpoint: Path, index: Any, item: Any) -> list[str]:
+    """Why a stored object, which is no tensor, is not what a save wrote."""
     try:
-        with (checkpoint / item.relative_path).open("rb") as shard:
-            part = io.BufferedReader(_Part(shard, item.offset, item.length), READ_BYTES)
-            found = archive_problem(part)
-    except OSError as error:
-        found = str(error)
-    return [f"{item.relative_path}: {index.fqn} is damaged ({found})"] if found else []
+        read_object(checkpoint, index.fqn, item)
+    except (OSError, ValueError) as error:
+        return [str(error)]
+    return []
 
 
 def _hash_problems(path: Path, digest: str) -> list[str]:
@@ -244,32 +240,3 @@ def _hash_problems(path: Path, digest: str) -> list[str]:
         if hashlib.file_digest(file, "sha256").hexdigest() == digest:
             return []
     return [f"{path.name} is not what {MANIFEST} says it was when it was saved"]
-
-
-class _Part(io.RawIOBase):
-    """A stretch of a file, as a file: an item may be larger than memory."""
-
-    def __init__(self, file: io.BufferedReader, offset: int, length: int) -> None:
-        self._file, self._offset, self._length = file, offset, length
-        self._position = 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        start = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._length}[whence]
-        if start + offset < 0:
-            raise ValueError("before its start")
-        self._position = start + offset
-        return self._position
-
-    def readinto(self, buffer: Any) -> int:
-        wanted = min(len(buffer), max(0, self._length - self._position))
-        self._file.seek(self._offset + self._position)
-        data = self._file.read(wanted)
-        buffer[: len(data)] = data
-        self._position += len(data)
-        return len(data)

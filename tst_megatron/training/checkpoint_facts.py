@@ -56,9 +56,9 @@ def read_facts(checkpoint: Path, places: Mapping[Any, Any]) -> Facts:
     groups = []
     for index, item in places.items():
         if _COMMON.match(index.fqn):
-            state = _content(checkpoint, index.fqn, item)
+            state = read_object(checkpoint, index.fqn, item)
         elif _OPTIMIZER_GROUP.match(index.fqn):
-            groups.append((index.fqn, _content(checkpoint, index.fqn, item)))
+            groups.append((index.fqn, read_object(checkpoint, index.fqn, item)))
     if state is None:
         raise ValueError(".metadata names no common_state, which holds the step")
     if not isinstance(state, dict):
@@ -66,7 +66,17 @@ def read_facts(checkpoint: Path, places: Mapping[Any, Any]) -> Facts:
     return Facts(state=state, groups=tuple(groups))
 
 
-def _content(checkpoint: Path, name: str, item: Any) -> Any:
+def read_object(checkpoint: Path, name: str, item: Any) -> Any:
+    """The plain values of a stored object, which is no tensor.
+
+    Args:
+        checkpoint: an ``iter_`` folder.
+        name: of the object.
+        item: torch's record of where it is.
+
+    Raises:
+        ValueError: it is damaged, or names what no checkpoint holds.
+    """
     with (checkpoint / item.relative_path).open("rb") as shard:
         shard.seek(item.offset)
         archive = io.BytesIO(shard.read(item.length))

@@ -135,7 +135,11 @@ class RunFolder:
                     "or mount what it is on, or use another --run-folder"
                 )
             elif path.exists() and not path.is_dir():
-                found.append(f"--run-folder: {path} is not a folder. Name another")
+                lost = (
+                    "" if path == self.path else ", where the run keeps its checkpoints. Move it "
+                )
+                fix = "away and bring them back, or name another" if lost else ". Name another"
+                found.append(f"--run-folder: {path} is not a folder{lost}{fix}")
         if not found and not self.is_prepared():
             try:
                 check_output(self.path)

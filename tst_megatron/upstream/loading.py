@@ -187,9 +187,7 @@ def _agree(words: str | None, *, is_of_machine: bool) -> None:
     message = "; ".join(f"{text} (rank {said[text]})" for text in shown)
     if len(said) > len(shown):
         message += f"; and {len(said) - len(shown)} more"
-    raise (
-        RuntimeError(f"the checkpoint was not read: {message}") if worst == 2 else _Damaged(message)
-    )
+    raise (_NotRead(f"the checkpoint was not read: {message}") if worst == 2 else _Damaged(message))
 
 
 def _reason(error: BaseException) -> str:

@@ -34,30 +34,15 @@ from torch.futures import Future
 
 from tst_megatron.system.restricted_unpickler import Class, Refused, enum_of
 from tst_megatron.system.torch_archive import archive_problem
-from tst_megatron.system.torch_pickles import check_extra_state, load_archive
+from tst_megatron.system.torch_pickles import (
+    ENUMS,
+    NAMED_TUPLES,
+    check_extra_state,
+    load_archive,
+)
 from tst_megatron.system.unpickling import read_description
 from tst_megatron.upstream import names
 from tst_megatron.upstream.wrapping import wrap
-
-_ENUMS = {
-    "megatron.core.enums": ("ModelType", "Fp8Recipe", "Fp4Recipe"),
-    "megatron.core.rerun_state_machine": (
-        "RerunDiagnostic",
-        "RerunMode",
-        "RerunState",
-        "RerunValidationStatus",
-    ),
-    "megatron.core.transformer.enums": (
-        "AttnBackend",
-        "CudaGraphModule",
-        "CudaGraphScope",
-        "InferenceCudaGraphScope",
-    ),
-    "signal": ("Signals",),
-}
-"""What stands in saved arguments and in the state of the rerun state machine."""
-
-_NAMED_TUPLES = {"megatron.core.rerun_state_machine": ("Call", "Caller")}
 
 
 class Unreadable(CheckpointException):
@@ -132,11 +117,11 @@ def load_tensor(data: BinaryIO, shape: Any) -> torch.Tensor:
 def state_names() -> Mapping[tuple[str, str], Any]:
     """What Megatron's objects may name, beside what ``torch.save`` itself does."""
     listed: dict[tuple[str, str], Any] = {}
-    for module, kinds in _ENUMS.items():
+    for module, kinds in ENUMS.items():
         for kind in kinds:
             if (real := getattr(importlib.import_module(module), kind, None)) is not None:
                 listed[module, kind] = enum_of(real)
-    for module, kinds in _NAMED_TUPLES.items():
+    for module, kinds in NAMED_TUPLES.items():
         for kind in kinds:
             real = getattr(importlib.import_module(module), kind)
             listed[module, kind] = Class(real, takes_values=True)
