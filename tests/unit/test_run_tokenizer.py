@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import yaml
+from test_run_folder import KNOWN
 
 from tst_megatron.data.tokenizer import tokenizer_sha256
 from tst_megatron.hf.tokenizer_files import find_tokenizer
@@ -33,6 +34,7 @@ def checked_with(tokenizer: Path, *overrides: str) -> SimpleNamespace:
         corpora=(SimpleNamespace(manifest=manifest),),
         flags=(),
         profile_values={},
+        known=KNOWN,
     )
 
 

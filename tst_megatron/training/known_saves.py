@@ -17,9 +17,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from tst_megatron.files import write_beside
+from tst_megatron.system.records import Damaged, read_json, read_yaml
 
 SAVES = "saves.json"
 _NEWEST = "newest completed save"
@@ -98,11 +97,9 @@ def _step_beyond_a_save(run: Path) -> int | None:
 def _block(path: Path) -> dict[str, Any]:
     """The block of a JSON or YAML file; an empty one where there is none to be read."""
     try:
-        text = path.read_text(encoding="utf-8")
-        block = yaml.safe_load(text) if path.suffix == ".yaml" else json.loads(text)
-    except (OSError, ValueError, RecursionError, yaml.YAMLError):
+        return (read_yaml if path.suffix == ".yaml" else read_json)(path) or {}
+    except Damaged:
         return {}
-    return block if isinstance(block, dict) else {}
 
 
 def _blocks(values: Any) -> list[dict[str, Any]]:

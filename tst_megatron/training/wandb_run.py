@@ -17,6 +17,7 @@ from pathlib import Path
 
 from tst_megatron import upstream
 from tst_megatron.files import write_beside
+from tst_megatron.system.records import Damaged, read_json
 
 RECORD = "wandb.json"
 
@@ -81,16 +82,13 @@ def _read(
 ) -> dict[str, str | None] | None:
     """What the record says, or None where there is none for this project."""
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        is_record = isinstance(record["id"], str) and bool(record["id"])
-        is_here = all(record[key] == value for key, value in place.items())
-    except FileNotFoundError:
+        record = read_json(path, {"id": str})
+    except Damaged as error:
+        say(f"Weights & Biases: {path} {error}, so the run gets a new id there")
         return None
-    except (OSError, ValueError, KeyError, TypeError):
-        is_record = is_here = False
-    if not is_record:
-        say(f"Weights & Biases: {path} cannot be read, so the run gets a new id there")
-    return record if is_record and is_here else None
+    if record is None or any(record.get(key) != value for key, value in place.items()):
+        return None
+    return record
 
 
 def _write(
