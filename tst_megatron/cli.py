@@ -267,7 +267,8 @@ def _train_as_a_rank(checked: CheckedRecipe, run: RunFolder, *, is_held: bool, f
     else:
         # In the order of the first rank, whose indexes may take it hours.
         wait_until_ready(checked.stream, checked.corpora)
-        run.wait_until_prepared(is_held=is_held)
+        # The first rank of a finished run may have ended by now.
+        run.wait_until_prepared(is_held=is_held or run.is_finished(checked))
         check_run(checked, run, fresh=False)
     run.join()
     if _is_finished(checked, run, is_first=rank in (None, 0)):

@@ -12,7 +12,7 @@ makes another run:
 ``WRITES``, ``REPORTS``  where it writes, and what it reports how often
 ======================  =========================================================================
 
-Keys have Megatron's first spelling. ``tests/megatron/test_key_kinds.py`` holds the table against
+Keys have Megatron's first spelling. ``tests/megatron/test_same_run.py`` holds the table against
 its parser, so that a key of a new Megatron has to be given a kind.
 """
 
@@ -75,7 +75,7 @@ _WORK = _words(
     exit-signal-handler-for-training adlr-autoresume adlr-autoresume-interval manual-gc
     manual-gc-interval no-manual-gc-eval empty-unused-memory-level train-sync-interval
     no-pin-cpu-grads no-pin-cpu-params check-weight-hash-across-dp-replicas-interval
-    gpu-sniff-test-interval check-for-large-grads check-for-spiky-loss rerun-mode
+    check-for-large-grads check-for-spiky-loss rerun-mode
     flight-recorder-trace-buffer-size no-flight-recorder-dump-on-timeout
     flight-recorder-include-stack-trace no-flight-recorder-include-only-active
     no-flight-recorder-extra-dump-on-exec enable-ft-package calc-ft-timeouts ft-num-warmup-iters
@@ -214,6 +214,7 @@ _MODEL = _words(
 
 _TRAINING = _words(
     """
+    gpu-sniff-test-interval
     weight-decay apply-wd-to-qk-layernorm clip-grad adam-beta1 adam-beta2 adam-eps sgd-momentum
     muon-momentum muon-no-split-qkv muon-nesterov muon-scale-mode muon-fp32-matmul-prec
     muon-coefficient-type muon-num-ns-steps muon-tp-mode muon-extra-scale-factor
@@ -354,12 +355,16 @@ KINDS: Mapping[str, str] = {
 def evaluation_leaves_a_trace(args: argparse.Namespace) -> bool:
     """Whether training goes on otherwise after an evaluation, so that its cadence is of the run.
 
-    Evaluation draws no random number and updates no weight, moment, balance or bias, with two
-    exceptions: a jittered router draws in evaluation too, and delayed scaling of FP8 takes its
-    factors from the last tensors that went through a layer, also those of an evaluation.
+    Evaluation draws no random number and updates no weight, moment, balance or bias, with these
+    exceptions: a router that is jittered or biased at random draws in evaluation too, delayed
+    scaling of FP8 takes its factors from the last tensors that went through a layer, also those of
+    an evaluation, and ``qk-clip`` its largest logits.
 
     Args:
         args: Megatron's arguments, parsed.
     """
     is_delayed = bool(getattr(args, "fp8", None)) and args.fp8_recipe == "delayed"
-    return getattr(args, "moe_input_jitter_eps", None) is not None or is_delayed
+    of_routers = ("moe_input_jitter_eps", "moe_router_force_biased")
+    draws = (getattr(args, name, None) for name in of_routers)
+    is_drawing = any(value is not None for value in draws)
+    return is_delayed or is_drawing or bool(getattr(args, "qk_clip", False))

@@ -229,6 +229,10 @@ after_the_end() {
     note stop-file "stopped at step $(saved_step). Delete $RUN_FOLDER/STOP and submit again to go on"
     exit "$TRY_AGAIN"
   fi
+  if [[ $(state_of exit_status) == "$BAD_INPUT" ]]; then
+    note end "$reason"
+    exit "$BAD_INPUT"
+  fi
   if [[ $(state_of exit_status) == "$DO_NOT_RESTART" ]]; then
     note give-up "the run must not be restarted: $reason"
     exit "$DO_NOT_RESTART"

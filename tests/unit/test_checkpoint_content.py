@@ -300,3 +300,25 @@ def test_every_flipped_bit_of_the_small_files_is_noticed(checkpoint_of):
         (checkpoint / name).write_bytes(data)
     assert set(json.loads((checkpoint / RECORD).read_text())) == {"files", "shards", "step"}
     assert problems(checkpoint) == []
+
+
+def test_optimizers_with_other_moments_may_share_a_model(tmp_path):
+    model = weights()
+    state = with_state(model)
+    first, second, *_ = (name for name in model if name.endswith("weight"))
+    for moment in ("exp_avg", "exp_avg_sq"):
+        del state[f"optimizer.state.{moment}.{first}"]
+    state[f"optimizer.state.momentum_buffer.{first}"] = torch.ones_like(model[first]).float()
+    assert problems(save(tmp_path / "mixed", state), deep=True) == []
+    del state[f"optimizer.state.exp_avg_sq.{second}"]
+    found = problems(save(tmp_path / "lacking", state), deep=True)
+    assert found == [
+        f"{second} has no exp_avg_sq in the optimizer state, and has other parts of it"
+    ]
+
+
+def test_bias_of_a_router_has_no_master_copy_in_the_buckets(tmp_path):
+    model = weights()
+    state = with_buckets(model)
+    state["decoder.layers.mlp.router.expert_bias"] = torch.rand(2, 4)
+    assert problems(save(tmp_path / "biased", state), deep=True) == []

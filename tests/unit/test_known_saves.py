@@ -44,7 +44,9 @@ def test_each_record_is_enough_by_itself(tmp_path, name, is_noted):
     if is_noted:
         note_save(tmp_path, 0)
     EVIDENCE[name](tmp_path)
-    assert known_saves(tmp_path) == [f"{name} knows step 20"]
+    # Rows may have been lost, so they say nothing against a record that no save was complete.
+    is_less_sure = is_noted and name == "metrics.dropped.jsonl"
+    assert known_saves(tmp_path) == ([] if is_less_sure else [f"{name} knows step 20"])
 
 
 def test_run_that_was_killed_before_its_first_save_has_none(tmp_path):

@@ -14,6 +14,7 @@ import pytest
 from rich.console import Console
 
 from tst_megatron.training import launch as launcher
+from tst_megatron.training import stopping
 from tst_megatron.training.launch import free_port, launch
 
 PYTHON = sys.executable
@@ -177,13 +178,33 @@ def test_second_interrupt_ends_ranks_that_do_not_listen(ranks, tmp_path):
             time.sleep(0.02)
         for _ in range(2):
             os.kill(os.getpid(), signal.SIGINT)
-            time.sleep(0.3)
+            time.sleep(stopping.SECONDS_OF_ONE_STOP + 0.2)
 
     sender = threading.Thread(target=send)
     sender.start()
     (tmp_path / "rank-0.log").write_text("a long log")
     assert ranks("trap '' TERM INT; : > ready-$RANK; sleep 60 & wait; sleep 60") == (130, "")
     sender.join()
+
+
+def test_interrupt_that_comes_twice_at_once_is_one(ranks, tmp_path):
+    """From the terminal, say, and through a wrapper."""
+
+    def send():
+        for _ in range(3000):
+            if len(list(tmp_path.glob("ready-*"))) == 2:
+                break
+            time.sleep(0.02)
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.1)
+
+    sender = threading.Thread(target=send)
+    sender.start()
+    saves = "sleep 0.5; : > saved-$RANK; exit 75"
+    assert ranks(f"trap '{saves}' TERM INT; : > ready-$RANK; sleep 60 & wait") == (75, "")
+    sender.join()
+    assert len(list(tmp_path.glob("saved-*"))) == 2
 
 
 LAUNCHER = """

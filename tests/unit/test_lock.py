@@ -57,6 +57,12 @@ def no_job(monkeypatch):
         monkeypatch.delenv(name)
 
 
+@pytest.fixture(autouse=True)
+def at_once(monkeypatch):
+    """What there is to wait for is said at once."""
+    monkeypatch.setattr(lock, "_SECONDS_OF_A_LOOK", 0.0)
+
+
 def take(folder, seconds=0.0):
     """What was said while the folder was taken and let go."""
     said = []
@@ -93,7 +99,7 @@ def test_second_waits_for_one_that_is_about_to_end_and_says_so(other, tmp_path):
     with held(tmp_path, say=say):
         again.wait()
     assert len(said) == 1 and f"in use by process {again.pid} on " in said[0]
-    assert said[0].endswith("Waiting up to 10 s for its end")
+    assert said[0].endswith("Waiting up to 10 s for the end of that")
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
@@ -140,7 +146,9 @@ with held(folder):
     process.kill()
     process.wait()
     try:
-        with pytest.raises(InUse, match=f"in use by process {process.pid} on"):
+        # Whoever looks for the first process finds it gone, and must not take that for the whole.
+        said = f"in use by ranks or workers of an earlier start, which process {process.pid} on"
+        with pytest.raises(InUse, match=said):
             take(tmp_path)
         assert holder(tmp_path).process == process.pid
     finally:
@@ -204,6 +212,25 @@ def test_lock_that_is_deleted_while_it_is_opened_is_not_taken(tmp_path, monkeypa
             take(tmp_path)
 
 
+def test_start_is_this_one_only_while_its_first_rank_holds_the_folder(tmp_path, monkeypatch):
+    """The ranks of two starts may meet at the same place, as under torchrun."""
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setenv("MASTER_PORT", "29500")
+    assert not lock.is_of_this_start(tmp_path)
+    with held(tmp_path):
+        assert lock.is_of_this_start(tmp_path)
+        monkeypatch.setenv("MASTER_PORT", "29501")
+        assert not lock.is_of_this_start(tmp_path)
+        monkeypatch.setenv("MASTER_PORT", "29500")
+    assert not lock.is_of_this_start(tmp_path)
+
+
+def test_start_whose_first_rank_was_killed_is_not_taken_for_this_one(other, tmp_path):
+    other.kill()
+    other.wait()
+    assert read_holder(tmp_path).meeting == lock.meeting() and not lock.is_of_this_start(tmp_path)
+
+
 # --- a job that starts again ----------------------------------------------------------------------
 
 
@@ -219,7 +246,7 @@ def test_same_job_waits_for_the_lease_of_its_node_that_died(other, tmp_path, mon
 
     with held(tmp_path, say=say, seconds=0.1):
         pass
-    assert said[0].endswith("Waiting up to 180 s for its end")
+    assert said[0].endswith("Waiting up to 180 s for the end of that")
 
 
 def test_same_job_is_to_try_again_where_waiting_does_not_help(other, tmp_path, monkeypatch):
@@ -243,7 +270,7 @@ def test_next_job_of_a_chain_waits_for_the_lease_of_another_node(other, tmp_path
     with pytest.raises(InUse) as refused, held(tmp_path, say=said.append, seconds=0.1):
         pass
     assert not refused.value.is_earlier_start
-    assert said[0].endswith("Waiting up to 0 s for its end")
+    assert said[0].endswith("Waiting up to 0 s for the end of that")
 
 
 # --- without locks --------------------------------------------------------------------------------

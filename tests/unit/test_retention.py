@@ -189,3 +189,15 @@ def test_part_of_a_checkpoint_is_cleared_before_a_save_and_a_whole_one_is_not(fo
     wait_for_deletes()
     assert steps(folder) == [8, 4]
     assert len(said) == 1 and said[0].startswith(f"iter_0000012: {SHARD} has 10 bytes")
+
+
+def test_what_the_start_passed_over_takes_no_place_from_what_it_saves(folder, saved):  # noqa: F811
+    """A run that went back keeps the checkpoints that it makes, beside newer ones of no use."""
+    copy_of(saved, 16, folder)
+    copy_of(saved, 20, folder)
+    keeper = Keeper(folder, KeepingRule(keep_last=1), say=lambda _: None)
+    keeper.distrust(20)
+    keeper.after_save(12)
+    wait_for_deletes()
+    assert steps(folder) == [20, 16, 12]
+    assert keeper._newest_whole([]) == []

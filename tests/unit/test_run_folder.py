@@ -417,14 +417,16 @@ def test_wait_is_for_the_first_rank_of_this_start(run, checked, monkeypatch):
         monkeypatch.setenv("MASTER_PORT", "29500")
         with run.held(say=print):
             run.prepare(checked)
-        # Also when the first rank has ended by now, as it does where the run is finished.
-        monkeypatch.setenv("MASTER_PORT", port)
-        if is_ours:
-            run.wait_until_prepared(seconds=0.0, is_held=False)
-        else:
-            with pytest.raises(RuntimeError, match="was not prepared by rank 0"):
+            monkeypatch.setenv("MASTER_PORT", port)
+            if is_ours:
                 run.wait_until_prepared(seconds=0.0, is_held=False)
-            run.wait_until_prepared(seconds=0.0, is_held=True)
+            else:
+                with pytest.raises(RuntimeError, match="was not prepared by rank 0"):
+                    run.wait_until_prepared(seconds=0.0, is_held=False)
+                run.wait_until_prepared(seconds=0.0, is_held=True)
+        # Of a start that has ended, whose ranks met at the same place.
+        with pytest.raises(RuntimeError, match="was not prepared by rank 0"):
+            run.wait_until_prepared(seconds=0.0, is_held=False)
 
 
 def test_wait_that_takes_too_long_says_where_and_how_long(run):

@@ -11,19 +11,21 @@ import sys
 import zipfile
 from collections import OrderedDict
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 
 import click
 import numpy
 import pytest
 import torch
 from test_checkpoints import saved  # noqa: F401
-from torch.distributed.checkpoint.metadata import MetadataIndex
+from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex
 
 from tst_megatron.cli import main
+from tst_megatron.system.inert_pickle import Placeholder, _Inert
 from tst_megatron.system.restricted_unpickler import Refused, enum_of
 from tst_megatron.system.torch_pickles import check_extra_state, load_archive
-from tst_megatron.training.checkpoint_facts import read_object
+from tst_megatron.system.unpickling import read_description
+from tst_megatron.training.checkpoint_facts import read_facts, read_object
 from tst_megatron.training.checkpoints import problems
 
 
@@ -323,3 +325,63 @@ def test_state_of_a_layer_is_looked_at_before_it_is_unpickled_by_others():
         check_extra_state(pickle.dumps(Calls(os.system, "true")))
     with pytest.raises(Refused, match="is no pickle"):
         check_extra_state(b"\xff\xff")
+
+
+def test_random_state_of_a_generator_is_read_as_torch_reads_it():
+    """Runs with CUDA graphs keep their random state so."""
+    generator = torch.Generator()
+    generator.manual_seed(7)
+    torch.rand(3, generator=generator)
+    read = load_archive(archive({"default": generator}))["default"]
+    assert torch.equal(read.get_state(), generator.get_state())
+    assert read.initial_seed() == 7
+
+
+@pytest.mark.parametrize("name", ["dataclass", "NamedTuple", "os", "__builtins__"])
+def test_what_a_module_of_recipes_has_imported_is_no_recipe(name):
+    with pytest.raises(Refused, match=f"names transformer_engine.common.recipe.{name}, which no"):
+        check_extra_state(by_hand("transformer_engine.common.recipe", name))
+
+
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [
+        ("megatron.core.extensions.transformer_engine", "TEDelayedScaling"),
+        ("transformer_engine.common.recipe", "DelayedScaling"),
+        ("builtins", "tuple"),
+    ],
+)
+def test_recipes_that_layers_keep_are_listed(module, name):
+    check_extra_state(by_hand(module, name))
+
+
+def test_description_of_an_older_megatron_is_read(checkpoint, monkeypatch):
+    file = checkpoint / ".metadata"
+    written = pickle.loads(file.read_bytes())
+    module = ModuleType("megatron.core.dist_checkpointing.strategies.torch")
+    old = type("MCoreMetadata", (Metadata,), {"__module__": module.__name__})
+    module.MCoreMetadata = old
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    written.__class__ = old
+    file.write_bytes(pickle.dumps(written))
+    assert read_description(checkpoint).storage_data.keys() == written.storage_data.keys()
+
+
+def test_inert_reading_changes_no_class_of_this_process():
+    tell = b"(N}X\x03\x00\x00\x00tstX\x01\x00\x00\x00xstb."
+    _Inert(io.BytesIO(b"cargparse\nNamespace\n" + tell)).load()
+    with pytest.raises(TypeError):
+        _Inert(io.BytesIO(b"ctorch\ndevice\n" + tell)).load()
+    assert not hasattr(argparse.Namespace, "tst") and not hasattr(Placeholder, "tst")
+
+
+def test_common_state_in_a_file_of_its_own_is_read(tmp_path):
+    """As Megatron kept it before it was an item."""
+    with pytest.raises(ValueError, match="names no common_state"):
+        read_facts(tmp_path, {})
+    torch.save({"iteration": 7, "args": argparse.Namespace(num_layers=2)}, tmp_path / "common.pt")
+    facts = read_facts(tmp_path, {})
+    assert facts.state["iteration"] == 7 and facts.argument("num_layers") == 2
+    (tmp_path / "common.pt").write_bytes((tmp_path / "common.pt").read_bytes()[:-9])
+    with pytest.raises(ValueError, match="common.pt is damaged"):
+        read_facts(tmp_path, {})

@@ -172,6 +172,8 @@ def _load_model(
         device=device,
         dtype=DTYPES[settings.dtype],
         batch_size=settings.batch_size,
+        # For transformers; other weights are a pickle.
+        use_safetensors=True,
     )
 
 

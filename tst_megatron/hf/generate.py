@@ -33,6 +33,8 @@ def load_in_transformers(
         attn_implementation="eager",
         experts_implementation="eager",
         local_files_only=True,
+        # Other weights are a pickle.
+        use_safetensors=True,
         output_loading_info=True,
     )
     model, info = loaded

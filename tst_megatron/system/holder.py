@@ -11,6 +11,9 @@ from pathlib import Path
 _ONLY_HERE = {"localflock", "nolock", "local_lock=all", "local_lock=flock"}
 """Options of Lustre and NFS with which no other node sees a lock."""
 
+_OF_ONE_NODE = ("beegfs", "fuse", "9p", "virtiofs")
+"""File systems that keep such a lock to each node, unless set up otherwise, and do not say so."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Holder:
@@ -108,12 +111,13 @@ def _text(path: Path) -> str:
 
 def is_only_here(folder: Path) -> bool:
     """Whether a folder's file system is mounted so that locks stay on this node."""
-    options: set[str] = set()
+    kind, options = "", set[str]()
     longest = -1
     for line in _text(Path("/proc/self/mountinfo")).splitlines():
         before, _, after = line.partition(" - ")
         place = before.split()[4].encode().decode("unicode_escape")
         if len(place) >= longest and folder.resolve().is_relative_to(place):
             longest = len(place)
+            kind = after.split()[0]
             options = set(",".join([before.split()[5], *after.split()[2:]]).split(","))
-    return bool(options & _ONLY_HERE)
+    return bool(options & _ONLY_HERE) or kind.startswith(_OF_ONE_NODE)

@@ -42,22 +42,25 @@ class Placeholder:
     add = append
 
 
-_PLAIN = {
-    ("argparse", "Namespace"): Namespace,
-    ("collections", "OrderedDict"): OrderedDict,
-}
-
-
 class _Inert(pickle.Unpickler):
+    def __init__(self, stream: BinaryIO) -> None:
+        super().__init__(stream)
+        # Classes of this reading alone, since a pickle can give a class attributes too.
+        self._nothing = type("Placeholder", (Placeholder,), {})
+        self._plain = {
+            ("argparse", "Namespace"): type("Namespace", (Namespace,), {}),
+            ("collections", "OrderedDict"): OrderedDict,
+        }
+
     def find_class(self, module: str, name: str) -> Any:
         if not is_listed(module, name):
             # Nothing of it would run here, but whoever loads it is to be warned.
             raise Refused(f"it names {module}.{name}, which no checkpoint holds")
-        return _PLAIN.get((module, name), Placeholder)
+        return self._plain.get((module, name), self._nothing)
 
     def persistent_load(self, _: Any) -> Any:
         # Where a tensor would be.
-        return Placeholder()
+        return self._nothing()
 
 
 def read_inert(archive: BinaryIO) -> Any:

@@ -45,6 +45,8 @@ SECONDS_OF_A_LEASE = 180.0
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 _FOLDER = "TST_LOCKED_FOLDER"
 _SECONDS_TO_SETTLE = 1.0
+_SECONDS_OF_A_LOOK = 0.5
+"""A look at the lock by another process holds it for a moment."""
 
 Say = Callable[[str], None]
 
@@ -60,9 +62,14 @@ class InUse(ValueError):
 
 
 def is_of_this_start(folder: Path) -> bool:
-    """Whether the first rank of this process's start holds a folder, or has held it last."""
+    """Whether the first rank of this process's start holds a folder.
+
+    Where the ranks meet is not enough: it may be the same at every start.
+    """
     said = read_holder(folder)
-    return said is not None and said.meeting == meeting()
+    if said is None or said.is_over or said.meeting != meeting():
+        return False
+    return _is_held(folder / LOCK, fcntl.LOCK_SH) is not False or is_only_here(folder)
 
 
 def _say(line: str) -> None:
@@ -153,18 +160,27 @@ def _wait(folder: Path, own: Holder, *, say: Say, seconds: float) -> int:
         limit = max(seconds, SECONDS_OF_A_LEASE) if may_be_dead and seconds else seconds
         if time.monotonic() - begun >= limit:
             raise InUse(_refusal(folder, other), other, is_earlier_start=is_earlier)
-        if not has_said:
-            say(f"{folder}: in use by {other}. Waiting up to {limit:.0f} s for its end")
+        if not has_said and time.monotonic() - begun > _SECONDS_OF_A_LOOK:
+            say(f"{folder}: {_who(folder, other)}. Waiting up to {limit:.0f} s for the end of that")
             has_said = True
         time.sleep(0.1)
 
 
 def _refusal(folder: Path, other: Holder) -> str:
     return (
-        f"{folder}: in use by {other}. Wait for its end, stop it, or use another folder. If that "
-        f"process is certain to be gone (of a node that died, say), delete {folder / LOCK} and "
-        f"{folder / RANKS}"
+        f"{folder}: {_who(folder, other)}. Wait for the end of that, stop it, or use another "
+        "folder. Only if it is on a node that is certain to be down, delete "
+        f"{folder / LOCK} and {folder / RANKS}"
     )
+
+
+def _who(folder: Path, other: Holder) -> str:
+    """What stands in the way, for a person: the first process may have left others behind."""
+    is_held = _is_held(folder / LOCK, fcntl.LOCK_SH)
+    has_first = is_held is not False or is_only_here(folder)
+    if has_first and (not other.host or may_live(other, this_process())):
+        return f"in use by {other}"
+    return f"in use by ranks or workers of an earlier start, which {other} began"
 
 
 def _take(folder: Path, own: Holder, say: Say) -> tuple[int | None, Holder]:
@@ -218,6 +234,11 @@ def _is_held(path: Path, kind: int) -> bool | None:
         descriptor = os.open(path, mode)
     except (FileNotFoundError, NotADirectoryError, PermissionError):
         return False
+    except OSError as error:
+        if error.errno != errno.EROFS:
+            raise
+        # Nobody who writes can hold it through this mount.
+        return None
     try:
         fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -87,7 +87,7 @@ class Unpickler(_InPython):  # type: ignore[misc]
 
     def _build(self) -> None:
         state, made = self.stack.pop(), self.stack[-1]
-        if (fill := _fill_of_numpy(made)) is not None:
+        if (fill := _fill_of(made)) is not None:
             fill(state)
             return
         if type(made) not in self.filled:
@@ -112,12 +112,23 @@ class Unpickler(_InPython):  # type: ignore[misc]
         dispatch[_opcode[0]] = _refuse
 
 
-def _fill_of_numpy(made: Any) -> Callable[[Any], None] | None:
-    """How an empty array or a type of NumPy gets its values; None for anything else."""
+def _fill_of(made: Any) -> Callable[[Any], None] | None:
+    """How an object that a listed function made gets its values; None for anything else."""
+    kind = type(made)
     # Imported by the functions that made it, if anything did.
-    if type(made).__module__.partition(".")[0] != "numpy":
+    if (kind.__module__, kind.__name__) == ("torch._C", "Generator"):
+        return functools.partial(_fill_generator, made)
+    if kind.__module__.partition(".")[0] != "numpy":
         return None
     return functools.partial(_fill_array if type(made).__name__ == "ndarray" else _fill_type, made)
+
+
+def _fill_generator(generator: Any, state: Any) -> None:
+    seed, offset, numbers = state
+    if type(seed) is not int or type(offset) not in (int, type(None)):
+        raise Refused("it holds a random state without a seed")
+    # Torch looks at the type and the size of the rest.
+    generator.__setstate__((seed, offset, numbers))
 
 
 def _fill_array(array: Any, state: Any) -> None:

@@ -118,6 +118,8 @@ def archive_names() -> Names:
         ("_io", "BytesIO"): Class(io.BytesIO),
         ("torch", "Size"): Function(torch.Size),
         ("torch", "device"): Function(torch.device),
+        # Random state of CUDA graphs, and of Transformer Engine's tracker.
+        ("torch._C", "Generator"): Function(_generator),
         ("torch.serialization", "_get_layout"): Function(layout),
         ("torch._utils", "_rebuild_tensor_v2"): Function(_tensor),
         ("torch.storage", "UntypedStorage"): torch.UntypedStorage,
@@ -135,6 +137,12 @@ def archive_names() -> Names:
         names[module, "_reconstruct"] = Function(_empty_array)
         names[module, "scalar"] = Function(_numpy_number)
     return names
+
+
+def _generator(device: Any) -> Any:
+    import torch
+
+    return torch.Generator(device)
 
 
 def _bytes_of(text: str, encoding: str) -> bytes:
@@ -204,8 +212,11 @@ def is_listed(module: str, name: str) -> bool:
 
 
 _EXTRA_STATE = {
-    "builtins": ("bool", "bytearray", "bytes", "dict", "float", "int", "list", "set", "str"),
+    "builtins": (
+        *("bool", "bytearray", "bytes", "dict", "float", "int", "list", "set", "str", "tuple"),
+    ),
     "collections": ("OrderedDict",),
+    "megatron.core.extensions.transformer_engine": ("TEDelayedScaling",),
     "megatron.core.safe_globals": ("safe_load_from_bytes",),
     "numpy": ("dtype", "ndarray"),
     "numpy._core.multiarray": ("_reconstruct", "scalar"),
@@ -215,8 +226,13 @@ _EXTRA_STATE = {
     "torch._utils": ("_rebuild_tensor_v2",),
     # Megatron has put a restricted one in its place.
     "torch.storage": ("UntypedStorage", "_load_from_bytes"),
+    # By name: the module also has what it imports, some of which runs what it is given.
+    "transformer_engine.common.recipe": (
+        *("DelayedScaling", "Float8BlockScaling", "Float8CurrentScaling", "MXFP8BlockScaling"),
+        *("NVFP4BlockScaling", "Format", "_FormatHelper", "MMParams", "QParams"),
+    ),
 }
-_RECIPES = "transformer_engine.common.recipe"
+"""As Megatron's ``SafeUnpickler`` has it, which looks at some of these states only."""
 
 
 class _Nothing:
@@ -234,8 +250,7 @@ class _NamesOnly(Unpickler):
     dispatch: dict[int, Any] = dict(Unpickler.dispatch)
 
     def find_class(self, module: str, name: str) -> Any:
-        is_recipe = module == _RECIPES and name.isidentifier()
-        if not is_recipe and name not in _EXTRA_STATE.get(module, ()):
+        if name not in _EXTRA_STATE.get(module, ()):
             raise Refused(f"it names {module}.{name}, which no checkpoint holds")
         return Function(_Nothing)
 

@@ -35,6 +35,12 @@ _DESCRIPTION_CLASSES = {
     # The plans of all ranks, which Megatron keeps with it.
     f"{_DCP}.planner": ("BytesIOWriteData", "SavePlan", "TensorWriteData", "WriteItem"),
 }
+_OLD_MODULE = "megatron.core.dist_checkpointing.strategies.torch"
+_OLD_NAMES = {
+    "MCoreMetadata": (f"{_DCP}.metadata", "Metadata"),
+    "MCoreSavePlan": (f"{_DCP}.planner", "SavePlan"),
+}
+"""What Megatron-Core up to 0.15 wrote in the place of torch's own."""
 _DESCRIPTION_ENUMS = {
     f"{_DCP}.metadata": ("_MEM_FORMAT_ENCODING",),
     f"{_DCP}.planner": ("WriteItemType",),
@@ -56,6 +62,8 @@ def description_names() -> Names:
     for module, classes in _DESCRIPTION_CLASSES.items():
         for name in classes:
             names[module, name] = Class(getattr(importlib.import_module(module), name))
+    for old, new in _OLD_NAMES.items():
+        names[_OLD_MODULE, old] = names[new]
     for module, enums in _DESCRIPTION_ENUMS.items():
         for name in enums:
             names[module, name] = enum_of(getattr(importlib.import_module(module), name))

@@ -50,8 +50,8 @@ class WeightIndex:
     found: set[tuple[int, int]] = field(default_factory=set)
 
     def add(self, name: str, weight: torch.Tensor) -> None:
-        """Take in one stored chunk of a weight."""
-        if weight.numel():
+        """Take in one stored chunk of a weight; a router's bias is no parameter and has no copy."""
+        if weight.numel() and not name.endswith(".expert_bias"):
             flat = weight.contiguous().flatten()
             key = flat.numel(), _checksum(flat)
             self.by_prefix.setdefault(_raw(flat[:_PREFIX]), set()).add(key)

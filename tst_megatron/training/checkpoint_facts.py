@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from tst_megatron.system.inert_pickle import read_inert
@@ -19,6 +20,9 @@ from tst_megatron.system.torch_archive import archive_problem
 from tst_megatron.training.checkpoint_tables import shortened
 
 _COMMON = re.compile(r"common_state/")
+
+LEGACY = "common.pt"
+"""File of its own in which Megatron kept the common state before it was an item."""
 _OPTIMIZER_GROUP = re.compile(
     r"(chained_\d+\.)?optimizer\.distributed\.dp_group_idx_\d+\.optimizer/"
 )
@@ -59,6 +63,9 @@ def read_facts(checkpoint: Path, places: Mapping[Any, Any]) -> Facts:
             state = read_object(checkpoint, index.fqn, item)
         elif _OPTIMIZER_GROUP.match(index.fqn):
             groups.append((index.fqn, read_object(checkpoint, index.fqn, item)))
+    if state is None and (checkpoint / LEGACY).is_file():
+        place = SimpleNamespace(relative_path=LEGACY, offset=0, length=-1)
+        state = read_object(checkpoint, LEGACY, place)
     if state is None:
         raise ValueError(".metadata names no common_state, which holds the step")
     if not isinstance(state, dict):
@@ -112,7 +119,8 @@ def step_problems(facts: Facts, step: int) -> list[str]:
     ]
     # A reset at the switch starts this count again; fp16 does not count skipped steps.
     may_be_less = bool(facts.argument("fp16")) or bool(_tst(facts).get("reset-optimizer"))
-    for name, count in _optimizer_steps(facts):
+    # A run of somebody else may have started its optimizer anew.
+    for name, count in _optimizer_steps(facts) if _tst(facts).get("cursor") else ():
         if count > step or (count < step and not may_be_less):
             found.append(f"{name} is of step {count:,.0f}, and the checkpoint of step {step}")
     return shortened(found)

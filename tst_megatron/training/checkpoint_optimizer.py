@@ -177,11 +177,17 @@ def state_problems(chunks: Mapping[str, Sequence[Chunk]]) -> list[str]:
     ]
     moments = {state: names for state, names in by_state.items() if state not in _MASTERS}
     known = set().union(*moments.values()) & weights if moments else set()
-    found += [
-        f"{weight} has no {state} in the optimizer state, and has other parts of it"
-        for state, names in sorted(moments.items())
-        for weight in sorted(known - names)
-    ]
+    kinds = {
+        weight: frozenset(state for state, names in moments.items() if weight in names)
+        for weight in known
+    }
+    # Optimizers with moments of other kinds may share the weights of a model.
+    for weight in sorted(known):
+        more = {state for other in kinds.values() if kinds[weight] < other for state in other}
+        found += [
+            f"{weight} has no {state} in the optimizer state, and has other parts of it"
+            for state in sorted(more - kinds[weight])
+        ]
     masters = set().union(*(by_state.get(state, set()) for state in _MASTERS))
     if masters:
         # In a run of fp32 without the distributed optimizer the weights are their own copies, as

@@ -33,7 +33,11 @@ OF_THE_PHASES = ("bag-size", "superposition-fraction", "superposition-steps", "s
 OF_VALIDATION = ("eval-iters", "eval-global-batch-size")
 """Keys that decide which held-out positions an evaluation reads."""
 
-FILLED_IN_BY_THE_LOOP = {"lr_decay_iters": "train_iters"}
+FILLED_IN_BY_THE_LOOP = {
+    "lr_decay_iters": "train_iters",
+    "eval_global_batch_size": "global_batch_size",
+    "eval_micro_batch_size": "micro_batch_size",
+}
 """Attributes that Megatron takes from another one after validation, where they are not given."""
 
 

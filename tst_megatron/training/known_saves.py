@@ -39,6 +39,8 @@ def known_saves(run: Path) -> list[str]:
     noted = noted_save(run)
     found = {SAVES: noted, **_said_by_records(run)}
     if noted is None:
+        # Rows tell less surely: some may have been lost.
+        found["metrics.dropped.jsonl"] = _step_gone_on_from(run / "metrics.dropped.jsonl")
         found["metrics.jsonl"] = _step_beyond_a_save(run)
     return [f"{name} knows step {step}" for name, step in found.items() if step]
 
@@ -53,7 +55,6 @@ def _said_by_records(run: Path) -> dict[str, int | None]:
         "slurm/events.tsv": max(_tracked_by_jobs(run / "slurm" / "events.tsv"), default=None),
         # Steps that a start went on from.
         "versions.json": max((step for step in starts if step), default=None),
-        "metrics.dropped.jsonl": _step_gone_on_from(run / "metrics.dropped.jsonl"),
     }
 
 

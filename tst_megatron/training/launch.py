@@ -83,9 +83,14 @@ class _Signals:
 
     def __init__(self) -> None:
         self._received: list[int] = []
+        self._first_at = 0.0
         self._processes: Sequence[subprocess.Popen[bytes]] = ()
 
     def take(self, number: int, _: FrameType | None) -> None:
+        if not self._received:
+            self._first_at = time.monotonic()
+        elif number == signal.SIGINT and self._is_same_stop():
+            return
         self._received.append(number)
         self._send(number)
 
@@ -94,6 +99,10 @@ class _Signals:
         self._processes = processes
         for number in tuple(self._received):
             self._send(number)
+
+    def _is_same_stop(self) -> bool:
+        """Whether this is the first Ctrl-C once more, through whatever started this command."""
+        return time.monotonic() - self._first_at < stopping.SECONDS_OF_ONE_STOP
 
     def is_interrupted_twice(self) -> bool:
         return self._received.count(signal.SIGINT) > 1

@@ -245,8 +245,7 @@ def _follow_loading(
         keeper.distrust(step)
 
     def older(step: int, damage: str) -> int | None:
-        keeper.distrust(step)
-        found = fall_back(checked, run, step, damage, say)
+        found = fall_back(checked, run, step, damage, say=say, distrust=keeper.distrust)
         if found is not None:
             _write_versions(run, args, device, found)
         return found

@@ -165,7 +165,9 @@ class Keeper:
         steps = [step_of(path) for path in list_checkpoints(self._folder) if not path.is_symlink()]
         deleted = []
         try:
-            for old in steps_to_delete(steps, self._newest_whole(steps), self._rule):
+            # One that is newer was passed over when the run started.
+            whole = self._newest_whole([each for each in steps if each <= step])
+            for old in steps_to_delete(steps, whole, self._rule):
                 self._delete(checkpoint_of(self._folder, old))
                 deleted.append(checkpoint_of(self._folder, old).name)
         except OSError as error:
@@ -177,6 +179,9 @@ class Keeper:
     def _newest_whole(self, steps: Collection[int]) -> list[int]:
         """As many of the newest whole ones as the rule keeps: the rest need not be read."""
         whole: list[int] = []
+        if self._rule.num_last() is None:
+            # None is deleted.
+            return whole
         for step in sorted(steps, reverse=True):
             if len(whole) == self._rule.num_last():
                 break

@@ -106,7 +106,14 @@ class RunFolder:
             raise RecipeError(problems)
         made = [path for path in (self.path, *self.path.parents) if not path.exists()]
         self.path.mkdir(parents=True, exist_ok=True)
-        with lock.held(self.path, say=say):
+        with contextlib.ExitStack() as stack:
+            while True:
+                try:
+                    stack.enter_context(lock.held(self.path, say=say))
+                    break
+                except FileNotFoundError:
+                    # Another start that made the folder has failed and taken it away.
+                    self.path.mkdir(parents=True, exist_ok=True)
             try:
                 yield
             except BaseException:

@@ -93,7 +93,13 @@ def _readable(checked: CheckedRecipe, run: RunFolder, start: Start) -> Start:
 
 
 def fall_back(
-    checked: CheckedRecipe, run: RunFolder, step: int, damage: str, say: Callable[[str], None]
+    checked: CheckedRecipe,
+    run: RunFolder,
+    step: int,
+    damage: str,
+    *,
+    say: Callable[[str], None],
+    distrust: Callable[[int], None],
 ) -> int | None:
     """Point Megatron's tracker at the newest checkpoint before one that could not be loaded.
 
@@ -105,16 +111,19 @@ def fall_back(
         step: of the damaged one.
         damage: what is wrong with it.
         say: told what is done.
+        distrust: told each step whose checkpoint is not gone on from.
 
     Returns:
         The step of the older one, or None if there is none that this run can go on from.
     """
     say(f"{checkpoint_of(run.checkpoints, step).name}: cannot be loaded: {damage}")
+    distrust(step)
     for checkpoint in whole_before(run.checkpoints, step, saves_manifest(checked)):
         try:
             check_checkpoint(checked, checkpoint)
         except RecipeError as error:
             say(f"{error.problems[0]}; skipped")
+            distrust(step_of(checkpoint))
             continue
         older = step_of(checkpoint)
         write_tracker(run.checkpoints, older)

@@ -86,7 +86,11 @@ def _read(
     except Damaged as error:
         say(f"Weights & Biases: {path} {error}, so the run gets a new id there")
         return None
-    if record is None or any(record.get(key) != value for key, value in place.items()):
+    if (
+        record is None
+        or not record["id"]
+        or any(record.get(key) != value for key, value in place.items())
+    ):
         return None
     return record
 

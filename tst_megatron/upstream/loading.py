@@ -29,6 +29,9 @@ FallBack = Callable[[int, str], int | None]
 checkpoint and returns its step, or None if there is none."""
 
 
+_NONE, _FAILED = -1, -2
+
+
 class NothingToLoad(RuntimeError):
     """No checkpoint of a run can be loaded; in words for its owner, the same on all ranks."""
 
@@ -97,8 +100,8 @@ def _attempt(load: Callable[[], Any], step: int) -> tuple[Any, str | None]:
     except SystemExit:
         # How Megatron ends on a checkpoint that lacks something; its log says what.
         words = "it lacks what Megatron needs, which the log names"
-    except (Exception, CheckpointException) as error:
-        if isinstance(error, _NotRead) or _is_of_machine(error):
+    except (Unreadable, names.CheckpointingException) as error:
+        if _is_of_machine(error):
             raise
         words = reason_of(error).partition("\n")[0]
     try:
@@ -115,16 +118,18 @@ def _older(fall_back: FallBack | None, step: int, damage: str) -> int:
     Raises:
         NothingToLoad: there is none.
     """
-    older = -1
+    older = _FAILED
     try:
-        if is_first_rank() and fall_back is not None and step > 0:
-            older = fall_back(step, damage) or -1
+        wanted = step if is_first_rank() and fall_back is not None and step > 0 else 0
+        older = (fall_back(wanted, damage) if wanted and fall_back else None) or _NONE
     finally:
         # Also where that failed: the others wait for it.
         older = _from_first_rank(older)
     if older > 0:
         return older
-    if step > 0:
+    if older == _FAILED:
+        raise RuntimeError("rank 0 could not point Megatron's tracker at an older checkpoint")
+    if step > 0 or not names.get_args().pretrained_checkpoint:
         raise NothingToLoad(
             f"{names.get_args().load}: no checkpoint can be loaded. Step {step}: {damage}. Put a "
             "whole one back into this folder to go on, or use another --run-folder to start over"
@@ -206,6 +211,8 @@ def _is_of_machine(error: BaseException) -> bool:
 
     A file that is missing is damage, and so is one that the disk cannot read.
     """
+    if isinstance(error, Unreadable):
+        return error.__cause__ is not None and _is_of_machine(error.__cause__)
     if isinstance(error, CheckpointException):
         return any(_is_of_machine(cause) for cause, _ in error.failures.values())
     if isinstance(error, OSError):
