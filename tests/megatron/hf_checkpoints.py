@@ -37,7 +37,7 @@ def save_once(session_folder: Path) -> Path:
         for rank in range(2)
     ]
     try:
-        logs = [rank.communicate(timeout=120)[0] for rank in ranks]
+        logs = [rank.communicate(timeout=300)[0] for rank in ranks]
     finally:
         for rank in ranks:
             rank.kill()

@@ -109,7 +109,7 @@ DAMAGE = {
     ),
     "unreadable arguments": (
         lambda c: overwrite(c / NEWEST, "common_state"),
-        f"{NEWEST}: its saved arguments cannot be read (",
+        f"{NEWEST}: __0_0.distcp: common_state/shard_0_1 is damaged (",
         11,
     ),
 }
