@@ -4,6 +4,7 @@ The load of a job is made again and again in one process, since a start of Megat
 minute. ``test_damaged_checkpoints.py`` has whole starts.
 """
 
+import functools
 import hashlib
 import random
 import shutil
@@ -57,7 +58,13 @@ class Job:
         upstream.observe_loading(
             NEWEST if self.is_first else None,
             None,
-            lambda *damage: fall_back(checked, RunFolder(run), *damage, self.said.append),
+            functools.partial(
+                fall_back,
+                checked,
+                RunFolder(run),
+                say=self.said.append,
+                distrust=lambda _: None,
+            ),
         )
 
     def load(self):
