@@ -79,7 +79,7 @@ def test_ctrl_c_during_the_start_of_all_ranks_ends_them_after_their_first_step(t
         assert time.monotonic() < deadline and process.poll() is None, log.read_text()
         time.sleep(0.01)
     os.killpg(process.pid, signal.SIGINT)
-    assert process.wait(timeout=120) == 75, log.read_text()
+    assert process.wait(timeout=300) == 75, log.read_text()
     assert log.read_text().count("asked to stop: a checkpoint is saved") == 1
     state = tiny.state(run)
     assert (state["status"], state["step"]) == ("stopped", 1)

@@ -52,6 +52,9 @@ def _drawn_by_place(build: Callable[..., None]) -> Callable[..., None]:
         build(self, *args, **kwargs)
         if not (self.config.perform_initialization and self.config.use_cpu_initialization):
             return
+        if names.global_vars._GLOBAL_ARGS is None:
+            # Built outside a run, which has no seed: what is loaded into it counts.
+            return
         with torch.random.fork_rng(devices=[]):
             for place, draw in _draws(self):
                 digest = hashlib.sha256(f"{names.get_args().seed}/{place}".encode()).digest()
