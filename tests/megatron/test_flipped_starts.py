@@ -93,7 +93,8 @@ class Job:
             for group in part.optimizer.param_groups:
                 state += [group["lr"], group["weight_decay"], *group["params"]]
             for moments in part.optimizer.state.values():
-                state += moments.values()
+                # The first load finds none, and makes them in another order.
+                state += [moments[name] for name in sorted(moments)]
         state += [str(trainer._scheduler.state_dict()), self._args.consumed_train_samples]
         for value in [*state, torch.get_rng_state()]:
             if isinstance(value, torch.Tensor):

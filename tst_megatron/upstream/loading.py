@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import functools
+import inspect
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -62,10 +63,16 @@ def observe_loading(
     """
 
     def checked(load_checkpoint: Callable[..., Any]) -> Callable[..., Any]:
+        signature = inspect.signature(load_checkpoint)
+
         @functools.wraps(load_checkpoint)
         def wrapper(*args: Any, **kwargs: Any) -> Any:
             wanted = _from_first_rank(-1 if expected_step is None else expected_step)
+            scheduler = signature.bind(*args, **kwargs).arguments.get("opt_param_scheduler")
             while True:
+                if scheduler is not None:
+                    # Its load adds the saved count of samples to the one that it has.
+                    scheduler.num_steps = 0
                 result, damage = _attempt(lambda: load_checkpoint(*args, **kwargs), wanted)
                 if damage is None:
                     break
