@@ -69,10 +69,16 @@ def replace(checkpoint: Path, key: str, content: object) -> None:
     place = next(place for i, place in metadata.storage_data.items() if i.fqn.startswith(key))
     archive = io.BytesIO()
     torch.save(content, archive)
-    with (checkpoint / place.relative_path).open("ab") as shard:
-        place.offset, place.length = shard.tell(), len(archive.getvalue())
-        shard.write(archive.getvalue())
+    shard = checkpoint / place.relative_path
+    before = shard.read_bytes()
+    end = place.offset + place.length
+    shard.write_bytes(before[: place.offset] + archive.getvalue() + before[end:])
+    for other in metadata.storage_data.values():
+        if other.relative_path == place.relative_path and other.offset >= end:
+            other.offset += len(archive.getvalue()) - place.length
+    place.length = len(archive.getvalue())
     file.write_bytes(pickle.dumps(metadata))
+    (checkpoint / RECORD).unlink(missing_ok=True)
 
 
 class Touch:
