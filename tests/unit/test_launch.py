@@ -168,20 +168,27 @@ def test_stop_signal_is_passed_on_to_every_rank(ranks, tmp_path, number):
     assert list(tmp_path.glob("deaf-*")) == []
 
 
-def test_second_interrupt_ends_ranks_that_do_not_listen(ranks, tmp_path):
-    """The first came before they had begun to, say."""
+def interrupt_twice(folder, seconds_between):
+    """Send SIGINT to this process twice, once both ranks have said that they are ready."""
 
     def send():
         for _ in range(3000):
-            if len(list(tmp_path.glob("ready-*"))) == 2:
+            if len(list(folder.glob("ready-*"))) == 2:
                 break
             time.sleep(0.02)
         for _ in range(2):
             os.kill(os.getpid(), signal.SIGINT)
-            time.sleep(stopping.SECONDS_OF_ONE_STOP + 0.2)
+            time.sleep(seconds_between)
 
     sender = threading.Thread(target=send)
     sender.start()
+    return sender
+
+
+def test_second_interrupt_ends_ranks_that_do_not_listen(ranks, tmp_path):
+    """The first came before they had begun to, say."""
+
+    sender = interrupt_twice(tmp_path, stopping.SECONDS_OF_ONE_STOP + 0.2)
     (tmp_path / "rank-0.log").write_text("a long log")
     assert ranks("trap '' TERM INT; : > ready-$RANK; sleep 60 & wait; sleep 60") == (130, "")
     sender.join()
@@ -190,17 +197,7 @@ def test_second_interrupt_ends_ranks_that_do_not_listen(ranks, tmp_path):
 def test_interrupt_that_comes_twice_at_once_is_one(ranks, tmp_path):
     """From the terminal, say, and through a wrapper."""
 
-    def send():
-        for _ in range(3000):
-            if len(list(tmp_path.glob("ready-*"))) == 2:
-                break
-            time.sleep(0.02)
-        for _ in range(2):
-            os.kill(os.getpid(), signal.SIGINT)
-            time.sleep(0.1)
-
-    sender = threading.Thread(target=send)
-    sender.start()
+    sender = interrupt_twice(tmp_path, 0.1)
     saves = "sleep 0.5; : > saved-$RANK; exit 75"
     assert ranks(f"trap '{saves}' TERM INT; : > ready-$RANK; sleep 60 & wait") == (75, "")
     sender.join()
