@@ -35,7 +35,7 @@ def faulty(text, tmp_path_factory):
         recipe,
         folder / "run",
         status=75,
-        spike_factor=1.05,
+        spike_factor=1.5,
         spikes=SPIKES,
         nan_at=NAN,
         scale={"lm loss": 3.0},
