@@ -216,7 +216,7 @@ def test_checkpoints_of_both_layouts_are_whole_and_kept_by_the_rule(runs):
 
 
 def contents(folder):
-    """When each file was written and how long it is, but for the note of who last held the folder."""
+    """When each file was written, and its size, but for the note of who last held the folder."""
     return {
         path: (path.stat().st_mtime_ns, path.stat().st_size)
         for path in sorted(folder.rglob("*"))
