@@ -156,6 +156,25 @@ with held(folder):
     take(tmp_path, seconds=10)
 
 
+def test_forked_child_that_leaves_the_block_does_not_end_it(tmp_path):
+    body = """
+    with held(folder):
+        if not (pid := os.fork()):
+            # As when an exception goes up through the block.
+            sys.exit()
+        os.waitpid(pid, 0)
+        print("left", flush=True)
+        sys.stdin.readline()
+    """
+    process = start(body, tmp_path)
+    assert process.stdout.readline() == "left\n"
+    assert not read_holder(tmp_path).is_over
+    with pytest.raises(InUse):
+        take(tmp_path)
+    process.communicate("go\n")
+    assert take(tmp_path) == []
+
+
 JOIN = """
 import sys, time; from pathlib import Path; from tst_megatron.system.lock import join
 folder = Path(sys.argv[1]); join(folder); (folder / "joined").touch(); time.sleep(60)

@@ -32,8 +32,8 @@ from tst_megatron.training.checkpoints import problems
 class Calls:
     """An object whose pickle calls a function."""
 
-    def __init__(self, function, *arguments):
-        self.call = function, arguments
+    def __init__(self, function, *arguments, state=None):
+        self.call = function, arguments, state
 
     def __reduce__(self):
         return self.call
@@ -100,6 +100,8 @@ def test_tricks_in_a_description_are_damage(checkpoint, name, monkeypatch):
     monkeypatch.setattr(os, "system", lambda _: pytest.fail("ran"))
     (checkpoint / ".metadata").write_bytes(TRICKS[name])
     monkeypatch.setitem(copyreg._inverted_registry, 1, ("posix", "system"))
+    # What was once looked up there is not looked up again.
+    monkeypatch.setitem(copyreg._extension_cache, 1, Metadata)
     for deep in (False, True):
         (problem,) = problems(checkpoint, deep=deep)
         # Refused for what it asks for, and not because nothing came of it.
@@ -224,6 +226,26 @@ def test_verify_names_a_command_in_an_object_and_runs_nothing(tmp_path):
     assert not (tmp_path / "touched").exists()
 
 
+@pytest.mark.parametrize("in_list", [False, True])
+def test_verify_names_a_command_in_the_state_of_a_layer(tmp_path, in_list):
+    """Transformer Engine unpickles the bytes of these tensors."""
+    command, harmless = (
+        torch.frombuffer(bytearray(pickle.dumps(content)), dtype=torch.uint8)
+        for content in (touch(tmp_path / "touched"), {"scale": torch.ones(2)})
+    )
+    name = "decoder.layers.self_attention.linear_qkv._extra_state/shard_0_1"
+    for state, is_wrong in ((command, True), (harmless, False), (torch.empty(0), False)):
+        data = archive([state] if in_list else state).getvalue()
+        (tmp_path / "shard").write_bytes(data)
+        place = SimpleNamespace(relative_path="shard", offset=0, length=len(data))
+        if is_wrong:
+            with pytest.raises(ValueError, match=r"be read \(Refused: it names posix\.system"):
+                read_object(tmp_path, name, place)
+        else:
+            read_object(tmp_path, name, place)
+    assert not (tmp_path / "touched").exists()
+
+
 def test_what_checkpoints_hold_is_read_as_torch_reads_it():
     numpy.random.seed(3)
     _, keys, *rest = numpy.random.get_state()
@@ -252,6 +274,9 @@ class Members(torch.utils.data.Dataset):
     pass
 
 
+EMPTY_ARRAY = numpy._core.multiarray._reconstruct, numpy.ndarray, (0,), b"b"
+SHORT = numpy.dtype("int16")
+
 UNLISTED = {
     "a command": Calls(os.system, "true"),
     "a function of ours": Calls(eval, "1"),
@@ -259,6 +284,10 @@ UNLISTED = {
     "a type of pointers": Calls(numpy.dtype, "O8", False, True),
     "fields in an array": numpy.zeros(2, dtype=[("a", "i4")]),
     "text in an array": numpy.array(["text"]),
+    "numbers in another order of bytes": numpy.array([1], dtype=">i4"),
+    "fewer bytes than an array has": Calls(*EMPTY_ARRAY, state=(1, (3,), SHORT, False, b"1234")),
+    "an array of negative sizes": Calls(*EMPTY_ARRAY, state=(1, (-1, -2), SHORT, False, b"1234")),
+    "an array's bytes as a list": Calls(*EMPTY_ARRAY, state=(1, (2,), SHORT, False, [1, 2, 3, 4])),
     "a class": Members,
     "an object": Members(),
     "a codec": Calls(__import__("_codecs").encode, "text", "zip"),

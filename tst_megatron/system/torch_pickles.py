@@ -41,6 +41,8 @@ ENUMS = {
 }
 """What stands in saved arguments and in the state of Megatron's rerun state machine."""
 
+EXTRA_STATE = "_extra_state"
+"""In the names of what layers keep beside their weights."""
 NAMED_TUPLES = {"megatron.core.rerun_state_machine": ("Call", "Caller")}
 
 DTYPES = (
@@ -262,6 +264,19 @@ class _NamesOnly(Unpickler):
 
     dispatch[pickle.NEWOBJ[0]] = _make_nothing
     dispatch[pickle.BUILD[0]] = _fill_nothing
+
+
+def check_extra_states(states: Any) -> None:
+    """``check_extra_state`` of what an item of a checkpoint holds: one layer's, or a list of them.
+
+    Raises:
+        Refused: one of them names more than Transformer Engine's classes.
+    """
+    import torch
+
+    for state in states if isinstance(states, list) else [states]:
+        if isinstance(state, torch.Tensor):
+            check_extra_state(state.detach().cpu().contiguous().view(torch.uint8).numpy())
 
 
 def check_extra_state(data: Any) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 
 from tst_megatron.system.inert_pickle import read_inert
 from tst_megatron.system.torch_archive import archive_problem
+from tst_megatron.system.torch_pickles import EXTRA_STATE, check_extra_states, load_archive
 from tst_megatron.training.checkpoint_tables import shortened
 
 _COMMON = re.compile(r"common_state/")
@@ -91,6 +92,10 @@ def read_object(checkpoint: Path, name: str, item: Any) -> Any:
         raise ValueError(f"{item.relative_path}: {name} is damaged ({problem})")
     try:
         content = read_inert(archive)
+        if EXTRA_STATE in name:
+            # Transformer Engine unpickles once more what these tensors hold.
+            archive.seek(0)
+            check_extra_states(load_archive(archive))
     except Exception as error:
         raise ValueError(
             f"{item.relative_path}: {name} cannot be read ({type(error).__name__}: {error})"

@@ -36,8 +36,9 @@ from tst_megatron.system.restricted_unpickler import Class, Refused, enum_of
 from tst_megatron.system.torch_archive import archive_problem
 from tst_megatron.system.torch_pickles import (
     ENUMS,
+    EXTRA_STATE,
     NAMED_TUPLES,
-    check_extra_state,
+    check_extra_states,
     load_archive,
 )
 from tst_megatron.system.unpickling import read_description
@@ -200,11 +201,9 @@ def _objects_of_listed_names(load_bytes: Callable[..., Any]) -> Callable[..., An
     def wrapper(self: Any, read_item: Any, value: BinaryIO) -> None:
         name = read_item.dest_index.fqn
         loaded = load_archive(value, state_names())
-        if "_extra_state" in name:
-            for state in loaded if isinstance(loaded, list) else [loaded]:
-                if isinstance(state, torch.Tensor):
-                    # Transformer Engine unpickles these bytes once more.
-                    check_extra_state(state.detach().cpu().contiguous().view(torch.uint8).numpy())
+        if EXTRA_STATE in name:
+            # Transformer Engine unpickles these bytes once more.
+            check_extra_states(loaded)
         if self.flatten_state_dict:
             set_element(self.original_state_dict, self.mappings[name], loaded)
         else:
