@@ -364,17 +364,6 @@ def test_run_that_never_saved_starts_over(run, checked):
     assert not (run.checkpoints / "iter_0000010").exists()
 
 
-def test_unreadable_checkpoints_are_named(run, checked, monkeypatch):
-    run.prepare(checked)
-
-    def unreadable(*_, **__):
-        raise OSError(116, "Stale file handle")
-
-    monkeypatch.setattr(run_folder, "find_start", unreadable)
-    with pytest.raises(RecipeError, match=r"checkpoints: cannot be read \(\[Errno 116\] Stale"):
-        run.find_start(checked)
-
-
 def test_older_folder_is_told_once_what_it_had_saved(run, checked):
     run.prepare(checked)
     run.saves.unlink()

@@ -27,21 +27,22 @@ def verify(folder: Path, *, deep: bool, console: Console) -> bool:
         console: where the lines and the progress go.
 
     Returns:
-        Whether all are whole.
+        Whether all are known to be whole.
 
     Raises:
         ValueError: there is none.
     """
     checkpoints = _checkpoints_in(folder)
-    num_damaged = 0
+    num_not_whole = 0
     for checkpoint in reversed(checkpoints):
         found = _verify_one(checkpoint, deep, console)
-        num_damaged += bool(found.problems)
+        num_not_whole += bool(found.problems)
+        word = "not known" if found.not_read else "damaged"
         line = f"{checkpoint.name}: "
-        line += f"damaged: {'; '.join(found.problems)}" if found.problems else "whole"
+        line += f"{word}: {'; '.join(found.problems)}" if found.problems else "whole"
         for text in (line, *(f"  not proven: {note}" for note in found.notes if deep)):
             console.print(text, highlight=False, markup=False, soft_wrap=True)
-    return not num_damaged
+    return not num_not_whole
 
 
 def _checkpoints_in(folder: Path) -> list[Path]:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tst_megatron.system.machine_errors import machine_error
 from tst_megatron.training.checkpoint_buckets import (
     Bucket,
     WeightIndex,
@@ -61,6 +62,18 @@ class Findings:
     """What could not be compared, a sentence each."""
     places: Mapping[Any, Any] = field(default_factory=dict)
     """Torch's ``storage_data``, where it could be read."""
+    not_read: OSError | None = None
+    """The machine did not give what was to be read, so that it may be whole all the same."""
+
+    def add(self, problem: str, error: Exception) -> None:
+        """Take a problem, and the error that it was found by."""
+        self.problems.append(problem)
+        if isinstance(cause := machine_error(error), OSError):
+            self.not_read = cause
+
+    def add_unreadable(self, name: str, error: Exception, what: str = "cannot be read") -> None:
+        """``add`` what an error of any kind says of a part."""
+        self.add(f"{name} {what} ({type(error).__name__}: {error})", error)
 
 
 def content_findings(

@@ -84,12 +84,13 @@ def record_problems(checkpoint: Path, places: Mapping[Any, Any], step: int | Non
 
 def _read(path: Path) -> dict[str, Any] | None:
     """What the file says; None if it is not as ``write_record`` writes it, to the last byte."""
+    data = path.read_bytes()
     try:
-        record = json.loads(path.read_bytes())
-        is_ours = _text(record).encode() == path.read_bytes()
+        record = json.loads(data)
+        is_ours = _text(record).encode() == data
         is_ours = is_ours and set(record) == {"files", "shards", "step"}
         is_ours = is_ours and all(isinstance(record[name], dict) for name in ("files", "shards"))
-    except (OSError, ValueError, RecursionError, TypeError):
+    except (ValueError, RecursionError, TypeError):
         return None
     return record if is_ours else None
 

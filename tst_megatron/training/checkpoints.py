@@ -80,8 +80,15 @@ def whole_before(folder: Path, step: int, has_manifest: bool) -> Iterator[Path]:
 
 
 def problems(checkpoint: Path, *, deep: bool = False, has_manifest: bool = False) -> list[str]:
-    """Why a checkpoint is not whole, a sentence each: none if it is. As ``examine``."""
-    return examine(checkpoint, deep=deep, has_manifest=has_manifest).problems
+    """Why a checkpoint is not whole, a sentence each: none if it is. As ``examine``.
+
+    Raises:
+        OSError: that cannot be known now, since the machine did not give what was to be read.
+    """
+    found = examine(checkpoint, deep=deep, has_manifest=has_manifest)
+    if found.not_read is not None:
+        raise found.not_read
+    return found.problems
 
 
 def examine(
@@ -106,7 +113,7 @@ def examine(
         _examine(checkpoint, found, deep, has_manifest, on_progress)
     except Exception as error:
         # Damaged bytes raise whatever they happen to mean.
-        found.problems.append(f"it cannot be read ({type(error).__name__}: {error})")
+        found.add_unreadable("it", error)
     return found
 
 
@@ -118,8 +125,8 @@ def _examine(
     on_progress: OnProgress | None,
 ) -> None:
     step = _step_in_name(checkpoint)
-    found.problems += _description_problems(checkpoint, has_manifest)
-    description = _description(checkpoint, found.problems)
+    _examine_json(checkpoint, found, has_manifest)
+    description = _description(checkpoint, found)
     places = found.places = description.storage_data if description is not None else {}
     if not (checkpoint / RECORD).exists():
         found.notes.append(f"its save wrote no {RECORD}: the small files have no hash")
@@ -128,14 +135,14 @@ def _examine(
             found.problems += table_problems(description)
             found.problems += shard_problems(checkpoint, places)
         except Exception as error:
-            found.problems.append(f".metadata is damaged ({type(error).__name__}: {error})")
+            found.add_unreadable(".metadata", error, "is damaged")
     found.problems += record_problems(checkpoint, places if not found.problems else {}, step)
     if found.problems or description is None:
         return
     try:
         facts = read_facts(checkpoint, places)
     except ValueError as error:
-        found.problems.append(str(error))
+        found.add(str(error), error)
         return
     if step is not None:
         found.problems += step_problems(facts, step)
@@ -175,24 +182,24 @@ def record_save(checkpoint: Path, places: Mapping[Any, Any] | None = None) -> No
     write_record(checkpoint, places, _step_in_name(checkpoint))
 
 
-def _description_problems(checkpoint: Path, has_manifest: bool) -> list[str]:
-    found = []
+def _examine_json(checkpoint: Path, found: Findings, has_manifest: bool) -> None:
     for name, is_needed in (("metadata.json", True), (MANIFEST, has_manifest)):
         if os.path.lexists(checkpoint / name):
             try:
                 _read_json(checkpoint / name)
             except Damaged as error:
-                found.append(f"{name} {error}")
+                found.add(f"{name} {error}", error)
         elif is_needed:
-            found.append(f"{name} is missing")
-    if found:
-        return found
+            found.problems.append(f"{name} is missing")
+    if found.problems:
+        return
     kind = _read_json(checkpoint / "metadata.json").get("sharded_backend")
     if kind != "torch_dist":
-        found.append(f"metadata.json names the format {kind!r}, and torch_dist is what a run saves")
+        found.problems.append(
+            f"metadata.json names the format {kind!r}, and torch_dist is what a run saves"
+        )
     if (checkpoint / MANIFEST).exists() and _hashes(checkpoint) is None:
-        found.append(f"{MANIFEST} holds no hashes of files")
-    return found
+        found.problems.append(f"{MANIFEST} holds no hashes of files")
 
 
 def _hashes(checkpoint: Path) -> Any:
@@ -217,19 +224,19 @@ def _read_json(path: Path) -> dict[str, Any]:
     return block if isinstance(block, dict) else {}
 
 
-def _description(checkpoint: Path, found: list[str]) -> Any:
+def _description(checkpoint: Path, found: Findings) -> Any:
     """What ``.metadata`` says is stored, and where; None if it cannot be read."""
     if not (checkpoint / ".metadata").exists():
-        found.append(".metadata is missing")
+        found.problems.append(".metadata is missing")
         return None
     try:
         description = read_description(checkpoint)
         if not description.storage_data:
-            found.append(".metadata names nothing that is stored")
+            found.problems.append(".metadata names nothing that is stored")
             return None
     except Exception as error:
         # A damaged pickle raises whatever its bytes happen to mean.
-        found.append(f".metadata cannot be read ({type(error).__name__}: {error})")
+        found.add_unreadable(".metadata", error)
         return None
     return description
 

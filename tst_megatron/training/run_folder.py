@@ -371,11 +371,9 @@ class RunFolder:
 
         Raises:
             RecipeError: something was saved, and none of it is whole or there.
+            OSError: that cannot be known now.
         """
-        try:
-            start = find_start(self.checkpoints, has_manifest=saves_manifest(checked))
-        except OSError as error:
-            raise RecipeError([f"{self.checkpoints}: cannot be read ({error})"]) from error
+        start = find_start(self.checkpoints, has_manifest=saves_manifest(checked))
         self._refuse_to_start_over(start)
         return start
 

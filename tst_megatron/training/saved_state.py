@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from tst_megatron.recipe import RecipeError
+from tst_megatron.system.machine_errors import machine_error
 
 
 class UnreadableError(RecipeError):
@@ -21,6 +22,7 @@ def read(checkpoint: Path, *, advice: str) -> dict[str, Any]:
 
     Raises:
         UnreadableError: damaged bytes, which raise whatever they happen to mean.
+        OSError: the machine did not give them.
     """
     # Imports Megatron: the CPU host must be in place where there is no GPU.
     from tst_megatron.upstream import CheckpointException, reason_of
@@ -30,6 +32,8 @@ def read(checkpoint: Path, *, advice: str) -> dict[str, Any]:
         state = read_saved_state(checkpoint)
         state["args"].world_size  # noqa: B018 - damaged bytes may be no arguments at all
     except (Exception, CheckpointException) as error:
+        if isinstance(cause := machine_error(error), OSError):
+            raise cause from error
         raise UnreadableError(
             [
                 f"{checkpoint}: its saved arguments cannot be read ({reason_of(error)}). See what "

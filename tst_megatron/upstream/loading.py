@@ -9,7 +9,6 @@ left in the model and in the optimizer is overwritten by the second, since both 
 from __future__ import annotations
 
 import contextlib
-import errno
 import functools
 import inspect
 from collections.abc import Callable, Iterator
@@ -18,6 +17,7 @@ from typing import Any
 import torch
 from torch.distributed.checkpoint.api import CheckpointException
 
+from tst_megatron.system.machine_errors import machine_error
 from tst_megatron.upstream import names
 from tst_megatron.upstream.reading import Unreadable
 from tst_megatron.upstream.saving import is_first_rank, reason_of
@@ -108,7 +108,7 @@ def _attempt(load: Callable[[], Any], step: int) -> tuple[Any, str | None]:
         # How Megatron ends on a checkpoint that lacks something; its log says what.
         words = "it lacks what Megatron needs, which the log names"
     except (Unreadable, names.CheckpointingException) as error:
-        if _is_of_machine(error):
+        if machine_error(error) is not None:
             raise
         words = reason_of(error).partition("\n")[0]
     try:
@@ -172,7 +172,7 @@ def _agreed(read: Callable[..., Any]) -> Callable[..., Any]:
         try:
             result = read(*args, **kwargs)
         except (Exception, CheckpointException) as error:
-            words, is_of_machine = _reason(error), _is_of_machine(error)
+            words, is_of_machine = _reason(error), machine_error(error) is not None
         _agree(words, is_of_machine=is_of_machine)
         return result
 
@@ -211,20 +211,6 @@ def _reason(error: BaseException) -> str:
         # Written for a person; upstream's goes over several lines.
         return " ".join(str(error).split())
     return repr(error).partition("\n")[0]
-
-
-def _is_of_machine(error: BaseException) -> bool:
-    """Whether another try may succeed: memory or a file system was at fault, and not the bytes.
-
-    A file that is missing is damage, and so is one that the disk cannot read.
-    """
-    if isinstance(error, Unreadable):
-        return error.__cause__ is not None and _is_of_machine(error.__cause__)
-    if isinstance(error, CheckpointException):
-        return any(_is_of_machine(cause) for cause, _ in error.failures.values())
-    if isinstance(error, OSError):
-        return not isinstance(error, FileNotFoundError) and error.errno != errno.EIO
-    return isinstance(error, MemoryError | torch.OutOfMemoryError)
 
 
 def _from_first_rank(value: int) -> int:
