@@ -15,6 +15,9 @@ UV := $(shell uv --version >/dev/null 2>&1 && command -v uv || echo .uv/bin/uv)
 RUN := $(UV) run --frozen
 endif
 
+# Images of Python set it, and then each process compiles all of Megatron anew: most of its start.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: quickstart test test-fast test-gpu test-slurm gpu-check image-check wheelhouse-check soak \
 	layouts export-full-size measure-prepare lint
 .DEFAULT_GOAL := quickstart

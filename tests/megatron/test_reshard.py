@@ -31,6 +31,8 @@ VPP2 = (*PP2, "num-layers-per-virtual-pipeline-stage=1")
 EP1, EP2, EP4 = (f"expert-model-parallel-size={size}" for size in (1, 2, 4))
 IN_BUCKETS = "dist-ckpt-optim-fully-reshardable=false"
 ONE_BUCKET = "overlap-grad-reduce=false"
+SYNC = "async-save=false"
+"""The process that writes takes half a minute to start, on each rank."""
 
 
 @dataclass(frozen=True)
@@ -52,14 +54,14 @@ CASES = {
     "PP1 to PP2 in superposition": Case("one rank", SUPERPOSITION, 2, PP2),
     "PP1 to PP2 in recovery": Case("one rank", RECOVERY, 2, PP2),
     "PP2 to VPP2": Case("PP1 to PP2 in superposition", RECOVERY, 2, VPP2),
-    "EP2 to EP4 in superposition": Case("two experts' ranks", SUPERPOSITION, 4, (EP4,)),
-    "EP2 to EP4 in recovery": Case("two experts' ranks", RECOVERY, 4, (EP4,)),
+    "EP2 to EP4 in superposition": Case("two experts' ranks", SUPERPOSITION, 4, (EP4, SYNC)),
+    "EP2 to EP4 in recovery": Case("two experts' ranks", RECOVERY, 4, (EP4, SYNC)),
     "EP2 to EP1": Case("two experts' ranks", RECOVERY, 1, (EP1,)),
     "EP1 to EP2": Case("one rank", SUPERPOSITION, 2, (EP2, "ddp-bucket-size=5000")),
     # In the same layout.
     "one rank again in recovery": Case("one rank", RECOVERY, 1, ()),
-    "EP2 again in superposition": Case("two experts' ranks", SUPERPOSITION, 2, ()),
-    "EP2 again in recovery": Case("EP2 again in superposition", RECOVERY, 2, ()),
+    "EP2 again in superposition": Case("two experts' ranks", SUPERPOSITION, 2, (SYNC,)),
+    "EP2 again in recovery": Case("EP2 again in superposition", RECOVERY, 2, (SYNC,)),
     # The first of these only changes the format of what is saved from then on.
     "one rank in buckets": Case("one rank", SUPERPOSITION, 1, (IN_BUCKETS,)),
     "DP1 to DP2 in buckets": Case("one rank in buckets", RECOVERY, 2, (IN_BUCKETS,)),

@@ -1,8 +1,9 @@
 """The optimizer's state is saved and loaded element by element, with padding between its buckets.
 
 Sizes are such that buckets of every layout end in padding. Each element of the state is a function
-of its weight, so one at another place is seen. All layouts of one number of ranks share a process
-group.
+of its weight, so one at another place is seen: whatever was saved right in one layout and is read
+right in another goes between any two. So each layout reads what it saved itself, and saves for and
+reads from a hub, and not all from all. All layouts of one number of ranks share a process group.
 """
 
 import itertools
@@ -60,6 +61,15 @@ LAYOUTS = {
     for num_ranks, of_ranks in layouts.items()
     for name in of_ranks
 }
+HUBS = ("one rank", "EP2")
+"""Of the model with the most layouts: one optimizer, and two."""
+PAIRS = [
+    (one, other)
+    for one, other in itertools.product(LAYOUTS, repeat=2)
+    if LAYOUTS[one][0] == LAYOUTS[other][0]
+    and (one == other or LAYOUTS[one][0] != "untied" or {one, other} & set(HUBS))
+]
+"""(saved in, loaded in)"""
 STEP = 3.0
 
 
@@ -178,10 +188,10 @@ def compare_with_upstreams(optimizer, state, metadata):
 
 def load_all(tokenizer, folder, num_ranks):
     found = {}
-    for name, (model, ranks) in LAYOUTS.items():
+    for name, (_, ranks) in LAYOUTS.items():
         if ranks == num_ranks:
             args, models, optimizer = start(tokenizer, name)
-            for saved in (each for each, (other, _) in LAYOUTS.items() if other == model):
+            for saved in (one for one, other in PAIRS if other == name):
                 found[saved, name] = load(args, models, optimizer, folder / saved)
     return found
 
@@ -241,13 +251,6 @@ def loaded(text, saved):
             preload="preloaded",
         )
     ]
-
-
-PAIRS = [
-    (one, other)
-    for one, other in itertools.product(LAYOUTS, repeat=2)
-    if LAYOUTS[one][0] == LAYOUTS[other][0]
-]
 
 
 @pytest.mark.parametrize(("one", "other"), PAIRS)
