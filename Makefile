@@ -19,7 +19,7 @@ endif
 unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: quickstart test test-fast test-gpu test-slurm gpu-check image-check wheelhouse-check soak \
-	layouts export-full-size measure-prepare lint
+	layouts export-full-size measure-prepare measure-checks lint
 .DEFAULT_GOAL := quickstart
 
 quickstart: $(UV)  ## the whole chain on this machine, with or without a GPU
@@ -62,6 +62,9 @@ export-full-size: $(UV)  ## 10B-A1B from checkpoint to Hugging Face format: 42 G
 
 wheelhouse-check:  ## collect all wheels, switch the network off, install from them, test: 15 GB of disk
 	tools/wheelhouse_check.sh
+
+measure-checks: $(UV)  ## what the checks of a checkpoint cost a start and a save; 3 GB of disk
+	$(RUN) python tools/measure_checks.py runs/measure-checks
 
 # MEGATRON_TOOL=FILE: tools/preprocess_data.py of Megatron-LM core_v0.19.0, which no package ships.
 measure-prepare: $(UV)  ## tokens per second of data preparation; writes benchmarks/results
