@@ -246,6 +246,14 @@ def test_verify_names_a_command_in_the_state_of_a_layer(tmp_path, in_list):
     assert not (tmp_path / "touched").exists()
 
 
+def test_state_of_a_layer_on_a_gpu_is_looked_at_without_one(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.serialization, "location_tag", lambda _: "cuda:0")
+    data = archive(torch.zeros(0, dtype=torch.uint8)).getvalue()
+    (tmp_path / "shard").write_bytes(data)
+    place = SimpleNamespace(relative_path="shard", offset=0, length=len(data))
+    read_object(tmp_path, "linear_qkv._extra_state/shard_0_1", place)
+
+
 def test_what_checkpoints_hold_is_read_as_torch_reads_it():
     numpy.random.seed(3)
     _, keys, *rest = numpy.random.get_state()

@@ -4,31 +4,44 @@ from __future__ import annotations
 
 import errno
 
-_OF_BYTES = (errno.EIO, errno.EINVAL, errno.ENAMETOOLONG, errno.ELOOP, None)
-"""Errors that wrong bytes lead to as well; the last is of libraries that raise their own."""
+_PASSING = frozenset(
+    getattr(errno, name)
+    for name in (
+        *("EACCES", "EPERM", "EMFILE", "ENFILE", "ENOMEM", "EAGAIN", "EINTR", "EBUSY", "ENOLCK"),
+        *("ESTALE", "ETIMEDOUT", "EHOSTDOWN", "EHOSTUNREACH", "ENETDOWN", "ENETUNREACH"),
+        *("ENOTCONN", "ECONNREFUSED", "ECONNRESET", "ECONNABORTED", "ESHUTDOWN", "ENOBUFS"),
+    )
+)
+"""After these another try may succeed. A file that is missing is damage, and so is one that the
+disk cannot read, since it may never again."""
 
 
-def machine_error(error: BaseException) -> BaseException | None:
-    """The error of a file system or of memory that another one comes from.
+def machine_error(error: BaseException) -> OSError | None:
+    """The passing error of a file system or of memory that an error comes from, if one did."""
+    cause = os_error(error)
+    return cause if cause is not None and cause.errno in _PASSING else None
 
-    After one, another try may succeed. A file that is missing is damage, and so is one that the
-    disk cannot read.
 
-    Returns:
-        None where the bytes are at fault.
+def raise_passing(damage: Exception) -> None:
+    """Raise what kept a record from being read, if it passes; nothing is replaced for that.
+
+    A record that may not be read at all is as good as damaged.
     """
-    # Takes seconds, and only a failure needs it.
-    import torch
-    from torch.distributed.checkpoint.api import CheckpointException
+    cause = machine_error(damage)
+    if cause is not None and not isinstance(cause, PermissionError):
+        raise cause from damage
 
+
+def os_error(error: BaseException) -> OSError | None:
+    """The error of the operating system that an error is or comes from, if one did."""
     if isinstance(error, OSError):
-        wrong_names = FileNotFoundError, NotADirectoryError, IsADirectoryError
-        is_damage = isinstance(error, wrong_names) or error.errno in _OF_BYTES
-        return None if is_damage else error
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return error
-    causes = [error.__cause__]
-    if isinstance(error, CheckpointException):
-        causes += [cause for cause, _ in error.failures.values()]
-    found = (machine_error(cause) for cause in causes if cause is not None)
-    return next((each for each in found if each is not None), None)
+    # By name, since importing torch takes seconds.
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return OSError(errno.ENOMEM, str(error).partition("\n")[0] or "not enough memory")
+    # Torch's CheckpointException has those of several ranks. One whose machine failed says more
+    # than one that met damage.
+    of_ranks = getattr(error, "failures", {})
+    causes = [error.__cause__, *(cause for cause, _ in of_ranks.values())]
+    found = [cause for each in causes if each is not None and (cause := os_error(each))]
+    return next((each for each in found if each.errno in _PASSING), found[0] if found else None)

@@ -1,9 +1,22 @@
-"""Names of files that come from outside."""
+"""Names of files: whether one is there, and those that come from outside."""
 
 from __future__ import annotations
 
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any
+
+
+def is_there(path: Path) -> bool:
+    """Whether anything has a name, a link to nowhere too.
+
+    Raises:
+        OSError: that cannot be known now, which ``os.path.lexists`` takes for a no.
+    """
+    try:
+        path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
 
 
 def is_own_name(name: Any) -> bool:

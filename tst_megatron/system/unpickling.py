@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import importlib
 import io
+import os
 from pathlib import Path
 from typing import Any
 
 from tst_megatron.system.paths import is_own_name
+from tst_megatron.system.records import read_bytes
 from tst_megatron.system.restricted_unpickler import (
     Class,
     Function,
@@ -80,7 +83,9 @@ def read_description(checkpoint: Path) -> Any:
         Exception: a damaged pickle raises whatever its bytes happen to mean.
     """
     file = checkpoint if checkpoint.is_file() else checkpoint / ".metadata"
-    data = file.read_bytes()
+    data = read_bytes(file)
+    if data is None:
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(file))
     stream = io.BytesIO(data)
     found = unpickled(stream, description_names())
     if stream.tell() != len(data):

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tst_megatron.system.machine_errors import machine_error
+from tst_megatron.system.machine_errors import machine_error, os_error
 from tst_megatron.training.checkpoint_buckets import (
     Bucket,
     WeightIndex,
@@ -62,14 +62,18 @@ class Findings:
     """What could not be compared, a sentence each."""
     places: Mapping[Any, Any] = field(default_factory=dict)
     """Torch's ``storage_data``, where it could be read."""
-    not_read: OSError | None = None
-    """The machine did not give what was to be read, so that it may be whole all the same."""
+    error: OSError | None = None
+    """Of the operating system, by which a problem was found."""
+
+    @property
+    def not_read(self) -> OSError | None:
+        """``error``, where the machine was at fault, so that it may be whole all the same."""
+        return self.error and machine_error(self.error)
 
     def add(self, problem: str, error: Exception) -> None:
         """Take a problem, and the error that it was found by."""
         self.problems.append(problem)
-        if isinstance(cause := machine_error(error), OSError):
-            self.not_read = cause
+        self.error = self.error or os_error(error)
 
     def add_unreadable(self, name: str, error: Exception, what: str = "cannot be read") -> None:
         """``add`` what an error of any kind says of a part."""
@@ -242,6 +246,8 @@ def _object_problems(checkpoint: Path, index: Any, item: Any) -> list[str]:
     try:
         read_object(checkpoint, index.fqn, item)
     except (OSError, ValueError) as error:
+        if machine_error(error) is not None:
+            raise
         return [str(error)]
     return []
 

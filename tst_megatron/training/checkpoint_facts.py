@@ -95,7 +95,7 @@ def read_object(checkpoint: Path, name: str, item: Any) -> Any:
         if EXTRA_STATE in name:
             # Transformer Engine unpickles once more what these tensors hold.
             archive.seek(0)
-            check_extra_states(load_archive(archive))
+            check_extra_states(load_archive(archive, map_location="cpu"))
     except Exception as error:
         raise ValueError(
             f"{item.relative_path}: {name} cannot be read ({type(error).__name__}: {error})"

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from tst_megatron.files import file_sha256, write_beside
+from tst_megatron.system.records import read_bytes
 from tst_megatron.training.checkpoint_tables import shortened
 
 RECORD = "saved.json"
@@ -66,7 +67,8 @@ def record_problems(checkpoint: Path, places: Mapping[Any, Any], step: int | Non
     if record is None:
         return [f"{RECORD} is damaged"]
     found = []
-    if record["step"] != step:
+    # Imported weights, and a copy of a checkpoint that is to be one, have no step in their name.
+    if step is not None and record["step"] != step:
         found.append(f"{RECORD} is of step {record['step']}, and the folder's name of {step}")
     found += _file_problems(checkpoint, record["files"])
     ends, said = _ends(places), record["shards"]
@@ -84,7 +86,7 @@ def record_problems(checkpoint: Path, places: Mapping[Any, Any], step: int | Non
 
 def _read(path: Path) -> dict[str, Any] | None:
     """What the file says; None if it is not as ``write_record`` writes it, to the last byte."""
-    data = path.read_bytes()
+    data = read_bytes(path) or b""
     try:
         record = json.loads(data)
         is_ours = _text(record).encode() == data
@@ -101,6 +103,9 @@ def _file_problems(checkpoint: Path, hashes: Mapping[str, str]) -> list[str]:
     for name in sorted(here | set(hashes)):
         if name not in here:
             found.append(f"{ascii(name)[1:-1]} is missing")
+        elif not (checkpoint / name).is_file():
+            # A pipe would be waited for without an end.
+            found.append(f"{name} is no file")
         elif hashes.get(name) != file_sha256(checkpoint / name):
             found.append(f"{name} is not what {RECORD} says it was when it was saved")
     return found

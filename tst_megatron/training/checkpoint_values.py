@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tst_megatron.system.machine_errors import machine_error
 from tst_megatron.system.torch_archive import archive_problem
 
 if TYPE_CHECKING:
@@ -90,6 +91,8 @@ def read_chunk(checkpoint: Path, chunk: Chunk) -> torch.Tensor:
             problem = f"{tensor.dtype} {tuple(tensor.shape)} where .metadata says {chunk.dtype} "
             problem += f"{chunk.sizes}"
     except Exception as error:
+        if machine_error(error) is not None:
+            raise
         # Damaged bytes raise whatever they happen to mean.
         problem = str(error).partition("\n")[0] or type(error).__name__
     raise DamagedItem(f"{place.relative_path}: {chunk.name} is damaged ({problem})")

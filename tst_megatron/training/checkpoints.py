@@ -8,7 +8,6 @@ later ones. Nothing here needs Megatron or a process group.
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from typing import Any
 
 from tst_megatron.files import write_beside
 from tst_megatron.recipe import RecipeError
-from tst_megatron.system.paths import is_own_name
+from tst_megatron.system.paths import is_own_name, is_there
 from tst_megatron.system.records import Damaged, parse_json, read_bytes, read_text
 from tst_megatron.system.unpickling import read_description
 from tst_megatron.training.checkpoint_content import Findings, OnProgress, content_findings
@@ -52,7 +51,12 @@ def list_checkpoints(folder: Path) -> list[Path]:
     """The checkpoints of a folder, whole or not, newest first."""
     if not folder.is_dir():
         return []
-    found = [path for path in folder.iterdir() if _is_name(path.name) and path.is_dir()]
+    # A link to nowhere is one too: what it led to may be the newest.
+    found = [
+        path
+        for path in folder.iterdir()
+        if _is_name(path.name) and (path.is_dir() or path.is_symlink())
+    ]
     return sorted(found, key=step_of, reverse=True)
 
 
@@ -125,6 +129,9 @@ def _examine(
     on_progress: OnProgress | None,
 ) -> None:
     step = _step_in_name(checkpoint)
+    if checkpoint.is_symlink() and not checkpoint.exists():
+        found.problems.append(f"is a link to {checkpoint.readlink()}, which is not there")
+        return
     _examine_json(checkpoint, found, has_manifest)
     description = _description(checkpoint, found)
     places = found.places = description.storage_data if description is not None else {}
@@ -184,7 +191,7 @@ def record_save(checkpoint: Path, places: Mapping[Any, Any] | None = None) -> No
 
 def _examine_json(checkpoint: Path, found: Findings, has_manifest: bool) -> None:
     for name, is_needed in (("metadata.json", True), (MANIFEST, has_manifest)):
-        if os.path.lexists(checkpoint / name):
+        if is_there(checkpoint / name):
             try:
                 _read_json(checkpoint / name)
             except Damaged as error:

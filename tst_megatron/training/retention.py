@@ -15,12 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tst_megatron.system.paths import is_there
 from tst_megatron.training.checkpoint_record import RECORD
 from tst_megatron.training.checkpoints import (
     checkpoint_of,
     examine,
     list_checkpoints,
-    problems,
     record_save,
     step_of,
 )
@@ -87,8 +87,11 @@ def delete(checkpoint: Path) -> None:
     """Delete a checkpoint so that a kill in the middle leaves no half of one under its name.
 
     It has lost its name when this returns. Its files go in a thread: thousands of them on a
-    parallel file system take minutes, and all ranks would wait.
+    parallel file system take minutes, and all ranks would wait. Of a link only the link goes.
     """
+    if checkpoint.is_symlink():
+        checkpoint.unlink()
+        return
     aside = checkpoint.with_name(_DELETED + checkpoint.name)
     if aside.exists():
         shutil.rmtree(aside)
@@ -139,7 +142,12 @@ class Keeper:
         Megatron writes over it in place and leaves the shards of a job with more ranks.
         """
         checkpoint = checkpoint_of(self._folder, step)
-        if checkpoint.exists() and (found := self._problems(step)):
+        try:
+            found = self._problems(step) if is_there(checkpoint) else []
+        except OSError as error:
+            # Whole or not, it would be written over.
+            found = [f"cannot be read ({error})"]
+        if found:
             self._say(f"{checkpoint.name}: {found[0]}; removed before it is saved again")
             self._delete(checkpoint)
         # Of a whole one that is written over; a manifest would take it for a part of the new.
@@ -195,10 +203,13 @@ class Keeper:
             return []
         if step in self._unreadable:
             return ["could not be read when the run started"]
-        found = problems(checkpoint, has_manifest=self._has_manifest)
-        if not found:
+        found = examine(checkpoint, has_manifest=self._has_manifest)
+        if found.error is not None and not isinstance(found.error, FileNotFoundError):
+            # Also where a disk has failed to read it: another try may do better.
+            raise found.error
+        if not found.problems:
             self._whole.add(step)
-        return found
+        return found.problems
 
     def _delete(self, checkpoint: Path) -> None:
         self._whole.discard(step_of(checkpoint))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import shutil
 import time
 from collections.abc import Iterator
@@ -18,6 +17,8 @@ from tst_megatron.outputs import check_output
 from tst_megatron.recipe import RecipeError
 from tst_megatron.system import lock
 from tst_megatron.system.holder import Holder
+from tst_megatron.system.machine_errors import raise_passing
+from tst_megatron.system.paths import is_there
 from tst_megatron.system.records import Damaged
 from tst_megatron.training.checkpoints import (
     Start,
@@ -89,7 +90,7 @@ class RunFolder:
 
     def is_prepared(self) -> bool:
         """Whether a first rank has said what run this is."""
-        return os.path.lexists(self.resolved)
+        return is_there(self.resolved)
 
     @contextlib.contextmanager
     def held(self, *, say: lock.Say) -> Iterator[None]:
@@ -178,6 +179,7 @@ class RunFolder:
         try:
             before = copy or read_resolved(self.resolved)
         except Damaged as error:
+            raise_passing(error)
             return [
                 f"{self.resolved}: {error}, and it decides whether this is the same run. Bring it "
                 "back, from a backup or from another run folder of the same recipe, where it is "
@@ -258,17 +260,20 @@ class RunFolder:
             RuntimeError: it did not happen in time.
         """
         deadline = time.monotonic() + seconds
-        while not (
-            self.is_prepared()
-            and not damage_of(self.resolved, read_resolved)
-            and (is_held or lock.is_of_this_start(self.path))
-        ):
+        while not (self._is_readable() and (is_held or lock.is_of_this_start(self.path))):
             if time.monotonic() > deadline:
                 raise RuntimeError(
                     f"{self.path} was not prepared by rank 0 within {seconds:.0f} s. Is it on a "
                     "file system that all nodes share?"
                 )
             time.sleep(0.2)
+
+    def _is_readable(self) -> bool:
+        try:
+            return self.is_prepared() and not damage_of(self.resolved, read_resolved)
+        except OSError:
+            # It cannot be read now.
+            return False
 
     def write_finished(self, checked: CheckedRecipe) -> None:
         """Say that the run is finished, also where it ended before it could say so itself."""
@@ -362,8 +367,9 @@ class RunFolder:
         last = checkpoint_of(self.checkpoints, checked.schedule.num_steps)
         try:
             return last.is_dir() and not problems(last, has_manifest=saves_manifest(checked))
-        except FileNotFoundError:
-            # The first rank is taking it away (``repair``), which it does with damaged ones alone.
+        except OSError:
+            # The first rank is taking it away (``repair``), which it does with damaged ones alone;
+            # or it cannot be read now, which a start is told by what it reads next.
             return False
 
     def find_start(self, checked: CheckedRecipe) -> Start:

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tst_megatron.files import copy_beside
+from tst_megatron.system.machine_errors import raise_passing
+from tst_megatron.system.paths import is_there
 from tst_megatron.system.records import Damaged, aside, move_aside, open_bytes, read_yaml
 from tst_megatron.training.checkpoints import TRACKER
 from tst_megatron.training.record import DROPPED
@@ -57,10 +59,15 @@ def damaged_records(run: RunFolder) -> list[tuple[Path, str]]:
 
 
 def damage_of(path: Path, read: Callable[[Path], Any]) -> str | None:
-    """What a reader says is wrong with a file."""
+    """What a reader says is wrong with a file.
+
+    Raises:
+        OSError: that cannot be known now.
+    """
     try:
         read(path)
     except Damaged as error:
+        raise_passing(error)
         return str(error)
     return None
 
@@ -116,7 +123,7 @@ def _read_recipe(path: Path) -> None:
 
 
 def _enter(path: Path) -> None:
-    if os.path.lexists(path) and not path.is_dir():
+    if is_there(path) and not path.is_dir():
         raise Damaged("is no folder" if path.exists() else f"is a link to {os.readlink(path)}")
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +13,8 @@ from tst_megatron.data.tokenizer import (
     tokenizer_sha256,
 )
 from tst_megatron.files import copy_beside, folder_appearing_whole, is_beside
+from tst_megatron.system.machine_errors import machine_error
+from tst_megatron.system.paths import is_there
 
 if TYPE_CHECKING:
     # Imports numpy, and `tst-megatron status` is to answer in less time than that takes.
@@ -29,16 +30,22 @@ def wrong_tokenizers(checkpoints: Path, manifest: Manifest) -> list[tuple[Path, 
     """What lies beside checkpoints and would be taken for their tokenizer, each with the reason."""
     found = []
     for path in places_of_tokenizers(checkpoints):
-        if os.path.lexists(path) and not is_tokenizer(path, manifest.tokenizer.sha256):
+        if is_there(path) and not is_tokenizer(path, manifest.tokenizer.sha256):
             found.append((path, "is not the tokenizer of the training text"))
     return found
 
 
 def is_tokenizer(path: Path, sha256: str) -> bool:
-    """Whether a file or folder is the tokenizer of this hash, whole."""
+    """Whether a file or folder is the tokenizer of this hash, whole.
+
+    Raises:
+        OSError: that cannot be known now.
+    """
     try:
         return tokenizer_sha256(path) == sha256
-    except OSError:
+    except OSError as error:
+        if machine_error(error) is not None:
+            raise
         return False
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from tst_megatron import __version__
 from tst_megatron.files import write_beside
 from tst_megatron.installed import package_version
+from tst_megatron.system.machine_errors import raise_passing
 from tst_megatron.system.records import Damaged, block_of, read_json
 
 PACKAGES = (
@@ -32,10 +33,14 @@ def read_layouts(path: Path) -> tuple[list[dict[str, Any]], str | None]:
 
     Returns:
         Those that can be read, and what is wrong with the file, if anything is.
+
+    Raises:
+        OSError: that cannot be known now.
     """
     try:
         versions = read_json(path)
     except Damaged as error:
+        raise_passing(error)
         return [], str(error)
     if versions is None:
         return [], None

@@ -32,7 +32,7 @@ def read(checkpoint: Path, *, advice: str) -> dict[str, Any]:
         state = read_saved_state(checkpoint)
         state["args"].world_size  # noqa: B018 - damaged bytes may be no arguments at all
     except (Exception, CheckpointException) as error:
-        if isinstance(cause := machine_error(error), OSError):
+        if (cause := machine_error(error)) is not None:
             raise cause from error
         raise UnreadableError(
             [
