@@ -337,6 +337,7 @@ def test_checkpoints_are_read_in_the_places_that_are_replaced():
     assert "planner.load_bytes(req, read_bytes)" in source(FileSystemReader.read_data)
     assert "weights_only=False" in source(DefaultLoadPlanner.load_bytes)
     assert source(names.dist_common.load_common) == source(names.dist_serialization.load_common)
+    assert "config_dict = json.load(f)" in source(names.dist_core.maybe_load_config)
     # All other readers of torch_dist ask these.
     assert "super().read_metadata()" in inspect.getsource(cached)
     assert "return FileSystemReader(checkpoint_dir)" in inspect.getsource(

@@ -18,6 +18,7 @@ try:
         from megatron.core import dist_checkpointing, parallel_state
         from megatron.core.datasets import utils as dataset_utils
         from megatron.core.datasets.utils import Split
+        from megatron.core.dist_checkpointing import core as dist_core
         from megatron.core.dist_checkpointing import serialization as dist_serialization
         from megatron.core.dist_checkpointing import validation as dist_validation
         from megatron.core.dist_checkpointing.core import CheckpointingException
@@ -90,6 +91,7 @@ __all__ = [
     "dataset_utils",
     "dist_checkpointing",
     "dist_common",
+    "dist_core",
     "dist_serialization",
     "dist_validation",
     "distrib_optimizer",

@@ -8,6 +8,7 @@ for a whole run and for each command that opens a checkpoint:
     FileSystemReader.read_data        tensors, objects     checksums and shapes are compared
     DefaultLoadPlanner.load_bytes     objects              names are listed
     load_common                       common.pt            names are listed
+    maybe_load_config                 metadata.json        any error is said of the file
 
 Remove each line when upstream reads so itself. ``tests/megatron/test_upstream_contract.py`` pins
 what is replaced.
@@ -73,6 +74,7 @@ def read_checked() -> None:
     # Under both names that Megatron calls it by.
     for module in (names.dist_common, names.dist_serialization):
         wrap(module, "load_common", _legacy_of_listed_names)
+    wrap(names.dist_core, "maybe_load_config", _config_in_words)
     wrap(names.dist_validation, "_verify_integrity_manifest_impl", _in_words)
 
 
@@ -228,6 +230,17 @@ def _legacy_of_listed_names(load_common: Callable[..., Any]) -> Callable[..., An
             raise
         except Exception as error:
             raise Unreadable(f"{file.name} cannot be read ({_words(error)})") from error
+
+    return wrapper
+
+
+def _config_in_words(load: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(load)
+    def wrapper(checkpoint_dir: Any) -> Any:
+        try:
+            return load(checkpoint_dir)
+        except Exception as error:
+            raise Unreadable(f"metadata.json cannot be read ({_words(error)})") from error
 
     return wrapper
 
