@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import itertools
 import shutil
 import statistics
 import time
@@ -30,6 +31,8 @@ from tst_megatron.upstream.reading import load_tensor, read_item
 
 STEP = 8
 ROUNDS = 3
+NUM_READ = 8192
+"""Small items that are read: of the same kind as all others."""
 
 
 def main() -> None:
@@ -80,10 +83,10 @@ def table(small: Path, large: Path) -> Table:
         ".metadata alone": lambda: read_description(small),
         "before a start: tables, record, step": lambda: require_whole(small, deep=False),
         "after a save: the same, and saved.json": lambda: after_save(small),
-        "reading many, with checksums": lambda: read(small, is_checked=True),
-        "reading many, by torch.load alone": lambda: read(small, is_checked=False),
+        f"reading {NUM_READ:,} items, with checksums": lambda: read(small, is_checked=True),
+        f"reading {NUM_READ:,} items, by torch.load": lambda: read(small, is_checked=False),
         "reading 1 GiB, with checksums": lambda: read(large, is_checked=True),
-        "reading 1 GiB, by torch.load alone": lambda: read(large, is_checked=False),
+        "reading 1 GiB, by torch.load": lambda: read(large, is_checked=False),
         "checkpoint verify of 1 GiB": lambda: require_whole(large, deep=True),
     }
     took: dict[str, list[tuple[float, float]]] = {name: [] for name in checks}
@@ -109,10 +112,10 @@ def after_save(checkpoint: Path) -> None:
 
 
 def read(checkpoint: Path, *, is_checked: bool) -> None:
-    """Read every tensor, as a rank does that needs all of them."""
+    """Read tensors, as a rank does that needs them."""
     description = read_description(checkpoint)
     by_file: dict[str, list[tuple[str, object]]] = {}
-    for index, place in description.storage_data.items():
+    for index, place in itertools.islice(description.storage_data.items(), NUM_READ):
         if index.offset is not None:
             by_file.setdefault(place.relative_path, []).append((index.fqn, place))
     for name, items in by_file.items():
