@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import difflib
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -11,9 +12,58 @@ OWN_KEYS = ("base", "profile", "data", "tst")
 """Keys of a recipe that are not Megatron's."""
 
 
+_ELSEWHERE = {
+    # As the paper and its readers call them.
+    "tst.s": "tst.bag-size",
+    "tst.k": "tst.bag-size",
+    "tst.bag": "tst.bag-size",
+    "tst.r": "tst.superposition-fraction",
+    "tst.ratio": "tst.superposition-fraction",
+    "tst.steps": "tst.superposition-steps",
+    # As Hugging Face, TorchTitan and others do.
+    "learning-rate": "lr",
+    "min-learning-rate": "min-lr",
+    "batch-size": "global-batch-size",
+    "train-batch-size": "global-batch-size",
+    "max-steps": "train-iters",
+    "num-steps": "train-iters",
+    "train-steps": "train-iters",
+    "steps": "train-iters",
+    "warmup-steps": "lr-warmup-iters",
+    "lr-warmup-steps": "lr-warmup-iters",
+    "lr-decay-steps": "lr-decay-iters",
+    "lr-scheduler-type": "lr-decay-style",
+    "max-grad-norm": "clip-grad",
+    "sequence-length": "seq-length",
+    "max-seq-length": "seq-length",
+    "max-length": "seq-length",
+    "num-hidden-layers": "num-layers",
+    "intermediate-size": "ffn-hidden-size",
+    "moe-intermediate-size": "moe-ffn-hidden-size",
+    "head-dim": "kv-channels",
+    "num-key-value-heads": "num-query-groups",
+    "num-experts-per-tok": "moe-router-topk",
+    "rms-norm-eps": "norm-epsilon",
+    "rope-theta": "rotary-base",
+    "tp": "tensor-model-parallel-size",
+    "pp": "pipeline-model-parallel-size",
+    "ep": "expert-model-parallel-size",
+    "cp": "context-parallel-size",
+    "save-steps": "save-interval",
+    "eval-steps": "eval-interval",
+    "logging-steps": "log-interval",
+    "gradient-accumulation-steps": "global-batch-size",
+}
+"""What other programs and papers call a key -> the key."""
+
+
 def unknown_key(key: str, known: Iterable[str]) -> str:
-    """The sentence for a key that does not exist, with the nearest one that does."""
-    near = difflib.get_close_matches(str(key), list(known), n=1, cutoff=0.5)
+    """The sentence for a key that does not exist, with the one that was meant."""
+    names = list(known)
+    plain = str(key).lower().replace("_", "-")
+    near = [_ELSEWHERE[plain]] if _ELSEWHERE.get(plain) in names else []
+    # Below that, two names have a few letters in common and nothing else.
+    near = near or difflib.get_close_matches(plain, names, n=1, cutoff=0.75)
     return f"{key}: there is no such key" + (f". Did you mean {near[0]}?" if near else "")
 
 
@@ -121,7 +171,7 @@ def _as_flags(action: argparse.Action, option: str, key: str, value: Any) -> lis
         return []
     if action.nargs is None:
         if isinstance(value, list):
-            raise ValueError(f"{value!r} is a list, and one value is wanted")
+            value = _as_one_word(action, value)
         _check_value(action, value)
         # In one word, since text that starts with a dash would be taken for a flag.
         return [f"{option}={_as_text(value)}"]
@@ -133,6 +183,18 @@ def _as_flags(action: argparse.Action, option: str, key: str, value: Any) -> lis
     for entry in entries:
         _check_value(action, entry)
     return [option, *(_as_text(entry) for entry in entries)]
+
+
+def _as_one_word(action: argparse.Action, value: list[Any]) -> str:
+    """A list as Megatron spells it where it wants one word: ``[0,1]`` or ``(8,0)``."""
+    is_of_numbers = all(type(entry) is int for entry in value)
+    if is_of_numbers and action.type not in (None, str, int, float, bool):
+        entries = ",".join(map(str, value))
+        for word in (f"[{entries}]", f"({entries})"):
+            with contextlib.suppress(ValueError):
+                if isinstance(_parse(action, word), list | tuple):
+                    return word
+    raise ValueError(f"{value!r} is a list, and one value is wanted")
 
 
 def _as_switch(action: argparse.Action, option: str, key: str, value: Any) -> list[str]:
@@ -160,6 +222,9 @@ def _check_value(action: argparse.Action, value: Any) -> None:
         raise ValueError(f"{value!r} is not a whole number")
     if wanted is float:
         _check_number(value)
+    if wanted is str and isinstance(value, float):
+        # What was written may have had other digits.
+        raise ValueError(f"{value!r} is a number, and text is wanted. Put it in quotes")
     parsed = value
     if wanted not in (int, float, str):
         parsed = _parse(action, value)

@@ -8,7 +8,9 @@ A recipe's keys are Megatron's own flags without the dashes (``num-layers: 32``)
     tst:      token superposition, see ``TSTConfig``
 
 Later values win: base, then the recipe, then ``key=value`` from the command line, where dots reach
-into a block (``tst.bag-size=4``). Whether the result makes sense is ``check.py``'s question.
+into a block (``tst.bag-size=4``). A key stands once in a file; an empty ``tst:`` or ``data:``
+leaves the base's as it is. Words mean what they say (``strict_yaml.py``). Whether the result makes
+sense is ``check.py``'s question.
 """
 
 from __future__ import annotations
@@ -22,11 +24,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
 from tst_megatron.flags import unknown_key
 from tst_megatron.profiles import PROFILES
 from tst_megatron.schedule import Schedule, Side, SlotWeights, paper_schedule, resolve_phases
+from tst_megatron.system.records import Damaged, read_text
+from tst_megatron.system.strict_yaml import NotYAML, read_yaml
 
 RUN_FOLDER_KEYS = (
     "save",
@@ -38,14 +40,28 @@ RUN_FOLDER_KEYS = (
 )
 """Megatron keys that the run folder decides."""
 
+MOST_BASES = 20
+_MOST_CHARACTERS = 600
+
 
 class RecipeError(ValueError):
     """What is wrong with a recipe: all of it, one line each."""
 
     def __init__(self, problems: Sequence[str]) -> None:
-        """Keep the problems, each a sentence for a person."""
-        super().__init__("\n".join(problems))
-        self.problems = tuple(problems)
+        """Keep the problems, each a sentence for a person, with values that others wrote."""
+        self.problems = tuple(_printable(problem) for problem in problems)
+        super().__init__("\n".join(self.problems))
+
+
+def _printable(problem: str) -> str:
+    """A sentence that a terminal can show: values are cut, and nothing in them moves the cursor."""
+    if len(problem) > _MOST_CHARACTERS:
+        half = _MOST_CHARACTERS // 2
+        problem = f"{problem[:half]} [...] {problem[-half:]}"
+    return "".join(
+        letter if letter.isprintable() or letter == "\n" else ascii(letter)[1:-1]
+        for letter in problem
+    )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -156,7 +172,8 @@ def load_recipe(path: Path, overrides: Iterable[str] = ()) -> Recipe:
     Raises:
         RecipeError: a file is missing or is not YAML, or an override is not ``key=value``.
     """
-    merged = _read_with_bases(path, seen=())
+    problems: list[str] = []
+    merged = _read_with_bases(path, problems, seen=())
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals or not key:
@@ -166,13 +183,12 @@ def load_recipe(path: Path, overrides: Iterable[str] = ()) -> Recipe:
         if key == "base":
             raise RecipeError([f"{override}: a base is named in the recipe file alone"])
         try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError as error:
+            value = read_yaml(text, problems.append)
+        except NotYAML as error:
             raise RecipeError([f"{override}: the value is not YAML: {error}"]) from error
         _set_nested(merged, key.split("."), value)
-    problems: list[str] = []
-    tst = _tst_config(merged.pop("tst", None) or {}, problems)
-    data = _data(merged.pop("data", None) or {}, problems)
+    tst = _tst_config(_block(merged.pop("tst", None)), problems)
+    data = _data(_block(merged.pop("data", None)), problems)
     profile = merged.pop("profile", None)
     if profile is not None and profile not in PROFILES:
         problems.append(f"profile: {profile} is none of {', '.join(PROFILES)}")
@@ -181,27 +197,49 @@ def load_recipe(path: Path, overrides: Iterable[str] = ()) -> Recipe:
     )
 
 
-def _read_with_bases(path: Path, *, seen: tuple[Path, ...]) -> dict[str, Any]:
-    if path.resolve() in seen:
+def _read_with_bases(path: Path, problems: list[str], *, seen: tuple[Path, ...]) -> dict[str, Any]:
+    if len(seen) > MOST_BASES:
+        raise RecipeError([f"{seen[0]}: has more than {MOST_BASES} bases, one built on the other"])
+    own = _read(path, problems)
+    place = path.resolve()
+    if place in seen:
         raise RecipeError([f"{path}: its base leads back to itself"])
-    try:
-        own = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise RecipeError([f"{path}: there is no such recipe"]) from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise RecipeError([f"{path}: cannot be read as YAML: {error}"]) from error
-    if not isinstance(own, dict):
-        raise RecipeError([f"{path}: a recipe is a list of `key: value` lines"])
     base = own.pop("base", None)
     if base is None:
         return own
-    merged = _read_with_bases(path.parent / str(base), seen=(*seen, path.resolve()))
+    merged = _read_with_bases(path.parent / str(base), problems, seen=(*seen, place))
     for key, value in own.items():
+        if key in _BLOCKS and value is None:
+            # All of its lines are comments.
+            continue
         if key == "tst" and isinstance(value, dict) and isinstance(merged.get(key), dict):
             merged[key] = {**merged[key], **value}
         else:
             merged[key] = value
     return merged
+
+
+_BLOCKS = ("tst", "data")
+
+
+def _read(path: Path, problems: list[str]) -> dict[str, Any]:
+    """The keys of one file."""
+    try:
+        text = read_text(path)
+        if text is None:
+            raise RecipeError([f"{path}: there is no such recipe"])
+        own = read_yaml(text.removeprefix("\ufeff"), lambda key: problems.append(f"{path}: {key}"))
+    except Damaged as error:
+        raise RecipeError([f"{path}: {error}"]) from error
+    except NotYAML as error:
+        raise RecipeError([f"{path}: cannot be read as YAML: {error}"]) from error
+    if not isinstance(own, dict):
+        raise RecipeError([f"{path}: a recipe is a list of `key: value` lines"])
+    return own
+
+
+def _block(value: Any) -> Any:
+    return {} if value is None else value
 
 
 def _set_nested(mapping: dict[str, Any], keys: Sequence[str], value: Any) -> None:

@@ -2,6 +2,7 @@
 
 import argparse
 import enum
+import json
 
 import pytest
 
@@ -18,12 +19,12 @@ def backend(name):
 
 
 def pair(text):
-    return tuple(int(part) for part in text.split(","))
+    return tuple(int(part) for part in text.strip("()").split(","))
 
 
 def pattern(text):
     assert "[" in text, "a pattern has brackets"
-    return text
+    return json.loads(text)
 
 
 def parser():
@@ -96,6 +97,10 @@ def test_nothing_leaves_the_default():
         ({"lr": True}, "lr: True is not a number"),
         ({"lr": {"a": 1}}, "lr: {'a': 1} is not a number"),
         ({"name": True}, "name: True is true or false, and text is wanted"),
+        ({"name": 1.1}, "name: 1.1 is a number, and text is wanted. Put it in quotes"),
+        ({"name": [1]}, "name: [1] is a list, and one value is wanted"),
+        ({"window": ["1"]}, "window: ['1'] is a list, and one value is wanted"),
+        ({"backend": [1]}, "backend: [1] is a list, and one value is wanted"),
         ({"ckpt_format": "zip"}, "ckpt-format: 'zip' is none of torch, torch_dist"),
         ({"ckpt_format": False}, "ckpt-format: False is true or false, and text is wanted"),
         ({"level": 7}, "level: 7 is none of 0, 1, 2"),
@@ -205,6 +210,37 @@ def test_every_wrong_key_and_value_is_named_and_the_rest_is_converted():
 def test_own_keys_are_proposed_too():
     assert unknown_key("dta", ["data", "tst"]) == "dta: there is no such key. Did you mean data?"
     assert problem(profil="cpu") == "profil: there is no such key. Did you mean profile?"
+
+
+@pytest.mark.parametrize(
+    ("key", "meant"),
+    [
+        ("learning-rate", "lr"),
+        ("learning_rate", "lr"),
+        ("tst.r", "tst.superposition-fraction"),
+        ("tst.K", "tst.bag-size"),
+        ("warmup-steps", "lr-warmup-iters"),
+        ("hidden-sizes", "hidden-size"),
+        # A few letters in common are no hint.
+        ("te", None),
+        ("colour", None),
+        ("tst.x", None),
+    ],
+)
+def test_what_is_proposed_is_what_was_meant(key, meant):
+    known = ["lr", "te-rng-tracker", "hidden-size", "lr-warmup-iters", "cut-loss", "color-map"]
+    known += ["tst.targets", "tst.bag-size", "tst.superposition-fraction"]
+    said = unknown_key(key, known).partition("Did you mean ")[2]
+    assert said == (f"{meant}?" if meant else "")
+
+
+def test_name_of_another_program_is_not_proposed_where_the_key_does_not_exist():
+    assert unknown_key("learning-rate", ["seed"]) == "learning-rate: there is no such key"
+
+
+def test_list_is_spelled_as_megatron_does_where_it_wants_one_word():
+    assert parsed(window=[8, 0]).window == (8, 0)
+    assert parsed(layer_pattern=[0, 1, 1]).layer_pattern == [0, 1, 1]
 
 
 def test_key_that_yaml_does_not_read_as_text_is_named():

@@ -1,3 +1,5 @@
+import os
+
 import pytest
 import yaml
 
@@ -82,9 +84,87 @@ def test_file_that_is_not_yaml_is_refused_with_the_line(tmp_path):
 
 def test_file_that_is_no_text_and_folder_are_refused(tmp_path):
     (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00lr")
-    for place in (tmp_path / "binary.yaml", tmp_path):
-        with pytest.raises(RecipeError, match="cannot be read as YAML"):
+    for place, words in ((tmp_path / "binary.yaml", "is not UTF-8"), (tmp_path, "is a folder")):
+        with pytest.raises(RecipeError, match=f"{place}: {words}"):
             load_recipe(place)
+
+
+# --- nothing is lost in silence -------------------------------------------------------------------
+
+
+def test_second_block_or_key_is_named_with_its_file_and_both_lines(tmp_path):
+    write(tmp_path / "base.yaml", "lr: 0.1\nlr: 0.2\ntst:\n  bag-size: 4\n")
+    child = write(tmp_path / "child.yaml", "base: base.yaml\ntst:\n  bag-size: 2\n  bag-size: 8\n")
+    assert problems_of(child) == [
+        f"{tmp_path / 'child.yaml'}: tst.bag-size: stands on line 3 and again on line 4. "
+        "Keep one of them",
+        f"{tmp_path / 'base.yaml'}: lr: stands on line 1 and again on line 2. Keep one of them",
+    ]
+    two = "tst:\n  bag-size: 4\nlr: 1\ntst:\n  keep-last-checkpoints: 2\n"
+    (problem,) = problems_of(write(tmp_path / "two.yaml", two))
+    assert "tst: stands on line 1 and again on line 4." in problem
+    (problem,) = problems_of(child.with_name("two.yaml"), "data={a: 1, a: 2}")[1:]
+    assert problem == "a: stands on line 1 and again on line 1. Keep one of them"
+
+
+@pytest.mark.parametrize("nothing", ["", "  # bag-size: 8\n", " null\n", " ~\n"])
+def test_empty_block_of_a_derived_recipe_changes_nothing(tmp_path, nothing):
+    base = "tst:\n  bag-size: 4\n  superposition-fraction: 0.3\ndata:\n  text: 1.0\n"
+    write(tmp_path / "base.yaml", base)
+    child = f"base: base.yaml\ntst:{nothing or chr(10)}data:{nothing or chr(10)}"
+    if nothing.startswith("  #"):
+        child = f"base: base.yaml\ntst:\n{nothing}data:\n{nothing}"
+    loaded = load_recipe(write(tmp_path / "child.yaml", child))
+    assert (loaded.tst.bag_size, loaded.tst.superposition_fraction) == (4, 0.3)
+    assert list(map(str, loaded.data)) == ["text"]
+    assert loaded.problems == ()
+
+
+@pytest.mark.parametrize("value", ["false", "0", "[]", "''"])
+def test_block_that_is_none_is_no_empty_block(recipe, value):
+    assert [problem[:5] for problem in problems_of(recipe, f"tst={value}")] == ["tst: "]
+    assert [problem[:6] for problem in problems_of(recipe, f"data={value}")] == ["data: "]
+
+
+@pytest.mark.parametrize(
+    ("written", "said"),
+    [
+        ("superposition-fraction: 1e-1", None),
+        ("superposition-fraction: .25", None),
+        ("superposition-steps: 010", "tst.superposition-steps: '010' is not a whole number"),
+        ("superposition-steps: 1:30", "tst.superposition-steps: '1:30' is not a whole number"),
+        ("reset-optimizer: on", "tst.reset-optimizer: 'on' is not true or false"),
+    ],
+)
+def test_numbers_of_our_own_block_are_what_they_say(tmp_path, written, said):
+    found = problems_of(write(tmp_path / "r.yaml", f"tst:\n  {written}\n"))
+    assert [problem[: len(said or "")] for problem in found] == ([said] if said else [])
+
+
+def test_long_chain_of_bases_and_a_loop_of_links_end_in_a_sentence(tmp_path):
+    for number in range(1200):
+        write(tmp_path / f"{number}.yaml", f"base: {number + 1}.yaml\n")
+    with pytest.raises(RecipeError, match=r"/0\.yaml: has more than 20 bases"):
+        load_recipe(tmp_path / "0.yaml")
+    (tmp_path / "loop.yaml").symlink_to("loop.yaml")
+    with pytest.raises(RecipeError, match=r"loop\.yaml: cannot be read \(Too many levels"):
+        load_recipe(tmp_path / "loop.yaml")
+
+
+def test_pipe_in_the_place_of_a_recipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe.yaml")
+    with pytest.raises(RecipeError, match=r"pipe\.yaml: is no file"):
+        load_recipe(tmp_path / "pipe.yaml")
+
+
+def test_values_in_messages_are_cut_and_cannot_command_a_terminal(recipe):
+    for override in (f"data={'x' * 100_000}", f"data=[{'1, ' * 100_000}]"):
+        (problem,) = problems_of(recipe, override)
+        # What goes out is cut by the error, so that it holds for every problem.
+        assert len(RecipeError([problem]).problems[0]) < 700
+    error = RecipeError(["\x1b]0;x\a=1 \x9b31m \u202e é 字"])
+    assert error.problems == (r"\x1b]0;x\x07=1 \x9b31m \u202e é 字",)
+    assert str(error) == error.problems[0]
 
 
 # --- overrides ------------------------------------------------------------------------------------
