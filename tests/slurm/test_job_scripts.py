@@ -372,7 +372,7 @@ def test_state_of_an_earlier_start_decides_nothing(cluster, jobs, run):
 
 
 def test_signal_before_the_time_limit_ends_no_check(cluster, jobs, run):
-    job = jobs.submit("pretrain.sbatch", RECIPE, STUB_CHECK_SECONDS="4", **QUICK)
+    job = jobs.submit("pretrain.sbatch", RECIPE, STUB_CHECK_SECONDS="10", **QUICK)
     wait_until(lambda: "start" in names(run), seconds=30, what="the check")
     time.sleep(1)
     cluster.run("scancel", "--signal=USR2", job)

@@ -160,7 +160,8 @@ def test_forked_workers_end_with_a_killed_rank():
         stopping.listen()
         def work():
             os.fork()
-            print(os.getpid(), flush=True)
+            # At once, where `print` may write the end of the line by itself, between the other's.
+            os.write(1, f"{os.getpid()}\\n".encode())
             time.sleep(60)
         multiprocessing.get_context("fork").Process(target=work).start()
         time.sleep(60)
