@@ -23,7 +23,6 @@ _ELSEWHERE = {
     # As Hugging Face, TorchTitan and others do.
     "learning-rate": "lr",
     "min-learning-rate": "min-lr",
-    "batch-size": "global-batch-size",
     "train-batch-size": "global-batch-size",
     "max-steps": "train-iters",
     "num-steps": "train-iters",
