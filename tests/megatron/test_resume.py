@@ -13,7 +13,8 @@ import tiny
 import torch
 from interrupted import interrupted_at
 
-from tst_megatron.cli import check, train_run
+from tst_megatron.commands.check import check
+from tst_megatron.commands.train import train_run
 from tst_megatron.data.cursor import stream_facts
 from tst_megatron.recipe import RecipeError, load_recipe
 from tst_megatron.training.start import check_checkpoint

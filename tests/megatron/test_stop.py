@@ -9,7 +9,7 @@ import time
 import pytest
 import tiny
 
-from tst_megatron.cli import train_run
+from tst_megatron.commands.train import train_run
 from tst_megatron.recipe import RecipeError
 from tst_megatron.upstream.checkpoint import read_saved_state
 

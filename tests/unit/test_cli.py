@@ -9,6 +9,9 @@ from typer.testing import CliRunner
 
 from tst_megatron import __version__, check, cli
 from tst_megatron.cli import app, main
+from tst_megatron.commands import check as check_command
+from tst_megatron.commands import shared
+from tst_megatron.commands import train as train_command
 from tst_megatron.data import ready as data_ready
 
 COMMANDS = {
@@ -180,7 +183,7 @@ def test_problems_are_counted_and_each_has_its_line(monkeypatch, capsys):
     def refuse(*_):
         raise cli.RecipeError(["lr: 'x' is not [a] number", "seed: " + "long " * 40])
 
-    monkeypatch.setattr(cli, "checked_recipe", refuse)
+    monkeypatch.setattr(check_command, "checked_recipe", refuse)
     status, _, error = run_main(monkeypatch, capsys, "check", "r.yaml")
     lines = click.unstyle(error).splitlines()
     assert status == 2
@@ -206,7 +209,7 @@ def test_wrong_name_is_bad_input_and_a_full_disk_is_a_failure(monkeypatch, capsy
     def fail(*_):
         raise error
 
-    monkeypatch.setattr(cli, "checked_recipe", fail)
+    monkeypatch.setattr(check_command, "checked_recipe", fail)
     seen, _, said = run_main(monkeypatch, capsys, "check", "r.yaml")
     assert seen == status and error.strerror in said
 
@@ -234,7 +237,8 @@ def stand_ins(monkeypatch, outside_a_job, tmp_path):
     monkeypatch.setattr(data_ready, "build_indexes", lambda *text: ready.append(text[:2]))
     monkeypatch.setattr(data_ready, "wait_until_ready", lambda *text: ready.append("waited"))
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(cli, "checked_recipe", lambda *arguments: checked)
+    for command in (check_command, train_command):
+        monkeypatch.setattr(command, "checked_recipe", lambda *arguments: checked)
     monkeypatch.setattr(RunFolder, "problems", lambda self, checked, fresh, copy=None: [])
     monkeypatch.setattr(RunFolder, "prepare", lambda self, checked: calls.append(self.path) or [])
     monkeypatch.setattr(training, "redirect_output_to", lambda path: path)
@@ -308,7 +312,7 @@ def test_batch_script_without_srun_is_no_rank(stand_ins, monkeypatch):
     """Slurm sets SLURM_PROCID=0 there, and waiting for the other ranks would last for ever."""
     monkeypatch.setenv("SLURM_PROCID", "0")
     monkeypatch.setenv("SLURM_NTASKS", "8")
-    assert cli.rank_of_environment() is None
+    assert shared.rank_of_environment() is None
 
 
 def test_ranks_are_started_with_the_same_words(stand_ins, monkeypatch, capsys):

@@ -66,6 +66,11 @@ def announce(checked: CheckedRecipe, console: Console) -> None:
         console.print(f"warning: {warning}", style="yellow", highlight=False, soft_wrap=True)
 
 
+def tell(line: str) -> None:
+    """Print a line as it is, however long, without markup."""
+    Console().print(line, highlight=False, markup=False, soft_wrap=True)
+
+
 def rank_of_environment() -> int | None:
     """This process's rank, from torchrun's variables or srun's; None outside a job.
 
