@@ -6,13 +6,14 @@ import logging
 import warnings
 
 from tst_megatron import __version__
+from tst_megatron.upstream.heavy_imports import without_modelopt
 
 TESTED_MEGATRON = "0.19.2"
 
 try:
     # Megatron warns of each optional package that is missing, up to twenty times; `versions.json`
     # of a run says it once.
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), without_modelopt():
         warnings.simplefilter("ignore")
         logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
         from megatron.core import dist_checkpointing, parallel_state
