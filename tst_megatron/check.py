@@ -23,7 +23,7 @@ from tst_megatron.environment import environment_of
 from tst_megatron.flags import Flags
 from tst_megatron.profiles import PROFILES, given_by
 from tst_megatron.recipe import RUN_FOLDER_KEYS, Recipe, RecipeError
-from tst_megatron.rules import (
+from tst_megatron.rules.tst import (
     linear_loss_problems,
     reset_problems,
     schedule_problems,

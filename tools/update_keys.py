@@ -1,0 +1,26 @@
+"""Write ``tst_megatron/megatron_keys.json`` from the parser of the installed Megatron.
+
+Run it after changing Megatron's version: ``uv run python tools/update_keys.py``.
+"""
+
+from __future__ import annotations
+
+import json
+
+from tst_megatron.host import cpu
+from tst_megatron.megatron_keys import TABLE, table_of
+
+
+def main() -> None:
+    """Write the table, an option on each line."""
+    if cpu.is_needed():
+        cpu.install()
+    from tst_megatron import upstream
+
+    lines = (json.dumps(option) for option in table_of(upstream.argument_parser()))
+    TABLE.write_text("[\n" + ",\n".join(lines) + "\n]\n", encoding="utf-8")
+    print(f"{TABLE} is written")
+
+
+if __name__ == "__main__":
+    main()
