@@ -1,212 +1,201 @@
-"""Every check of a recipe that can be made before a queue wait, all problems at once."""
+"""Every check of a recipe that can be made before a queue wait, all problems at once.
+
+What Megatron is not needed for is answered first, in a second or two (``check_plainly``). Only a
+recipe without such a problem is shown to Megatron, and then all that a start builds is built, as
+far as that goes without a GPU (``rehearsal.py``).
+"""
 
 from __future__ import annotations
 
 import argparse
 import os
-import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tst_megatron.checked import CheckedRecipe
 from tst_megatron.compatibility import (
     async_save,
     combination_problems,
     parallel_problems,
+    profile_problems,
     smallest_world_size,
 )
 from tst_megatron.data.corpora import Corpus, corpora_problems, held_out_problems, open_corpora
-from tst_megatron.data.manifest import Manifest
 from tst_megatron.data.plan import StreamPlan
 from tst_megatron.environment import environment_of
 from tst_megatron.flags import Flags
+from tst_megatron.host.cpu_arguments import ARGUMENTS
+from tst_megatron.megatron_arguments import ask_megatron, fixed_flags
+from tst_megatron.megatron_keys import argument_parser
 from tst_megatron.profiles import PROFILES, given_by
-from tst_megatron.recipe import RUN_FOLDER_KEYS, Recipe, RecipeError
+from tst_megatron.recipe import Recipe, RecipeError
+from tst_megatron.rules.defaults import NEEDED, default_warnings
+from tst_megatron.rules.keys import key_problems
+from tst_megatron.rules.learning_rate import (
+    LearningRate,
+    learning_rate_problems,
+    learning_rate_warnings,
+)
+from tst_megatron.rules.no_effect import no_effect_warnings
+from tst_megatron.rules.numbers import number_problems
+from tst_megatron.rules.packages import package_remarks
 from tst_megatron.rules.tst import (
     linear_loss_problems,
     reset_problems,
     schedule_problems,
     tst_problems,
 )
-from tst_megatron.schedule import Schedule
+from tst_megatron.schedule import Schedule, entry_problems
 from tst_megatron.system import padding
-from tst_megatron.training.resharding import padded_vocabulary
-
-DANGEROUS_DEFAULTS = {
-    "hidden-dropout": "0.1",
-    "attention-dropout": "0.1",
-    "norm-epsilon": "1e-5; Qwen3 uses 1e-6",
-    "rotary-base": "10000; Qwen3 uses 1000000",
-    "adam-beta2": "0.999; the paper uses 0.95",
-    "weight-decay": "0.01",
-    "lr-warmup-iters": "0: no warm-up",
-    "min-lr": "0",
-    "lr-decay-style": "linear",
-    "lr-wsd-decay-style": "exponential",
-    "lr-wsd-decay-iters": "none: WSD never decays",
-    "vocab-size": "the tokenizer's own, which pads to another size than the model's card",
-}
-"""Megatron's defaults that are wrong for pre-training this family, and what they are."""
-
-DANGEROUS_MOE_DEFAULTS = {
-    "moe-aux-loss-coeff": "0: experts are not balanced",
-    "moe-router-dtype": "none: the router computes in the model's type",
-}
-
-NEEDED = (
-    "num-layers",
-    "hidden-size",
-    "num-attention-heads",
-    "seq-length",
-    "micro-batch-size",
-    "global-batch-size",
-    "train-iters",
-    "lr",
-    "save-interval",
-    "eval-interval",
-)
-"""Keys without which there is no model, no step or no checkpoint."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class CheckedRecipe:
-    """A recipe that passed: all that a run needs, and what its owner should know."""
+class PlainCheck:
+    """A recipe in which nothing is wrong that can be seen without Megatron."""
 
     recipe: Recipe
+    megatron: dict[str, Any]
+    """Megatron's keys: the profile's, the recipe's over them, the host's last."""
     flags: tuple[str, ...]
-    """Megatron's command line."""
+    """Megatron's command line, without what the text decides."""
+    values: argparse.Namespace
+    """What the flags come to before Megatron's validation, which rewrites them."""
     schedule: Schedule
     corpora: tuple[Corpus, ...]
-    stream: StreamPlan
-    """What every sample of the run reads."""
+    """Empty where the text was left out."""
+    stream: StreamPlan | None
+    """None where the text was left out."""
     world_size: int
-    arguments: argparse.Namespace
-    """Megatron's arguments, validated for a job of that size."""
-    profile_values: dict[str, Any]
-    """What the profile gave, beside the recipe's own keys."""
+    rate: LearningRate
     known: Flags
-    """Megatron's parser."""
-    environment: dict[str, str]
-    """Variables that the ranks are to be started with (``environment.py``)."""
     warnings: tuple[str, ...]
 
-    def arguments_of(self, megatron: Mapping[str, Any]) -> argparse.Namespace | None:
-        """The validated arguments of the same run under other keys of Megatron's.
 
-        Args:
-            megatron: all keys and values, as ``with_profile`` gives them.
-
-        Returns:
-            None where they are refused.
-        """
-        given = {self.known.destination(key) for key in megatron if megatron[key] is not None}
-        values = self.known.parse(megatron)
-        flags, problems = self.known.convert(megatron)
-        save_flags, save_problems = async_save(self.recipe, values, given)
-        flags += [*save_flags, *_fixed_flags(values, self.corpora[0].manifest)]
-        if problems or save_problems:
-            return None
-        try:
-            return ask_megatron(flags, self.world_size)
-        except RecipeError:
-            return None
-
-    def plan(self) -> list[str]:
-        """What the run will do, a line each: phases, steps, raw tokens, the switch, epochs."""
-        schedule = self.schedule
-        lines = []
-        for phase in schedule.phases:
-            raw_tokens = phase.num_steps * schedule.raw_tokens_per_step(phase)
-            steps = f"steps {phase.first_step + 1}-{phase.last_step}"
-            lines.append(
-                f"{phase.name}: {steps}, bag size {phase.bag_size}, {raw_tokens:,} raw tokens"
-                + (self._ablation() if phase.is_superposition else "")
-            )
-        if schedule.switch_step:
-            lines.append(f"the switch comes after step {schedule.switch_step}{self._resets()}")
-        total = schedule.raw_tokens_before(schedule.num_steps)
-        positions = schedule.latent_positions_before(schedule.num_steps)
-        lines.append(f"{total:,} raw tokens in {positions:,} latent positions over the whole run")
-        variables = " ".join(f"{name}={value}" for name, value in self.environment.items())
-        environment = [f"environment: {variables}"] if variables else []
-        return [*lines, *self.stream.corpus_lines(), *environment]
-
-    def _ablation(self) -> str:
-        tst = self.recipe.tst
-        reads = ", reads tokens" if tst.inputs == "tokens" else ""
-        predicts = ", predicts tokens" if tst.targets == "tokens" else ""
-        weights = "" if tst.slot_weights == "uniform" else f", slot weights {tst.slot_weights}"
-        chunks = ", logits in chunks" if tst.linear_cross_entropy else ""
-        return reads + predicts + weights + chunks
-
-    def _resets(self) -> str:
-        tst = self.recipe.tst
-        embeddings = ["new embeddings and output layer"] if tst.reset_embeddings else []
-        optimizer = ["a new optimizer"] if tst.reset_optimizer else []
-        resets = " and ".join(embeddings + optimizer)
-        return f", with {resets}" if resets else ""
-
-
-def check_recipe(recipe: Recipe, *, world_size: int | None = None) -> CheckedRecipe:
+def check_recipe(
+    recipe: Recipe, *, world_size: int | None = None, is_rehearsed: bool = True
+) -> CheckedRecipe:
     """Check a recipe for a job of ``world_size`` ranks.
 
     Args:
         recipe: as ``load_recipe`` read it.
         world_size: ranks of the job; None takes that of the environment (``WORLD_SIZE`` or
             Slurm's), or the smallest that fits the parallel sizes.
+        is_rehearsed: also build what a start builds. One process of a job is enough for that.
 
     Raises:
         RecipeError: with every problem that was found.
     """
-    # Megatron takes seconds to import, and a recipe that cannot be read does not need it.
-    from tst_megatron import upstream
+    plain = check_plainly(recipe, world_size=world_size)
+    return check_with_megatron(plain, is_rehearsed=is_rehearsed)
 
-    parser = upstream.argument_parser()
+
+def check_plainly(
+    recipe: Recipe, *, world_size: int | None = None, has_text: bool = True
+) -> PlainCheck:
+    """Everything that can be said of a recipe without importing Megatron or torch.
+
+    Args:
+        recipe: as ``load_recipe`` read it.
+        world_size: as ``check_recipe`` takes it.
+        has_text: whether its text is there to be looked at.
+
+    Raises:
+        RecipeError: with every problem that was found.
+    """
+    parser = argument_parser()
     known = Flags(parser)
     megatron = with_profile(recipe, known)
     flags, problems = known.convert(megatron)
-    problems = [*recipe.problems, *problems]
-    # As parsed: validation, which rewrites them, comes last.
-    values = parser.parse_args(flags)
-    world_size = world_size or _world_size_of_environment() or smallest_world_size(values)
+    values = known.parse(megatron)
     given = {known.destination(key) for key, value in megatron.items() if value is not None}
-    problems += [f"{key}: is missing" for key in NEEDED if known.destination(key) not in given]
-    problems += _size_problems(values)
-    problems += _step_problems(values)
-    problems += tst_problems(recipe.tst)
-    problems += reset_problems(recipe.tst, values)
-    problems += linear_loss_problems(recipe.tst, values)
-    problems += _key_problems(recipe)
-    problems += parallel_problems(values, world_size)
-    problems += combination_problems(recipe, values)
-    save_flags, save_problems = async_save(recipe, values, given)
-    problems += save_problems
-    schedule = _attempt(recipe.schedule, "tst", problems) if not _lacks_sizes(values) else None
-    corpora = open_corpora(recipe.data, values.data_cache_path, problems)
+    numbers = number_problems(values, given)
+    world_size = world_size or _world_size_of_environment() or smallest_world_size(values)
+    rates, rate = learning_rate_problems(values, given)
+    save_flags, saves = async_save(recipe, values, given)
+    lacking, packages = package_remarks(recipe, values)
+    problems = [
+        *recipe.problems,
+        *problems,
+        *(f"{key}: is missing" for key in NEEDED if known.destination(key) not in given),
+        *numbers,
+        *rates,
+        *tst_problems(recipe.tst),
+        *reset_problems(recipe.tst, values),
+        *linear_loss_problems(recipe.tst, values),
+        *key_problems(recipe, values),
+        *([] if _names_sizes(numbers) else parallel_problems(values, world_size)),
+        *combination_problems(recipe, values),
+        *saves,
+        *lacking,
+    ]
+    schedule = _schedule(recipe, values, problems)
     if schedule:
         problems += schedule_problems(recipe.tst, values, schedule)
+    corpora = open_corpora(recipe.data, values.data_cache_path, problems) if has_text else []
     stream = None
     if schedule and corpora:
-        problems += _evaluation_problems(values, schedule, corpora)
+        problems += _text_problems(values, schedule, corpora)
         stream = _stream(recipe, values.seed, schedule, corpora, problems)
     if problems:
-        raise RecipeError(problems)
-    assert schedule is not None and stream is not None
-    flags += [*save_flags, *_fixed_flags(values, corpora[0].manifest)]
-    arguments = ask_megatron(flags, world_size)
-    return CheckedRecipe(
+        raise RecipeError(list(dict.fromkeys(problems)))
+    assert schedule is not None and rate is not None and (stream is not None or not has_text)
+    own = {known.destination(key) for key, value in recipe.megatron.items() if value is not None}
+    return PlainCheck(
         recipe=recipe,
-        flags=tuple(flags),
+        megatron=megatron,
+        flags=(*flags, *save_flags),
+        values=values,
         schedule=schedule,
         corpora=tuple(corpora),
         stream=stream,
         world_size=world_size,
-        arguments=arguments,
-        profile_values={k: v for k, v in megatron.items() if recipe.megatron.get(k) != v},
+        rate=rate,
         known=known,
-        environment=environment_of(recipe.profile, megatron, known),
-        warnings=(*_warnings(known, given, values), *_padding(values, arguments)),
+        warnings=(
+            *default_warnings(known, given, values),
+            *learning_rate_warnings(rate, schedule),
+            *no_effect_warnings(values, own),
+            *packages,
+        ),
+    )
+
+
+def check_with_megatron(plain: PlainCheck, *, is_rehearsed: bool = True) -> CheckedRecipe:
+    """Show Megatron a recipe in which nothing else is wrong.
+
+    Args:
+        plain: of a recipe whose text is there.
+        is_rehearsed: as ``check_recipe`` takes it.
+
+    Raises:
+        RecipeError: with Megatron's first complaint.
+    """
+    assert plain.stream is not None
+    recipe, values = plain.recipe, plain.values
+    if problems := profile_problems(recipe, values):
+        raise RecipeError(problems)
+    flags = [*plain.flags, *fixed_flags(values, plain.corpora[0].manifest)]
+    arguments = ask_megatron(flags, plain.world_size)
+    if is_rehearsed:
+        from tst_megatron.rehearsal import start_problems
+
+        if problems := start_problems(arguments, recipe.tst):
+            raise RecipeError(problems)
+    return CheckedRecipe(
+        recipe=recipe,
+        flags=tuple(flags),
+        schedule=plain.schedule,
+        corpora=plain.corpora,
+        stream=plain.stream,
+        world_size=plain.world_size,
+        arguments=arguments,
+        profile_values={k: v for k, v in plain.megatron.items() if recipe.megatron.get(k) != v},
+        known=plain.known,
+        environment=environment_of(recipe.profile, plain.megatron, plain.known),
+        rate=plain.rate,
+        warnings=(*plain.warnings, *_padding(values, arguments)),
     )
 
 
@@ -222,11 +211,7 @@ def with_profile(recipe: Recipe, known: Flags) -> dict[str, Any]:
     # An empty key is one that the recipe leaves to others.
     own = {k: v for k, v in recipe.megatron.items() if v is not None or k not in given}
     megatron = {**given, **own}
-    if profile != "cpu":
-        return megatron
-    from tst_megatron.host import cpu
-
-    return known.overlay(megatron, cpu.ARGUMENTS)
+    return known.overlay(megatron, ARGUMENTS) if profile == "cpu" else megatron
 
 
 def _world_size_of_environment() -> int | None:
@@ -234,47 +219,22 @@ def _world_size_of_environment() -> int | None:
     return int(value) if value else None
 
 
-def _lacks_sizes(values: argparse.Namespace) -> bool:
-    return not all(
-        size and size > 0
-        for size in (values.train_iters, values.seq_length, values.global_batch_size)
-    )
+SIZES = ("size", "num-layers", "num-experts", "num-query-groups", "num-attention-heads", "seq-")
 
 
-def _size_problems(values: argparse.Namespace) -> list[str]:
-    """Sizes that everything else divides by or counts in."""
-    sizes = (
-        ("num-layers", values.num_layers),
-        ("seq-length", values.seq_length),
-        ("train-iters", values.train_iters),
-        ("global-batch-size", values.global_batch_size),
-        ("micro-batch-size", values.micro_batch_size),
-        ("save-interval", values.save_interval),
-        ("save-retain-interval", values.save_retain_interval),
-        ("log-interval", values.log_interval),
-        ("eval-interval", values.eval_interval),
-        ("hidden-size", values.hidden_size),
-        ("num-attention-heads", values.num_attention_heads),
-    )
-    problems = [f"{key}: {size} is below 1" for key, size in sizes if size is not None and size < 1]
-    if values.eval_iters < 0:
-        problems.append(f"eval-iters: {values.eval_iters} is below 0")
-    return problems
+def _names_sizes(problems: Sequence[str]) -> bool:
+    """Whether a size is wrong in itself, so that nothing can be said of how it divides."""
+    return any(word in problem.partition(":")[0] for problem in problems for word in SIZES)
 
 
-def _step_problems(values: argparse.Namespace) -> list[str]:
-    """Lengths in steps that do not fit into the run, on which Megatron ends after its start."""
-    steps = values.lr_decay_iters or values.train_iters or 0
-    wanted = (("lr-warmup-iters", values.lr_warmup_iters), ("lr-wsd-decay-iters", _wsd(values)))
-    return [
-        f"{key}: {length} of the schedule's {steps} steps leave none for the rest. Lower it"
-        for key, length in wanted
-        if steps and (length or 0) >= steps
-    ]
-
-
-def _wsd(values: argparse.Namespace) -> int:
-    return (values.lr_wsd_decay_iters or 0) if values.lr_decay_style == "WSD" else 0
+def _schedule(recipe: Recipe, values: argparse.Namespace, problems: list[str]) -> Schedule | None:
+    """The phases; without the steps or sizes of a run, at least what is wrong with the entries."""
+    sizes = (values.train_iters, values.seq_length, values.global_batch_size)
+    if all(size and size > 0 for size in sizes):
+        return _attempt(recipe.schedule, "tst", problems)
+    entries = _attempt(recipe.tst.entries, "tst", problems) or []
+    problems += [f"tst: {problem}" for problem in entry_problems(entries)] if entries else []
+    return None
 
 
 def _attempt(make: Callable[[], Any], key: str, problems: list[str]) -> Any:
@@ -285,24 +245,7 @@ def _attempt(make: Callable[[], Any], key: str, problems: list[str]) -> Any:
         return None
 
 
-def _key_problems(recipe: Recipe) -> list[str]:
-    problems = [
-        f"{key}: the run folder decides where a run is kept. Remove the key and use --run-folder"
-        for key in RUN_FOLDER_KEYS
-        if key in recipe.megatron
-    ]
-    for key in ("data-path", "train-data-path", "data-args-path", "mock-data", "split"):
-        if key in recipe.megatron:
-            problems.append(f"{key}: the text of a run is named by `data:`. Remove the key")
-    if "tensorboard-log-interval" in recipe.megatron:
-        problems.append("tensorboard-log-interval: each step is recorded. Remove the key")
-    for key in ("tokenizer-type", "tokenizer-model"):
-        if key in recipe.megatron:
-            problems.append(f"{key}: the tokenizer comes with the prepared data. Remove the key")
-    return problems
-
-
-def _evaluation_problems(
+def _text_problems(
     values: argparse.Namespace, schedule: Schedule, corpora: Sequence[Corpus]
 ) -> list[str]:
     problems = corpora_problems(corpora)
@@ -329,7 +272,8 @@ def _stream(
     problems: list[str],
 ) -> StreamPlan | None:
     unit_chunks, max_epochs = recipe.tst.unit_chunks(), recipe.tst.max_epochs
-    if min(unit_chunks, max_epochs) < 1 or any(unit_chunks % p.bag_size for p in schedule.phases):
+    is_said = tst_problems(recipe.tst)
+    if is_said or any(unit_chunks % phase.bag_size for phase in schedule.phases):
         return None  # said of the tst block
     try:
         return StreamPlan(
@@ -344,40 +288,6 @@ def _stream(
         return None
 
 
-def _fixed_flags(values: argparse.Namespace, manifest: Manifest) -> list[str]:
-    """What the training loop of this project needs of Megatron, whatever the recipe."""
-    flags = ["--dataloader-type", "single"]
-    flags += ["--tokenizer-type", f"{manifest.tokenizer.kind}Tokenizer"]
-    flags += ["--tokenizer-model", str(manifest.tokenizer_path)]
-    vocab_size = values.vocab_size or manifest.tokenizer.vocab_size
-    if values.vocab_size is None:
-        flags += ["--vocab-size", str(vocab_size)]
-    if values.padded_vocab_size is None:
-        # Megatron would give the model the tokenizer's rows, whatever the vocab-size.
-        flags += ["--padded-vocab-size", str(padded_vocabulary(vocab_size, values))]
-    if values.max_position_embeddings is None:
-        flags += ["--max-position-embeddings", str(values.seq_length)]
-    if not values.exit_duration_in_mins:
-        # Ten years: the timed exit is how a stop is agreed on, so it must be on
-        # (upstream.request_stop).
-        flags += ["--exit-duration-in-mins", "5256000"]
-    # Each step is recorded from what Megatron writes to TensorBoard.
-    flags += ["--tensorboard-log-interval", "1"]
-    # Bags have no token-level mask, and causal attention needs none.
-    return [*flags, "--no-create-attention-mask-in-dataloader"]
-
-
-def _warnings(known: Flags, given: set[str | None], values: argparse.Namespace) -> list[str]:
-    risks = dict(DANGEROUS_DEFAULTS)
-    if values.num_experts:
-        risks |= DANGEROUS_MOE_DEFAULTS
-    return [
-        f"{key}: not set, so Megatron's default holds ({default})"
-        for key, default in risks.items()
-        if known.destination(key) not in given
-    ]
-
-
 def _padding(values: argparse.Namespace, arguments: argparse.Namespace) -> list[str]:
     """Columns of the softmax that stand for no token."""
     start = values.pretrained_checkpoint
@@ -389,17 +299,3 @@ def _padding(values: argparse.Namespace, arguments: argparse.Namespace) -> list[
         pretrained=Path(start) if start else None,
     )
     return [warning] if warning else []
-
-
-def ask_megatron(flags: Sequence[str], world_size: int) -> argparse.Namespace:
-    """Let Megatron validate what passed our own checks; it stops at its first complaint."""
-    from tst_megatron import upstream
-
-    try:
-        args = upstream.validate_arguments(flags, world_size=world_size)
-        upstream.validate_configurations(args)
-    except (AssertionError, ValueError, RuntimeError) as error:
-        # Many of Megatron's asserts have no words: their line of source is the best there is.
-        reason = str(error) or traceback.extract_tb(error.__traceback__)[-1].line
-        raise RecipeError([f"Megatron refuses the recipe: {reason}"]) from error
-    return args

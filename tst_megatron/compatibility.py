@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import math
 
-from tst_megatron.host import cpu
 from tst_megatron.installed import has_nvidia_resiliency_ext, has_transformer_engine
 from tst_megatron.profiles import GPU_PROFILES
 from tst_megatron.recipe import Recipe
@@ -188,6 +187,9 @@ def profile_problems(recipe: Recipe, values: argparse.Namespace) -> list[str]:
 
     A machine without a GPU, such as a login node, is not the job's.
     """
+    # Imports torch, which takes seconds.
+    from tst_megatron.host import cpu
+
     needs_it = recipe.profile in GPU_PROFILES and values.transformer_impl == "transformer_engine"
     if not needs_it or cpu.is_needed() or has_transformer_engine():
         return []
@@ -268,6 +270,8 @@ def _divisions(values: argparse.Namespace, tensor: int, pipeline: int, expert: i
         values.pipeline_model_parallel_layout
         or values.decoder_first_pipeline_num_layers
         or values.decoder_last_pipeline_num_layers
+        or values.account_for_embedding_in_pipeline_split
+        or values.account_for_loss_in_pipeline_split
     )
     layers = values.num_layers if is_even else None
     positions = values.seq_length if values.sequence_parallel else None
@@ -345,7 +349,6 @@ def combination_problems(recipe: Recipe, values: argparse.Namespace) -> list[str
         problems += schedule_plan_problems(values)
     problems += fp8_problems(values)
     problems += delayed_gradient_problems(values)
-    problems += profile_problems(recipe, values)
     return [*problems, *context_parallel_problems(recipe, values)]
 
 

@@ -83,7 +83,9 @@ def table_of(parser: argparse.ArgumentParser) -> list[dict[str, Any]]:
             "type": getattr(action.type, "__name__", None),
             "nargs": action.nargs if type(action) is argparse._StoreAction else None,
             "default": _plain(action.default),
-            "choices": None if action.choices is None else [_plain(each) for each in action.choices],
+            "choices": None
+            if action.choices is None
+            else [_plain(each) for each in action.choices],
         }
         for action in parser._actions
         if not isinstance(action, argparse._HelpAction)

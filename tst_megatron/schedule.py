@@ -150,7 +150,7 @@ def resolve_phases(
     Raises:
         ValueError: the entries are not a schedule; the message names every rule that is broken.
     """
-    problems = _entry_problems(entries)
+    problems = entry_problems(entries)
     if problems:
         raise ValueError("; ".join(problems))
     phases: list[Phase] = []
@@ -184,7 +184,8 @@ def resolve_phases(
     return (*phases, last)
 
 
-def _entry_problems(entries: Sequence[tuple[int, float | int | None]]) -> list[str]:
+def entry_problems(entries: Sequence[tuple[int, float | int | None]]) -> list[str]:
+    """Rules of a schedule that its entries break, whatever the number of steps."""
     if not entries:
         return ["the schedule is empty. End it with bag size 1"]
     problems = []

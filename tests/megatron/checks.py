@@ -7,7 +7,8 @@ from pathlib import Path
 import tiny
 import yaml
 
-from tst_megatron.check import CheckedRecipe, check_recipe
+from tst_megatron.check import check_recipe
+from tst_megatron.checked import CheckedRecipe
 from tst_megatron.recipe import RecipeError, load_recipe
 
 

@@ -13,8 +13,8 @@ cpu.install()
 from checks import check, problems
 
 from tst_megatron import cli, upstream
-from tst_megatron.check import DANGEROUS_DEFAULTS, DANGEROUS_MOE_DEFAULTS, NEEDED
 from tst_megatron.data.manifest import load_manifest
+from tst_megatron.rules.defaults import DANGEROUS_DEFAULTS, DANGEROUS_MOE_DEFAULTS, NEEDED
 from tst_megatron.system import padding
 
 TST = {"bag-size": 4, "superposition-fraction": 0.4}

@@ -11,9 +11,10 @@ from tst_megatron.host import cpu
 cpu.install()
 
 from tst_megatron import upstream
-from tst_megatron.check import DANGEROUS_DEFAULTS, DANGEROUS_MOE_DEFAULTS, check_recipe
+from tst_megatron.check import check_recipe
 from tst_megatron.flags import Flags
 from tst_megatron.recipe import RecipeError, load_recipe
+from tst_megatron.rules.defaults import DANGEROUS_DEFAULTS, DANGEROUS_MOE_DEFAULTS
 from tst_megatron.system import padding
 
 REPOSITORY = Path(__file__).resolve().parents[2]

@@ -17,11 +17,11 @@ from megatron.core import utils
 from megatron.core.transformer.enums import CudaGraphModule
 
 from tst_megatron import compatibility, profiles, upstream
-from tst_megatron.check import DANGEROUS_DEFAULTS, DANGEROUS_MOE_DEFAULTS
 from tst_megatron.flags import Flags
 from tst_megatron.model.gpt import TSTGPTModelConfig
 from tst_megatron.profiles import CHAINS, GPU_PROFILES, PROFILES, given_by
 from tst_megatron.recipe import TSTConfig
+from tst_megatron.rules.defaults import DANGEROUS_DEFAULTS, DANGEROUS_MOE_DEFAULTS
 from tst_megatron.upstream import names
 from tst_megatron.upstream import transformer_engine as te
 

@@ -33,12 +33,13 @@ def check(
     ] = False,
 ) -> None:
     """Check a recipe before it waits in a queue: all problems at once, status 2 if any."""
+    console = Console()
+    checked = checked_recipe(recipe, overrides, nproc)
+    # They import torch, and a recipe that is refused does not need it.
     from tst_megatron.training.run_folder import RunFolder
     from tst_megatron.training.run_records import notes_of
     from tst_megatron.training.start import plan_start
 
-    console = Console()
-    checked = checked_recipe(recipe, overrides, nproc)
     start, user = None, None
     if run is not None:
         folder = RunFolder(run)

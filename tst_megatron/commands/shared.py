@@ -13,7 +13,7 @@ from tst_megatron.outputs import check_output
 from tst_megatron.recipe import RecipeError, load_recipe
 
 if TYPE_CHECKING:
-    from tst_megatron.check import CheckedRecipe
+    from tst_megatron.checked import CheckedRecipe
 
 FAILED = 1
 BAD_INPUT = 2
@@ -41,6 +41,9 @@ def checked_recipe(recipe: Path, overrides: list[str] | None, nproc: int | None)
         RecipeError: with every problem that was found.
     """
     loaded = load_recipe(recipe, overrides or [])
+    from tst_megatron.check import check_plainly, check_with_megatron
+
+    plain = check_plainly(loaded, world_size=nproc)
     if loaded.profile == "cpu":
         # Before Megatron is imported for the checks.
         from tst_megatron.host import cpu
@@ -53,9 +56,7 @@ def checked_recipe(recipe: Path, overrides: list[str] | None, nproc: int | None)
                 ]
             )
         cpu.install()
-    from tst_megatron.check import check_recipe
-
-    return check_recipe(loaded, world_size=nproc)
+    return check_with_megatron(plain, is_rehearsed=os.environ.get("RANK", "0") == "0")
 
 
 def announce(checked: CheckedRecipe, console: Console) -> None:

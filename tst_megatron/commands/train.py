@@ -20,7 +20,7 @@ from tst_megatron.commands.shared import (
 from tst_megatron.training.exit_status import STOPPED
 
 if TYPE_CHECKING:
-    from tst_megatron.check import CheckedRecipe
+    from tst_megatron.checked import CheckedRecipe
     from tst_megatron.training.checkpoints import Start
     from tst_megatron.training.run_folder import RunFolder
 

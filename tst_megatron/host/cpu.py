@@ -22,24 +22,9 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from tst_megatron.host import gloo
+from tst_megatron.host.cpu_arguments import ARGUMENTS as ARGUMENTS
 
 DEVICE = torch.device("cpu")
-
-# What a run on this host must set, in Megatron's own flags. `recipe.py` overlays them with
-# `profile: cpu`; the reason stands beside each.
-ARGUMENTS: dict[str, Any] = {
-    "transformer-impl": "local",  # Transformer Engine needs CUDA
-    "distributed-backend": "gloo",  # NCCL needs CUDA
-    "attention-backend": "unfused",  # the fused ones belong to Transformer Engine
-    # Megatron draws on the CPU; upstream/initial_weights.py makes that independent of the layout.
-    "use-cpu-initialization": True,
-    "masked-softmax-fusion": False,  # the fused kernels of the next lines are CUDA-only
-    "bias-dropout-fusion": False,
-    "bias-swiglu-fusion": False,
-    "gradient-accumulation-fusion": False,
-    "rope-fusion": False,
-    "no-persist-layer-norm": True,
-}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -64,7 +49,7 @@ class _CUDAOnCPU(TorchFunctionMode):
             return args[0]
         if func is torch.Tensor.type and len(args) == 1 and not kwargs:
             # clip_grads asserts on this very name.
-            return func(*args).replace("torch.", "torch.cuda.", 1)
+            return func(*args).replace("meta.", "").replace("torch.", "torch.cuda.", 1)
         if "device" in kwargs:
             kwargs["device"] = _on_cpu(kwargs["device"])
         if func is torch.Tensor.to:
@@ -333,6 +318,25 @@ def install(*, even_with_gpu: bool = False) -> None:
     mode = _CUDAOnCPU()
     mode.__enter__()  # type: ignore[no-untyped-call]
     _installed.mode = mode
+
+
+def install_without_values() -> None:
+    """Let this process build models, and nothing else: every tensor is on torch's meta device.
+
+    What Megatron took from torch before stays real, which building does not feel. For a process
+    that ends when the model is built (``rehearsal.py``).
+    """
+    global DEVICE
+    DEVICE = torch.device("meta")
+    for fake in FAKES:
+        _replace(fake.target, fake.replacement)
+    torch.cuda.current_device = lambda: DEVICE  # type: ignore[assignment,return-value]
+    from tst_megatron import upstream
+
+    upstream.allow_no_cuda()
+    upstream.repair_wheel()
+    if not is_installed():
+        _CUDAOnCPU().__enter__()  # type: ignore[no-untyped-call]
 
 
 def _replace(target: str, replacement: Any) -> None:

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from tst_megatron import profiles
-from tst_megatron.check import ask_megatron
 from tst_megatron.flags import Flags
 from tst_megatron.key_kinds import LAYOUT_KEYS
+from tst_megatron.megatron_arguments import ask_megatron
 from tst_megatron.recipe import Recipe, RecipeError
 from tst_megatron.system import padding
 

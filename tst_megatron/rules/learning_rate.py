@@ -171,9 +171,7 @@ def _spelling_problems(values: argparse.Namespace, given: Collection[str | None]
         if name in given
     ]
     if values.lr_warmup_fraction is not None and values.lr_warmup_iters:
-        problems.append(
-            "lr-warmup-fraction: lr-warmup-iters says the same thing. Give one of them"
-        )
+        problems.append("lr-warmup-fraction: lr-warmup-iters says the same thing. Give one of them")
     if values.lr_decay_style == "WSD" and not values.lr_wsd_decay_iters:
         problems.append(
             "lr-wsd-decay-iters: lr-decay-style WSD needs the steps of its decay. Give them, or "
@@ -259,7 +257,7 @@ def _jump_problems(rate: LearningRate) -> list[str]:
 
 
 def _largest_change(rate: LearningRate, first: int, last: int) -> float:
-    """Between two steps that follow each other; the rate's curves are steepest at an end or amid."""
+    """Between two steps that follow each other; curves are steepest at an end or in the middle."""
     middle = (first + last) // 2
     pairs = [step for step in (first, middle, last - 1) if first <= step < last]
     return max((abs(rate.at(step + 1) - rate.at(step)) for step in pairs), default=0.0)

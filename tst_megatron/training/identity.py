@@ -20,7 +20,7 @@ from tst_megatron.recipe import TSTConfig
 
 if TYPE_CHECKING:
     # Imports torch, which takes longer than `tst-megatron status` may.
-    from tst_megatron.check import CheckedRecipe
+    from tst_megatron.checked import CheckedRecipe
     from tst_megatron.flags import Flags
 
 PROFILE, TEXT = "given by the profile", "training text"

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from tst_megatron.check import CheckedRecipe
+from tst_megatron.checked import CheckedRecipe
 from tst_megatron.data.cursor import cursor, stream_facts
 from tst_megatron.environment import differences
 from tst_megatron.training import stopping

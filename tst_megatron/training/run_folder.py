@@ -54,7 +54,7 @@ from tst_megatron.training.run_tokenizer import (
 
 if TYPE_CHECKING:
     # Imports torch, and `tst-megatron status` is to answer in less time than that takes.
-    from tst_megatron.check import CheckedRecipe
+    from tst_megatron.checked import CheckedRecipe
 
 
 class RunFolder:

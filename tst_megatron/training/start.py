@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from tst_megatron.check import CheckedRecipe
+from tst_megatron.checked import CheckedRecipe
 from tst_megatron.data.corpora import changed_text
 from tst_megatron.data.cursor import cursor, differences, stream_facts
 from tst_megatron.recipe import RecipeError

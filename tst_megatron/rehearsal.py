@@ -1,0 +1,124 @@
+"""Would a start get as far as its first step? A process of its own builds all that it builds."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import resource
+import select
+import signal
+import warnings
+
+from tst_megatron.megatron_arguments import reason_of
+from tst_megatron.recipe import TSTConfig
+
+SECONDS = 120.0
+"""Longer than the largest model takes on a busy machine."""
+MOST_MEMORY = 16 * 2**30
+"""Bytes of address space beyond what the process has: objects of a model, no values."""
+
+
+def start_problems(args: argparse.Namespace, tst: TSTConfig) -> list[str]:
+    """What a start of this job would end on before its first step.
+
+    Model, data parallelism, optimizer and schedule are built on torch's meta device in a forked
+    process, so that nothing of it stays in this one, and a hang or a full memory is an answer too.
+
+    Args:
+        args: validated for the job.
+        tst: the recipe's block.
+    """
+    reading, writing = os.pipe()
+    with warnings.catch_warnings():
+        # Of threads in this process: the child uses none of theirs.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        child = os.fork()
+    if not child:
+        os.close(reading)
+        _be_the_child(args, tst, writing)
+    os.close(writing)
+    try:
+        found = _read_until_closed(reading)
+    finally:
+        os.close(reading)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+    if found is None:
+        return [
+            f"The model, its optimizer and its schedule were not built within {SECONDS:.0f} s. "
+            "Look for a size that is larger than meant"
+        ]
+    return found.splitlines() if found != _FINE else []
+
+
+_FINE = "fine"
+
+
+def _read_until_closed(pipe: int) -> str | None:
+    """What the child says before it ends; None if it takes too long or ends without a word."""
+    said = b""
+    while select.select([pipe], [], [], SECONDS)[0]:
+        part = os.read(pipe, 65536)
+        if not part:
+            return said.decode() or None
+        said += part
+    return None
+
+
+def _be_the_child(args: argparse.Namespace, tst: TSTConfig, pipe: int) -> None:
+    """Build, say what came of it, and end without running anything of the parent's."""
+    said = f"{_WHERE}: the process ended"
+    try:
+        nowhere = os.open(os.devnull, os.O_RDWR)
+        for number in (0, 1, 2):
+            os.dup2(nowhere, number)
+        said = _build(args, tst)
+    except BaseException as error:
+        said = f"{_WHERE}: {reason_of(error)}"
+    finally:
+        with contextlib.suppress(OSError):
+            os.write(pipe, said.encode(errors="replace")[:60_000])
+        os._exit(0)
+
+
+_WHERE = "a start would end in building the model, its optimizer or its schedule"
+
+
+def _stage_problem(layers: list[int], num_layers: int) -> str | None:
+    """Pipeline stages that do not share out the layers of the model."""
+    shares = "+".join(map(str, layers))
+    if sum(layers) == num_layers and min(layers) >= 0:
+        return None
+    return (
+        f"pipeline-model-parallel-size: the {len(layers)} stages would get {shares} layers, and "
+        f"num-layers is {num_layers}. Change the layers of the first or the last stage, or the "
+        "layout"
+    )
+
+
+def _build(args: argparse.Namespace, tst: TSTConfig) -> str:
+    import torch
+
+    from tst_megatron.host import cpu
+    from tst_megatron.model.gpt import TSTGPTModelConfig
+    from tst_megatron.upstream import whole_setup
+    from tst_megatron.upstream.transformer_engine import transformer_engine_of_the_job
+
+    used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()  # noqa: SIM115
+    resource.setrlimit(resource.RLIMIT_AS, (used + MOST_MEMORY, used + MOST_MEMORY))
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    cpu.install_without_values()
+    plain = whole_setup.plain_arguments(args)
+    with transformer_engine_of_the_job():
+        model_config = TSTGPTModelConfig.from_arguments(plain, tst)
+    if problem := _stage_problem(whole_setup.layers_of_stages(args), args.num_layers):
+        return problem
+    try:
+        whole_setup.set_up_whole(plain, model_config)
+    except ImportError:
+        # Said of packages (rules/packages.py), and the job's environment may be another.
+        pass
+    return _FINE
