@@ -18,16 +18,20 @@ def check(
     *,
     world_size: int | None = None,
     without: tuple[str, ...] = (),
+    is_rehearsed: bool = False,
     **changes,
 ) -> CheckedRecipe:
-    """Check ``tiny.TINY`` with changes (keys with underscores for dashes)."""
+    """Check ``tiny.TINY`` with changes (keys with underscores for dashes).
+
+    What a start builds is built only if asked for: it takes a second.
+    """
     keys = {name.replace("_", "-"): value for name, value in changes.items()}
     recipe = {**tiny.TINY, "profile": "cpu", "data": {str(text): 1.0}, "tst": tst or {}, **keys}
     for key in without:
         del recipe[key]
     path = text.parent / "checked.yaml"
     path.write_text(yaml.safe_dump(recipe))
-    return check_recipe(load_recipe(path), world_size=world_size)
+    return check_recipe(load_recipe(path), world_size=world_size, is_rehearsed=is_rehearsed)
 
 
 def problems(text: Path, tst: dict | None = None, **changes) -> list[str]:

@@ -22,7 +22,7 @@ REFUSED_KEYS = {
         (
             *("data-path", "train-data-path", "valid-data-path", "test-data-path"),
             *("data-args-path", "per-split-data-args-path", "per-dataset-sequences-path"),
-            *("mock-data", "split", "blend"),
+            *("mock-data", "split"),
         ),
         _TEXT,
     ),
@@ -34,7 +34,7 @@ REFUSED_KEYS = {
         ),
         _TOKENIZER,
     ),
-    **dict.fromkeys(("yaml-cfg", "spec", "config-logger-dir", "export-te-mcore-model"), _RECIPE),
+    **dict.fromkeys(("yaml-cfg", "spec", "config-logger-dir"), _RECIPE),
     **dict.fromkeys(("local-rank", "lazy-mpu-init", "fake-process-group", "test-mode"), _LAUNCHER),
     "tensorboard-log-interval": "each step is recorded. Remove the key",
 }

@@ -7,6 +7,8 @@ import math
 from collections.abc import Collection, Iterator
 from typing import Any
 
+from tst_megatron.megatron_keys import argument_parser
+
 MAY_BE_ZERO = frozenset(
     """
     activation_offload_fraction adlr_autoresume_interval async_ckpt_cpu_priority
@@ -76,6 +78,7 @@ LARGE = frozenset(
     ("ddp_bucket_size", "suggested_communication_unit_size", "min_offloaded_tensor_size")
 )
 """Counts of elements, which may be larger."""
+MOST_OF_ELEMENTS = 2**60
 
 EPSILONS = 1.0
 """A number that only keeps a division from 0 is far below this."""
@@ -86,10 +89,13 @@ def number_problems(values: argparse.Namespace, given: Collection[str | None]) -
 
     Args:
         values: what the recipe's keys came to.
-        given: destinations of the keys that the recipe has; Megatron's defaults are not asked.
+        given: destinations of the keys that the recipe has. Megatron's defaults are not asked, also
+            where they are written out.
     """
     problems = []
-    for name in sorted(name for name in given if name):
+    default = argument_parser().get_default
+    changed = (name for name in given if name and getattr(values, name) != default(name))
+    for name in sorted(changed):
         for number in _numbers(getattr(values, name)):
             if rule := _broken_rule(name, number):
                 problems.append(f"{key_of(name)}: {number} {rule}")
@@ -130,8 +136,8 @@ def _broken_rule(name: str, number: int | float) -> str | None:
         return "is above 1. Give a share, 0-1"
     if name.endswith(("_eps", "_epsilon")) and number >= EPSILONS:
         return "is 1 or more, which is no small number to add. Give one such as 1e-8"
-    most = MOST.get(name) or (None if name in LARGE else MOST_OF_ANY)
-    if most and isinstance(number, int) and number > most:
+    most = MOST.get(name, MOST_OF_ELEMENTS if name in LARGE else MOST_OF_ANY)
+    if isinstance(number, int) and number > most:
         return f"is above {most:,}, the most that can be"
     return None
 
