@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from damage import flip, overwrite, with_a_command, without, without_a_part
@@ -61,7 +62,14 @@ def test_export_generate_and_import_say_what_they_did(saved: Path, tmp_path: Pat
     assert configs[0] == configs[1]
 
 
-def test_export_without_verification_says_nothing_of_it(saved: Path, tmp_path: Path) -> None:
+def test_export_without_verification_says_nothing_of_it(
+    saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
+        result = CliRunner().invoke(app, ["export", str(saved / "ep2"), str(tmp_path / "hf")])
+        assert "0.0 GB are free, the export needs 0." in str(result.exception)
+        assert list(tmp_path.iterdir()) == []
     said = run("export", saved / "ep2", tmp_path / "hf", "--no-verify")
     assert "not verified, as asked" in said
     assert "bit for bit" not in said

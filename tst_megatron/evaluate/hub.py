@@ -10,8 +10,7 @@ def hub_problem() -> str | None:
 
     `datasets` finds that out for each data set, with retries that take minutes.
     """
-    from huggingface_hub import constants
-    from huggingface_hub.utils import get_session
+    from huggingface_hub import constants, get_session
 
     if constants.HF_HUB_OFFLINE:
         return "HF_HUB_OFFLINE is set"
