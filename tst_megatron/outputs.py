@@ -50,7 +50,7 @@ def _check_length(output: Path, real: Path) -> None:
     for hidden in (beside(real), unfinished(real)) if real.name else ():
         try:
             hidden.lstat()
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             pass
         except OSError as error:
             if error.errno != errno.ENAMETOOLONG:
