@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 
 from tst_megatron.files import beside, unfinished
+from tst_megatron.system.disk import check_writable
 
 _CHECKPOINT = re.compile(r"iter_[0-9]{7,}")
 _TRACKER = "latest_checkpointed_iteration.txt"
@@ -26,7 +27,8 @@ def check_output(output: Path) -> None:
         output: a file or folder that is to be made.
 
     Raises:
-        ValueError: it is in a checkpoint, or among what a run keeps for itself.
+        ValueError: it is in a checkpoint, or among what a run keeps for itself, or nothing can be
+            made there.
         OSError: the place cannot be looked at.
     """
     # Links and ".." may lead there too.
@@ -38,6 +40,9 @@ def check_output(output: Path) -> None:
                 f"{output}: is in {place}. Name a place outside, such as a folder of its own "
                 "beside it"
             )
+    # What is there is reused, or refused by who makes it.
+    if not os.path.lexists(real):
+        check_writable(real)
 
 
 def _check_length(output: Path, real: Path) -> None:
@@ -45,7 +50,7 @@ def _check_length(output: Path, real: Path) -> None:
     for hidden in (beside(real), unfinished(real)) if real.name else ():
         try:
             hidden.lstat()
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             pass
         except OSError as error:
             if error.errno != errno.ENAMETOOLONG:

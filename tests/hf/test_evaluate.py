@@ -1,22 +1,26 @@
 """lm-eval's tasks on local data: whole, offline, and the accuracy that a loop by hand gives."""
 
 import hashlib
+import http.server
 import json
 import os
 import shutil
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import command
 import pytest
 import task_data
 import torch
+from huggingface_hub import constants
 from small_models import save_model
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM
 
-from tst_megatron.evaluate import definitions, paper, results
+from tst_megatron.evaluate import definitions, paper, results, run
+from tst_megatron.evaluate.hub import hub_problem
 from tst_megatron.evaluate.run import Settings, evaluate, load_tasks
 
 WITH_BOTH = {
@@ -263,6 +267,81 @@ def test_incomplete_model_is_refused_with_all_that_is_missing(tmp_path, monkeypa
     )
 
 
+def test_model_that_lacks_a_file_of_its_index_is_refused_before_tasks_are_loaded(
+    model, tmp_path, monkeypatch, capsys
+):
+    folder = Path(shutil.copytree(model, tmp_path / "hf"))
+    names = {"model.norm.weight": "model.safetensors", "lm_head.weight": "model-2.safetensors"}
+    index = folder / "model.safetensors.index.json"
+    index.write_text(json.dumps({"metadata": {}, "weight_map": names}))
+    monkeypatch.setattr(run, "load_tasks", lambda *_: pytest.fail("tasks were loaded"))
+    status, printed = command.run(monkeypatch, capsys, "evaluate", folder, "--data", tmp_path)
+    assert status == 2
+    assert "model-2.safetensors missing, which model.safetensors.index.json names" in printed
+
+
+@pytest.fixture
+def without_a_hub(monkeypatch):
+    """No connection; what this process is told of it is taken back."""
+    monkeypatch.setattr(run, "hub_problem", lambda: "https://hub cannot be reached (refused)")
+    offline = []
+    monkeypatch.setattr(run, "stay_offline", lambda: offline.append(True))
+    return offline
+
+
+def test_evaluation_without_a_connection_and_data_ends_at_once_with_both_commands(
+    without_a_hub, model, tmp_path, monkeypatch, capsys
+):
+    def load_tasks(names, data):
+        assert without_a_hub == [True] and data is None
+        raise OSError("Couldn't reach 'allenai/ai2_arc' on the Hub")
+
+    monkeypatch.setattr(run, "load_tasks", load_tasks)
+    output = tmp_path / "r.json"
+    status, printed = command.run(
+        *(monkeypatch, capsys, "evaluate", model, "--tasks", "arc_easy", "--output", output)
+    )
+    assert status == 1
+    assert (
+        "the data of --tasks arc_easy is not on this machine, and https://hub cannot be reached "
+        "(refused). Fetch it where there is a connection (tst-megatron evaluate-data FOLDER "
+        "--tasks arc_easy), copy the folder here, and evaluate with --data FOLDER. (OSError: "
+        "Couldn't reach 'allenai/ai2_arc' on the Hub)"
+    ) in printed
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_data_that_was_downloaded_before_needs_no_connection(
+    without_a_hub, data, model, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(run, "load_tasks", lambda names, _: load_tasks(names, data))
+    output = tmp_path / "r.json"
+    status, printed = command.run(
+        *(monkeypatch, capsys, "evaluate", model, "--tasks", "arc_easy", "--limit", 2),
+        *("--output", output),
+    )
+    assert status == 0 and output.is_file()
+    assert "so only data that was downloaded before is read" in printed
+    assert without_a_hub == [True]
+
+
+def test_hub_is_asked_once_and_any_answer_will_do(monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    server = http.server.HTTPServer(("127.0.0.1", 0), http.server.BaseHTTPRequestHandler)
+    server.RequestHandlerClass.log_message = lambda *_: None
+    place = f"http://127.0.0.1:{server.server_port}"
+    monkeypatch.setattr(constants, "ENDPOINT", place)
+    thread = threading.Thread(target=server.handle_request)
+    thread.start()
+    # It answers that it cannot HEAD.
+    assert hub_problem() is None
+    thread.join(timeout=60)
+    server.server_close()
+    assert hub_problem().startswith(f"{place} cannot be reached (")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert hub_problem() == "HF_HUB_OFFLINE is set"
+
+
 def test_tokenizer_that_is_none_for_documents_is_refused_before_anything_is_loaded(
     model, tmp_path, monkeypatch, capsys
 ):
@@ -302,8 +381,8 @@ def test_examples_in_prompts_come_from_local_data_too(tmp_path):
 
 def test_numbers_of_the_paper_have_its_own_means():
     """Over seven tasks, taken apart from this table from the grids of its appendix."""
-    for run, mean in (("270m-20k-base", 44.5), ("270m-100k-base", 46.0), ("600m-base", 47.1)):
-        percent = [value for task, value in paper.RUNS[run].percent.items() if task != "mmlu"]
+    for name, mean in (("270m-20k-base", 44.5), ("270m-100k-base", 46.0), ("600m-base", 47.1)):
+        percent = [value for task, value in paper.RUNS[name].percent.items() if task != "mmlu"]
         assert sum(percent) / 7 == pytest.approx(mean, abs=0.06)
     assert paper.number_beside("10b-tst", "mmlu_continuation") == 39.0
     assert paper.number_beside("600m-tst", "mmlu") is None

@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from damage import flip, overwrite, with_a_command, without, without_a_part
@@ -11,6 +12,11 @@ from typer.testing import CliRunner
 
 from tst_megatron.cli import app
 from tst_megatron.hf.export import export
+from tst_megatron.hf.export_warnings import export_warnings
+from tst_megatron.hf.families import FAMILIES
+from tst_megatron.hf.family import OPPOSITE, recipe_key
+from tst_megatron.hf.seam import seam
+from tst_megatron.upstream import argument_parser
 
 
 @pytest.fixture(scope="session")
@@ -56,7 +62,14 @@ def test_export_generate_and_import_say_what_they_did(saved: Path, tmp_path: Pat
     assert configs[0] == configs[1]
 
 
-def test_export_without_verification_says_nothing_of_it(saved: Path, tmp_path: Path) -> None:
+def test_export_without_verification_says_nothing_of_it(
+    saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
+        result = CliRunner().invoke(app, ["export", str(saved / "ep2"), str(tmp_path / "hf")])
+        assert "0.0 GB are free, the export needs 0." in str(result.exception)
+        assert list(tmp_path.iterdir()) == []
     said = run("export", saved / "ep2", tmp_path / "hf", "--no-verify")
     assert "not verified, as asked" in said
     assert "bit for bit" not in said
@@ -132,17 +145,44 @@ def test_export_of_a_damaged_checkpoint_is_one_error_and_leaves_nothing(
     ("changes", "message"),
     [
         ({"num_experts": None, "qk_layernorm": False, "add_qkv_bias": True}, "no Llama form"),
-        ({"num_experts": None, "use_rope_scaling": True}, "no Qwen3 form: use_rope_scaling=True"),
-        ({"mtp_num_layers": 1}, "no Qwen3-MoE form: mtp_num_layers=1"),
+        (
+            {"num_experts": None, "use_rope_scaling": True},
+            "no Qwen3 form: use-rope-scaling is true",
+        ),
+        ({"mtp_num_layers": 1}, "no Qwen3-MoE form: mtp-num-layers is 1"),
         ({"heterogeneous_layers_config_path": "x"}, "not a GPT model of uniform layers"),
     ],
 )
-def test_export_of_another_architecture_is_one_error(
+def test_export_of_another_architecture_is_one_error_that_the_recipe_would_have_foretold(
     saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict, message: str
 ) -> None:
     with_arguments(monkeypatch, **changes)
-    assert message in refused("export", saved / "ep2", tmp_path / "hf")
+    refusal = refused("export", saved / "ep2", tmp_path / "hf")
+    assert message in refusal
     assert list(tmp_path.iterdir()) == []
+    args = seam().read_saved_state(saved / "ep2" / "iter_0000003")["args"]
+    (warning,) = export_warnings(args)
+    reasons = refusal.partition(message.partition(":")[0])[2]
+    assert reasons.removeprefix(": ").partition(". ")[0] in warning
+
+
+def test_settings_of_the_families_are_keys_of_megatrons_parser_and_its_defaults_are_foretold() -> (
+    None
+):
+    parser = argument_parser()
+    of_key = {option: action for action in parser._actions for option in action.option_strings}
+    for name in {name for family in FAMILIES for name in family.settings()}:
+        action = of_key[f"--{recipe_key(name)}"]
+        assert action.dest == name
+        # Whether the key turns the argument off.
+        assert (action.const is False) == (name in OPPOSITE)
+
+    parsed = parser.parse_args(["--use-rotary-position-embeddings", "--normalization", "RMSNorm"])
+    assert export_warnings(parsed) == [
+        "export will refuse this model, which has no Llama form: swiglu is false (must be true); "
+        "disable-bias-linear is false (must be true). Change that before training if you want the "
+        "model in Hugging Face format"
+    ]
 
 
 def test_generate_refuses_what_is_no_export(saved: Path, tmp_path: Path) -> None:

@@ -2,7 +2,9 @@
 
 import json
 import os
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -170,6 +172,17 @@ def test_imported_checkpoint_has_the_norms_under_the_names_of_both_implementatio
         with_arguments(monkeypatch, transformer_impl=implementation)
         weights = TrainedWeights(open_checkpoint(tmp_path / "imported"))
         assert torch.equal(weights.read(name), expected)
+
+
+def test_import_that_the_disk_has_no_room_for_is_refused_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = write_model(CONFIGS["qwen3"], tmp_path / "hf", torch.float32)
+    num_bytes = sum(tensor.nbytes for tensor in tensors(source).values())
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=num_bytes - 1))
+    with pytest.raises(OSError, match=r"GB are free, the checkpoint needs 0\.0 GB\. Make room"):
+        import_model(source, tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["hf"]
 
 
 def broken(folder: Path, change: Any) -> Path:

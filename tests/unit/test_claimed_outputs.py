@@ -1,12 +1,14 @@
 """Two never make one output, what a kill leaves goes with the next call, runs are left alone."""
 
 import contextlib
+import errno
 import fcntl
 import json
 import multiprocessing
 import os
 import socket
 import sys
+import tempfile
 import time
 from dataclasses import asdict, replace
 
@@ -269,6 +271,34 @@ def test_run_is_known_by_its_other_files_too(run):
     (run / "run" / "state.json").symlink_to("gone")
     with pytest.raises(ValueError, match="which the run in"):
         check_output(run / "run" / "logs" / "x")
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EROFS])
+def test_place_where_nothing_can_be_made_is_refused_before_any_work(tmp_path, monkeypatch, number):
+    def refuse(dir):
+        raise OSError(number, os.strerror(number), str(dir))
+
+    (tmp_path / "there").mkdir()
+    monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
+    for output in (tmp_path / "new", tmp_path / "deep" / "er" / "new"):
+        with pytest.raises(ValueError, match=rf"new: nothing can be made in {tmp_path} \("):
+            check_output(output)
+    # Of a folder that is there, whoever makes it says whether it will do.
+    check_output(tmp_path / "there")
+
+
+def test_full_disk_is_not_the_fault_of_a_name(tmp_path, monkeypatch):
+    def refuse(dir):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
+    check_output(tmp_path / "new")
+
+
+def test_place_below_a_file_is_refused(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match=r"file/new: .*/file is a file\. Name a place in a folder"):
+        check_output(tmp_path / "file" / "new")
 
 
 def test_place_in_a_loop_of_links_is_looked_at_as_it_is(run):

@@ -1,13 +1,17 @@
 """A tokenizer in Hugging Face format goes into an export as it is, and is proven there."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from hugging_face_tokenizers import BOS, EOS, OTHER, build_hugging_face
+from test_hf_config import arguments
 from transformers import AutoTokenizer
 
 from tst_megatron.data.tokenizer import load_tokenizer, store_tokenizer
+from tst_megatron.hf.export_warnings import tokenizer_warnings
 from tst_megatron.hf.tokenizer_files import TokenizerFiles, write_tokenizer
 
 FAMILIES = ("llama", "qwen3", "qwen3_moe")
@@ -72,10 +76,38 @@ def test_copy_that_is_read_otherwise_beside_a_model_is_refused_with_the_fix(
     ):
         assert part in message
 
+    moe, dense = arguments(), arguments(num_experts=None, qk_layernorm=False)
+    (warning,) = tokenizer_warnings(unnamed, moe)
+    assert warning.startswith(
+        f"export will refuse the tokenizer {unnamed} beside a Qwen3-MoE model: its "
+        "tokenizer_config.json names no tokenizer_class"
+    )
+    assert 'Add "tokenizer_class": "PreTrainedTokenizerFast" to it before the text' in warning
+    assert tokenizer_warnings(unnamed, dense) == []
+    assert "beside a Qwen3-MoE or Qwen3 model" in tokenizer_warnings(unnamed)[0]
+
     config = json.loads((unnamed / "tokenizer_config.json").read_text())
     named = json.dumps(config | {"tokenizer_class": "PreTrainedTokenizerFast"})
     (unnamed / "tokenizer_config.json").write_text(named)
     write(unnamed, tmp_path / "again", "qwen3_moe")
+    assert tokenizer_warnings(unnamed) == []
+
+
+def test_tokenizer_that_names_its_class_is_judged_without_transformers(hugging_face: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; "
+        "from tst_megatron.hf.export_warnings import tokenizer_warnings; "
+        "print(tokenizer_warnings(Path(sys.argv[1])), 'transformers' in sys.modules)"
+    )
+    command = [sys.executable, "-c", code, str(hugging_face)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout == "[] False\n"
+
+
+def test_folder_without_a_tokenizer_is_left_to_those_who_read_it(tmp_path: Path) -> None:
+    assert tokenizer_warnings(tmp_path) == []
+    (tmp_path / "tokenizer_config.json").write_text("[")
+    assert tokenizer_warnings(tmp_path) == []
 
 
 def test_copy_that_loses_bos_or_reads_special_tokens_is_refused(

@@ -9,6 +9,7 @@ import torch
 
 from tst_megatron.hf import folder
 from tst_megatron.hf.checkpoint import find_checkpoint, separate_gates
+from tst_megatron.hf.family import recipe_key
 from tst_megatron.hf.folder import plan_files
 from tst_megatron.hf.qwen3_moe import QWEN3_MOE
 from tst_megatron.hf.weights import Form, merge, rules, split
@@ -141,20 +142,31 @@ def test_config_follows_argument(changes: dict[str, Any], expected: dict[str, An
     ids=lambda changes: next(iter(changes)),
 )
 def test_check_refuses_what_the_family_cannot_express(changes: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=f"no Qwen3-MoE form: .*{next(iter(changes))}"):
+    key = recipe_key(next(iter(changes)))
+    with pytest.raises(ValueError, match=f"no Qwen3-MoE form: {key} is "):
         QWEN3_MOE.check(arguments(**changes))
 
 
-def test_check_names_every_unsupported_setting_at_once() -> None:
+def test_check_names_every_unsupported_setting_at_once_as_a_recipe_spells_it() -> None:
     with pytest.raises(ValueError) as caught:
         QWEN3_MOE.check(
-            arguments(add_bias_linear=True, qk_layernorm=False, moe_router_group_topk=2)
+            arguments(
+                add_bias_linear=True,
+                add_qkv_bias=True,
+                qk_layernorm=False,
+                moe_router_group_topk=2,
+                moe_shared_expert_intermediate_size=64,
+                no_rope_freq=[1] * 1000,
+            )
         )
 
-    message = str(caught.value)
-    assert "qk_layernorm=False (must be True)" in message
-    assert "add_bias_linear=True (must be False)" in message
-    assert "moe_router_group_topk=2 (must be None)" in message
+    assert str(caught.value) == (
+        "The model has no Qwen3-MoE form: disable-bias-linear is false (must be true); "
+        f"no-rope-freq is {str([1] * 1000)[:60]}... (must be not set); "
+        "qk-layernorm is false (must be true); moe-router-group-topk is 2 (must be not set); "
+        "moe-shared-expert-intermediate-size is 64 (must be not set or 0). Train with the "
+        "settings named."
+    )
 
 
 def test_config_with_larger_vocabulary_than_the_embedding_is_refused() -> None:

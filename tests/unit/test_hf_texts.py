@@ -42,6 +42,30 @@ def test_generation_goes_on_from_the_beginning_of_a_document(model: Path, monkey
     assert parrot.read == [document[:-1].tolist()]
 
 
+def test_generation_ends_at_the_last_position_and_says_so(model: Path, monkeypatch) -> None:
+    asked: list[int] = []
+    said: list[str] = []
+
+    class Counted(Parrot):
+        def generate(self, tokens_BT: torch.Tensor, **options: object) -> torch.Tensor:
+            asked.append(int(str(options["max_new_tokens"])))
+            return super().generate(tokens_BT)
+
+    config = {
+        "model_type": "llama",
+        "max_position_embeddings": len(load_hugging_face(model).beginning(TEXT)) + 3,
+    }
+    (model / "config.json").write_text(json.dumps(config))
+    monkeypatch.setattr(generate, "load_in_transformers", lambda *_: (Counted([5]), {}))
+    for number in (2, 3, 4):
+        generate.generate_text(model, TEXT, number, on_progress=said.append)
+    assert asked == [2, 3, 3]
+    positions = config["max_position_embeddings"]
+    assert said == [f"3 tokens at most: the model has {positions} positions"]
+    with pytest.raises(ValueError, match=rf"the model has {positions} positions\. Give a shorter"):
+        generate.generate_text(model, TEXT * 2, 1)
+
+
 def test_prompt_without_a_text_needs_a_bos(model: Path, monkeypatch) -> None:
     parrot = Parrot([5])
     monkeypatch.setattr(generate, "load_in_transformers", lambda *_: (parrot, {}))

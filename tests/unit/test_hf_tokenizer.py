@@ -15,6 +15,8 @@ from transformers import AutoTokenizer
 
 from tst_megatron.data.train_tokenizer import train_sentencepiece
 from tst_megatron.hf import tokenizer as hf_tokenizer
+from tst_megatron.hf.export_warnings import tokenizer_warnings
+from tst_megatron.hf.sentencepiece_form import exact_merges, read_model
 from tst_megatron.hf.tokenizer import export_tokenizer
 
 SPACE = "\u2581"
@@ -101,8 +103,8 @@ def test_ids_are_equal_on_periodic_text(tmp_path: Path, seed: int) -> None:
     words = ["a", "ab", "aba", "ba", "abab ", "bab", " ", "  \n"]
     texts = ["".join(generator.choices(words, k=100)) for _ in range(100)]
     processor = train_sentencepiece(texts, tmp_path / "m", vocab_size=320)
-    model = hf_tokenizer._parse(tmp_path / "m")
-    tokenizer = hf_tokenizer._build(tmp_path / "m", model)
+    model = read_model(tmp_path / "m")
+    tokenizer = hf_tokenizer._build(model, exact_merges(model))
     for _ in range(500):
         text = "".join(generator.choices("ab \n", weights=[6, 6, 1, 1], k=60))
         assert tokenizer.encode(text).ids == processor.encode(text)
@@ -135,7 +137,7 @@ def test_further_control_symbols_are_special_in_the_export(
 def test_export_names_the_first_text_with_other_ids(
     tokenizer_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(hf_tokenizer, "_merges", lambda scores: [])
+    monkeypatch.setattr(hf_tokenizer, "exact_merges", lambda model: [])
     with pytest.raises(RuntimeError, match=r"text 'word' gives ids \[.*SentencePiece gives \[.*"):
         export_tokenizer(tokenizer_model, tmp_path)
     assert list(tmp_path.iterdir()) == []
@@ -153,7 +155,7 @@ def test_export_compares_the_texts_it_is_given(
     tokenizer_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(hf_tokenizer, "PROBES", ())
-    monkeypatch.setattr(hf_tokenizer, "_merges", lambda scores: [])
+    monkeypatch.setattr(hf_tokenizer, "exact_merges", lambda model: [])
     with pytest.raises(RuntimeError, match=r"text 'return x'"):
         export_tokenizer(tokenizer_model, tmp_path, probe_texts=["q", "return x"])
 
@@ -192,6 +194,25 @@ def test_export_refuses_a_model_it_cannot_express(
     with pytest.raises(ValueError, match=pattern):
         export_tokenizer(model, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+    (warning,) = tokenizer_warnings(model)
+    assert warning.startswith(f"export will refuse the tokenizer {model}, which has no exact ")
+    assert message in warning
+    assert "`tst-megatron data tokenizer` trains, before training if you want" in warning
+
+
+def test_tokenizer_that_can_be_exported_is_not_warned_of(
+    tokenizer_model: Path, tmp_path: Path
+) -> None:
+    assert tokenizer_warnings(tokenizer_model) == []
+
+
+@pytest.mark.parametrize("content", [None, b"", b"junk", b"\x0a\x03abc"])
+def test_tokenizer_that_is_none_is_left_to_those_who_read_it(
+    tmp_path: Path, content: bytes | None
+) -> None:
+    if content is not None:
+        (tmp_path / "m").write_bytes(content)
+    assert tokenizer_warnings(tmp_path / "m") == []
 
 
 def test_export_refuses_a_model_without_byte_fallback(tmp_path: Path) -> None:
@@ -208,3 +229,5 @@ def test_export_refuses_a_model_without_byte_fallback(tmp_path: Path) -> None:
     message = r"it has no byte fallback; it normalises text \(nmt_nfkc\); it adds a space"
     with pytest.raises(ValueError, match=message):
         export_tokenizer(tmp_path / "m", tmp_path / "out")
+    (warning,) = tokenizer_warnings(tmp_path / "m")
+    assert re.search(message, warning)

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -152,7 +153,7 @@ def test_what_killed_merges_left_is_deleted_by_the_next_one_before_it_needs_spac
         there.extend(tmp_path.rglob("large"))
         return SimpleNamespace(free=10**9)
 
-    monkeypatch.setattr(merging.shutil, "disk_usage", disk_usage)
+    monkeypatch.setattr(shutil, "disk_usage", disk_usage)
     assert not merge(shards, tmp_path / "merged").reused
     assert there == [] and sorted(tmp_path.iterdir()) == sorted([*before, tmp_path / "merged"])
     # Killed when the output had its name already.
@@ -229,7 +230,7 @@ def test_too_little_space_is_said_before_anything_is_copied(
     files = [*shards[0].glob("*.*"), *shards[1].glob("*.*")]
     needed = sum(path.stat().st_size for path in files if path.suffix in (".bin", ".idx"))
     usage = SimpleNamespace(free=needed - 1)
-    monkeypatch.setattr(merging.shutil, "disk_usage", lambda path: usage)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
     with pytest.raises(OSError, match=r"GB are free, the merged folder needs .*another disk") as e:
         merge(shards, tmp_path / "merged")
     assert e.value.errno == errno.ENOSPC and not (tmp_path / "merged").exists()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -96,7 +97,10 @@ def data_prepare(
     """Tokenise text once, into the form that a recipe's data: block names."""
     from tst_megatron.data.inputs import shard_named
     from tst_megatron.data.prepare import prepare
+    from tst_megatron.hf.export_warnings import tokenizer_warnings
 
+    # Before the work: another tokenizer makes another text.
+    _warn(tokenizer_warnings(tokenizer))
     try:
         manifest = prepare(
             inputs,
@@ -119,7 +123,8 @@ def data_prepare(
         # A worker that was killed, or a fast encoder that is not there or is wrong.
         typer.echo(str(error), err=True)
         raise typer.Exit(FAILED) from None
-    _say_what_is_there(output, manifest, "is prepared")
+    # A folder that is to be merged is judged when it is.
+    _say_what_is_there(output, manifest, "is prepared", is_whole=not allow_empty_splits)
 
 
 @data_app.command("merge")
@@ -139,12 +144,25 @@ def data_merge(
     _say_what_is_there(output, manifest, "is merged")
 
 
-def _say_what_is_there(output: Path, manifest: Manifest, verb: str) -> None:
+def _say_what_is_there(
+    output: Path, manifest: Manifest, verb: str, *, is_whole: bool = True
+) -> None:
+    from tst_megatron.data.held_out_size import held_out_warnings
+
     verb = "is up to date" if manifest.reused else verb
     typer.echo(
         f"{output} {verb}: {manifest.train.tokens:,} tokens to train on, "
         f"{manifest.validation.tokens:,} held out"
     )
+    if is_whole:
+        _warn(held_out_warnings(manifest))
+
+
+def _warn(warnings: Sequence[str]) -> None:
+    for warning in warnings:
+        Console().print(
+            f"warning: {warning}", style="yellow", highlight=False, markup=False, soft_wrap=True
+        )
 
 
 @data_app.command("index")

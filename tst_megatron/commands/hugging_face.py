@@ -130,7 +130,13 @@ def generate(
     from tst_megatron.hf.generate import generate_text
 
     console = Console()
-    continuation = generate_text(hf_dir, prompt, num_tokens, dtype=_dtype(dtype) if dtype else None)
+    continuation = generate_text(
+        hf_dir,
+        prompt,
+        num_tokens,
+        dtype=_dtype(dtype) if dtype else None,
+        on_progress=lambda line: typer.echo(line, err=True),
+    )
     console.print(prompt, style="bold", end="", highlight=False, markup=False, soft_wrap=True)
     console.print(continuation, highlight=False, markup=False, soft_wrap=True)
 

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tst_megatron.data.blend import Blend
+from tst_megatron.data.held_out_size import fraction_for, num_sequences
 from tst_megatron.data.manifest import Manifest, changed_files, load_manifest
-from tst_megatron.data.plan import CorpusSize
+from tst_megatron.data.plan import CorpusSize, raw_tokens_of, smallest_text
+from tst_megatron.schedule import Schedule
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,6 +64,47 @@ def open_corpora(
     return corpora if len(corpora) == len(data) else []
 
 
+def missing_texts(data: Mapping[Path, float]) -> list[Path]:
+    """The folders of a ``data:`` block where no text has been prepared yet.
+
+    What is there and cannot be read is not missing: ``open_corpora`` says what is wrong with it.
+
+    Args:
+        data: prepared folder -> weight.
+    """
+    missing = []
+    for folder in data:
+        try:
+            load_manifest(folder)
+        except FileNotFoundError:
+            missing.append(folder)
+        except (ValueError, OSError):
+            continue
+    return missing
+
+
+def needed_lines(
+    data: Mapping[Path, float], schedule: Schedule, *, unit_chunks: int, max_epochs: int
+) -> list[str]:
+    """What a run will read of texts that may not be there yet, a line for each folder.
+
+    Args:
+        data: prepared folder -> weight.
+        schedule: of the run.
+        unit_chunks: U (``tst.stream-unit-bags``).
+        max_epochs: passes over a corpus that may be made (``tst.max-epochs``).
+    """
+    if not data:
+        return []
+    passes = "one epoch" if max_epochs == 1 else f"{max_epochs} epochs"
+    return [
+        f"{folder}: the run reads {wanted:,} raw tokens of it; for {passes} its training text must "
+        "have at least "
+        f"{smallest_text(-(-wanted // max_epochs), schedule, unit_chunks=unit_chunks):,} tokens"
+        for folder, wanted in zip(data, raw_tokens_of([*data.values()], schedule), strict=True)
+    ]
+
+
 def corpora_problems(corpora: Sequence[Corpus]) -> list[str]:
     """Why these corpora cannot be read as one text."""
     first = corpora[0]
@@ -101,12 +144,15 @@ def held_out_problems(
     problems = []
     for corpus, share in zip(corpora, shares, strict=True):
         for name, split in corpus.manifest.splits().items():
-            held_out = (split.tokens - 1) // num_latent_positions
+            held_out = num_sequences(split.tokens, num_latent_positions)
             if name != "train" and share > held_out:
+                fraction = fraction_for(corpus.manifest, name, share, num_latent_positions)
+                option = "held-out" if name == "validation" else name
+                enough = f" (--{option}-fraction {fraction:g})" if fraction else ""
                 problems.append(
                     f"eval-iters: an evaluation reads {share:,} sequences of the {name} text of "
                     f"{corpus.folder}, which has {held_out:,}. Lower eval-iters, or prepare with a "
-                    "larger held-out fraction"
+                    f"larger {option} fraction{enough}"
                 )
     return problems
 

@@ -177,16 +177,7 @@ def fast_tokenizer(reference: Tokenizer, sample: Sequence[str]) -> FastTokenizer
         ValueError: this kind of tokenizer has no fast form that can be trusted.
         RuntimeError: the ids of a text differ; the message shows the text and both lists.
     """
-    if not isinstance(reference, HuggingFaceTokenizer):
-        raise ValueError(
-            "fast encoder: a SentencePiece model has no fast form with the same ids. Leave it out, "
-            "or use a byte-level BPE tokenizer in Hugging Face format."
-        )
-    form = json.loads(reference.serialized)
-    if problems := _problems(form):
-        raise ValueError(
-            f"fast encoder: not for this tokenizer: {'; '.join(problems)}. Leave it out."
-        )
+    reference, form = check_fast(reference)
     unlike = unlike_characters(json.dumps(form["pre_tokenizer"]), load_gigatoken)
     if form["normalizer"] is not None:
         # Python decides what is normalised, by tables that do not have them.
@@ -194,6 +185,33 @@ def fast_tokenizer(reference: Tokenizer, sample: Sequence[str]) -> FastTokenizer
     tokenizer = FastTokenizer(reference, unlike)
     tokenizer.check([*_PROBES, *sample])
     return tokenizer
+
+
+def check_fast(reference: Tokenizer) -> tuple[HuggingFaceTokenizer, dict[str, Any]]:
+    """Refuse what is known not to be fast before any text is read.
+
+    Args:
+        reference: as for ``fast_tokenizer``.
+
+    Returns:
+        The tokenizer, and its serialised form.
+
+    Raises:
+        ImportError: gigatoken is not installed.
+        ValueError: this kind of tokenizer has no fast form that can be trusted.
+    """
+    if not isinstance(reference, HuggingFaceTokenizer):
+        raise ValueError(
+            "fast encoder: a SentencePiece model has no fast form with the same ids. Leave it out, "
+            "or use a byte-level BPE tokenizer in Hugging Face format."
+        )
+    form: dict[str, Any] = json.loads(reference.serialized)
+    if problems := _problems(form):
+        raise ValueError(
+            f"fast encoder: not for this tokenizer: {'; '.join(problems)}. Leave it out."
+        )
+    load_gigatoken(reference.serialized)
+    return reference, form
 
 
 def load_gigatoken(serialized: str) -> Encode:

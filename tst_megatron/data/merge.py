@@ -6,8 +6,6 @@ shard's manifest, hashed for the new one, and its training tokens are counted.
 
 from __future__ import annotations
 
-import errno
-import shutil
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -51,6 +49,7 @@ from tst_megatron.data.shards import (
     shard_problems,
 )
 from tst_megatron.data.tokenizer import store_tokenizer
+from tst_megatron.system.disk import check_room
 
 TOKENIZER_KEYS = ("tokenizer_sha256", "eod_token", "special_tokens_in_text")
 """Of a recipe; shards whose tokenizers are the same may differ in them, and the first's count."""
@@ -225,10 +224,4 @@ def _check_space(manifests: Sequence[Manifest], output: Path) -> None:
         for split in manifest.splits().values()
         for path in (bin_path(split.prefix), idx_path(split.prefix))
     )
-    free = shutil.disk_usage(output.parent).free
-    if needed > free:
-        raise OSError(
-            errno.ENOSPC,
-            f"{output.parent}: {free / 1e9:.1f} GB are free, the merged folder needs "
-            f"{needed / 1e9:.1f} GB. Make room, or give an output folder on another disk.",
-        )
+    check_room(output, needed, "the merged folder")

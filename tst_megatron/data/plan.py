@@ -140,14 +140,7 @@ class StreamPlan:
         return self._shares_before(self.schedule.num_steps)
 
     def _shares_before(self, step: int) -> list[tuple[int, list[int]]]:
-        taken = (
-            (reading, max(0, min(step - reading.first_step, reading.num_steps)))
-            for reading in self._readings
-        )
-        return [
-            (reading.num_inputs, self._blend.dealt_before(num_steps * self._batch))
-            for reading, num_steps in taken
-        ]
+        return _shares_before(step, self._readings, self._blend, self._batch)
 
     def _problems(self, max_epochs: int) -> list[str]:
         problems = [
@@ -174,11 +167,7 @@ class StreamPlan:
 
     def chunks_before(self, step: int) -> list[int]:
         """Chunks of L raw tokens read of each corpus by the first ``step`` steps."""
-        shares = self._shares_before(step)
-        return [
-            sum(num_inputs * samples[number] for num_inputs, samples in shares)
-            for number in range(len(self.corpora))
-        ]
+        return _chunks_of(self._shares_before(step))
 
     def corpus_lines(self) -> list[str]:
         """How much of each corpus the run reads, a line each."""
@@ -237,6 +226,51 @@ class StreamPlan:
             order = permutation(f"{self.seed}/phase-{reading}/step-{step}", self._batch)
             self._dealt = (first, [dealt[number] for number in order])
         return self._dealt[1][place]
+
+
+def raw_tokens_of(weights: Sequence[float], schedule: Schedule) -> list[int]:
+    """Raw tokens that a whole run reads of each corpus, look-ahead not counted.
+
+    Args:
+        weights: of the corpora, each above 0.
+        schedule: phases, latent length and global batch.
+    """
+    batch, readings = schedule.global_batch_size, _readings(schedule)
+    shares = _shares_before(schedule.num_steps, readings, Blend(weights), batch)
+    return [number * schedule.num_latent_positions for number in _chunks_of(shares)]
+
+
+def smallest_text(num_raw_tokens: int, schedule: Schedule, *, unit_chunks: int) -> int:
+    """Tokens that a corpus must have so that an epoch of it reads so many.
+
+    Args:
+        num_raw_tokens: that are read, look-ahead not counted.
+        schedule: for the latent length.
+        unit_chunks: U (``tst.stream-unit-bags``).
+    """
+    unit = unit_chunks * schedule.num_latent_positions
+    return -(-num_raw_tokens // unit) * unit + unit_chunks
+
+
+def _shares_before(
+    step: int, readings: Sequence[_Reading], blend: Blend, batch: int
+) -> list[tuple[int, list[int]]]:
+    """(raw tokens per latent position, samples of each corpus) of each reading."""
+    return [
+        (
+            reading.num_inputs,
+            blend.dealt_before(max(0, min(step - reading.first_step, reading.num_steps)) * batch),
+        )
+        for reading in readings
+    ]
+
+
+def _chunks_of(shares: Sequence[tuple[int, Sequence[int]]]) -> list[int]:
+    """Chunks of each corpus that shares of readings take."""
+    by_corpus = zip(
+        *([num_inputs * n for n in samples] for num_inputs, samples in shares), strict=True
+    )
+    return [sum(chunks) for chunks in by_corpus]
 
 
 def _readings(schedule: Schedule) -> list[_Reading]:

@@ -40,7 +40,12 @@ from tst_megatron.data.parts import (
     part_folder,
     parts_folder,
 )
-from tst_megatron.data.prepared import REJECTED_NAME, check_documents, finished
+from tst_megatron.data.prepared import (
+    REJECTED_NAME,
+    check_documents,
+    finished,
+    output_problems,
+)
 from tst_megatron.data.progress import byte_progress
 from tst_megatron.data.tokenizer import (
     HUGGING_FACE_FOLDER,
@@ -51,7 +56,7 @@ from tst_megatron.data.tokenizer import (
 )
 from tst_megatron.data.workers import in_order, num_cores
 from tst_megatron.files import file_sha256
-from tst_megatron.system.lock import held
+from tst_megatron.system.lock import LOCK, held
 
 __all__ = ["Manifest", "Split", "load_manifest", "prepare"]
 
@@ -134,12 +139,12 @@ def prepare(
     _check_not_prepared(text)
     allow_empty_splits = allow_empty_splits or shard is not None
     loaded = _load(tokenizer, settings)
-    sums = _hash(files, workers, console)
     made_by = {"tokenizer_sha256": tokenizer_sha256(tokenizer), **asdict(settings)}
-    recipe = {"inputs": [_entry(each, sums) for each in files], **made_by}
-    if shard is not None:
-        recipe["shard"] = shard.record(text)
+    known = made_by if shard is None else {**made_by, "shard": shard.record(text)}
     parts = parts_folder(output)
+    _check_before_reading(output, parts, known, loaded if fast else None)
+    sums = _hash(files, workers, console)
+    recipe = {"inputs": [_entry(each, sums) for each in files], **known}
     there = finished(output, recipe)
     if there is not None:
         # Of a run that was killed after its output had its name.
@@ -206,6 +211,30 @@ def _check_output(output: Path, inputs: Sequence[Path | str], files: Sequence[In
         raise ValueError(
             f"{output}: is a mount point, which nothing can be renamed to. Name a folder in it."
         )
+
+
+def _check_before_reading(
+    output: Path, parts: Path, known: Mapping[str, Any], fast: Tokenizer | None
+) -> None:
+    """What would be refused after the inputs have been read, which can take hours.
+
+    Args:
+        output: folder to make.
+        parts: of the output.
+        known: of the recipe, without the inputs' sums.
+        fast: the tokenizer that is to have a fast form.
+    """
+    if problems := output_problems(output, known):
+        raise ValueError("\n".join(problems))
+    if (parts / LOCK).exists():
+        # Another preparation of this output says so.
+        with held(parts, seconds=0):
+            pass
+    # A folder that is there needs no tokenizer that is fast.
+    if fast is not None and not (output / FILE_NAME).is_file():
+        from tst_megatron.data.fast_tokenizer import check_fast
+
+        check_fast(fast)
 
 
 def _check_not_prepared(text: Sequence[Input]) -> None:

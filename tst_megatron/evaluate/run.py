@@ -17,8 +17,10 @@ from typing import Any
 from tst_megatron.data.hugging_face_tokenizer import HuggingFaceTokenizer, load_hugging_face
 from tst_megatron.evaluate import results
 from tst_megatron.evaluate.definitions import data_of, manager, task_names, write_overlay
-from tst_megatron.evaluate.local_data import MANIFEST, check_files
+from tst_megatron.evaluate.hub import hub_problem
+from tst_megatron.evaluate.local_data import COMMAND, MANIFEST, check_files
 from tst_megatron.files import claimed, file_sha256, write_beside
+from tst_megatron.hf.folder import INDEX, HuggingFaceWeights
 from tst_megatron.host.device import find as find_device
 from tst_megatron.outputs import check_output
 
@@ -65,6 +67,7 @@ def evaluate(
     Raises:
         ValueError: an unknown task, missing or damaged data, an incomplete model, a tokenizer that
             is none for documents or an output that exists; before anything is run.
+        ConnectionError: no data was named and it cannot be downloaded; before anything is run.
     """
     start = time.perf_counter()
     check_output(output)
@@ -82,7 +85,7 @@ def evaluate(
     output.parent.mkdir(parents=True, exist_ok=True)
     with claimed(output):
         on_progress(f"loading {len(names)} tasks")
-        loaded = load_tasks(names, settings.data)
+        loaded = _tasks(names, settings, on_progress)
         on_progress(f"loading {hf_dir}")
         model = _load_model(hf_dir, documents, settings, device)
         on_progress(f"evaluating {len(loaded['tasks'])} tasks, prompts and metrics of lm-eval")
@@ -125,6 +128,12 @@ def _check_model(hf_dir: Path) -> None:
         )
     if not any(hf_dir.glob("*.safetensors")):
         problems.append("no *.safetensors file is there")
+    elif (hf_dir / INDEX).is_file():
+        # transformers would find that out after the tasks are loaded.
+        try:
+            HuggingFaceWeights(hf_dir)
+        except ValueError as error:
+            problems.append(str(error).removesuffix("."))
     if not any((hf_dir / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json")):
         problems.append(
             "no tokenizer is there (tokenizer.json or tokenizer_config.json); "
@@ -132,6 +141,24 @@ def _check_model(hf_dir: Path) -> None:
         )
     if problems:
         raise ValueError(f"{hf_dir}: not a model that can be evaluated: {'; '.join(problems)}")
+
+
+def _tasks(names: list[str], settings: Settings, on_progress: Callable[[str], None]) -> Any:
+    """As ``load_tasks``; without a connection what was downloaded before, or nothing at once."""
+    problem = None if settings.data else hub_problem()
+    if problem is None:
+        return load_tasks(names, settings.data)
+    on_progress(f"{problem}, so only data that was downloaded before is read")
+    stay_offline()
+    try:
+        return load_tasks(names, None)
+    # Whatever lm-eval, `datasets` and the hub's client raise for data that is not there.
+    except Exception as error:
+        raise ConnectionError(
+            f"the data of --tasks {settings.tasks} is not on this machine, and {problem}. Fetch it "
+            f"where there is a connection ({COMMAND} FOLDER --tasks {settings.tasks}), copy the "
+            f"folder here, and evaluate with --data FOLDER. ({type(error).__name__}: {error})"
+        ) from error
 
 
 def load_tasks(names: list[str], data: Path | None) -> Any:

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tst_megatron.hf.families import not_gpt, scattered_gates
 from tst_megatron.hf.one_process import for_one_process
 from tst_megatron.hf.seam import seam
 from tst_megatron.system.records import Damaged, read_text
@@ -27,15 +28,6 @@ RELEASE = "release"
 """Megatron's name, for folder and tracker, of a checkpoint that is of no step: an imported one."""
 
 _SIZES = ("num_layers", "hidden_size", "num_attention_heads", "kv_channels", "padded_vocab_size")
-_OTHER_MODELS = (
-    "hybrid_layer_pattern",
-    "hybrid_override_pattern",
-    "is_hybrid_model",
-    "heterogeneous_layers_config_path",
-    "heterogeneous_layers_config_encoded_json",
-    "spec",
-    "yaml_cfg",
-)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -272,20 +264,16 @@ def _listed(iterations: list[int]) -> str:
 
 
 def _check_is_gpt(folder: Path, args: argparse.Namespace) -> None:
-    others = [name for name in _OTHER_MODELS if getattr(args, name, None)]
-    missing = [name for name in _SIZES if getattr(args, name, None) is None]
-    if others or missing:
-        found = [f"{name}={getattr(args, name)!r}" for name in others]
-        found += [f"{name} is missing" for name in missing]
+    found = not_gpt(args)
+    found += [f"{name} is missing" for name in _SIZES if getattr(args, name, None) is None]
+    if found:
         raise ValueError(
             f"{folder}: not a GPT model of uniform layers: {'; '.join(found)}. "
             "Only checkpoints of Megatron's GPTModel are supported."
         )
-    if getattr(args, "moe_mlp_glu_interleave_size", None) and args.expert_tensor_parallel_size > 1:
+    if found := scattered_gates(args):
         raise ValueError(
-            f"{folder}: moe_mlp_glu_interleave_size={args.moe_mlp_glu_interleave_size} with "
-            f"expert_tensor_parallel_size={args.expert_tensor_parallel_size}: the saved order of "
-            "gate rows depends on the rank. Save it again with expert-tensor-parallel size 1."
+            f"{folder}: {'; '.join(found)}. Save it again with expert-tensor-parallel-size 1."
         )
 
 

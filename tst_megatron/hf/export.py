@@ -27,6 +27,7 @@ from tst_megatron.hf.verify import VerificationReport
 from tst_megatron.hf.verify import verify as verify_export
 from tst_megatron.hf.weights import rules, shapes, split
 from tst_megatron.installed import package_version
+from tst_megatron.system.disk import check_room
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -90,6 +91,7 @@ def export(
     Raises:
         ValueError: no such checkpoint or tokenizer, no form in a known family, or an output that
             is not empty.
+        OSError: the disk has no room for it.
         RuntimeError: the export is not the trained model, or its tokenizer gives other ids;
             nothing is left behind.
     """
@@ -118,6 +120,7 @@ def export(
     config["transformers_version"] = package_version("transformers")
     weights = TrainedWeights(opened)
     sizes = _sizes(config, dtype)
+    check_room(output.absolute(), sum(sizes.values()), "the export")
     with folder_appearing_whole(output) as beside:
         write_json(beside / "config.json", config)
         if found.generation:

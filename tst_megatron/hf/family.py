@@ -8,9 +8,11 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
+if TYPE_CHECKING:
+    # `check` asks for refusals before anything slow is imported.
+    import torch
 
 _ABSENT = object()
 
@@ -42,6 +44,15 @@ _NEEDED: dict[str, tuple[Any, ...]] = {
     "swiglu": (True,),
     "position_embedding_type": ("rope",),
 }
+_KEYS = {
+    "add_bias_linear": "disable-bias-linear",
+    "layernorm_zero_centered_gamma": "apply-layernorm-1p",
+}
+"""Recipe keys that are not spelled as Megatron's argument is."""
+OPPOSITE = {"add_bias_linear"}
+"""Arguments that are true where their key is false."""
+_LONGEST_VALUE = 60
+"""Characters of a setting that a message shows: a pattern of layers can have thousands."""
 # What a config.json may say of parts that Megatron's models here do not have.
 _WITHOUT: dict[str, tuple[Any, ...]] = {
     "hidden_act": ("silu",),
@@ -74,6 +85,25 @@ class Family:
         """Megatron's arguments that decide whether a model is of this family."""
         return (*_NEEDED, *_FIXED, *self.fixed)
 
+    def misfits(self, args: argparse.Namespace) -> list[str]:
+        """Every setting of a model that this family cannot express, in a recipe's words.
+
+        Args:
+            args: Megatron's arguments: of a recipe, or as saved in a checkpoint.
+        """
+        found = [
+            _must_be(args, name, allowed)
+            for name, allowed in _NEEDED.items()
+            if getattr(args, name, None) not in allowed
+        ]
+        for name, allowed in {**_FIXED, **self.fixed}.items():
+            if name == "add_qkv_bias" and getattr(args, "add_bias_linear", False):
+                # Megatron's validation sets it with the other, which is the one to change.
+                continue
+            if getattr(args, name, _ABSENT) not in (_ABSENT, *allowed):
+                found.append(_must_be(args, name, allowed))
+        return found + self.problems(args)
+
     def check(self, args: argparse.Namespace) -> None:
         """Refuse a model that this family cannot express, with every reason at once.
 
@@ -83,15 +113,7 @@ class Family:
         Raises:
             ValueError: some setting has no counterpart in this family.
         """
-        found = []
-        for name, allowed in _NEEDED.items():
-            if getattr(args, name, None) not in allowed:
-                found.append(_must_be(args, name, allowed))
-        for name, allowed in {**_FIXED, **self.fixed}.items():
-            if getattr(args, name, _ABSENT) not in (_ABSENT, *allowed):
-                found.append(_must_be(args, name, allowed))
-        found += self.problems(args)
-        if found:
+        if found := self.misfits(args):
             raise ValueError(
                 f"The model has no {self.name} form: {'; '.join(found)}. "
                 "Train with the settings named."
@@ -208,8 +230,24 @@ class Family:
 
 
 def _must_be(args: argparse.Namespace, name: str, allowed: Sequence[Any]) -> str:
-    wanted = " or ".join(repr(value) for value in allowed)
-    return f"{name}={getattr(args, name, None)!r} (must be {wanted})"
+    values = [getattr(args, name, None), *allowed]
+    if name in OPPOSITE:
+        values = [not value for value in values]
+    actual, *wanted = map(shown, values)
+    return f"{recipe_key(name)} is {actual} (must be {' or '.join(wanted)})"
+
+
+def recipe_key(name: str) -> str:
+    """The key of a recipe by which one of Megatron's arguments is set."""
+    return _KEYS.get(name, name.replace("_", "-"))
+
+
+def shown(value: Any) -> str:
+    """A setting as a recipe spells it, cut where it is long."""
+    if value is None:
+        return "not set"
+    text = str(value).lower() if isinstance(value, bool) else str(value)
+    return text if len(text) <= _LONGEST_VALUE else f"{text[:_LONGEST_VALUE]}..."
 
 
 def only_full_attention(config: Mapping[str, Any], problems: list[str]) -> None:

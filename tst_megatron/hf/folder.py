@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import islice
@@ -106,6 +107,18 @@ class HuggingFaceWeights:
                 f"differences): {shown}. Fetch the folder again, or convert it to the names that "
                 f"{family_of_config(config).architecture} has on the hub."
             )
+
+    def num_bytes(self, config: Mapping[str, Any]) -> int:
+        """Bytes of the weights of a configuration, as the files have them.
+
+        Args:
+            config: as for ``check``, which has passed them.
+        """
+        return sum(
+            math.prod(self.shape(name)) * self.dtype(name).itemsize
+            for rule in rules(config)
+            for name in rule.hf
+        )
 
     def _slice(self, name: str) -> Any:
         with self._named(name) as file:

@@ -35,6 +35,7 @@ from tst_megatron.hf.seam import seam
 from tst_megatron.hf.verify import VerificationReport, verify
 from tst_megatron.hf.weights import Rule, merge, rules
 from tst_megatron.system import padding
+from tst_megatron.system.disk import check_room
 from tst_megatron.training.checkpoints import TRACKER, record_save
 
 MODEL = "model.yaml"
@@ -89,6 +90,7 @@ def import_model(
     Raises:
         ValueError: the folder is not whole, is of another family, or has a part that Megatron's
             model does not have; or the output is not empty.
+        OSError: the disk has no room for it.
     """
     start = time.perf_counter()
     say = on_progress or (lambda _: None)
@@ -102,6 +104,7 @@ def import_model(
         "make-vocab-size-divisible-by": _divisor(config["vocab_size"], tensor_parallel),
     }
     dtype = files.dtype(next(rules(config)).hf[0])
+    check_room(output.absolute(), files.num_bytes(config), "the checkpoint")
     args = _arguments(keys, dtype)
     with contextlib.suppress(FileNotFoundError):
         setattr(args, tokenizer_files.IMPORTED, tokenizer_sha256(hf_dir))

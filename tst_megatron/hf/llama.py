@@ -17,11 +17,13 @@ _SCALING = {
 
 
 def _problems(args: argparse.Namespace) -> list[str]:
-    if args.hidden_size % args.num_attention_heads:
+    hidden_size, heads = args.hidden_size, args.num_attention_heads
+    # A recipe that `check` has still to refuse may lack both.
+    if hidden_size and heads and hidden_size % heads:
         # Though the size of a head is an entry of its own.
         return [
-            f"num_attention_heads={args.num_attention_heads} does not divide hidden_size "
-            f"{args.hidden_size}, which transformers demands of Llama"
+            f"num-attention-heads is {heads}, which does not divide hidden-size {hidden_size}, as "
+            "transformers demands of Llama"
         ]
     return []
 

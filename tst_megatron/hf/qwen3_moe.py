@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Mapping
 from typing import Any
 
-from tst_megatron.hf.family import Family, only_full_attention
+from tst_megatron.hf.family import Family, only_full_attention, shown
 from tst_megatron.hf.qwen3 import window_settings
 
 _BALANCING = {"aux_loss", "seq_aux_loss", "global_aux_loss", "none"}
@@ -14,16 +14,18 @@ _BALANCING = {"aux_loss", "seq_aux_loss", "global_aux_loss", "none"}
 
 def _problems(args: argparse.Namespace) -> list[str]:
     found = []
+    frequency = getattr(args, "moe_layer_freq", 1)
     if not getattr(args, "num_experts", None):
-        found.append("num_experts is not set: a dense model is another family")
-    elif not any(expert_layers(args)):
-        found.append(f"moe_layer_freq={args.moe_layer_freq!r} leaves no layer with experts")
+        found.append("num-experts is not set: a dense model is another family")
+    # A recipe that `check` has still to refuse may have no layers, or a frequency of 0.
+    elif frequency == 0 or (args.num_layers and not any(expert_layers(args))):
+        found.append(f"moe-layer-freq is {shown(frequency)}, which leaves no layer with experts")
     balancing = getattr(args, "moe_router_load_balancing_type", "aux_loss")
     others = set([balancing] if isinstance(balancing, str) else balancing) - _BALANCING
     if others:
         found.append(
-            f"moe_router_load_balancing_type={', '.join(sorted(others))} also changes which "
-            f"experts are used (only {', '.join(sorted(_BALANCING))} do not)"
+            f"moe-router-load-balancing-type is {', '.join(sorted(others))}, which also changes "
+            f"which experts are used (only {', '.join(sorted(_BALANCING))} do not)"
         )
     return found
 

@@ -1,22 +1,12 @@
-"""Export a SentencePiece BPE tokenizer to Hugging Face files that give exactly the same ids.
+"""Export a SentencePiece BPE tokenizer to Hugging Face files that give exactly the same ids."""
 
-SentencePiece merges, again and again, the two neighbours whose joined piece has the best score, the
-leftmost such pair first. `tokenizers` follows a list of pairs instead. The two agree on every text,
-for this reason: symbols that stand side by side once all better merges are done were merged without
-a look at their neighbours, so the text of a piece is then cut in one way wherever it occurs, and
-the pair at that cut is the only one that ever forms the piece. `_merges` lists that pair for each
-piece, and refuses a model where better merges do not end in a pair.
-"""
-
-import math
 import shutil
 import tempfile
 from collections.abc import Iterable
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from sentencepiece import SentencePieceProcessor, sentencepiece_model_pb2
+from sentencepiece import SentencePieceProcessor
 from tokenizers import (  # type: ignore[import-untyped, unused-ignore]
     AddedToken,
     Tokenizer,
@@ -27,9 +17,9 @@ from tokenizers import (  # type: ignore[import-untyped, unused-ignore]
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from tst_megatron.data.sentencepiece_tokenizer import load_sentencepiece
+from tst_megatron.hf.sentencepiece_form import CONTROL, UNKNOWN, exact_merges, read_model
 
 SPACE = "\u2581"
-_NORMAL, _UNKNOWN, _CONTROL, _BYTE = 1, 2, 3, 6
 PROBES = (
     "",
     "word",
@@ -71,8 +61,15 @@ def export_tokenizer(model_file: Path, output: Path, *, probe_texts: Iterable[st
         RuntimeError: ids or decoded text differ; the message shows the first such text.
     """
     processor = load_sentencepiece(model_file)
-    model = _parse(model_file)
-    tokenizer = _build(model_file, model)
+    model = read_model(model_file)
+    try:
+        merges = exact_merges(model)
+    except ValueError as error:
+        raise ValueError(
+            f"{model_file}: no exact Hugging Face form: {error}. Train the tokenizer with "
+            "`tst-megatron data tokenizer`, or export the weights alone with --no-tokenizer."
+        ) from error
+    tokenizer = _build(model, merges)
     specials = {
         name: processor.id_to_piece(index)
         for name, index in (
@@ -100,46 +97,8 @@ def export_tokenizer(model_file: Path, output: Path, *, probe_texts: Iterable[st
             file.replace(output / file.name)
 
 
-def _parse(model_file: Path) -> Any:
-    model = sentencepiece_model_pb2.ModelProto.FromString(  # type: ignore[attr-defined]
-        model_file.read_bytes()
-    )
-    problems = []
-    if model.trainer_spec.model_type != model.trainer_spec.BPE:
-        problems.append("its type is not BPE")
-    if not model.trainer_spec.byte_fallback:
-        problems.append("it has no byte fallback")
-    if model.trainer_spec.treat_whitespace_as_suffix:
-        problems.append("it puts spaces behind words")
-    spec = model.normalizer_spec
-    if spec.precompiled_charsmap or model.denormalizer_spec.precompiled_charsmap:
-        problems.append(f"it normalises text ({spec.name})")
-    if spec.add_dummy_prefix:
-        problems.append("it adds a space in front of text")
-    if spec.remove_extra_whitespaces or not spec.escape_whitespaces:
-        problems.append("it changes spaces")
-    if any(piece.type not in (_NORMAL, _UNKNOWN, _CONTROL, _BYTE) for piece in model.pieces):
-        problems.append("it has user-defined or unused pieces")
-    if any(len(piece.piece) == 1 for piece in model.pieces if piece.type != _NORMAL):
-        problems.append("a special token is a single character")
-    if problems:
-        raise ValueError(
-            f"{model_file}: no exact Hugging Face form: {'; '.join(problems)}. Train the tokenizer "
-            "with train_sentencepiece."
-        )
-    return model
-
-
-def _build(model_file: Path, model: Any) -> Tokenizer:
-    scores = {piece.piece: piece.score for piece in model.pieces if piece.type == _NORMAL}
-    try:
-        merges = _merges(scores)
-    except ValueError as error:
-        raise ValueError(
-            f"{model_file}: no exact Hugging Face form: {error}. Train the tokenizer with another "
-            "vocabulary size or text."
-        ) from error
-    unknown = next(piece.piece for piece in model.pieces if piece.type == _UNKNOWN)
+def _build(model: Any, merges: list[tuple[str, str]]) -> Tokenizer:
+    unknown = next(piece.piece for piece in model.pieces if piece.type == UNKNOWN)
     tokenizer = Tokenizer(
         models.BPE(
             vocab={piece.piece: index for index, piece in enumerate(model.pieces)},
@@ -156,43 +115,11 @@ def _build(model_file: Path, model: Any) -> Tokenizer:
         [
             AddedToken(piece.piece, special=True, normalized=False)
             for piece in model.pieces
-            if piece.type in (_UNKNOWN, _CONTROL)
+            if piece.type in (UNKNOWN, CONTROL)
         ]
     )
     tokenizer.encode_special_tokens = True
     return tokenizer
-
-
-def _merges(scores: dict[str, float]) -> list[tuple[str, str]]:
-    """List the one pair that forms each piece, best piece first.
-
-    Raises:
-        ValueError: no list of pairs gives SentencePiece's ids on every text.
-    """
-    if len(set(scores.values())) < len(scores):
-        raise ValueError("two pieces have the same score")
-    missing = sorted({character for piece in scores for character in piece} - scores.keys())
-    if missing:
-        raise ValueError(f"characters {missing[:5]} are inside pieces but are no pieces themselves")
-    merges = []
-    for piece in sorted((piece for piece in scores if len(piece) > 1), key=lambda p: -scores[p]):
-        parts = _segment(piece, scores, above=scores[piece])
-        if len(parts) != 2:
-            raise ValueError(f"piece {piece!r} is not joined from two pieces with better scores")
-        merges.append((parts[0], parts[1]))
-    return merges
-
-
-def _segment(text: str, scores: dict[str, float], *, above: float) -> list[str]:
-    """Merge as SentencePiece does, with the pieces whose score is above a bound."""
-    symbols = list(text)
-    while True:
-        candidates = [scores.get(left + right, -math.inf) for left, right in pairwise(symbols)]
-        best = max(candidates, default=-math.inf)
-        if best <= above:
-            return symbols
-        left = candidates.index(best)
-        symbols[left : left + 2] = [symbols[left] + symbols[left + 1]]
 
 
 def _prove(processor: SentencePieceProcessor, folder: Path, texts: Iterable[str]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from tst_megatron.data.held_out_size import held_out_warnings
 from tst_megatron.data.inspect import Inspection, Sample, visible
 from tst_megatron.data.lengths import Lengths, octaves
 from tst_megatron.files import beside
@@ -20,6 +21,9 @@ def lines(inspection: Inspection) -> Iterator[str]:
     yield from _origin(inspection)
     yield ""
     yield from _table(inspection)
+    for warning in held_out_warnings(inspection.manifest):
+        yield ""
+        yield f"warning: {warning}"
     if not inspection.lengths[inspection.split].num_documents:
         return
     yield ""

@@ -1,0 +1,65 @@
+"""What can be known of a disk before hours of work: whether it can be written to, and has room."""
+
+from __future__ import annotations
+
+import errno
+import shutil
+import tempfile
+from pathlib import Path
+
+
+def folder_to_write_to(path: Path) -> Path:
+    """The nearest folder above a path that is there: in it, what is missing will be made.
+
+    Args:
+        path: absolute, without links.
+    """
+    return next(folder for folder in path.parents if folder.exists())
+
+
+def check_writable(output: Path) -> None:
+    """Refuse an output that cannot be made, for want of permission or since the disk is read-only.
+
+    A file without a name is made and is gone: no other answer is right on every file system.
+
+    Args:
+        output: absolute, without links; does not exist.
+
+    Raises:
+        ValueError: it cannot be made.
+    """
+    folder = folder_to_write_to(output)
+    if not folder.is_dir():
+        raise ValueError(f"{output}: {folder} is a file. Name a place in a folder")
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        # A full disk is no fault of the name, and is said where something is written.
+        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+            return
+        raise ValueError(
+            f"{output}: nothing can be made in {folder} ({error.strerror}). Name another place, or "
+            "get the permission to write there"
+        ) from error
+
+
+def check_room(output: Path, num_bytes: int, what: str) -> None:
+    """Refuse an output that the disk has no room for.
+
+    Args:
+        output: absolute; what is made lies beside it.
+        num_bytes: that it needs.
+        what: it is, for the message.
+
+    Raises:
+        OSError: with ``ENOSPC``.
+    """
+    folder = folder_to_write_to(output)
+    free = shutil.disk_usage(folder).free
+    if num_bytes > free:
+        raise OSError(
+            errno.ENOSPC,
+            f"{folder}: {free / 1e9:.1f} GB are free, {what} needs {num_bytes / 1e9:.1f} GB. Make "
+            "room, or give an output folder on another disk.",
+        )
