@@ -61,6 +61,7 @@ def end_with_summary(
     for line in shown:
         say(line)
     try:
+        run.report.mkdir(exist_ok=True)
         write_beside(run.report / SUMMARY, "\n".join(shown) + "\n")
     except OSError as error:
         say(f"{run.report / SUMMARY}: was not written: {error}")
@@ -94,6 +95,7 @@ def draw(run: RunFolder, *, say: Say) -> Path | None:
     """Draw a run's losses into its ``report/``; says why there is no picture, and gives None."""
     picture = run.report / PICTURE
     try:
+        run.report.mkdir(exist_ok=True)
         draw_losses(run.metrics, picture)
     except Exception as error:
         # Whatever a damaged record or a broken matplotlib raises: the run has done its work.

@@ -392,6 +392,17 @@ def _record(
     )
 
 
+class RankConsole(Console):
+    """A console that falls silent when nobody reads it any more.
+
+    The class of rich ends the process then, and throws away what it writes to its log.
+    """
+
+    def on_broken_pipe(self) -> None:
+        """Say no more."""
+        self.quiet = True
+
+
 def redirect_output_to(path: str) -> Console:
     """Send everything this process prints to a file, and keep a console on what was there before.
 
@@ -404,4 +415,4 @@ def redirect_output_to(path: str) -> Console:
     os.dup2(log, 1)
     os.dup2(log, 2)
     os.close(log)
-    return Console(file=terminal)
+    return RankConsole(file=terminal)
