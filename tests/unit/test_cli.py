@@ -331,7 +331,8 @@ def ends_as(word, status):
     """Training that says how it ended, as ``pretrain`` does."""
 
     def pretrain(checked, run, start, console):
-        assert json.loads(run.state_file.read_text())["reason"] == STARTED
+        # A launcher, which notes a start for its ranks, is none here.
+        assert launch.is_started_here() or run.state()["reason"] == STARTED
         if os.environ["RANK"] == "0":
             run.write_state(word, reason="why", step=4, device="cpu", exit_status=status)
         return status
@@ -487,7 +488,8 @@ def test_failure_before_there_is_a_log_is_in_the_state_too(
 ):
     monkeypatch.setattr(stand_ins.folder, "repair", raises(error))
     seen, _, said = run_main(monkeypatch, capsys, "train", "tst.yaml", "--run-folder", "here")
-    assert seen == status and state_in("here") == ("failed", f"rank 0: {error!r}", status)
+    reason = "none is whole" if status == 2 else repr(error)
+    assert seen == status and state_in("here") == ("failed", f"rank 0: {reason}", status)
     assert ("input/output error" if status == 1 else "none is whole") in said
 
 
@@ -502,7 +504,7 @@ def test_failure_of_a_started_rank_before_its_log_is_in_the_state(stand_ins, mon
     stand_ins.folder(Path("here")).write_state("failed", **begun)
     arguments = ("train", "tst.yaml", "--run-folder", "here")
     assert run_main(monkeypatch, capsys, *arguments)[0] == 2
-    assert state_in("here") == ("failed", f"rank 1: {refused!r}", 2)
+    assert state_in("here") == ("failed", "rank 1: lr: is no number", 2)
 
 
 def test_refused_start_leaves_the_state_of_the_one_before(stand_ins, monkeypatch, capsys):

@@ -176,8 +176,9 @@ def _failure_noted(run: RunFolder, rank: int | None) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        status = BAD_INPUT if isinstance(error, RecipeError) else FAILED
-        _note_failure(run, f"rank {rank or 0}: {error!r}", status)
+        is_refused = isinstance(error, RecipeError)
+        reason = "; ".join(error.problems) if isinstance(error, RecipeError) else repr(error)
+        _note_failure(run, f"rank {rank or 0}: {reason}", BAD_INPUT if is_refused else FAILED)
         raise
 
 
@@ -216,11 +217,13 @@ def _train_as_a_rank(
     if _is_finished(checked, run, is_first=rank in (None, 0)):
         return 0
 
+    from tst_megatron.training.launch import is_started_here
     from tst_megatron.training.pretrain import redirect_output_to
     from tst_megatron.training.run_records import clear_log
 
     again = _command_again(command, rank)
-    if rank in (None, 0):
+    if rank in (None, 0) and not is_started_here():
+        # A launcher has noted it before, and another rank may have failed since.
         _note_start(checked, run)
     with _failure_noted(run, rank):
         if rank is None:

@@ -52,11 +52,6 @@ def draw_losses(metrics: Path, picture: Path, *, unigram_entropy_nats: float | N
         ValueError: no loss is recorded.
         OSError: the metrics cannot be read, or the picture cannot be written.
     """
-    # Imported here: it takes a second that only this needs.
-    import matplotlib
-    from matplotlib.figure import Figure
-
-    matplotlib.set_loglevel("WARNING")
     steps = read_metrics(metrics)
     of_bags, of_tokens = _by_panel(steps)
     validation = points(read_metrics(metrics, event="validation"), VALIDATION_LOSS)
@@ -64,6 +59,11 @@ def draw_losses(metrics: Path, picture: Path, *, unigram_entropy_nats: float | N
     panels = [name for name, has in (("bags", of_bags), ("tokens", has_tokens)) if has]
     if not panels:
         raise ValueError(f"{metrics}: holds no loss to draw")
+    # Imported here: it takes a second that only a picture needs.
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    matplotlib.set_loglevel("WARNING")
     figure = Figure(figsize=(9, 3.2 + 2.4 * len(panels)), layout="constrained")
     all_axes = list(figure.subplots(len(panels), sharex=True, squeeze=False)[:, 0])
     for name, axes in zip(panels, all_axes, strict=True):
