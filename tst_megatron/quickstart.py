@@ -209,10 +209,10 @@ def _summarise(
     run: RunFolder, manifest: Manifest, exported: Path, *, short: bool, console: Console
 ) -> int:
     """Draw and print the losses; a full run must have learnt."""
-    from tst_megatron.report.losses import draw_losses
+    from tst_megatron.report.losses import PICTURE, draw_losses
 
     entropy = manifest.unigram_entropy_nats
-    picture = run.report / "losses.png"
+    picture = run.report / PICTURE
     draw_losses(run.metrics, picture, unigram_entropy_nats=entropy)
     bag_loss = last_tenth(read_metrics(run.metrics), BAG_LOSS)
     validation = read_metrics(run.metrics, event="validation")[-1][VALIDATION_LOSS]

@@ -12,6 +12,8 @@ from tst_megatron.host import cpu
 cpu.install()
 
 # What Megatron and torch import when a model is built, saved or stepped.
+import matplotlib.backends.backend_agg
+import matplotlib.figure  # noqa: F401
 import megatron.core.optimizer
 import megatron.core.tokenizers.text  # noqa: F401
 import torch._dynamo

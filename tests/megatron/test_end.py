@@ -1,5 +1,6 @@
 """How a rank ends, whatever training did: what state.json says, and that no child is left."""
 
+import io
 import threading
 import traceback
 from types import SimpleNamespace
@@ -20,6 +21,7 @@ class Job:
     def __init__(self, folder, monkeypatch):
         self.run = RunFolder(folder)
         self.ended = []
+        self.shown = io.StringIO()
         self._monkeypatch = monkeypatch
         monkeypatch.setattr(upstream, "device_name", lambda: "a device")
         monkeypatch.setattr(upstream, "end_checkpoint_worker", lambda: self.ended.append("worker"))
@@ -30,7 +32,12 @@ class Job:
         with self._monkeypatch.context() as patch:
             patch.setenv("RANK", str(number))
             patch.setattr(main_job, "_train", lambda *_, **__: train())
-            return main_job.pretrain(checked, self.run, start=None, console=None)
+            return main_job.pretrain(
+                checked,
+                self.run,
+                start=None,
+                console=main_job.RankConsole(file=self.shown, width=40),
+            )
 
     def told(self):
         state = self.run.state()
@@ -68,6 +75,43 @@ def test_first_failure_of_a_start_is_told_and_not_what_came_of_it(job):
 
     assert job.rank(0, rank_0_while_rank_1_fails) == 1
     assert job.told() == ("failed", "rank 1: OSError(28, 'No space left on device')")
+
+
+def test_each_rank_that_fails_says_so_in_one_line_with_its_log(job):
+    job.rank(0, fails(NO_SPACE))
+    job.rank(3, fails(ValueError("[red]two\nlines")))
+    job.rank(1, fails(SystemExit("no such backend")))
+    folder = job.run.path
+    assert job.shown.getvalue().splitlines() == [
+        f"failed: rank 0: OSError(28, 'No space left on device') (log: {folder}/logs/rank-0.log)",
+        f"failed: rank 3: ValueError('[red]two\\nlines') (log: {folder}/logs/rank-3.log)",
+        f"failed: rank 1: no such backend (log: {folder}/logs/rank-1.log)",
+    ]
+
+
+def test_run_that_stops_or_finishes_says_nothing_of_failure(job, monkeypatch):
+    monkeypatch.setattr(RunFolder, "is_finished", lambda *_: False)
+    assert job.rank(0, lambda: None) == 0 and job.rank(0, fails(SystemExit(0))) == 75
+    assert job.shown.getvalue() == ""
+
+
+def test_machine_without_its_driver_leaves_a_state_and_a_word(job, monkeypatch):
+    """Before anything of training has begun."""
+    no_driver = fails(RuntimeError("Found no NVIDIA driver on your system"))
+    monkeypatch.setattr(upstream, "device_name", no_driver)
+    assert job.rank(0, no_driver) == job.told_status() == 1
+    reason = "rank 0: RuntimeError('Found no NVIDIA driver on your system')"
+    assert job.told() == ("failed", reason)
+    assert job.shown.getvalue().startswith(f"failed: {reason} (log: ")
+    assert "Traceback" not in job.shown.getvalue()
+
+
+@pytest.mark.parametrize("error", [BrokenPipeError(32, "Broken pipe"), OSError(5, "no terminal")])
+def test_closed_terminal_changes_no_end(job, monkeypatch, error):
+    monkeypatch.setattr(job.shown, "write", lambda *_: fails(error)())
+    assert job.rank(0, fails(KeyError("x"))) == 1
+    assert job.told() == ("failed", "rank 0: KeyError('x')")
+    assert job.ended == ["worker", "children"]
 
 
 def test_failure_of_the_start_before_is_told_no_more(job):
@@ -142,7 +186,6 @@ def test_stop_after_the_last_step_says_what_was_cut_off(job, monkeypatch):
 
 def test_numbers_are_on_disk_before_the_checkpoint_that_follows_them(tmp_path, monkeypatch):
     """After a power cut the file may end before the checkpoint otherwise, with steps missing."""
-    import io
     import os
 
     from rich.console import Console

@@ -168,8 +168,10 @@ def test_each_parameter_has_an_adam_step_of_its_own_after_a_load():
 def test_finished_run_is_left_alone(uninterrupted, capsys):
     recipe, run = uninterrupted
     before = (run / "metrics.jsonl").read_text()
+    assert (run / "report" / "losses.png").exists()
     assert train_run(recipe, [], run, nproc=2) == 0
-    assert "this run is finished" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "this run is finished" in said and f"export {run} {run}/hf" in said
     check(recipe, nproc=2, run=run)
     assert "is finished: a start would do nothing" in capsys.readouterr().out.replace("\n", " ")
     assert (run / "metrics.jsonl").read_text() == before

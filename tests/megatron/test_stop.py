@@ -54,6 +54,10 @@ def test_ctrl_c_saves_within_a_step_and_until_then_no_other_start_comes_in(text,
     assert state["checkpoint"] == f"checkpoints/iter_{state['step']:07d}"
     assert (run / state["checkpoint"] / ".metadata").exists()
     assert json.loads((run / "saves.json").read_text()) == {"newest completed save": state["step"]}
+    said = (tmp_path / "train.log").read_text()
+    assert said.count("stopped: asked to stop; a checkpoint was saved\n") == 1
+    assert f"every rank runs: tst-megatron train {recipe} --run-folder {run}\n" in said
+    assert (run / "report" / "losses.png").read_bytes().startswith(b"\x89PNG")
 
 
 def expect_refused(recipe, run, holder, log):
@@ -84,6 +88,12 @@ def test_ctrl_c_during_the_start_of_all_ranks_ends_them_after_their_first_step(t
     state = tiny.state(run)
     assert (state["status"], state["step"]) == ("stopped", 1)
     assert [row["step"] for row in tiny.metrics(run)] == [1]
+    said = [" ".join(line.split()) for line in log.read_text().splitlines()]
+    assert [line for line in said if line.startswith(("steps", "next "))] == [
+        "steps 1 of 20",
+        f"next tst-megatron train {recipe} --run-folder {run} --nproc 2",
+    ]
+    assert not any("recovery" in line and "loss" in line for line in said)
 
 
 def test_stop_inside_an_evaluation_changes_no_later_number(short_recipe, short_run, tmp_path):
@@ -116,6 +126,10 @@ def test_failure_inside_training_is_no_bad_input(text, tmp_path):
     assert "in the loss of the first step after a start" in state["reason"]
     traceback = (tmp_path / "run" / "logs" / "rank-0.log").read_text()
     assert "Traceback" in traceback and state["checkpoint"] is None
+    said = (tmp_path / "run.log").read_text()
+    log = tmp_path / "run" / "logs" / "rank-0.log"
+    assert said.splitlines()[-1] == f"failed: {state['reason']} (log: {log})"
+    assert "Traceback" not in said
 
 
 def test_damaged_text_is_bad_input_and_makes_no_run(text, tmp_path):

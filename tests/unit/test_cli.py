@@ -1,3 +1,5 @@
+import json
+import os
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -5,6 +7,7 @@ from types import SimpleNamespace
 import click
 import pytest
 import typer.main
+from rich.console import Console
 from typer.testing import CliRunner
 
 from tst_megatron import __version__, check, cli
@@ -13,6 +16,11 @@ from tst_megatron.commands import check as check_command
 from tst_megatron.commands import shared
 from tst_megatron.commands import train as train_command
 from tst_megatron.data import ready as data_ready
+from tst_megatron.host import device
+from tst_megatron.recipe import RecipeError
+from tst_megatron.schedule import Schedule, resolve_phases
+from tst_megatron.training import launch
+from tst_megatron.training.run_state import STARTED
 
 COMMANDS = {
     "check": {"recipe", "overrides", "--nproc", "--run-folder", "--environment", "--starting"},
@@ -223,8 +231,11 @@ def stand_ins(monkeypatch, outside_a_job, tmp_path):
     import tst_megatron.training.pretrain as training
     from tst_megatron.training.run_folder import RunFolder
 
-    schedule = SimpleNamespace(num_steps=10)
+    schedule = Schedule(
+        phases=resolve_phases([(1, 1.0)], num_steps=10), num_latent_positions=8, global_batch_size=2
+    )
     checked = SimpleNamespace(
+        recipe=SimpleNamespace(profile="cpu"),
         schedule=schedule,
         stream="the stream",
         corpora=(),
@@ -241,13 +252,16 @@ def stand_ins(monkeypatch, outside_a_job, tmp_path):
         monkeypatch.setattr(command, "checked_recipe", lambda *arguments: checked)
     monkeypatch.setattr(RunFolder, "problems", lambda self, checked, fresh, copy=None: [])
     monkeypatch.setattr(RunFolder, "prepare", lambda self, checked: calls.append(self.path) or [])
-    monkeypatch.setattr(training, "redirect_output_to", lambda path: path)
+    monkeypatch.setattr(training, "redirect_output_to", lambda path: Console(width=60))
+    monkeypatch.setattr(train_command, "load_recipe", lambda *_: checked.recipe)
     monkeypatch.setattr(training, "pretrain", lambda checked, run, start, console: 75)
     # Restored at the end, whatever the command puts there.
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
-    return SimpleNamespace(calls=calls, ready=ready, training=training, folder=RunFolder)
+    return SimpleNamespace(
+        calls=calls, ready=ready, training=training, folder=RunFolder, checked=checked
+    )
 
 
 def test_plan_and_warnings_come_first_and_the_status_is_the_runs(stand_ins, monkeypatch, capsys):
@@ -266,7 +280,111 @@ def test_run_folder_is_named_after_the_recipe_unless_given(stand_ins, monkeypatc
 def test_finished_run_ends_with_0_and_starts_nothing(stand_ins, monkeypatch, capsys):
     monkeypatch.setattr(stand_ins.folder, "is_finished", lambda self, checked: True)
     status, out, _ = run_main(monkeypatch, capsys, "train", "tst.yaml", "--run-folder", "done")
-    assert (status, out) == (0, "done: this run is finished.\n")
+    assert status == 0 and out.startswith("done: this run is finished.\n")
+    assert out.splitlines()[-1].split(maxsplit=1) == ["next", "tst-megatron export done done/hf"]
+    assert stand_ins.calls == [Path("done")]
+
+
+def test_other_ranks_of_a_finished_run_say_nothing(stand_ins, monkeypatch, capsys):
+    monkeypatch.setattr(stand_ins.folder, "is_finished", lambda self, checked: True)
+    monkeypatch.setattr(stand_ins.folder, "wait_until_prepared", lambda self, *, is_held: None)
+    as_rank(monkeypatch, 3)
+    Path("done").mkdir()
+    arguments = ("train", "tst.yaml", "--run-folder", "done")
+    assert run_main(monkeypatch, capsys, *arguments) == (0, "", "")
+
+
+@pytest.mark.parametrize("nproc", [(), ("--nproc", "2")])
+@pytest.mark.parametrize("profile", [None, "bf16"])
+def test_recipe_that_this_machine_cannot_train_is_refused_before_anything_else(
+    stand_ins, monkeypatch, capsys, nproc, profile
+):
+    def check(*_):
+        raise AssertionError("the check takes much longer")
+
+    monkeypatch.setattr(device.torch.cuda, "is_available", lambda: False)
+    stand_ins.checked.recipe.profile = profile
+    monkeypatch.setattr(train_command, "checked_recipe", check)
+    arguments = ("train", "tst.yaml", "--run-folder", "here", *nproc)
+    status, out, error = run_main(monkeypatch, capsys, *arguments)
+    assert (status, out) == (2, "") and not Path("here").exists()
+    assert "profile=cpu" in error and "`profile: cpu`" in error and "GPU" in error
+
+
+def test_finished_run_needs_no_gpu(stand_ins, monkeypatch, capsys):
+    monkeypatch.setattr(device.torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(stand_ins.folder, "is_finished", lambda self, checked: True)
+    stand_ins.checked.recipe.profile = "bf16"
+    state = {"reason": "all steps are done", "step": 0, "device": "B200", "exit_status": 0}
+    Path("done").mkdir()
+    stand_ins.folder(Path("done")).write_state("finished", **state)
+    assert run_main(monkeypatch, capsys, "train", "tst.yaml", "--run-folder", "done")[0] == 0
+
+
+def test_profile_that_is_none_is_left_to_the_check(stand_ins, monkeypatch, capsys):
+    monkeypatch.setattr(device.torch.cuda, "is_available", lambda: False)
+    stand_ins.checked.recipe.profile = "cup"
+    assert run_main(monkeypatch, capsys, "train", "tst.yaml")[0] == 75
+
+
+def ends_as(word, status):
+    """Training that says how it ended, as ``pretrain`` does."""
+
+    def pretrain(checked, run, start, console):
+        # A launcher, which notes a start for its ranks, is none here.
+        assert launch.is_started_here() or run.state()["reason"] == STARTED
+        if os.environ["RANK"] == "0":
+            run.write_state(word, reason="why", step=4, device="cpu", exit_status=status)
+        return status
+
+    return pretrain
+
+
+@pytest.mark.parametrize(
+    ("word", "status", "following"),
+    [
+        ("finished", 0, "tst-megatron export 'a run' 'a run/hf'"),
+        ("stopped", 75, "tst-megatron train tst.yaml 'tst.schedule=[[4, 2]]' --run-folder 'a run'"),
+    ],
+)
+def test_end_is_summed_up_on_the_console(stand_ins, monkeypatch, capsys, word, status, following):
+    monkeypatch.setattr(stand_ins.training, "pretrain", ends_as(word, status))
+    arguments = ("train", "tst.yaml", "tst.schedule=[[4, 2]]", "--run-folder", "a run")
+    seen, out, _ = run_main(monkeypatch, capsys, *arguments)
+    lines = [" ".join(line.split()) for line in out.splitlines()]
+    assert seen == status
+    assert f"{word}: why" in lines and "steps 4 of 10" in lines
+    assert lines[-1] == f"next {following}" and sum("steps" in line for line in lines) == 1
+
+
+def test_rank_of_a_job_says_that_the_job_is_to_be_started_again(stand_ins, monkeypatch, capsys):
+    monkeypatch.setattr(stand_ins.training, "pretrain", ends_as("stopped", 75))
+    as_rank(monkeypatch, 0)
+    _, out, _ = run_main(monkeypatch, capsys, "train", "tst.yaml", "--run-folder", "here")
+    assert "start the same job again, in which every rank runs: tst-megatron train" in out
+
+
+def test_started_rank_says_how_its_launcher_is_started_again(stand_ins, monkeypatch, capsys):
+    monkeypatch.setattr(stand_ins.training, "pretrain", ends_as("stopped", 75))
+    monkeypatch.setenv("TST_LAUNCHER", str(os.getppid()))
+    as_rank(monkeypatch, 0)
+    Path("here").mkdir()
+    _, out, _ = run_main(monkeypatch, capsys, "train", "tst.yaml", "--run-folder", "here")
+    following = "next tst-megatron train tst.yaml --run-folder here --nproc 4"
+    assert " ".join(out.splitlines()[-1].split()) == following
+
+
+def test_only_rank_takes_threads_as_a_started_one_does(stand_ins, monkeypatch, capsys):
+    taken = []
+    monkeypatch.setattr(launch, "take_threads_of_the_only_rank", lambda: taken.append(1))
+    run_main(monkeypatch, capsys, "train", "tst.yaml")
+    assert taken == [1]
+    # Its job has told a rank, and a launcher computes nothing.
+    monkeypatch.setattr(launch, "launch", lambda *_, **__: 0)
+    run_main(monkeypatch, capsys, "train", "tst.yaml", "--nproc", "2", "--run-folder", "two")
+    as_rank(monkeypatch, 0)
+    run_main(monkeypatch, capsys, "train", "tst.yaml", "--run-folder", "three")
+    assert taken == [1]
 
 
 def test_ctrl_c_before_there_are_ranks_is_a_stop(stand_ins, monkeypatch, capsys):
@@ -279,6 +397,13 @@ def test_ctrl_c_before_there_are_ranks_is_a_stop(stand_ins, monkeypatch, capsys)
     assert not Path("here").exists()
 
 
+def as_rank(monkeypatch, rank):
+    """As srun starts ranks."""
+    values = {"SLURM_PROCID": rank, "SLURM_NTASKS": 4, "SLURM_LOCALID": 1, "SLURM_STEP_ID": 0}
+    for name, value in {**values, "MASTER_ADDR": "node1", "MASTER_PORT": 29500}.items():
+        monkeypatch.setenv(name, str(value))
+
+
 def test_other_ranks_wait_and_prepare_nothing(stand_ins, monkeypatch, capsys):
     waited = stand_ins.ready
     monkeypatch.setattr(
@@ -286,12 +411,7 @@ def test_other_ranks_wait_and_prepare_nothing(stand_ins, monkeypatch, capsys):
         "wait_until_prepared",
         lambda self, *, is_held: waited.append((str(self.path), is_held)),
     )
-    monkeypatch.setenv("SLURM_PROCID", "3")
-    monkeypatch.setenv("SLURM_NTASKS", "4")
-    monkeypatch.setenv("SLURM_LOCALID", "1")
-    monkeypatch.setenv("SLURM_STEP_ID", "0")
-    monkeypatch.setenv("MASTER_ADDR", "node1")
-    monkeypatch.setenv("MASTER_PORT", "29500")
+    as_rank(monkeypatch, 3)
     Path("shared").mkdir()
     status, out, _ = run_main(monkeypatch, capsys, "train", "tst.yaml", "--run-folder", "shared")
     assert (status, out) == (75, "")
@@ -320,27 +440,79 @@ def test_ranks_are_started_with_the_same_words(stand_ins, monkeypatch, capsys):
 
     started = []
 
-    def launch(command, *, num_processes, logs, console):
+    def launch(command, *, num_processes, logs, console, on_failure):
         started.append((command, num_processes, str(logs)))
+        on_failure("rank 1 was ended by SIGKILL")
         return 3
 
     monkeypatch.setattr(launcher, "launch", launch)
     arguments = ("train", "tst.yaml", "lr=1", "--nproc", "2", "--run-folder", "here", "--fresh")
-    assert run_main(monkeypatch, capsys, *arguments)[0] == 3
+    status, out, _ = run_main(monkeypatch, capsys, *arguments)
+    assert status == 3
+    assert out.splitlines()[-1] == "failed: rank 1 was ended by SIGKILL (logs: here/logs)"
+    assert state_in("here") == ("failed", "rank 1 was ended by SIGKILL", 1)
     assert started == [(["train", "tst.yaml", "lr=1", "--run-folder", "here"], 2, "here/logs")]
 
 
-def test_fault_inside_training_is_no_bad_input(stand_ins, monkeypatch):
-    """Status 2 would tell a scheduler that the recipe is wrong, and hide the traceback."""
+def state_in(folder):
+    state = json.loads((Path(folder) / "state.json").read_text())
+    return state["status"], state["reason"], state["exit_status"]
 
+
+def raises(error):
     def fault(*_, **__):
-        raise ValueError("shapes do not match")
+        raise error
 
-    monkeypatch.setattr(stand_ins.training, "pretrain", fault)
-    monkeypatch.setattr(sys, "argv", ["tst-megatron", "train", "tst.yaml"])
-    try:
-        main()
-    except SystemExit as exit_:
-        assert exit_.code not in (0, 2, 75)
-    except RuntimeError as error:
-        assert isinstance(error.__cause__, ValueError)
+    return fault
+
+
+@pytest.mark.parametrize(
+    "error", [ValueError("shapes do not match"), OSError(28, "full"), KeyError(1)]
+)
+def test_fault_inside_training_is_no_bad_input_and_not_mute(stand_ins, monkeypatch, capsys, error):
+    """Status 2 would tell a scheduler that the recipe is wrong."""
+    monkeypatch.setattr(stand_ins.training, "pretrain", raises(error))
+    status, out, log = run_main(monkeypatch, capsys, "train", "tst.yaml", "--run-folder", "here")
+    reason = f"rank 0: {error!r}"
+    assert status == 1 and state_in("here") == ("failed", reason, 1)
+    assert out.splitlines()[-1] == f"failed: {reason} (log: here/logs/rank-0.log)"
+    assert "Traceback" in log and "Traceback" not in out
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [(OSError(5, "input/output error"), 1), (RecipeError(["none is whole"]), 2)],
+)
+def test_failure_before_there_is_a_log_is_in_the_state_too(
+    stand_ins, monkeypatch, capsys, error, status
+):
+    monkeypatch.setattr(stand_ins.folder, "repair", raises(error))
+    seen, _, said = run_main(monkeypatch, capsys, "train", "tst.yaml", "--run-folder", "here")
+    reason = "none is whole" if status == 2 else repr(error)
+    assert seen == status and state_in("here") == ("failed", f"rank 0: {reason}", status)
+    assert ("input/output error" if status == 1 else "none is whole") in said
+
+
+def test_failure_of_a_started_rank_before_its_log_is_in_the_state(stand_ins, monkeypatch, capsys):
+    """The launcher has noted the start, and has nothing to read but its status."""
+    refused = RecipeError(["lr: is no number"])
+    monkeypatch.setattr(train_command, "checked_recipe", raises(refused))
+    monkeypatch.setenv("TST_LAUNCHER", str(os.getppid()))
+    as_rank(monkeypatch, 1)
+    Path("here").mkdir()
+    begun = {"reason": STARTED, "step": 0, "device": "cpu", "exit_status": 1}
+    stand_ins.folder(Path("here")).write_state("failed", **begun)
+    arguments = ("train", "tst.yaml", "--run-folder", "here")
+    assert run_main(monkeypatch, capsys, *arguments)[0] == 2
+    assert state_in("here") == ("failed", "rank 1: lr: is no number", 2)
+
+
+def test_refused_start_leaves_the_state_of_the_one_before(stand_ins, monkeypatch, capsys):
+    monkeypatch.setattr(stand_ins.folder, "problems", lambda *_, **__: ["another run"])
+    Path("here").mkdir()
+    begun = {"reason": STARTED, "step": 0, "device": "cpu", "exit_status": 1}
+    stand_ins.folder(Path("here")).write_state("failed", **begun)
+    for nproc in ((), ("--nproc", "2")):
+        arguments = ("train", "tst.yaml", "--run-folder", "here", *nproc)
+        assert run_main(monkeypatch, capsys, *arguments)[0] == 2
+        assert state_in("here") == ("failed", STARTED, 1)

@@ -272,6 +272,13 @@ def test_find_checkpoint_follows_the_tracker(tmp_path: Path) -> None:
     assert find_checkpoint(folder / "iter_0000010") == folder / "iter_0000010"
 
 
+def test_find_checkpoint_takes_a_run(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints").mkdir()
+    folder = _checkpoints(tmp_path / "checkpoints", 5, 10, tracker="5\n")
+    assert find_checkpoint(tmp_path) == folder / "iter_0000005"
+    assert find_checkpoint(tmp_path, 10) == folder / "iter_0000010"
+
+
 @pytest.mark.parametrize(
     ("path", "iteration", "message"),
     [
@@ -291,5 +298,7 @@ def test_find_checkpoint_without_it_says_what_there_is(
 
 
 def test_find_checkpoint_in_empty_folder_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="no checkpoint there"):
-        find_checkpoint(tmp_path)
+    for path in (tmp_path, tmp_path / "checkpoints"):
+        path.mkdir(exist_ok=True)
+        with pytest.raises(ValueError, match=r"no checkpoint there .*Give a run folder, its"):
+            find_checkpoint(tmp_path)

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
@@ -38,10 +39,12 @@ def ranks(tmp_path, monkeypatch):
     stop_signals = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT)
     before = {number: signal.getsignal(number) for number in stop_signals}
 
-    def run(script, num_processes=2):
+    def run(script, num_processes=2, **options):
         shown = io.StringIO()
         console = Console(file=shown, width=1000)
-        status = launch([script], num_processes=num_processes, logs=tmp_path, console=console)
+        status = launch(
+            [script], num_processes=num_processes, logs=tmp_path, console=console, **options
+        )
         return status, shown.getvalue()
 
     yield run
@@ -68,14 +71,12 @@ def test_ranks_are_told_who_they_are(ranks, tmp_path, monkeypatch):
     assert int(said[0][5]) > 0
 
 
-@pytest.mark.parametrize(
-    ("cores", "num_processes", "threads"), [(8, 2, 4), (1, 2, 1), (None, 2, 1)]
-)
+@pytest.mark.parametrize(("cores", "num_processes", "threads"), [(8, 2, 4), (1, 2, 1), (9, 2, 4)])
 def test_cores_are_shared_out_when_no_thread_count_is_given(
     ranks, tmp_path, monkeypatch, cores, num_processes, threads
 ):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    monkeypatch.setattr(os, "cpu_count", lambda: cores)
+    monkeypatch.setattr(launcher, "num_cores", lambda: cores)
     ranks("echo $OMP_NUM_THREADS > threads-$RANK", num_processes=num_processes)
     assert (tmp_path / "threads-0").read_text().strip() == str(threads)
 
@@ -120,9 +121,9 @@ def test_rank_that_fails_after_another_has_stopped_ends_the_wait(ranks):
 
 def test_last_30_lines_of_the_failed_rank_are_shown_as_they_are(ranks, tmp_path):
     lines = [f"line {number} [bold]x[/]" for number in range(100)]
-    (tmp_path / "rank-0.log").write_text("\n".join(lines))
+    (tmp_path / "written").write_text("\n".join(lines))
     (tmp_path / "rank-1.log").write_text("the other log")
-    status, shown = ranks('[ "$RANK" = 0 ] && exit 1; exit 0')
+    status, shown = ranks('[ "$RANK" = 0 ] && cat written >>rank-0.log && exit 1; exit 0')
     assert status == 1
     assert shown.splitlines()[-30:] == lines[70:]
     assert "line 69" not in shown
@@ -130,11 +131,19 @@ def test_last_30_lines_of_the_failed_rank_are_shown_as_they_are(ranks, tmp_path)
 
 
 def test_log_that_is_missing_or_no_text_hides_no_status(ranks, tmp_path):
-    (tmp_path / "rank-1.log").write_bytes(b"caf\xe9 \xff\n")
+    (tmp_path / "written").write_bytes(b"caf\xe9 \xff\n")
     assert ranks('[ "$RANK" = 0 ] && exit 4; exit 0')[0] == 4
-    status, shown = ranks('[ "$RANK" = 1 ] && exit 5; exit 0')
+    status, shown = ranks('[ "$RANK" = 1 ] && cat written >rank-1.log && exit 5; exit 0')
     assert status == 5
     assert "caf" in shown
+
+
+def test_what_an_earlier_start_wrote_is_not_shown_as_the_reason(ranks, tmp_path):
+    (tmp_path / "rank-0.log").write_text("an old traceback\n")
+    _, shown = ranks('[ "$RANK" = 0 ] && exit 4; exit 0')
+    assert "an old traceback" not in shown and "(nothing of this start)" in shown
+    _, shown = ranks('[ "$RANK" = 0 ] && echo a new one >>rank-0.log && exit 4; exit 0')
+    assert shown.splitlines()[-1] == "a new one" and "an old traceback" not in shown
 
 
 @pytest.mark.parametrize("status", [2, 75])
@@ -147,7 +156,38 @@ def test_bad_input_and_a_stop_are_no_failure_to_show(ranks, tmp_path, status):
 def test_rank_ended_by_a_signal_gives_the_status_a_shell_gives(ranks, name, status):
     got, shown = ranks(f'[ "$RANK" = 0 ] && kill -{name} $$; exec sleep 0.2')
     assert got == status
-    assert f"rank 0 ended with status {128 - status}" in shown
+    assert f"rank 0 was ended by SIG{name}" in shown
+    assert ("memory runs out" in shown) == (name == "KILL")
+
+
+@pytest.mark.parametrize(
+    ("script", "told"),
+    [
+        ("exit 3", ["rank 0 ended with status 3"]),
+        ("kill -KILL $$", ["rank 0 was ended by SIGKILL, as the kernel does when memory runs out"]),
+        ("exit 2", []),
+        ("exit 75", []),
+        ("exit 0", []),
+    ],
+)
+def test_failure_that_no_rank_can_tell_of_is_told(ranks, tmp_path, script, told):
+    ended = []
+    assert ranks(f'[ "$RANK" = 0 ] && {script}; exit 0', on_failure=ended.append)
+    assert ended == told
+
+
+@pytest.mark.parametrize(("given", "wanted"), [(None, "5"), ("", "5"), ("3", "3")])
+def test_only_rank_takes_the_threads_that_a_started_one_would_get(monkeypatch, given, wanted):
+    taken = []
+    monkeypatch.setattr(launcher, "num_cores", lambda: 5)
+    monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(set_num_threads=taken.append))
+    monkeypatch.setenv("OMP_NUM_THREADS", given or "")
+    if given is None:
+        monkeypatch.delenv("OMP_NUM_THREADS")
+    launcher.take_threads_of_the_only_rank()
+    assert os.environ["OMP_NUM_THREADS"] == wanted
+    # torch has read what the user gave, or has made as many threads as it likes.
+    assert taken == ([] if given else [5])
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2, signal.SIGINT])

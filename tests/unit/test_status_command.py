@@ -70,8 +70,35 @@ def test_several_runs_are_a_row_each(running, tmp_path, fixed_time):
     assert len(rows) == 2
     assert "running" in rows[0] and "120 of 1,000" in rows[0]
     # Two losses that cannot be compared.
-    assert "bag loss 5.8800" in rows[0] and " lm loss 5.0000" in rows[1]
+    assert "bag loss 5.8800" in rows[0] and " next-token loss 5.0000" in rows[1]
     assert "finished" in rows[1] and "1,000 of 1,000" in rows[1]
+    # Which arm is which.
+    assert " bags of 4 " in rows[0] and " recovery after bags of 4 " in rows[1]
+
+
+def test_ordinary_run_has_nothing_to_recover_from(tmp_path, fixed_time):
+    ordinary = Folder(tmp_path / "one", phases=((1, 1000),))
+    with ordinary.run.metrics.open("w") as file:
+        file.write(json.dumps(step_row(900)) + "\n")
+    lines = {" ".join(line.split()) for line in show(ordinary.path)[1].splitlines()}
+    assert {"phase training", "next-token loss 5.1000 nats"} <= lines
+    table = show(ordinary.path, ordinary.path)[1]
+    assert " training " in table and "recovery" not in table and "bags" not in table
+
+
+@pytest.mark.parametrize(
+    "part", ["checkpoints", "checkpoints/iter_0000100", "checkpoints/../", "."]
+)
+def test_checkpoints_lead_to_their_run(running, fixed_time, monkeypatch, part):
+    assert "120 of 1,000" in show(running.path / part)[1]
+    monkeypatch.chdir(running.path / part)
+    assert "120 of 1,000" in show(".")[1]
+
+
+def test_checkpoints_on_another_file_system_lead_to_their_run(running, tmp_path, fixed_time):
+    running.run.checkpoints.rename(tmp_path / "elsewhere")
+    running.run.checkpoints.symlink_to(tmp_path / "elsewhere")
+    assert "120 of 1,000" in show(running.run.checkpoints)[1]
 
 
 def test_json_is_one_object_per_run_with_units_in_its_keys(running, tmp_path, fixed_time):
@@ -82,6 +109,7 @@ def test_json_is_one_object_per_run_with_units_in_its_keys(running, tmp_path, fi
     assert list(first) == list(second)
     assert set(first) == {
         *("run", "state", "reason", "exit status", "step", "num steps", "phase", "bag size"),
+        "bag sizes",
         *("steps to next phase", "next bag size", "raw tokens", "raw tokens of all steps"),
         *("loss name", "loss nats", "validation loss nats", "validation step", "step seconds"),
         *("raw tokens per second", "TFLOP/s per device", "seconds left", "estimated end utc"),

@@ -47,6 +47,14 @@ def test_run_that_was_only_prepared_has_not_started(folder):
     assert folder.said() == ("not started", "no start has written state.json")
 
 
+@pytest.mark.parametrize("left", ["logs/rank-0.log", "logs/rank-7.log", "metrics.jsonl"])
+def test_run_that_has_begun_and_says_nothing_is_never_one_that_has_not_started(folder, left):
+    (folder.path / left).parent.mkdir(exist_ok=True)
+    (folder.path / left).write_text("")
+    state, reason = folder.said()
+    assert state == "unknown" and "state.json is missing" in reason
+
+
 @pytest.mark.parametrize(
     ("step_seconds", "age_seconds", "state"),
     [

@@ -30,7 +30,9 @@ Logits = Annotated[
 
 
 def export(
-    checkpoint: Annotated[Path, typer.Argument(help="A run's checkpoints/ or one iter_ folder.")],
+    checkpoint: Annotated[
+        Path, typer.Argument(help="A run, its checkpoints/ or one iter_ folder.")
+    ],
     output: Annotated[Path, typer.Argument(help="New folder in Hugging Face format.")],
     iteration: Annotated[
         int | None, typer.Option(help="Which checkpoint; default: the newest.")

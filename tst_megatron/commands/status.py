@@ -15,6 +15,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from tst_megatron.training.record import SAID
+
 if TYPE_CHECKING:
     from tst_megatron.report.status import RunStatus
 
@@ -27,7 +29,10 @@ NOTHING = "none"
 
 
 def status(
-    runs: Annotated[list[Path], typer.Argument(help="Run folders.", show_default=False)],
+    runs: Annotated[
+        list[Path],
+        typer.Argument(help="Run folders, or checkpoints in them.", show_default=False),
+    ],
     is_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object per run, a line each.")
     ] = False,
@@ -93,7 +98,7 @@ def _lines(status: RunStatus) -> list[tuple[str, str]]:
         ("step", f"{status.step:,} of {status.num_steps:,} ({share:.1%})"),
         ("phase", _phase(status)),
         ("raw tokens", f"{_short(status.raw_tokens)} of {_short(status.raw_tokens_of_all_steps)}"),
-        (status.loss_name or "loss", _nats(status.loss_nats)),
+        (SAID.get(status.loss_name or "", "loss"), _nats(status.loss_nats)),
         ("validation loss", _nats(status.validation_loss_nats, step=status.validation_step)),
         ("speed", _speed(status)),
         ("step time", f"{status.step_seconds:.3f} s" if status.step_seconds else NOTHING),
@@ -125,6 +130,8 @@ def _joint(status: RunStatus) -> str:
 
 def _phase(status: RunStatus) -> str:
     now = f"{status.phase}, bags of {status.bag_size}" if status.bag_size > 1 else status.phase
+    if len(status.bag_sizes) == 1:
+        now = "training"
     if status.steps_to_next_phase is None or status.next_bag_size is None:
         return now
     following = f"bags of {status.next_bag_size}" if status.next_bag_size > 1 else "recovery"
@@ -170,7 +177,7 @@ def _table(found: Sequence[RunStatus]) -> Table:
     from tst_megatron.report.run_state import duration
 
     table = Table("run", "state", box=None, padding=(0, 2, 0, 0))
-    for name in ("step", "bags of", "raw tokens", "loss", "validation", "tokens/s", "TFLOP/s"):
+    for name in ("step", "phase", "raw tokens", "loss", "validation", "tokens/s", "TFLOP/s"):
         table.add_column(name, justify="right")
     for name in ("step time", "left", "last step", "unsaved", "starts"):
         table.add_column(name, justify="right")
@@ -180,9 +187,9 @@ def _table(found: Sequence[RunStatus]) -> Table:
         speed, flops = each.raw_tokens_per_second, each.teraflops_per_device
         cells = (
             f"{each.step:,} of {each.num_steps:,}",
-            str(each.bag_size),
+            _phase_in_a_table(each),
             _short(each.raw_tokens),
-            "" if each.loss_nats is None else f"{each.loss_name} {each.loss_nats:.4f}",
+            "" if each.loss_nats is None else f"{SAID[each.loss_name or '']} {each.loss_nats:.4f}",
             "" if each.validation_loss_nats is None else f"{each.validation_loss_nats:.4f}",
             "" if speed is None else _short(speed),
             "" if flops is None else _flops(flops),
@@ -196,6 +203,16 @@ def _table(found: Sequence[RunStatus]) -> Table:
         state = Text(each.state, style=STYLES.get(each.state, ""))
         table.add_row(Text(each.run), state, *map(Text, cells))
     return table
+
+
+def _phase_in_a_table(status: RunStatus) -> str:
+    """Also of a run that is in recovery or finished, which bags it has had."""
+    bags = [bag_size for bag_size in status.bag_sizes if bag_size > 1]
+    if not bags:
+        return "training"
+    if status.bag_size > 1:
+        return f"bags of {status.bag_size}"
+    return f"recovery after bags of {', '.join(map(str, bags))}"
 
 
 # --- numbers in words ----------------------------------------------------------------------------

@@ -22,7 +22,7 @@ from tst_megatron.hf.one_process import for_one_process
 from tst_megatron.hf.seam import seam
 from tst_megatron.system.records import Damaged, read_text
 from tst_megatron.training import saved_state
-from tst_megatron.training.checkpoints import TRACKER, problems
+from tst_megatron.training.checkpoints import TRACKER, WHAT_TO_GIVE, problems
 
 RELEASE = "release"
 """Megatron's name, for folder and tracker, of a checkpoint that is of no step: an imported one."""
@@ -60,7 +60,8 @@ def open_checkpoint(checkpoint: Path, *, iteration: int | None = None) -> Checkp
     """Find a checkpoint and read what it says of itself.
 
     Args:
-        checkpoint: a folder of checkpoints with Megatron's tracker file, or one ``iter_`` folder.
+        checkpoint: a run folder, a folder of checkpoints with Megatron's tracker file, or one
+            ``iter_`` folder.
         iteration: which checkpoint of the folder, in optimizer steps; the tracker's when not given.
 
     Raises:
@@ -69,8 +70,9 @@ def open_checkpoint(checkpoint: Path, *, iteration: int | None = None) -> Checkp
     folder = find_checkpoint(checkpoint, iteration)
     if found := problems(folder):
         raise ValueError(
-            f"{folder}: not a whole torch_dist checkpoint ({'; '.join(found)}). Give one saved "
-            "with --ckpt-format torch_dist, and another iteration if its save was cut off."
+            f"{folder}: not a whole torch_dist checkpoint ({'; '.join(found)}). If its save was "
+            "cut off, name another with --iteration; checkpoints in another format than "
+            "`ckpt-format: torch_dist` are not read."
         )
     seam()
     state = saved_state.read(folder, advice="export another iteration")
@@ -194,29 +196,31 @@ def find_checkpoint(checkpoint: Path, iteration: int | None = None) -> Path:
     """The folder that a path and an iteration stand for.
 
     Args:
-        checkpoint: a folder of checkpoints with Megatron's tracker file, or one ``iter_`` folder.
+        checkpoint: a run folder, a folder of checkpoints with Megatron's tracker file, or one
+            ``iter_`` folder.
         iteration: in optimizer steps; the tracker's when not given.
 
     Raises:
         ValueError: there is no such checkpoint; the message lists those that exist.
     """
     if not checkpoint.is_dir():
-        raise ValueError(f"{checkpoint}: no such folder. Give a folder of Megatron checkpoints.")
+        raise ValueError(f"{checkpoint}: no such folder. {WHAT_TO_GIVE}")
     own = _iteration_of(checkpoint)
     if own is not None and iteration in (None, own):
         return checkpoint
     if own is not None:
         raise ValueError(
             f"{checkpoint} is the checkpoint of iteration {own}, but iteration {iteration} was "
-            f"asked for. Give {checkpoint.parent} instead, or leave the iteration out."
+            f"asked for. Give {checkpoint.parent} instead, or leave --iteration out."
         )
     existing = sorted(
         number for path in checkpoint.iterdir() if (number := _iteration_of(path)) is not None
     )
+    if not existing and (checkpoint / "checkpoints").is_dir():
+        return find_checkpoint(checkpoint / "checkpoints", iteration)
     if not existing:
         raise ValueError(
-            f"{checkpoint}: no checkpoint there (no iter_XXXXXXX folder). "
-            "Give the folder that --save named."
+            f"{checkpoint}: no checkpoint there (no iter_NNNNNNN folder). {WHAT_TO_GIVE}"
         )
     wanted = _tracked(checkpoint, existing) if iteration is None else iteration
     if wanted not in existing:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from tst_megatron.data.hugging_face_tokenizer import load_hugging_face
+from tst_megatron.training.run_folder import RunFolder, run_of
 
 
 def load_in_transformers(
@@ -102,6 +103,13 @@ def _positions(hf_dir: Path) -> int:
 
 
 def _check(hf_dir: Path) -> None:
+    if not hf_dir.is_dir():
+        raise ValueError(f"{hf_dir}: no such folder. Give one that `tst-megatron export` wrote.")
+    if RunFolder(run := run_of(hf_dir)).is_prepared():
+        raise ValueError(
+            f"{hf_dir}: is a run's, and this reads Hugging Face format. Export it first: "
+            f"tst-megatron export {run} OUTPUT"
+        )
     missing = [
         name for name in ("config.json", "tokenizer_config.json") if not (hf_dir / name).is_file()
     ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import warnings
 from collections.abc import Callable
@@ -44,6 +45,34 @@ def lacks_gpu(local_rank: int) -> str | None:
     if local_rank < num_gpus:
         return None
     return f"torch sees {num_gpus} GPUs, none for local rank {local_rank}"
+
+
+def why_not_here(profile: str | None, *, num_ranks: int = 1) -> str | None:
+    """Why a recipe cannot be trained on this machine, with what to do; None if it can.
+
+    Args:
+        profile: the recipe's; every one but ``cpu`` trains on GPUs, also none at all.
+        num_ranks: that are to run on this machine, each with a GPU of its own.
+    """
+    if profile == "cpu":
+        return None
+    num_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if num_gpus >= num_ranks:
+        return None
+    given = "the recipe names no profile" if profile is None else f"the recipe says {profile}"
+    if num_gpus:
+        return (
+            f"profile: {given}, so that each of the {num_ranks} ranks needs a GPU of its own, and "
+            f"torch can use {num_gpus} on this machine. Start as many ranks as GPUs, or use "
+            "another machine"
+        )
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
+    why = f" (CUDA_VISIBLE_DEVICES is {hidden!r})" if hidden is not None else ""
+    return (
+        f"profile: {given}, so it trains on a GPU, and torch can use none on this machine{why}. To "
+        "train on the CPU, write `profile: cpu` into the recipe, or add profile=cpu to this "
+        "command; else start on a machine with a GPU. `tst-megatron doctor` says what is missing"
+    )
 
 
 def of_rank(backend: str, local_rank: int) -> torch.device:

@@ -15,7 +15,12 @@ from rich.progress import (
 )
 
 from tst_megatron.training.checkpoint_content import Findings
-from tst_megatron.training.checkpoints import RELEASE, examine, list_checkpoints
+from tst_megatron.training.checkpoints import (
+    RELEASE,
+    WHAT_TO_GIVE,
+    examine,
+    list_checkpoints,
+)
 
 
 def verify(folder: Path, *, deep: bool, console: Console) -> bool:
@@ -53,10 +58,7 @@ def _checkpoints_in(folder: Path) -> list[Path]:
     if not found and (folder / RELEASE).is_dir():
         return [folder / RELEASE]
     if not found:
-        raise ValueError(
-            f"{folder}: no checkpoint there (no iter_NNNNNNN folder). Give a run folder, its "
-            "checkpoints/, or one iter_ folder"
-        )
+        raise ValueError(f"{folder}: no checkpoint there (no iter_NNNNNNN folder). {WHAT_TO_GIVE}")
     return found
 
 

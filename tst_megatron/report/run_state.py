@@ -30,6 +30,7 @@ def judge(
     events: Sequence[Event],
     silent_seconds: float | None,
     patience_seconds: float,
+    has_begun: bool = False,
 ) -> tuple[State, str]:
     """The state in a word, and the reason.
 
@@ -42,6 +43,7 @@ def judge(
         events: what the job scripts wrote; none without them.
         silent_seconds: since the run's last sign of life; None if there was none.
         patience_seconds: a run that is silent for longer is not taken to go on.
+        has_begun: ranks have left something in the folder.
     """
     start, after = since_last_start(events)
     is_begun = state is not None and state["reason"] == STARTED
@@ -69,6 +71,8 @@ def judge(
         return "no sign of life", f"for {duration(silent_seconds)}: {who} said nothing since"
     if is_older and start is not None:
         return "failed", _with(f"job {start.job} ended before training began", ends[-1].text)
+    if state is None and has_begun:
+        return "unknown", "state.json is missing, and nothing else says how the last start ended"
     if state is None:
         return "not started", "no start has written state.json"
     if is_begun:

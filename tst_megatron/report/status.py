@@ -24,7 +24,7 @@ from tst_megatron.schedule import Phase, Schedule, resolve_phases
 from tst_megatron.system.records import Damaged, read_yaml
 from tst_megatron.training.checkpoints import step_of
 from tst_megatron.training.record import BAG_LOSS, LM_LOSS, VALIDATION_LOSS, read_newest
-from tst_megatron.training.run_folder import RunFolder
+from tst_megatron.training.run_folder import RunFolder, run_of
 from tst_megatron.training.run_state import read_state
 
 NUM_STEPS_OF_MEDIAN = 50
@@ -51,6 +51,8 @@ class RunStatus:
     phase: str
     """Of the last recorded step."""
     bag_size: int
+    bag_sizes: tuple[int, ...]
+    """Of all phases, in order."""
     steps_to_next_phase: int | None
     next_bag_size: int | None
     raw_tokens: int
@@ -89,14 +91,14 @@ def run_status(path: Path, *, now: float) -> RunStatus:
     """How a run stands.
 
     Args:
-        path: its folder.
+        path: its folder, its ``checkpoints/`` or one of these.
         now: seconds since 1970.
 
     Raises:
         FileNotFoundError: there is no such folder.
         ValueError: it is no run's.
     """
-    run = RunFolder(path)
+    run = RunFolder(run_of(path))
     schedule = _schedule(run)
     damaged: list[str] = []
     newest = partial(read_newest, num_steps=NUM_STEPS_OF_MEDIAN, last_step=schedule.num_steps)
@@ -118,6 +120,7 @@ def run_status(path: Path, *, now: float) -> RunStatus:
         events=events,
         silent_seconds=silent,
         patience_seconds=patience,
+        has_begun=run.has_begun(),
     )
     if word == "not started" and damaged:
         word, reason = "unknown", "what would tell it is damaged"
@@ -195,6 +198,7 @@ def _of_phase(schedule: Schedule, phase: Phase, step: int) -> dict[str, Any]:
     return {
         "phase": phase.name,
         "bag_size": phase.bag_size,
+        "bag_sizes": tuple(each.bag_size for each in schedule.phases),
         "steps_to_next_phase": phase.last_step - step if following else None,
         "next_bag_size": following[0].bag_size if following else None,
     }

@@ -33,6 +33,8 @@ from tst_megatron.training.checkpoint_tables import shard_problems, table_proble
 TRACKER = "latest_checkpointed_iteration.txt"
 """Megatron's file with the step of the newest checkpoint, which is the one it loads."""
 
+WHAT_TO_GIVE = "Give a run folder, its checkpoints/, or one iter_ folder"
+"""What every command takes that reads checkpoints."""
 RELEASE = "release"
 """Name of the folder of imported weights, which are of no step."""
 

@@ -9,13 +9,14 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from types import FrameType
 
 from rich.console import Console
 
+from tst_megatron.system.cores import num_cores
 from tst_megatron.training import stopping
 from tst_megatron.training.exit_status import STOPPED
 
@@ -37,7 +38,14 @@ LINUX_FIRST_PORT = 32_768
 """From where on Linux hands out ports by itself, unless told otherwise."""
 
 
-def launch(command: Sequence[str], *, num_processes: int, logs: Path, console: Console) -> int:
+def launch(
+    command: Sequence[str],
+    *,
+    num_processes: int,
+    logs: Path,
+    console: Console,
+    on_failure: Callable[[str], None] = lambda reason: None,
+) -> int:
     """Run one process per rank and wait for all of them.
 
     A stop signal is passed on to every rank; a second Ctrl-C ends them at once. When a rank fails,
@@ -49,11 +57,13 @@ def launch(command: Sequence[str], *, num_processes: int, logs: Path, console: C
         num_processes: ranks.
         logs: folder that holds ``rank-N.log``.
         console: where failures are shown.
+        on_failure: told how the first rank that failed has ended.
 
     Returns:
         The first status that is not 0, or 0.
     """
     signals = _Signals()
+    sizes = [_size(logs / f"rank-{rank}.log") for rank in range(num_processes)]
     # A stop signal waits until this process can pass it on, and in a rank until it listens.
     with stopping.blocked():
         before = {number: signal.signal(number, signals.take) for number in PASSED_ON}
@@ -67,7 +77,9 @@ def launch(command: Sequence[str], *, num_processes: int, logs: Path, console: C
             return 0
         status = processes[failed].returncode
         if status not in (2, STOPPED):
-            _show_end_of(logs / f"rank-{failed}.log", failed, status, console)
+            ended = f"rank {failed} {_how_it_ended(status)}"
+            _show_end_of(logs / f"rank-{failed}.log", sizes[failed], ended, console)
+            on_failure(ended)
         # A rank that a signal ended has a negative status, which no shell can pass on.
         return status if status > 0 else 128 - status
     finally:
@@ -123,8 +135,7 @@ def _start(command: Sequence[str], num_processes: int) -> list[subprocess.Popen[
         "MASTER_PORT": str(free_port()),
         "WORLD_SIZE": str(num_processes),
         LAUNCHER: str(os.getpid()),
-        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS")
-        or str(max(1, (os.cpu_count() or 1) // num_processes)),
+        "OMP_NUM_THREADS": threads_of_a_rank(num_processes),
     }
     return [
         subprocess.Popen(
@@ -135,6 +146,20 @@ def _start(command: Sequence[str], num_processes: int) -> list[subprocess.Popen[
         )
         for rank in range(num_processes)
     ]
+
+
+def threads_of_a_rank(num_ranks: int) -> str:
+    """``OMP_NUM_THREADS`` of each of the ranks here: what the user gave, or its share of cores."""
+    return os.environ.get("OMP_NUM_THREADS") or str(max(1, num_cores() // num_ranks))
+
+
+def take_threads_of_the_only_rank() -> None:
+    """Have this process, which is a job's only rank, use as many threads as a started one."""
+    is_given = bool(os.environ.get("OMP_NUM_THREADS"))
+    # Read once, when torch is imported.
+    os.environ["OMP_NUM_THREADS"] = threads_of_a_rank(1)
+    if "torch" in sys.modules and not is_given:
+        sys.modules["torch"].set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
 
 def is_started_here() -> bool:
@@ -171,11 +196,29 @@ def _wait_for_others(processes: Sequence[subprocess.Popen[bytes]], *, has_stoppe
         time.sleep(0.1)
 
 
-def _show_end_of(log: Path, rank: int, status: int, console: Console) -> None:
-    console.print(f"rank {rank} ended with status {status}. The end of {log}:", soft_wrap=True)
-    if log.is_file():
-        lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
-        console.print("\n".join(lines[-30:]), highlight=False, markup=False, soft_wrap=True)
+def _how_it_ended(status: int) -> str:
+    """Of a rank, from what ``Popen.returncode`` says."""
+    if status > 0:
+        return f"ended with status {status}"
+    name = signal.Signals(-status).name
+    help_ = ", as the kernel does when memory runs out" if name == "SIGKILL" else ""
+    return f"was ended by {name}{help_}"
+
+
+def _show_end_of(log: Path, size_before: int, ended: str, console: Console) -> None:
+    """Show the last lines that this start has written into a log."""
+    console.print(f"{ended}. The end of {log}:", highlight=False, markup=False, soft_wrap=True)
+    lines = []
+    if _size(log) > size_before:
+        with log.open("rb") as file:
+            file.seek(size_before)
+            lines = file.read().decode("utf-8", errors="replace").splitlines()
+    shown = lines[-30:] or ["(nothing of this start)"]
+    console.print("\n".join(shown), highlight=False, markup=False, soft_wrap=True)
+
+
+def _size(log: Path) -> int:
+    return log.stat().st_size if log.is_file() else 0
 
 
 def free_port() -> int:

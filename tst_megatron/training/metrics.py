@@ -24,9 +24,11 @@ from tst_megatron.training.record import (
     BAG_LOSS,
     DROPPED,
     LM_LOSS,
+    SAID,
     TEST_LOSS,
     VALIDATION_LOSS,
     drop_lines_after,
+    said_of_phase,
 )
 
 FROM_MEGATRON = (
@@ -92,7 +94,8 @@ class Recorder:
         row = {"step": step, "phase": phase.name, loss_name: loss, **theirs, **ours}
         self._write({"event": "step", **row, "device": self._device})
         _to_writers(ours, step)
-        self._progress.step(step, f"{phase.name} {loss_name} {loss:.3f}" if loss else phase.name)
+        said = said_of_phase(phase, schedule)
+        self._progress.step(step, f"{said}: {SAID[loss_name]} {loss:.3f}" if loss else said)
 
     def on_evaluation(self, step: int, scalars: Mapping[str, float]) -> None:
         """Record an evaluation (``upstream.StepObserver``)."""
@@ -101,7 +104,7 @@ class Recorder:
             if name in scalars and (event, step) != self._last_evaluation:
                 self._last_evaluation = (event, step)
                 self._write({"event": event, "step": step, name: scalars[name]})
-                self._progress.note(f"step {step}: {name} {scalars[name]:.4f}")
+                self._progress.note(f"step {step}: {SAID[name]} {scalars[name]:.4f}")
 
     def flush(self) -> None:
         """Bring what was recorded to disk."""

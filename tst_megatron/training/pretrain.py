@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import sys
 import traceback
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -95,19 +97,17 @@ def pretrain(
     # Megatron is imported from here on: the CPU host must be in place before.
     from tst_megatron import upstream
 
-    device = "cpu" if is_on_cpu else upstream.device_name()
     rank = int(os.environ["RANK"])
+    device = "cpu" if is_on_cpu else _device_name()
     if rank == 0:
-        # Stands if the job is killed before it can say how it ended.
-        _record(run, "failed", STARTED, exit_status=FAILED, device=device)
+        note_start(run, device)
     before, sick_node = run.state(), None
     try:
         _train(checked, run, start=start, console=console, device=device)
         status, word, reason = FINISHED, "finished", ALL_STEPS
     except SystemExit as exit_:
         # Megatron ends a graceful stop by sys.exit inside pretrain.
-        code = exit_.code if isinstance(exit_.code, int) else 1
-        status, word, reason, sick_node = _meaning_of_exit(code)
+        status, word, reason, sick_node = _meaning_of_exit(exit_.code, rank)
         if status == STOPPED and run.is_finished(checked):
             status, word, reason = FINISHED, "finished", run.reason_of_end(checked)
     except upstream.NothingToLoad as error:
@@ -128,11 +128,42 @@ def pretrain(
         elif status in (STOPPED, DO_NOT_RESTART, BAD_INPUT):
             run.wait_until_ended()
     finally:
+        _say_if_failed(status, rank, console, reason, run.log(rank))
         # Also on a full disk: Python waits for them without a limit.
         upstream.end_checkpoint_worker()
         stopping.end_children()
         finish_deleting()
     return status
+
+
+def note_start(run: RunFolder, device: str) -> None:
+    """Say that a start has begun: stands if it is killed before it can say how it ended."""
+    _record(run, "failed", STARTED, exit_status=FAILED, device=device)
+
+
+def _device_name() -> str:
+    from tst_megatron import upstream
+
+    try:
+        return upstream.device_name()
+    except Exception:
+        # What ends the run is told by its first use of a device, which every rank makes.
+        traceback.print_exc()
+        return "unknown"
+
+
+def _say_if_failed(status: int, rank: int, console: Console, reason: str, log: Path) -> None:
+    # That it must not be started again is found by all ranks together.
+    if status == FAILED or (status == DO_NOT_RESTART and rank == 0):
+        say_failure(console, reason, log)
+
+
+def say_failure(console: Console, reason: str, log: Path) -> None:
+    """Say on the console, in one line, why this rank ends and where its log is."""
+    line = f"failed: {reason} (log: {log})"
+    # Who has closed the terminal hears nothing, and the rank ends as it would have.
+    with contextlib.suppress(OSError):
+        console.print(line, style="red", highlight=False, markup=False, soft_wrap=True)
 
 
 def _once(do: Callable[[], None]) -> Callable[[], None]:
@@ -146,8 +177,8 @@ def _once(do: Callable[[], None]) -> Callable[[], None]:
     return called
 
 
-def _meaning_of_exit(code: int) -> tuple[int, str, str, str | None]:
-    """What an exit status of Megatron's means.
+def _meaning_of_exit(code: object, rank: int) -> tuple[int, str, str, str | None]:
+    """What an exit status of Megatron's means, or the text that Python takes instead of one.
 
     Returns:
         Our status, the word for ``state.json``, the reason, and the node that a restart must not
@@ -156,7 +187,9 @@ def _meaning_of_exit(code: int) -> tuple[int, str, str, str | None]:
     if code == 0:
         return STOPPED, "stopped", "asked to stop; a checkpoint was saved", None
     if code not in _REFUSED_RESULT:
-        return FAILED, "failed", f"exit status {code}", None
+        traceback.print_exc()
+        said = code if isinstance(code, str) else f"exit status {code}"
+        return FAILED, "failed", f"rank {rank}: {said}", None
     from tst_megatron import upstream
 
     what, node, state = upstream.refused_result()
@@ -359,6 +392,17 @@ def _record(
     )
 
 
+class RankConsole(Console):
+    """A console that falls silent when nobody reads it any more.
+
+    The class of rich ends the process then, and throws away what it writes to its log.
+    """
+
+    def on_broken_pipe(self) -> None:
+        """Say no more."""
+        self.quiet = True
+
+
 def redirect_output_to(path: str) -> Console:
     """Send everything this process prints to a file, and keep a console on what was there before.
 
@@ -371,4 +415,4 @@ def redirect_output_to(path: str) -> Console:
     os.dup2(log, 1)
     os.dup2(log, 2)
     os.close(log)
-    return Console(file=terminal)
+    return RankConsole(file=terminal)

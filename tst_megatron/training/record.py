@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tst_megatron.files import write_bytes_beside
+from tst_megatron.schedule import Phase, Schedule
 from tst_megatron.system.records import Damaged, block_of, open_bytes, parse_json, read_bytes
 
 BAG_LOSS = "bag loss"
@@ -21,6 +22,21 @@ VALIDATION_LOSS = "lm loss validation"
 """Mean next-token cross-entropy on the held-out positions, in nats; Megatron's name."""
 TEST_LOSS = "lm loss test"
 """The same on the test text, once after the last step."""
+
+NEXT_TOKEN = "next-token loss"
+SAID = {
+    BAG_LOSS: BAG_LOSS,
+    LM_LOSS: NEXT_TOKEN,
+    VALIDATION_LOSS: "validation loss",
+    TEST_LOSS: "test loss",
+}
+"""What a person reads for each; the records keep the names that their readers know."""
+
+
+def said_of_phase(phase: Phase, schedule: Schedule) -> str:
+    """What a person reads for a phase: a run without superposition has nothing to recover from."""
+    return phase.name if len(schedule.phases) > 1 else "training"
+
 
 DROPPED = "metrics.dropped.jsonl"
 """Beside it: what a rollback took out of it, and what was no row."""

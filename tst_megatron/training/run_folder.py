@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import shutil
 import time
 from collections.abc import Iterator
@@ -91,6 +92,13 @@ class RunFolder:
     def is_prepared(self) -> bool:
         """Whether a first rank has said what run this is."""
         return is_there(self.resolved)
+
+    def has_begun(self) -> bool:
+        """Whether ranks have left something here: words in a log, numbers or a checkpoint."""
+        logs = self.logs.glob("rank-*.log") if self.logs.is_dir() else ()
+        return any(is_there(path) for path in (self.metrics, *logs)) or bool(
+            list_checkpoints(self.checkpoints)
+        )
 
     @contextlib.contextmanager
     def held(self, *, say: lock.Say) -> Iterator[None]:
@@ -422,6 +430,21 @@ class RunFolder:
         step = tracked_step(self.checkpoints)
         checkpoint = None if step is None else checkpoint_of(self.checkpoints, step)
         return checkpoint if checkpoint and checkpoint.is_dir() else None
+
+
+def run_of(path: Path) -> Path:
+    """The run folder that a path leads to: its own, its ``checkpoints/`` or one ``iter_`` folder.
+
+    What is in no run stays as it is.
+    """
+    if RunFolder(path).is_prepared():
+        return path
+    # By name, and not by where links lead: checkpoints may lie on another file system.
+    own = Path(os.path.abspath(path))
+    for checkpoints in (own, own.parent):
+        if checkpoints.name == "checkpoints" and RunFolder(checkpoints.parent).is_prepared():
+            return checkpoints.parent
+    return path
 
 
 def saves_manifest(checked: CheckedRecipe) -> bool:
