@@ -30,7 +30,7 @@ from tst_megatron.rules import (
     tst_problems,
 )
 from tst_megatron.schedule import Schedule
-from tst_megatron.system import padding
+from tst_megatron.system import padding, ranks
 from tst_megatron.training.resharding import padded_vocabulary
 
 DANGEROUS_DEFAULTS = {
@@ -153,8 +153,8 @@ def check_recipe(recipe: Recipe, *, world_size: int | None = None) -> CheckedRec
 
     Args:
         recipe: as ``load_recipe`` read it.
-        world_size: ranks of the job; None takes that of the environment (``WORLD_SIZE`` or
-            Slurm's), or the smallest that fits the parallel sizes.
+        world_size: ranks of the job; None takes that of the environment (``WORLD_SIZE``), or the
+            smallest that fits the parallel sizes.
 
     Raises:
         RecipeError: with every problem that was found.
@@ -230,8 +230,11 @@ def with_profile(recipe: Recipe, known: Flags) -> dict[str, Any]:
 
 
 def _world_size_of_environment() -> int | None:
-    value = os.environ.get("WORLD_SIZE") or os.environ.get("SLURM_NTASKS")
-    return int(value) if value else None
+    """That of a rank. Not Slurm's number of tasks: a shell in a job has that too."""
+    try:
+        return ranks.number_of(os.environ, "WORLD_SIZE")
+    except ValueError as error:
+        raise RecipeError([str(error)]) from None
 
 
 def _lacks_sizes(values: argparse.Namespace) -> bool:

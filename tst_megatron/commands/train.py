@@ -73,7 +73,7 @@ def train_run(
         stacks.listen()
     from tst_megatron.training.run_folder import RunFolder
 
-    rank = rank_of_environment()
+    rank = rank_of_environment(nproc)
     run = RunFolder(folder)
     checked = checked_recipe(recipe, overrides, 1 if nproc is None and rank is None else nproc)
     is_held = launch.is_started_here()
