@@ -29,7 +29,7 @@ def evaluated(prepared):
         *("evaluate.sbatch", "exported", "--", "--tasks", "arc_easy", "--data", "tasks"),
         options=[f"--dependency=afterok:{export}"],
     )
-    prepared.ended(train, "COMPLETED", seconds=400)
+    prepared.ended(train, "COMPLETED")
     return train, export, evaluate
 
 
@@ -50,8 +50,8 @@ def test_run_goes_through_both_phases_on_two_nodes(prepared, evaluated):
 
 def test_export_and_evaluation_follow_by_dependency(prepared, evaluated):
     _, export, evaluate = evaluated
-    prepared.ended(export, "COMPLETED", seconds=200)
-    prepared.ended(evaluate, "COMPLETED", seconds=200)
+    prepared.ended(export, "COMPLETED")
+    prepared.ended(evaluate, "COMPLETED")
     found = json.loads((prepared.folder / "exported-evaluation.json").read_text())
     assert "arc_easy" in json.dumps(found)
 
@@ -68,7 +68,7 @@ def faults(prepared, evaluated):
 
 @pytest.mark.parametrize("name", FAULTS)
 def test_run_with_a_fault_ends_as_one_without(prepared, faults, name):
-    prepared.ended(faults[name], "COMPLETED", seconds=400)
+    prepared.ended(faults[name], "COMPLETED")
     run = runs.folder(prepared, name)
     runs.expect_same(prepared, run)
     if name == "a-signal":

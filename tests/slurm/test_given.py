@@ -35,7 +35,7 @@ def test_stand_ins_let_a_run_come_to_its_end(checkout):
     assert all("--export=ALL " in line for line in ended.started)
 
 
-# --- variables --------------------------------------------------------------------------------------
+# --- variables ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -157,7 +157,7 @@ def test_site_file_that_bash_cannot_read_or_run_is_refused_without_its_words(che
         assert said in error and "canary-" not in error
 
 
-# --- the job ----------------------------------------------------------------------------------------
+# --- the job --------------------------------------------------------------------------------------
 
 
 def test_number_of_tasks_follows_from_those_of_a_node(checkout):
@@ -186,10 +186,12 @@ def test_no_script_pipes_into_a_command_that_ends_early():
         assert not early.search(path.read_text()), path
 
 
-# --- the run ----------------------------------------------------------------------------------------
+# --- the run --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["q.yml", "q.yaml", "a.b.yml", "q", "q.", ".q.yaml", ".yaml", "a b.yml"])
+@pytest.mark.parametrize(
+    "name", ["q.yml", "q.yaml", "a.b.yml", "q", "q.", ".q.yaml", ".yaml", "a b.yml"]
+)
 def test_run_folder_is_named_as_train_names_it(checkout, monkeypatch, name):
     recipe = checkout / "examples" / "quickstart" / name
     recipe.write_text("{}\n")
@@ -236,7 +238,7 @@ def test_wrong_options_of_the_nodes_checks_make_no_node_sick(checkout):
     assert not (checkout / "slurm" / "cordoned-nodes").exists()
 
 
-# --- sweeps -----------------------------------------------------------------------------------------
+# --- sweeps ---------------------------------------------------------------------------------------
 
 
 def sweep(checkout, text, task=1, **variables):
@@ -275,7 +277,7 @@ def test_every_line_of_a_sweep_is_checked_by_every_task(checkout):
     assert "'../x' is no name" in errors[0]
 
 
-# --- what a rank makes of it ------------------------------------------------------------------------
+# --- what a rank makes of it ----------------------------------------------------------------------
 
 
 def test_run_of_another_folder_is_written_there(checkout, tmp_path):

@@ -40,7 +40,7 @@ def write_secrets(checkout, text, mode=0o600):
     return str(path)
 
 
-# --- secrets ----------------------------------------------------------------------------------------
+# --- secrets --------------------------------------------------------------------------------------
 
 
 def test_secrets_are_read_and_not_run(checkout):
@@ -93,7 +93,7 @@ def test_secrets_that_others_can_read_or_change_are_refused(checkout, mode):
     assert "chmod 600 it" in done.stderr and "canary" not in done.stderr
 
 
-# --- folders that programs are loaded from ----------------------------------------------------------
+# --- folders that programs are loaded from --------------------------------------------------------
 
 
 def caches(checkout, **variables):

@@ -10,7 +10,6 @@ from typer.testing import CliRunner
 from tst_megatron import __version__, check, cli
 from tst_megatron.cli import app, main
 from tst_megatron.commands import check as check_command
-from tst_megatron.commands import shared
 from tst_megatron.commands import train as train_command
 from tst_megatron.data import ready as data_ready
 
