@@ -3,12 +3,16 @@
 Not collected by ``make test``, which has two of them (``test_cluster_runs.py``).
 """
 
+import subprocess
+import sys
 import time
 
 import pytest
 import runs
 from cluster import wait_until
 from jobs import STUBS, Jobs, events, names
+
+KEYS = " ".join(runs.KEYS)
 
 ROOMY = {"START_SECONDS": "300", "HANG_SECONDS": "300"}
 
@@ -94,6 +98,22 @@ def test_chain_of_jobs_ends_as_one_run(prepared, uninterrupted, measured):
     prepared.ended(links[1], "COMPLETED")
     assert "this run is finished" in prepared.ended(links[2], "COMPLETED")
     runs.expect_same(prepared, run)
+
+
+def test_shell_of_srun_trains_with_nproc_as_outside_of_slurm(prepared, uninterrupted, measured):
+    train = f"-m tst_megatron train {runs.RECIPE} --nproc 2 --run-folder runs/interactive"
+    terminal = "import pty, sys; sys.exit(pty.spawn(sys.argv[1:]) >> 8)"
+    shell = ["srun", "--ntasks=1", "--pty", "bash", "-c", f"{sys.executable} {train} {KEYS}"]
+    done = subprocess.run(
+        [sys.executable, "-c", terminal, *shell],
+        cwd=prepared.folder,
+        # As many threads as the job's ranks, or sums would be made in another order.
+        env=prepared.cluster.environment | {"OMP_NUM_THREADS": "1"},
+        check=False,
+    )
+    assert done.returncode == 0
+    run = runs.folder(prepared, "interactive")
+    assert runs.losses(run) == runs.losses(runs.folder(prepared, runs.UNINTERRUPTED))
 
 
 def test_stop_file_ends_a_run_with_a_checkpoint_and_its_deletion_lets_it_go_on(
