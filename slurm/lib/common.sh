@@ -163,7 +163,7 @@ new_port() {
 # command would still be writing, and its end by SIGPIPE would end the script.
 first_node() {
   local names
-  names=$(scontrol show hostnames "$1")
+  names=$(scontrol show hostnames "$1") || return
   printf '%s\n' "${names%%$'\n'*}"
 }
 

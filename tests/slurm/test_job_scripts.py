@@ -191,6 +191,39 @@ def test_bad_input_ends_the_job_at_once(cluster, jobs, run, variables, options, 
     assert cluster.fact(job, "Restarts") == "0"
 
 
+WRONG = {
+    "evaluate.sbatch": (("absent",), "MODEL='absent': no such folder"),
+    "export.sbatch": (("examples", "-x"), "OUTPUT='-x': must be a path"),
+    "merge-data.sbatch": (("text", "1e3"), "NUM_SHARDS='1e3': must be a whole number"),
+    "preflight.sbatch": ((), "PREFLIGHT_MINUTES='1.5': must be a whole number"),
+    "prepare-data.sbatch": (("absent", "text", "*"), "TOKENIZER='absent': no such file"),
+    "pretrain-10b-a1b-64gpu.sbatch": (("lr",), "'lr' is not KEY=VALUE"),
+    "pretrain.sbatch": ((RECIPE,), "HANG_SECONDS='08': must be a whole number"),
+    "sweep.sbatch": ((RECIPE, "twice.txt"), "line 2: k4 is the name of line 1 too"),
+}
+"""Of each script: arguments, and what is said of them or of a variable."""
+
+
+def test_wrong_input_of_each_script_ends_its_job_with_2(cluster, jobs, checkout):
+    (checkout / "twice.txt").write_text("k4 tst.bag-size=4\nk4 tst.bag-size=2\n")
+    variables = {"PREFLIGHT_MINUTES": "1.5", "HANG_SECONDS": "08"}
+    options = {
+        "pretrain-10b-a1b-64gpu.sbatch": ["--partition=gpu"],
+        "prepare-data.sbatch": ["--output=%x-%A.log"],
+        "sweep.sbatch": ["--array=2", "--output=%x-%A.log"],
+    }
+    submitted = {
+        script: jobs.submit(script, *arguments, options=options.get(script, ()), **variables)
+        for script, (arguments, _) in WRONG.items()
+    }
+    assert sorted(submitted) == SCRIPTS
+    for script, job in submitted.items():
+        log = jobs.ended(job, "FAILED")
+        assert WRONG[script][1] in log
+        assert cluster.fact(job, "ExitCode") == "2:0", log
+    assert not (checkout / "runs").exists()
+
+
 def test_job_without_the_users_variables_trains(cluster, jobs, checkout, run):
     """`sbatch --export=NONE`, which srun would hand on to its tasks."""
     stub = checkout / ".venv" / "bin" / "tst-megatron"
