@@ -44,7 +44,12 @@ if [[ ! -r $_site ]]; then
 elif ! bash -n "$_site" 2>/dev/null; then
   problem "$_site: bash cannot read it. \`bash -n $_site\` says where"
 else
-  _given=$(declare -p | grep -E '^declare -[a-z-]* ?(TST_|NCCL_|GLOO_|UCX_)[A-Z0-9_]*=' || true)
+  # Of the scripts' own variables those that are exported: a default is not.
+  _given=$(
+    declare -p | grep -E \
+      -e '^declare -[a-z-]* ?(TST_|NCCL_|GLOO_|UCX_)[A-Z0-9_]*=' \
+      -e '^declare -x (RUN_FOLDER|SWEEP_FOLDER|(MAX_STARTS|START|HANG|WATCH|PREFLIGHT|PREPARE)[A-Z_]*)=' || true
+  )
   _failed=
   # Not of the last line's status, which is that of the whole file, and may be of a [[ ]] && ...
   trap '[[ ${BASH_SOURCE[0]} != "$_site" ]] || _failed=${_failed:-$LINENO}' ERR

@@ -157,6 +157,18 @@ def test_site_file_that_bash_cannot_read_or_run_is_refused_without_its_words(che
         assert said in error and "canary-" not in error
 
 
+def test_site_file_may_set_the_scripts_variables_and_the_command_line_wins(checkout):
+    (checkout / "slurm" / "site.env").write_text("HANG_SECONDS=x\nRUN_FOLDER=runs/of-the-site\n")
+    (error,) = refused(no_slurm.run(checkout, *TRAINING))
+    assert error.startswith("HANG_SECONDS='x'")
+    assert no_slurm.run(checkout, *TRAINING, HANG_SECONDS="60").status == 0
+    array = {"SLURM_ARRAY_JOB_ID": "6", "SLURM_ARRAY_TASK_ID": "1", "HANG_SECONDS": "60"}
+    sweep = ("sweep.sbatch", RECIPE, "slurm/ablations.txt")
+    assert no_slurm.run(checkout, *sweep, **array).status == 0
+    runs = {path.parent.relative_to(checkout) for path in checkout.rglob("state.json")}
+    assert runs == {Path("runs/of-the-site"), Path("runs/quickstart-tst-sweep/uniform")}
+
+
 # --- the job --------------------------------------------------------------------------------------
 
 
