@@ -34,6 +34,10 @@ RUN command -v numactl >/dev/null || { \
         apt-get update && apt-get install --no-install-recommends -y numactl \
         && rm -rf /var/lib/apt/lists/*; }
 
+# Everybody's home, and not /tmp: where that is the host's, others could leave programs there that
+# this user's libraries would load.
+RUN mkdir -m 1777 /home/tst
+
 # An environment that sees the base's packages and changes none of them. uv alone is mounted, so
 # another lock makes neither this nor Apex again.
 ENV PATH=/opt/tst_megatron/venv/bin:$PATH
@@ -70,7 +74,7 @@ RUN --mount=type=bind,from=lists,source=/build,target=/run/build \
 
 # Any user: a home that all can write to, and a name for one who is in no list of users. LNAME is
 # asked after LOGNAME and USER, so it hides nobody. No network, and nothing of the host's home.
-ENV HOME=/tmp \
+ENV HOME=/home/tst \
     LNAME=tst \
     PYTHONNOUSERSITE=1 \
     PYTHONDONTWRITEBYTECODE=1 \
@@ -112,5 +116,5 @@ RUN python /opt/tst_megatron/tools/image_record.py check /opt/tst_megatron/image
     && tst-megatron --version \
     # What it left in its home would be in every other user's way. No deeper: a folder of the
     # base's that this user cannot read is no failure.
-    && find /tmp -mindepth 1 -maxdepth 1 -user 65532 -exec rm -rf {} +
+    && find /tmp /home/tst -mindepth 1 -maxdepth 1 -user 65532 -exec rm -rf {} +
 CMD ["tst-megatron", "doctor"]

@@ -128,7 +128,8 @@ container=$(image from --pull-never checked)
 root=$(image mount "$container")
 du -sh "$root"
 # Of another user's, so that nobody else could write there.
-[[ -z $(ls -A "$root/tmp") ]] || fail "the build left files in /tmp, everybody's home: $(ls -A "$root/tmp")"
+left=$(ls -A "$root/tmp")$(ls -A "$root/home/tst")
+[[ -z $left ]] || fail "the build left files in /tmp, or in /home/tst, everybody's home: $left"
 [[ -z $(find "$root/opt/tst_megatron" -not -perm -o+r) ]] || fail "not everybody can read /opt/tst_megatron"
 image inspect --type image --format '{{.OCIv1.Config.Labels}}' checked
 step "doctor, as $ANY_USER without a network"

@@ -48,7 +48,7 @@ from tst_megatron.rules.tst import (
     tst_problems,
 )
 from tst_megatron.schedule import Schedule, entry_problems
-from tst_megatron.system import padding
+from tst_megatron.system import padding, ranks
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -80,8 +80,8 @@ def check_recipe(
 
     Args:
         recipe: as ``load_recipe`` read it.
-        world_size: ranks of the job; None takes that of the environment (``WORLD_SIZE`` or
-            Slurm's), or the smallest that fits the parallel sizes.
+        world_size: ranks of the job; None takes that of the environment (``WORLD_SIZE``), or the
+            smallest that fits the parallel sizes.
         is_rehearsed: also build what a start builds. One process of a job is enough for that.
 
     Raises:
@@ -215,8 +215,11 @@ def with_profile(recipe: Recipe, known: Flags) -> dict[str, Any]:
 
 
 def _world_size_of_environment() -> int | None:
-    value = os.environ.get("WORLD_SIZE") or os.environ.get("SLURM_NTASKS")
-    return int(value) if value else None
+    """That of a rank. Not Slurm's number of tasks: a shell in a job has that too."""
+    try:
+        return ranks.number_of(os.environ, "WORLD_SIZE")
+    except ValueError as error:
+        raise RecipeError([str(error)]) from None
 
 
 SIZES = ("size", "num-layers", "num-experts", "num-query-groups", "num-attention-heads", "seq-")

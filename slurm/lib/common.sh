@@ -14,6 +14,9 @@ die() {
 
 [[ -n ${SLURM_JOB_ID:-} ]] || die 2 "this is a job script: start it with sbatch, from the project's folder"
 
+. slurm/lib/given.sh
+. slurm/lib/secrets.sh
+
 # The task of an array by its own name: Slurm takes the number of its last one for the whole array.
 JOB=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}
 JOB=${JOB:-$SLURM_JOB_ID}
@@ -32,18 +35,34 @@ ask() {
   die 75 "Slurm does not answer: $*"
 }
 
+# --- this cluster's settings ------------------------------------------------------------------------
+
 # In front of sbatch wins over the file, which wins over the defaults below.
-if [[ -r ${TST_SITE:-slurm/site.env} ]]; then
-  _given=$(declare -p | grep -E '^declare -[a-z-]* ?(TST_|NCCL_|GLOO_|UCX_)[A-Z0-9_]*=' || true)
+_site=${TST_SITE:-slurm/site.env}
+if [[ ! -r $_site ]]; then
+  [[ -z ${TST_SITE:-} ]] || problem "TST_SITE=$TST_SITE: no such file"
+elif ! bash -n "$_site" 2>/dev/null; then
+  problem "$_site: bash cannot read it. \`bash -n $_site\` says where"
+else
+  # Of the scripts' own variables those that are exported: a default is not.
+  _given=$(
+    declare -p | grep -E \
+      -e '^declare -[a-z-]* ?(TST_|NCCL_|GLOO_|UCX_)[A-Z0-9_]*=' \
+      -e '^declare -x (RUN_FOLDER|SWEEP_FOLDER|(MAX_STARTS|START|HANG|WATCH|PREFLIGHT|PREPARE)[A-Z_]*)=' || true
+  )
+  _failed=
+  # Not of the last line's status, which is that of the whole file, and may be of a [[ ]] && ...
+  trap '[[ ${BASH_SOURCE[0]} != "$_site" ]] || _failed=${_failed:-$LINENO}' ERR
+  set +eu
+  # What bash says of a line that fails shows a part of it, which may be a secret.
   # shellcheck source=/dev/null
-  . "${TST_SITE:-slurm/site.env}"
+  . "$_site" 2>/dev/null
+  set -eu
+  trap - ERR
+  [[ -z $_failed ]] || problem "$_site: line $_failed failed. A value with spaces needs quotes"
   eval "$_given"
-elif [[ -n ${TST_SITE:-} ]]; then
-  die 2 "TST_SITE=$TST_SITE: no such file"
 fi
 TST_ENVIRONMENT=${TST_ENVIRONMENT:-plain}
-[[ $TST_ENVIRONMENT =~ ^(plain|pyxis|apptainer)$ ]] ||
-  die 2 "TST_ENVIRONMENT=$TST_ENVIRONMENT: must be plain, pyxis or apptainer"
 TST_CORDON=${TST_CORDON:-slurm/cordoned-nodes}
 if [[ $TST_ENVIRONMENT == plain && -z ${TST_VENV:-} && -x .venv/bin/tst-megatron ]]; then TST_VENV=$PWD/.venv; fi
 
@@ -76,10 +95,49 @@ show_given() {
   for name in "${GIVEN[@]}"; do say "environment: $name=${!name}"; done
 }
 
-# set_up: the image is there, and the environment of every process but for its run's own part.
+# check_site: what slurm/site.env or the environment says of the cluster, as problems.
+check_site() {
+  local entry entries
+  one_of TST_ENVIRONMENT plain pyxis apptainer
+  case $TST_ENVIRONMENT in
+    plain)
+      if [[ -n ${TST_VENV:-} ]]; then
+        [[ -r $TST_VENV/bin/activate ]] || problem "$(shown TST_VENV): no virtual environment, which has bin/activate"
+      elif ! command -v tst-megatron >/dev/null; then
+        problem "no tst-megatron: neither .venv in $PWD nor PATH has it. Install it, or set TST_VENV in slurm/site.env"
+      fi
+      ;;
+    pyxis | apptainer)
+      [[ -n ${TST_IMAGE:-} ]] || problem "TST_ENVIRONMENT=$TST_ENVIRONMENT needs TST_IMAGE, the image's file"
+      # A name in a registry has no file.
+      [[ ${TST_IMAGE:-} != /* ]] || readable TST_IMAGE
+      ;;
+  esac
+  [[ -z ${TST_BIND:-} ]] || one_of TST_BIND numa none
+  [[ -z ${TST_MASTER_PORT:-} ]] || whole_number TST_MASTER_PORT 1 65535
+  [[ ${TST_MASTER_ADDR:-}${TST_ADDRESS_SUFFIX:-} =~ ^[A-Za-z0-9._:-]*$ ]] ||
+    problem "$(shown TST_MASTER_ADDR), $(shown TST_ADDRESS_SUFFIX): must be a name or an address of a node, and an end of one"
+  [[ -z ${TST_SCRATCH:-} ]] || folder TST_SCRATCH
+  [[ -z ${TST_SCRATCH:-} || $TST_SCRATCH == /* ]] || problem "$(shown TST_SCRATCH): must begin with /"
+  if [[ -n ${TST_SECRETS:-} ]]; then
+    TST_SECRETS=$(realpath -m -- "$TST_SECRETS")
+    # In a process of its own, which forgets what it has read.
+    entry=$(read_secrets "$TST_SECRETS" 2>&1) || problem "$entry"
+  fi
+  IFS=, read -r -a entries <<<"${TST_MOUNTS:-}"
+  for entry in ${entries[@]+"${entries[@]}"}; do
+    [[ $entry == /*:* && -e ${entry%%:*} ]] ||
+      problem "TST_MOUNTS: ${entry@Q} is not HOST:CONTAINER[:ro] with a HOST that is on $(hostname)"
+  done
+}
+
+# set_up: the environment of every process but for its run's own part. Stops at problems.
 set_up() {
-  check_image
   local name
+  check_site
+  stop_at_problems
+  [[ $TST_ENVIRONMENT == plain ]] ||
+    say "image: $TST_IMAGE$([[ $TST_IMAGE != /* ]] || stat -c ' (%s bytes, of %y)' "$TST_IMAGE")"
   # A virtual environment of the host's is none in a container.
   [[ $TST_ENVIRONMENT == plain ]] || TST_VENV=
   for name in TST_VENV TST_SECRETS TST_SCRATCH TST_BIND "${!NCCL_@}" "${!GLOO_@}" "${!UCX_@}"; do
@@ -106,7 +164,13 @@ new_port() {
   printf '%s\n' "${TST_MASTER_PORT:-$((20000 + offset))}"
 }
 
-first_node() { scontrol show hostnames "$1" | head -n 1; }
+# No pipe into a command that ends early, here and in all scripts: of a job of many nodes the first
+# command would still be writing, and its end by SIGPIPE would end the script.
+first_node() {
+  local names
+  names=$(scontrol show hostnames "$1") || return
+  printf '%s\n' "${names%%$'\n'*}"
+}
 
 # meet_at USE [NODELIST]: tell the ranks of the next step, on these nodes, where they find each other.
 meet_at() {
@@ -125,7 +189,11 @@ meet_at() {
 # --- runs and nodes -----------------------------------------------------------------------------------
 
 # run_name RECIPE: the name of its run's folder where none is given; that of `tst-megatron train`.
-run_name() { printf '%s-%s' "$(basename "$(dirname "$(realpath "$1")")")" "$(basename "$1" .yaml)"; }
+run_name() {
+  local name=${1##*/}
+  [[ ! $name =~ ^(.+)\.[^.]+$ ]] || name=${BASH_REMATCH[1]}
+  printf '%s-%s' "$(basename -- "$(dirname -- "$(realpath -m -- "$1")")")" "$name"
+}
 
 # cordon NODE REASON: note a sick node, which no start of a run is on until its line is deleted.
 cordon() { printf '%s %s job %s: %s\n' "$1" "$(date -u +%FT%TZ)" "$JOB" "$2" >>"$TST_CORDON"; }
@@ -175,16 +243,8 @@ run_tasks() {
       inside+=("${TST_IMAGE:?TST_ENVIRONMENT=apptainer needs TST_IMAGE}")
       ;;
   esac
+  # --export=ALL: a job of `sbatch --export=NONE` would hand that on, and ranks had no variables.
   # Ranks of a node follow each other, or experts would be spread over nodes.
-  srun --kill-on-bad-exit=1 --wait=60 --label --cpu-bind=none --distribution=block ${options[@]+"${options[@]}"} \
+  srun --export=ALL --kill-on-bad-exit=1 --wait=60 --label --cpu-bind=none --distribution=block ${options[@]+"${options[@]}"} \
     ${inside[@]+"${inside[@]}"} bash slurm/lib/rank.sh "$@"
-}
-
-# check_image: before anything waits for it.
-check_image() {
-  [[ $TST_ENVIRONMENT == plain ]] && return 0
-  [[ -n ${TST_IMAGE:-} ]] || die 2 "TST_ENVIRONMENT=$TST_ENVIRONMENT needs TST_IMAGE, the image's file"
-  # A name in a registry has no file.
-  [[ $TST_IMAGE != /* || -r $TST_IMAGE ]] || die 2 "TST_IMAGE=$TST_IMAGE: no such file on $(hostname)"
-  say "image: $TST_IMAGE$([[ $TST_IMAGE != /* ]] || stat -c ' (%s bytes, of %y)' "$TST_IMAGE")"
 }

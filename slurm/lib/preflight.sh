@@ -2,16 +2,26 @@
 # Checks of a job's nodes: GPU, memory, disks, clock, software, collectives. What each looks at is
 # in `tst-megatron preflight --help`; here is how a job asks all nodes and finds the sick ones.
 
+# check_preflight [OPTION...]: what it is given, as problems.
+check_preflight() {
+  if [[ " $* " != *" --write-baseline "* ]]; then
+    [[ -z ${TST_BASELINE:-} || -r ${TST_BASELINE} ]] ||
+      problem "$(shown TST_BASELINE): no such file. sbatch slurm/preflight.sbatch --write-baseline makes it"
+  elif [[ -n ${TST_BASELINE:-} ]]; then
+    new_path TST_BASELINE
+  elif [[ " $* " != *" --baseline"[\ =]* ]]; then
+    problem "--write-baseline: set TST_BASELINE in slurm/site.env to the file to write"
+  fi
+}
+
 # preflight FOLDER [OPTION...]: every rank checks itself, its node and the network; sick nodes are
-# said, noted in TST_CORDON, and left in FOLDER/sick-nodes. 75 if anything is wrong.
+# said, noted in TST_CORDON, and left in FOLDER/sick-nodes. 75 if anything is wrong with them, 2 with the options.
 preflight() {
   local folder=$1 status=0 node
   shift
   mkdir -p "$folder"
-  if [[ -n ${TST_BASELINE:-} && ! -r ${TST_BASELINE} && " $* " != *" --write-baseline "* ]]; then
-    die 2 "TST_BASELINE=$TST_BASELINE: no such file. sbatch slurm/preflight.sbatch --write-baseline makes it"
-  fi
   ask_nodes 1 "$folder" "$SLURM_JOB_NODELIST" "$SLURM_NNODES" "$@" || status=$?
+  ((status != 2)) || return 2
   if ((status != 0)) && [[ -e $folder/sick-nodes && ! -s $folder/sick-nodes ]] && ((SLURM_NNODES > 2)); then
     say "no node is sick by itself: asking pairs of neighbours"
     ask_pairs "$folder"
@@ -27,7 +37,7 @@ sick_nodes() { sort -u "$1/sick-nodes" 2>/dev/null || true; }
 
 # ask_nodes USE FOLDER NODELIST NUM_NODES [OPTION...]: the checks on some of the job's nodes.
 ask_nodes() {
-  local use=$1 folder=$2 nodes=$3 number=$4 ranks=$(($4 * SLURM_NTASKS / SLURM_NNODES))
+  local use=$1 folder=$2 nodes=$3 number=$4 ranks=$(($4 * SLURM_NTASKS / SLURM_NNODES)) status=0
   shift 4
   mkdir -p "$folder"
   meet_at "$use" "$nodes"
@@ -36,7 +46,9 @@ ask_nodes() {
   run_tasks --kill-on-bad-exit=0 --wait=0 "--time=$PREFLIGHT_MINUTES" \
     "--nodelist=$nodes" "--nodes=$number" "--ntasks=$ranks" -- \
     tst-megatron preflight "$folder" --timeout $((PREFLIGHT_MINUTES * 20)) \
-    ${TST_BASELINE:+--baseline "$TST_BASELINE"} "$@" || true
+    ${TST_BASELINE:+--baseline "$TST_BASELINE"} "$@" || status=$?
+  # No rank had more to say than that its options are wrong, which makes no node sick.
+  ((status != 2)) || return 2
   run_tasks "--time=$PREFLIGHT_MINUTES" "--nodelist=$(first_node "$nodes")" --nodes=1 --ntasks=1 -- \
     tst-megatron preflight-verdict "$folder" \
     --hosts "$(scontrol show hostnames "$nodes" | paste -sd, -)" --ranks "$ranks"

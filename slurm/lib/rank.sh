@@ -8,10 +8,9 @@ if [[ -n ${TST_VENV:-} ]]; then
   . "$TST_VENV/bin/activate"
 fi
 if [[ -n ${TST_SECRETS:-} ]]; then
-  set -a
-  # shellcheck source=/dev/null
-  . "$TST_SECRETS"
-  set +a
+  # shellcheck source-path=SCRIPTDIR/../..
+  . slurm/lib/secrets.sh
+  read_secrets "$TST_SECRETS" || exit 2
 fi
 
 local_rank=$SLURM_LOCALID
@@ -19,24 +18,37 @@ local_rank=$SLURM_LOCALID
 if [[ ${TST_RANKS:-} == yes ]]; then
   export RANK=$SLURM_PROCID LOCAL_RANK=$local_rank WORLD_SIZE=$SLURM_NTASKS
 fi
+once_per_node() { [[ $local_rank != 0 ]] || printf '%s: %s\n' "${SLURMD_NODENAME:-$(hostname)}" "$*" >&2; }
+
 # Compilers write thousands of small files: to the node's own disk, and no two jobs to one place.
 # A container may lack the host's.
 [[ -d ${TMPDIR:-/tmp} ]] || export TMPDIR=/tmp
 scratch=${TST_SCRATCH:-${TMPDIR:-/tmp}}
 caches=$scratch/tst-$(id -u)-$SLURM_JOB_ID
 if [[ $local_rank == 0 ]]; then
-  # Of jobs that ended long ago.
-  find "$scratch" -maxdepth 1 -name "tst-$(id -u)-*" -mtime +7 -exec rm -rf {} + 2>/dev/null || true
+  # Of jobs that ended long ago. No link is followed, and nobody else's folder is touched.
+  old=(-maxdepth 1 -type d -user "$(id -u)" -name "tst-$(id -u)-*" -mtime +7)
+  find "$scratch/" "${old[@]}" -exec rm -rf --one-file-system -- {} + 2>/dev/null || true
+fi
+# Programs are loaded from it, and everybody can guess its name: only one that this user alone can
+# write to is used. Else another, for each rank its own. To end instead would let anybody end the job.
+mkdir -m 700 -- "$caches" 2>/dev/null || true
+if [[ ! -d $caches || -L $caches || ! -O $caches || $(stat -c %a -- "$caches") != ?(?)700 ]]; then
+  once_per_node "$caches is not a folder of this user alone (mode 700): compilers' caches go to others"
+  caches=$(mktemp -d -- "$caches-XXXXXX") || exit 1
 fi
 export TRITON_CACHE_DIR=$caches/triton TORCHINDUCTOR_CACHE_DIR=$caches/inductor
+# Libraries write and load more of the kind below HOME, which in an image may be everybody's.
+if [[ ! -d ${HOME:-} || ! -w $HOME ]] || ((8#$(stat -L -c %a -- "$HOME") & 8#002)); then
+  export HOME=$caches/home
+  [[ -d $HOME ]] || mkdir -m 700 -- "$HOME" 2>/dev/null || [[ -d $HOME ]]
+fi
 # Slurm's signal before the time limit is for the training alone: it ends a check that it finds.
 [[ ${2:-} == train ]] || trap '' USR2
 ulimit -c 0
 # As far as the node allows.
 ulimit -S -n "$(ulimit -H -n)"
 ulimit -S -l "$(ulimit -H -l)"
-
-once_per_node() { [[ $local_rank != 0 ]] || printf '%s: %s\n' "${SLURMD_NODENAME:-$(hostname)}" "$*" >&2; }
 
 bound=()
 if [[ ${TST_BIND:-numa} == numa && -n ${SLURM_GPUS_ON_NODE:-} ]] && command -v nvidia-smi >/dev/null; then

@@ -32,8 +32,13 @@ state_of() {
   sed -nE "/^ *\"$1\": /{s///; s/,\$//; s/^\"(.*)\"\$/\1/; p}" "$RUN_FOLDER/state.json" 2>/dev/null || true
 }
 
-# field NAME: of what `scontrol show job` printed, from standard input.
-field() { grep -oE "(^| )$1=[^ ]*" | head -n 1 | cut -d= -f2- || true; }
+# field NAME: the first of that name in what `scontrol show job` printed, from standard input.
+field() {
+  awk -v name="$1=" '{
+    for (i = 1; i <= NF; i++)
+      if (!found && index($i, name) == 1) { print substr($i, length(name) + 1); found = 1 }
+  }'
+}
 
 # job_fact NAME: a field of this job, as Slurm has it now; ends the job where Slurm does not answer.
 job_fact() {
@@ -60,17 +65,15 @@ starts_without_progress() {
     END { print count + 0 }'
 }
 
-# Also for jobs that waited in the queue when the run was given up or was finished.
+# refuse_to_start RECIPE...: also for jobs that waited in the queue when the run was given up or was
+# finished.
 refuse_to_start() {
   local other queue submitted gave_up
   if [[ -e $RUN_FOLDER/STOP ]]; then
     note stop-file "not started: $RUN_FOLDER/STOP is there. Delete it to go on"
     exit "$TRY_AGAIN"
   fi
-  if [[ $(state_of status) == finished ]]; then
-    say "this run is finished: $RUN_FOLDER"
-    exit "$FINISHED"
-  fi
+  [[ $(state_of status) != finished ]] || end_finished "$@"
   other=$(events | awk -F'\t' '$3 == "start" { job = $2 } END { print job }')
   [[ $other != "$JOB" ]] || other=
   # A link of a chain may start while the one before it is being cleaned up.
@@ -91,6 +94,20 @@ refuse_to_start() {
     exit "$DO_NOT_RESTART"
   fi
   give_up_without_progress
+}
+
+# end_finished RECIPE...: with 0 only for the recipe of that run, or a job that depends on this one
+# would export a model of another.
+end_finished() {
+  local status=0
+  ask_for_problems "$@" || status=$?
+  ((status != BAD_INPUT)) ||
+    die "$BAD_INPUT" "the run in $RUN_FOLDER is finished, and this start is refused: see above. Give another RUN_FOLDER"
+  # No start was noted, so another try by itself would not be counted.
+  ((status == 0)) ||
+    die "$TRY_AGAIN" "the run in $RUN_FOLDER is finished, and the check of the recipe ended with status $status. Submit again"
+  say "this run is finished: $RUN_FOLDER"
+  exit "$FINISHED"
 }
 
 give_up_without_progress() {
@@ -157,11 +174,17 @@ cordoned() {
 
 # --- one start ----------------------------------------------------------------------------------------
 
-# check_run RECIPE...: every problem of the input, on one processor before 64 GPUs wait for it.
+# ask_for_problems RECIPE...: every problem of the input, on one processor before 64 GPUs wait for it.
+ask_for_problems() {
+  run_tasks --nodes=1 --ntasks=1 "--time=$((START_SECONDS / 60 + 1))" -- tst-megatron check "$@" --nproc "$SLURM_NTASKS" --starting \
+    --run-folder "$RUN_FOLDER" --environment "$RUN_FOLDER/slurm/environment"
+}
+
+# check_run RECIPE...: a recipe with a problem is never tried again. Any other status may be the
+# node's fault, and is tried again as often as any start without progress.
 check_run() {
   local status=0
-  run_tasks --nodes=1 --ntasks=1 "--time=$((START_SECONDS / 60 + 1))" -- tst-megatron check "$@" --nproc "$SLURM_NTASKS" --starting \
-    --run-folder "$RUN_FOLDER" --environment "$RUN_FOLDER/slurm/environment" || status=$?
+  ask_for_problems "$@" || status=$?
   ((status != BAD_INPUT)) || { note end "bad input"; exit "$BAD_INPUT"; }
   ((status == 0)) || try_again "the check of the recipe ended with status $status"
   give_file "$RUN_FOLDER/slurm/environment"
@@ -179,8 +202,10 @@ leave_cordoned_nodes() {
 
 # check_nodes: the checks of preflight.sbatch; nodes that fail are noted and left out from now on.
 check_nodes() {
-  local folder=$RUN_FOLDER/slurm/preflight-$JOB-${SLURM_RESTART_COUNT:-0}
-  preflight "$folder" && return 0
+  local folder=$RUN_FOLDER/slurm/preflight-$JOB-${SLURM_RESTART_COUNT:-0} status=0
+  preflight "$folder" || status=$?
+  ((status != 0)) || return 0
+  ((status != BAD_INPUT)) || { note end "bad input to the checks of the nodes"; exit "$BAD_INPUT"; }
   note sick "$(sick_nodes "$folder" | paste -sd' ' -)"
   try_again "the nodes did not pass, see $folder"
 }

@@ -112,7 +112,9 @@ def test_image_runs_as_nobody_in_particular_without_a_network():
     variables = dict(pair for each in of("ENV") for pair in re.findall(r"(\w+)=(\S+)", each))
     for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE"):
         assert variables[name] == "1"
-    assert variables["HOME"] == "/tmp" and variables["PYTHONNOUSERSITE"] == "1"
+    assert variables["PYTHONNOUSERSITE"] == "1"
+    # Open to all, and not /tmp, which may be the host's.
+    assert variables["HOME"] == "/home/tst" and "mkdir -m 1777 /home/tst" in of("RUN")
     assert variables["LNAME"]
     assert "/root" not in TEXT
 
@@ -134,7 +136,7 @@ def test_home_is_left_empty_also_beside_a_folder_that_this_user_cannot_read(tmp_
         os.chown(path, 65532, 65532)
     home.chmod(0o1777)
     # By a relative name: other users cannot walk through pytest's own folder.
-    command = ["sh", "-c", of("RUN")[-1].rpartition("&&")[2].replace("/tmp", ".")]
+    command = ["sh", "-c", of("RUN")[-1].rpartition("&&")[2].replace("/tmp /home/tst", ".")]
     done = subprocess.run(command, cwd=home, user=65532, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
     assert [path.name for path in home.iterdir()] == ["of-root"]

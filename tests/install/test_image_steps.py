@@ -114,7 +114,8 @@ class Builder:
             "/run/secrets": folder / "secrets",
             "/build": folder / "build",
             "/var/cache/uv": folder / "cache",
-            "/tmp": folder / "home",
+            "/tmp": folder / "temporary",
+            "/home/tst": folder / "home",
         }
 
     def here(self, text):
@@ -127,7 +128,7 @@ class Builder:
         command = self.here(re.sub(r"--mount=\S+\s+", "", line))
         path = f"{self.folder / 'opt/venv/bin'}:{self.folder / 'base/bin'}:/usr/bin:/bin"
         variables = {"PATH": path, "HOME": str(self.folder / "home"), "LNAME": "tst"}
-        variables |= {"PYTHONNOUSERSITE": "1", "TMPDIR": str(self.folder / "home")}
+        variables |= {"PYTHONNOUSERSITE": "1", "TMPDIR": str(self.folder / "temporary")}
         facts = {"BASE_IMAGE": "base", "REVISION": "abc", "VERSION": "0.1.0", "CREATED": "now"}
         return subprocess.run(
             ["/bin/sh", "-c", command],
@@ -175,7 +176,7 @@ def image(tmp_path_factory):
     """The steps up to the check, in the Dockerfile's order and words."""
     folder = tmp_path_factory.mktemp("image")
     builder, wheels = Builder(folder), folder / "wheels"
-    for name in ("build", "home", "secrets", "opt/tools", "opt/wheel"):
+    for name in ("build", "home", "temporary", "secrets", "opt/tools", "opt/wheel"):
         (folder / name).mkdir(parents=True)
     make_base(folder)
     write_lock(folder / "build", wheels)

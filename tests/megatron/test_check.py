@@ -188,10 +188,11 @@ def test_model_has_the_rows_of_the_recipe_not_of_the_tokenizer(text):
 )
 def test_ranks_are_the_fewest_that_fit_unless_the_job_has_more(text, monkeypatch, sizes, ranks):
     assert check(text, **sizes).world_size == ranks
-    monkeypatch.setenv("SLURM_NTASKS", str(2 * ranks))
-    assert check(text, global_batch_size=16, **sizes).world_size == 2 * ranks
-    monkeypatch.setenv("WORLD_SIZE", str(ranks))
+    # A shell in a job has it too, and is none of its ranks.
+    monkeypatch.setenv("SLURM_NTASKS", "1")
     assert check(text, **sizes).world_size == ranks
+    monkeypatch.setenv("WORLD_SIZE", str(2 * ranks))
+    assert check(text, global_batch_size=16, **sizes).world_size == 2 * ranks
     assert check(text, global_batch_size=16, world_size=2 * ranks, **sizes).world_size == 2 * ranks
 
 

@@ -34,6 +34,9 @@ SECONDS_TO_REQUEUE = 5
 """How long a requeued job waits: the life of a job's credential, 120 s where nothing is said."""
 SECONDS_TO_MISS_A_NODE = 10
 
+SECONDS_OF_A_HANG = 1200.0
+"""How long a test waits for what must happen; a machine that is busy may be many times slower."""
+
 _PR_SET_PDEATHSIG = 1
 
 _SBIN = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
@@ -148,11 +151,11 @@ class Cluster:
         self._daemon(
             "munged", "--foreground", "--force", f"--socket={self.folder}/munge.socket", *files
         )
-        wait_until((self.folder / "munge.socket").exists, seconds=20, what="munge")
+        wait_until((self.folder / "munge.socket").exists, what="munge")
         self._daemon("slurmctld", "-D")
         for node in (*CPU_NODES, *GPU_NODES):
             self.start_node(node)
-        wait_until(self._all_idle, seconds=60, what="nodes that are idle")
+        wait_until(self._all_idle, what="nodes that are idle")
 
     def _write_configuration(self) -> None:
         host = socket.gethostname()
@@ -252,7 +255,7 @@ class Cluster:
         job: str,
         *,
         state: Sequence[str],
-        seconds: float,
+        seconds: float = SECONDS_OF_A_HANG,
         explain: Callable[[], str] = str,
     ) -> None:
         """Wait until a job is in one of some states."""
@@ -267,7 +270,7 @@ class Cluster:
 def wait_until(
     condition: Callable[[], object],
     *,
-    seconds: float,
+    seconds: float = SECONDS_OF_A_HANG,
     what: str,
     fail: bool = True,
     explain: Callable[[], str] = str,

@@ -42,7 +42,7 @@ def prepared(cluster, tmp_path_factory):
     merge = jobs.submit(
         *("merge-data.sbatch", "quickstart/text", "3"), options=[f"--dependency=afterok:{array}"]
     )
-    jobs.ended(merge, "COMPLETED", seconds=120)
+    jobs.ended(merge, "COMPLETED")
     return jobs
 
 

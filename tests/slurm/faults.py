@@ -3,6 +3,8 @@
 Not collected by ``make test``, which has two of them (``test_cluster_runs.py``).
 """
 
+import subprocess
+import sys
 import time
 
 import pytest
@@ -10,12 +12,14 @@ import runs
 from cluster import wait_until
 from jobs import STUBS, Jobs, events, names
 
+KEYS = " ".join(runs.KEYS)
+
 ROOMY = {"START_SECONDS": "300", "HANG_SECONDS": "300"}
 
 
 @pytest.fixture(scope="module")
 def uninterrupted(prepared):
-    prepared.ended(runs.submit(prepared, runs.UNINTERRUPTED), "COMPLETED", seconds=400)
+    prepared.ended(runs.submit(prepared, runs.UNINTERRUPTED), "COMPLETED")
 
 
 CASES = {
@@ -42,7 +46,7 @@ def test_run_ends_as_one_without_the_fault(prepared, uninterrupted, measured, na
     job = runs.submit(prepared, name, options=options, keys=keys, **variables)
     run = runs.folder(prepared, name)
     do(prepared, job, run)
-    prepared.ended(job, "COMPLETED", seconds=500)
+    prepared.ended(job, "COMPLETED")
     runs.expect_same(prepared, run)
     if is_asked:
         runs.expect_saved_on_request(run)
@@ -55,7 +59,7 @@ def test_run_ends_as_one_without_the_fault(prepared, uninterrupted, measured, na
         assert first != second, "the job went on with the nodes that were left"
         died = next(node for node in ("m1", "m2", "m3") if not node_is_up(prepared, node))
         prepared.cluster.start_node(died)
-        wait_until(lambda: node_is_up(prepared, died), seconds=60, what=f"{died} to come back")
+        wait_until(lambda: node_is_up(prepared, died), what=f"{died} to come back")
 
 
 def node_is_up(jobs, node):
@@ -64,7 +68,7 @@ def node_is_up(jobs, node):
 
 def test_run_longer_than_its_time_limit_ends_as_one_without(prepared, measured):
     """A limit has whole minutes, and the signal comes up to a minute early: 90 to 150 s here."""
-    prepared.ended(runs.submit(prepared, "no-limit", keys=runs.LONG), "COMPLETED", seconds=600)
+    prepared.ended(runs.submit(prepared, "no-limit", keys=runs.LONG), "COMPLETED")
     options = ("--time=4", "--signal=USR2@90")
     job = runs.submit(prepared, "a-time-limit", keys=runs.LONG, options=options, **ROOMY)
     run = runs.folder(prepared, "a-time-limit")
@@ -79,7 +83,7 @@ def test_run_that_is_stuck_until_its_time_limit_is_started_again(cluster, checko
     variables = {"PREFLIGHT": "no", "STUB_ENDING": "never"}
     options = ["--time=1", "--signal=USR2@30"]
     job = jobs.submit("pretrain.sbatch", runs.RECIPE, options=options, **variables)
-    jobs.ended(job, "COMPLETED", seconds=240)
+    jobs.ended(job, "COMPLETED")
     run = checkout / "runs" / "quickstart-tst"
     assert names(run) == ["start", "end", "requeue", "start", "end"]
     assert "TimeLimit" in next(text for event, _, _, text in events(run) if event == "end")
@@ -90,10 +94,26 @@ def test_chain_of_jobs_ends_as_one_run(prepared, uninterrupted, measured):
     links = [runs.submit(prepared, "a-chain", options=chain, **ROOMY) for _ in range(3)]
     run = runs.folder(prepared, "a-chain")
     runs.ask_to_stop(prepared, links[0], run)
-    prepared.ended(links[0], "FAILED", seconds=200)
-    prepared.ended(links[1], "COMPLETED", seconds=200)
-    assert "this run is finished" in prepared.ended(links[2], "COMPLETED", seconds=100)
+    prepared.ended(links[0], "FAILED")
+    prepared.ended(links[1], "COMPLETED")
+    assert "this run is finished" in prepared.ended(links[2], "COMPLETED")
     runs.expect_same(prepared, run)
+
+
+def test_shell_of_srun_trains_with_nproc_as_outside_of_slurm(prepared, uninterrupted, measured):
+    train = f"-m tst_megatron train {runs.RECIPE} --nproc 2 --run-folder runs/interactive"
+    terminal = "import pty, sys; sys.exit(pty.spawn(sys.argv[1:]) >> 8)"
+    shell = ["srun", "--ntasks=1", "--pty", "bash", "-c", f"{sys.executable} {train} {KEYS}"]
+    done = subprocess.run(
+        [sys.executable, "-c", terminal, *shell],
+        cwd=prepared.folder,
+        # As many threads as the job's ranks, or sums would be made in another order.
+        env=prepared.cluster.environment | {"OMP_NUM_THREADS": "1"},
+        check=False,
+    )
+    assert done.returncode == 0
+    run = runs.folder(prepared, "interactive")
+    assert runs.losses(run) == runs.losses(runs.folder(prepared, runs.UNINTERRUPTED))
 
 
 def test_stop_file_ends_a_run_with_a_checkpoint_and_its_deletion_lets_it_go_on(
@@ -103,10 +123,10 @@ def test_stop_file_ends_a_run_with_a_checkpoint_and_its_deletion_lets_it_go_on(
     job = runs.submit(prepared, "a-stop-file", **ROOMY)
     runs.wait_for_step(run, 8)
     (run / "STOP").touch()
-    prepared.ended(job, "FAILED", seconds=120)
+    prepared.ended(job, "FAILED")
     assert prepared.cluster.fact(job, "ExitCode") == "75:0"
     event, _, step, _ = events(run)[-1]
     assert event == "stop-file" and step >= 8
     (run / "STOP").unlink()
-    prepared.ended(runs.submit(prepared, "a-stop-file", **ROOMY), "COMPLETED", seconds=300)
+    prepared.ended(runs.submit(prepared, "a-stop-file", **ROOMY), "COMPLETED")
     runs.expect_same(prepared, run)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from cluster import Cluster
+from cluster import SECONDS_OF_A_HANG, Cluster
 
 STUBS = Path(__file__).parent / "stub"
 
@@ -34,7 +34,7 @@ class Jobs:
         (path,) = self.folder.glob(f"*-{job}.log")
         return path.read_text()
 
-    def ended(self, job: str, state: str, *, seconds: float = 300) -> str:
+    def ended(self, job: str, state: str, *, seconds: float = SECONDS_OF_A_HANG) -> str:
         """Wait for the end of a job, which must be in a state; what it printed."""
         ends = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "PREEMPTED")
         self.cluster.wait(job, state=ends, seconds=seconds, explain=lambda: self._logs(job))

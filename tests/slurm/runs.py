@@ -65,7 +65,7 @@ def losses(run: Path) -> dict[tuple[str, int], list[str]]:
 
 def wait_for_step(run: Path, step: int) -> None:
     """Wait until a run has done a step, and with it saved one."""
-    wait_until(lambda: last_step(run) >= step, seconds=240, what=f"step {step} of {run.name}")
+    wait_until(lambda: last_step(run) >= step, what=f"step {step} of {run.name}")
 
 
 RARE_SAVES = (*KEYS, "save-interval=1000")
@@ -110,7 +110,7 @@ def preempt(jobs: Jobs, job: str, run: Path) -> None:
     wait_for_step(run, 8)
     wanted = ["--partition=urgent", "--nodes=3", "--exclusive", "--output=/dev/null"]
     urgent = jobs.cluster.run("sbatch", "--parsable", *wanted, "--wrap=sleep 2").strip()
-    wait_until(lambda: urgent not in jobs.cluster.jobs(), seconds=120, what="the urgent job")
+    wait_until(lambda: urgent not in jobs.cluster.jobs(), what="the urgent job")
 
 
 def expect_same(

@@ -29,7 +29,7 @@ def evaluated(prepared):
         *("evaluate.sbatch", "exported", "--", "--tasks", "arc_easy", "--data", "tasks"),
         options=[f"--dependency=afterok:{export}"],
     )
-    prepared.ended(train, "COMPLETED", seconds=400)
+    prepared.ended(train, "COMPLETED")
     return train, export, evaluate
 
 
@@ -50,15 +50,21 @@ def test_run_goes_through_both_phases_on_two_nodes(prepared, evaluated):
 
 def test_export_and_evaluation_follow_by_dependency(prepared, evaluated):
     _, export, evaluate = evaluated
-    prepared.ended(export, "COMPLETED", seconds=200)
-    prepared.ended(evaluate, "COMPLETED", seconds=200)
+    prepared.ended(export, "COMPLETED")
+    prepared.ended(evaluate, "COMPLETED")
     found = json.loads((prepared.folder / "exported-evaluation.json").read_text())
     assert "arc_easy" in json.dumps(found)
 
 
 @pytest.fixture(scope="module")
-def faults(prepared, evaluated):
-    """Runs to which something has been done; both at once, since most of their time is waiting."""
+def changed(prepared, evaluated):
+    """The finished run once more, by another recipe."""
+    return runs.submit(prepared, runs.UNINTERRUPTED, keys=(*runs.KEYS, "lr=1.0e-4"))
+
+
+@pytest.fixture(scope="module")
+def faults(prepared, changed):
+    """Runs to which something has been done; all at once, since most of their time is waiting."""
     keys = {"a-signal": runs.RARE_SAVES}
     jobs = {name: runs.submit(prepared, name, keys=keys.get(name, runs.KEYS)) for name in FAULTS}
     for name, job in jobs.items():
@@ -68,7 +74,7 @@ def faults(prepared, evaluated):
 
 @pytest.mark.parametrize("name", FAULTS)
 def test_run_with_a_fault_ends_as_one_without(prepared, faults, name):
-    prepared.ended(faults[name], "COMPLETED", seconds=400)
+    prepared.ended(faults[name], "COMPLETED")
     run = runs.folder(prepared, name)
     runs.expect_same(prepared, run)
     if name == "a-signal":
@@ -81,3 +87,10 @@ def test_status_shows_the_starts_of_a_run(prepared, faults):
     shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert "finished" in shown and "1 requeue" in shown
     assert faults["a-killed-rank"] in shown
+
+
+def test_finished_run_is_not_finished_for_another_recipe(prepared, changed, faults):
+    log = prepared.ended(changed, "FAILED")
+    assert prepared.cluster.fact(changed, "ExitCode") == "2:0"
+    assert "lr" in log and "Give another RUN_FOLDER" in log
+    assert names(runs.folder(prepared, runs.UNINTERRUPTED)) == ["start", "end"]

@@ -4,6 +4,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -54,17 +55,18 @@ def test_64_gpu_script_runs_unchanged_on_8_nodes_of_8(cluster, jobs, checkout):
     image, secrets = checkout / "tst.sqsh", checkout / "secrets"
     image.touch()
     secrets.write_text("HF_TOKEN=canary-of-the-file\n")
+    secrets.chmod(0o600)
     job = jobs.submit(
         "pretrain-10b-a1b-64gpu.sbatch",
         options=["--partition=gpu"],
         TST_ENVIRONMENT="pyxis",
         TST_IMAGE=str(image),
-        TST_MOUNTS="/data:/data:ro",
+        TST_MOUNTS="/usr:/data:ro",
         TST_SECRETS=str(secrets),
         NCCL_SOCKET_IFNAME="ib0",
         WANDB_API_KEY="canary-of-the-environment",
     )
-    log = jobs.ended(job, "COMPLETED", seconds=60)
+    log = jobs.ended(job, "COMPLETED")
     run = checkout / "runs" / "qwen3-10b-a1b-tst"
     ranks = [of_rank(run, rank) for rank in range(64)]
     port = ranks[0]["MASTER_PORT"]
@@ -85,7 +87,7 @@ def test_64_gpu_script_runs_unchanged_on_8_nodes_of_8(cluster, jobs, checkout):
         assert seen["STUB_container_mounts"].split(",") == [
             f"{checkout}:{checkout}",
             f"{secrets}:{secrets}:ro",
-            "/data:/data:ro",
+            "/usr:/data:ro",
         ]
         assert "STUB_no_container_mount_home" in seen
         named = seen["STUB_container_env"].split(",")
@@ -115,18 +117,24 @@ def test_run_folder_outside_of_the_project_is_mounted(cluster, jobs, checkout):
     image = checkout / "tst.sqsh"
     image.touch()
     outside = checkout.with_name("checkout-runs") / "one"
-    container = {"TST_ENVIRONMENT": "pyxis", "TST_IMAGE": str(image), "TST_SCRATCH": "/scratch"}
+    scratch = checkout.with_name("scratch")
+    scratch.mkdir()
+    container = {
+        "TST_ENVIRONMENT": "pyxis",
+        "TST_IMAGE": str(image),
+        "TST_SCRATCH": str(scratch),
+    }
     job = jobs.submit("pretrain.sbatch", RECIPE, RUN_FOLDER=str(outside), **container, **QUICK)
-    jobs.ended(job, "COMPLETED", seconds=60)
+    jobs.ended(job, "COMPLETED")
     mounts = of_rank(outside, 1)["STUB_container_mounts"].split(",")
-    assert mounts == [f"{each}:{each}" for each in (checkout, outside, "/scratch")]
+    assert mounts == [f"{each}:{each}" for each in (checkout, outside, scratch)]
 
 
 def test_address_is_the_first_node_where_none_is_given(cluster, jobs, run):
     job = jobs.submit(
         "pretrain.sbatch", RECIPE, TST_MASTER_ADDR="", TST_ADDRESS_SUFFIX="i", **QUICK
     )
-    jobs.ended(job, "COMPLETED", seconds=60)
+    jobs.ended(job, "COMPLETED")
     assert of_rank(run, 1)["MASTER_ADDR"] == "m1i"
 
 
@@ -152,7 +160,7 @@ def test_apptainer_runs_every_task_in_the_image(cluster, jobs, checkout, run):
         PATH_IN_FRONT=both,
         **QUICK,
     )
-    jobs.ended(job, "COMPLETED", seconds=60)
+    jobs.ended(job, "COMPLETED")
     arguments = (checkout / "runs" / "apptainer-1").read_text()
     assert f"exec --no-home --bind {checkout}:{checkout} --pwd {checkout} {image} bash" in arguments
     assert of_rank(run, 1)["A_PROFILE_SAYS"] == "so"
@@ -161,12 +169,12 @@ def test_apptainer_runs_every_task_in_the_image(cluster, jobs, checkout, run):
 @pytest.mark.parametrize(
     ("variables", "options", "message"),
     [
-        ({"TST_ENVIRONMENT": "docker"}, (), "must be plain, pyxis or apptainer"),
+        ({"TST_ENVIRONMENT": "docker"}, (), "must be one of: plain pyxis apptainer"),
         ({"TST_ENVIRONMENT": "pyxis"}, (), "needs TST_IMAGE"),
         (
             {"TST_ENVIRONMENT": "pyxis", "TST_IMAGE": "/absent.sqsh"},
             (),
-            "/absent.sqsh: no such file",
+            "TST_IMAGE='/absent.sqsh': no such file",
         ),
         ({"TST_SITE": "absent.env"}, (), "TST_SITE=absent.env: no such file"),
         (
@@ -178,14 +186,87 @@ def test_apptainer_runs_every_task_in_the_image(cluster, jobs, checkout, run):
 )
 def test_bad_input_ends_the_job_at_once(cluster, jobs, run, variables, options, message):
     job = jobs.submit("pretrain.sbatch", RECIPE, options=options, **variables)
-    assert message in jobs.ended(job, "FAILED", seconds=60)
+    assert message in jobs.ended(job, "FAILED")
     assert cluster.fact(job, "ExitCode") == "2:0"
     assert cluster.fact(job, "Restarts") == "0"
 
 
+WRONG = {
+    "evaluate.sbatch": (("absent",), "MODEL='absent': no such folder"),
+    "export.sbatch": (("examples", "-x"), "OUTPUT='-x': must be a path"),
+    "merge-data.sbatch": (("text", "1e3"), "NUM_SHARDS='1e3': must be a whole number"),
+    "preflight.sbatch": ((), "PREFLIGHT_MINUTES='1.5': must be a whole number"),
+    "prepare-data.sbatch": (("absent", "text", "*"), "TOKENIZER='absent': no such file"),
+    "pretrain-10b-a1b-64gpu.sbatch": (("lr",), "'lr' is not KEY=VALUE"),
+    "pretrain.sbatch": ((RECIPE,), "HANG_SECONDS='08': must be a whole number"),
+    "sweep.sbatch": ((RECIPE, "twice.txt"), "line 2: k4 is the name of line 1 too"),
+}
+"""Of each script: arguments, and what is said of them or of a variable."""
+
+
+def test_wrong_input_of_each_script_ends_its_job_with_2(cluster, jobs, checkout):
+    (checkout / "twice.txt").write_text("k4 tst.bag-size=4\nk4 tst.bag-size=2\n")
+    variables = {"PREFLIGHT_MINUTES": "1.5", "HANG_SECONDS": "08"}
+    options = {
+        "pretrain-10b-a1b-64gpu.sbatch": ["--partition=gpu"],
+        "prepare-data.sbatch": ["--output=%x-%A.log"],
+        "sweep.sbatch": ["--array=2", "--output=%x-%A.log"],
+    }
+    submitted = {
+        script: jobs.submit(script, *arguments, options=options.get(script, ()), **variables)
+        for script, (arguments, _) in WRONG.items()
+    }
+    assert sorted(submitted) == SCRIPTS
+    for script, job in submitted.items():
+        log = jobs.ended(job, "FAILED")
+        assert WRONG[script][1] in log
+        assert cluster.fact(job, "ExitCode") == "2:0", log
+    assert not (checkout / "runs").exists()
+
+
+def test_job_without_the_users_variables_trains(cluster, jobs, checkout, run):
+    """`sbatch --export=NONE`, which srun would hand on to its tasks."""
+    stub = checkout / ".venv" / "bin" / "tst-megatron"
+    stub.parent.mkdir(parents=True)
+    shutil.copy(STUBS / "tst-megatron", stub)
+    (stub.parent / "activate").write_text(f"PATH={stub.parent}:$PATH\n")
+    site = "TST_MASTER_ADDR=127.0.0.1\nunset SLURM_NTASKS SLURM_NPROCS\n"
+    (checkout / "slurm" / "site.env").write_text(site)
+    job = jobs.submit("pretrain.sbatch", RECIPE, options=["--export=NONE"], WATCH_SECONDS="lost")
+    jobs.ended(job, "COMPLETED")
+    ranks = [of_rank(run, rank) for rank in range(2)]
+    assert [(seen["RANK"], seen["WORLD_SIZE"]) for seen in ranks] == [("0", "2"), ("1", "2")]
+    assert all(seen["OMP_NUM_THREADS"] == "1" for seen in ranks)
+
+
+ASK = "from tst_megatron.commands.shared import rank_of_environment as rank; print('rank', rank())"
+
+
+@pytest.mark.parametrize(
+    ("shell", "expected"),
+    [
+        (("srun", "--ntasks=1", "--pty"), "rank None"),
+        (("salloc", "--ntasks=4"), "rank None"),
+        # What salloc starts as the person's shell where the site wants it on a node.
+        (
+            ("salloc", "--ntasks=4", "srun", "--interactive", "--preserve-env", "-n1", "--pty"),
+            "rank None",
+        ),
+        (("srun", "--ntasks=2"), "MASTER_ADDR and MASTER_PORT: not set"),
+    ],
+)
+def test_shell_in_a_job_is_no_rank(cluster, shell, expected):
+    # With a terminal, without which there is no --pty.
+    terminal = "import pty, sys; sys.exit(pty.spawn(sys.argv[1:]))"
+    python = [sys.executable, "-c", ASK]
+    environment = cluster.environment | {"PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", terminal, *shell, *python]
+    assert expected in cluster.run(*command, check=False, env=environment)
+
+
 def test_refused_recipe_is_not_tried_again(cluster, jobs, run):
     job = jobs.submit("pretrain.sbatch", RECIPE, STUB_CHECK="2", **QUICK)
-    jobs.ended(job, "FAILED", seconds=60)
+    jobs.ended(job, "FAILED")
     assert cluster.fact(job, "ExitCode") == "2:0"
     assert names(run) == ["start", "end"]
 
@@ -193,7 +274,7 @@ def test_refused_recipe_is_not_tried_again(cluster, jobs, run):
 def test_site_file_fills_in_and_the_command_line_wins(cluster, jobs, checkout, run):
     (checkout / "slurm" / "site.env").write_text("NCCL_SOCKET_IFNAME=ib0\nNCCL_DEBUG=INFO\n")
     job = jobs.submit("pretrain.sbatch", RECIPE, NCCL_DEBUG="TRACE", **QUICK)
-    jobs.ended(job, "COMPLETED", seconds=60)
+    jobs.ended(job, "COMPLETED")
     seen = of_rank(run, 0)
     assert (seen["GLOO_SOCKET_IFNAME"], seen["NCCL_DEBUG"]) == ("ib0", "TRACE")
 
@@ -201,7 +282,7 @@ def test_site_file_fills_in_and_the_command_line_wins(cluster, jobs, checkout, r
 def test_run_without_progress_is_given_up_and_says_why(cluster, jobs, run):
     limit = {"MAX_STARTS_WITHOUT_PROGRESS": "2"}
     job = jobs.submit("pretrain.sbatch", RECIPE, STUB_ENDING="failed", **limit, **QUICK)
-    log = jobs.ended(job, "FAILED", seconds=120)
+    log = jobs.ended(job, "FAILED")
     assert cluster.fact(job, "ExitCode") == "93:0"
     assert names(run) == ["start", "end", "requeue", "start", "end", "give-up"]
     assert "2 starts in a row saved nothing beyond step 0" in log
@@ -211,32 +292,32 @@ def test_run_without_progress_is_given_up_and_says_why(cluster, jobs, run):
     # A person who submits again, a second later at the earliest, gets as many starts again.
     time.sleep(1)
     again = jobs.submit("pretrain.sbatch", RECIPE, **limit, **QUICK)
-    jobs.ended(again, "COMPLETED", seconds=60)
+    jobs.ended(again, "COMPLETED")
 
 
 def test_progress_starts_the_count_anew(cluster, jobs, run):
     stub = {"STUB_ENDING": "stopped", "MAX_STARTS_WITHOUT_PROGRESS": "2"}
     job = jobs.submit("pretrain.sbatch", RECIPE, **stub, **QUICK)
-    wait_until(lambda: "requeue" in names(run), seconds=30, what="a requeue")
+    wait_until(lambda: "requeue" in names(run), what="a requeue")
     (run / "checkpoints").mkdir()
     (run / "checkpoints" / "latest_checkpointed_iteration.txt").write_text("7")
-    jobs.ended(job, "FAILED", seconds=120)
+    jobs.ended(job, "FAILED")
     assert [step for event, _, step, _ in events(run) if event == "start"] == [0, 7, 7]
 
 
 def test_run_that_must_not_be_restarted_is_not(cluster, jobs, run):
     job = jobs.submit("pretrain.sbatch", RECIPE, STUB_ENDING="refused", **QUICK)
-    assert "must not be restarted: as the stub was told" in jobs.ended(job, "FAILED", seconds=60)
+    assert "must not be restarted: as the stub was told" in jobs.ended(job, "FAILED")
     assert cluster.fact(job, "ExitCode") == "93:0"
     assert names(run) == ["start", "give-up"]
 
 
 def test_cancelled_job_stays_cancelled(cluster, jobs, run):
     job = jobs.submit("pretrain.sbatch", RECIPE, STUB_ENDING="never", **QUICK)
-    wait_until((run / "was-stuck").exists, seconds=30, what="training")
+    wait_until((run / "was-stuck").exists, what="training")
     cluster.run("scancel", job)
-    jobs.ended(job, "CANCELLED", seconds=60)
-    wait_until(lambda: not cluster.jobs(), seconds=60, what="the end of the job")
+    jobs.ended(job, "CANCELLED")
+    wait_until(lambda: not cluster.jobs(), what="the end of the job")
     assert names(run) == ["start", "end"]
     assert "ended from outside (COMPLETING/None)" in jobs.log(job)
 
@@ -245,11 +326,11 @@ def test_job_that_depends_on_a_run_waits_through_its_requeues(cluster, jobs, run
     job = jobs.submit("pretrain.sbatch", RECIPE, STUB_SICK_RESULT="m3", **QUICK)
     wanted = ["--parsable", f"--dependency=afterok:{job}", "--output=/dev/null"]
     after = cluster.run("sbatch", *wanted, "--wrap=true").strip()
-    wait_until(lambda: "requeue" in names(run), seconds=30, what="a requeue")
-    cluster.wait(job, state=["PENDING"], seconds=30)
+    wait_until(lambda: "requeue" in names(run), what="a requeue")
+    cluster.wait(job, state=["PENDING"])
     assert cluster.fact(after, "JobState") == "PENDING"
-    jobs.ended(job, "COMPLETED", seconds=60)
-    jobs.ended(after, "COMPLETED", seconds=60)
+    jobs.ended(job, "COMPLETED")
+    jobs.ended(after, "COMPLETED")
 
 
 def test_chain_goes_on_link_by_link(cluster, jobs, run):
@@ -257,9 +338,9 @@ def test_chain_goes_on_link_by_link(cluster, jobs, run):
     first = jobs.submit("pretrain.sbatch", RECIPE, options=chain, STUB_ENDING="stopped", **QUICK)
     second = jobs.submit("pretrain.sbatch", RECIPE, options=chain, **QUICK)
     third = jobs.submit("pretrain.sbatch", RECIPE, options=chain, **QUICK)
-    jobs.ended(first, "FAILED", seconds=60)
-    jobs.ended(second, "COMPLETED", seconds=60)
-    assert "this run is finished" in jobs.ended(third, "COMPLETED", seconds=60)
+    jobs.ended(first, "FAILED")
+    jobs.ended(second, "COMPLETED")
+    assert "this run is finished" in jobs.ended(third, "COMPLETED")
     assert [(event, job) for event, job, *_ in events(run)] == [
         ("start", first),
         ("end", first),
@@ -272,8 +353,8 @@ def test_links_that_waited_when_the_run_was_given_up_do_not_start(cluster, jobs,
     chain = ["--no-requeue", "--dependency=singleton", "--job-name=another-chain"]
     first = jobs.submit("pretrain.sbatch", RECIPE, options=chain, STUB_ENDING="refused", **QUICK)
     second = jobs.submit("pretrain.sbatch", RECIPE, options=chain, **QUICK)
-    jobs.ended(first, "FAILED", seconds=60)
-    assert "not started: the run was given up" in jobs.ended(second, "FAILED", seconds=60)
+    jobs.ended(first, "FAILED")
+    assert "not started: the run was given up" in jobs.ended(second, "FAILED")
     assert cluster.fact(second, "ExitCode") == "93:0"
 
 
@@ -281,24 +362,24 @@ def test_stop_file_keeps_a_run_from_starting(cluster, jobs, run):
     run.mkdir(parents=True)
     (run / "STOP").touch()
     job = jobs.submit("pretrain.sbatch", RECIPE, **QUICK)
-    assert "Delete it to go on" in jobs.ended(job, "FAILED", seconds=60)
+    assert "Delete it to go on" in jobs.ended(job, "FAILED")
     assert names(run) == ["stop-file"]
 
 
 def test_two_jobs_do_not_train_one_run(cluster, jobs, run):
     (run / "slurm").mkdir(parents=True)
-    holder = cluster.run("sbatch", "--parsable", "--output=/dev/null", "--wrap=sleep 60").strip()
+    holder = cluster.run("sbatch", "--parsable", "--output=/dev/null", "--wrap=sleep 1000").strip()
     line = f"2026-01-01T00:00:00Z\t{holder}\tstart\t0\tm1\n"
     (run / "slurm" / "events.tsv").write_text(line)
-    cluster.wait(holder, state=["RUNNING"], seconds=20)
+    cluster.wait(holder, state=["RUNNING"])
     job = jobs.submit("pretrain.sbatch", RECIPE, **QUICK)
-    assert f"job {holder} is training in {run}" in jobs.ended(job, "FAILED", seconds=60)
+    assert f"job {holder} is training in {run}" in jobs.ended(job, "FAILED")
     cluster.run("scancel", holder)
 
 
 def test_sick_node_is_named_and_left_out(cluster, jobs, checkout, run):
     job = jobs.submit("pretrain.sbatch", RECIPE, STUB_SICK="m1", WATCH_SECONDS="1")
-    log = jobs.ended(job, "COMPLETED", seconds=120)
+    log = jobs.ended(job, "COMPLETED")
     assert "sick node: m1" in log
     assert cluster.fact(job, "ExcNodeList") == "m1"
     assert names(run) == ["start", "sick", "end", "requeue", "start", "end"]
@@ -307,7 +388,7 @@ def test_sick_node_is_named_and_left_out(cluster, jobs, checkout, run):
     # Also by a job that did not know.
     shutil.rmtree(run)
     later = jobs.submit("pretrain.sbatch", RECIPE, **QUICK)
-    assert "m1 is noted as sick" in jobs.ended(later, "COMPLETED", seconds=120)
+    assert "m1 is noted as sick" in jobs.ended(later, "COMPLETED")
     assert [text for event, _, _, text in events(run) if event == "start"] == ["m[1-2]", "m[2-3]"]
 
 
@@ -323,7 +404,7 @@ def test_network_is_asked_in_pairs_where_no_node_is_sick_by_itself(
         STUB_BROKEN_NETWORK=broken,
         TST_MASTER_ADDR="address-of-m1",
     )
-    jobs.ended(job, "COMPLETED" if broken == "none" else "FAILED", seconds=60)
+    jobs.ended(job, "COMPLETED" if broken == "none" else "FAILED")
     folder = checkout / "preflight" / job
     assert set((folder / "sick-nodes").read_text().split()) == sick
     if broken != "none":
@@ -338,7 +419,7 @@ def test_merge_of_fewer_shards_than_there_are_is_refused(cluster, jobs, checkout
     for number in range(3):
         (checkout / "text.shards" / f"{number:05d}").mkdir(parents=True)
     job = jobs.submit("merge-data.sbatch", "text", "2")
-    assert "has more than 2 shards" in jobs.ended(job, "FAILED", seconds=60)
+    assert "has more than 2 shards" in jobs.ended(job, "FAILED")
 
 
 def test_links_of_a_chain_are_kept_from_a_sick_node(cluster, jobs, run):
@@ -346,15 +427,15 @@ def test_links_of_a_chain_are_kept_from_a_sick_node(cluster, jobs, run):
     sick = {"STUB_SICK": "m1", "WATCH_SECONDS": "1"}
     first = jobs.submit("pretrain.sbatch", RECIPE, options=chain, **sick)
     second = jobs.submit("pretrain.sbatch", RECIPE, options=chain, **sick)
-    jobs.ended(first, "FAILED", seconds=60)
-    jobs.ended(second, "COMPLETED", seconds=60)
+    jobs.ended(first, "FAILED")
+    jobs.ended(second, "COMPLETED")
     assert [text for event, _, _, text in events(run) if event == "start"] == ["m[1-2]", "m[2-3]"]
 
 
 def test_node_that_a_run_names_is_left_out_beside_those_of_the_user(cluster, jobs, checkout, run):
     options = ["--nodes=1", "--exclude=m1"]
     job = jobs.submit("pretrain.sbatch", RECIPE, options=options, STUB_SICK_RESULT="m2", **QUICK)
-    jobs.ended(job, "COMPLETED", seconds=60)
+    jobs.ended(job, "COMPLETED")
     assert cluster.fact(job, "ExcNodeList") in ("m1,m2", "m[1-2]")
     assert names(run) == ["start", "sick", "end", "requeue", "start", "end"]
     assert [text for event, _, _, text in events(run) if event == "start"] == ["m2", "m3"]
@@ -367,16 +448,16 @@ def test_state_of_an_earlier_start_decides_nothing(cluster, jobs, run):
     (run / "state.json").write_text(refused)
     stub = {"STUB_ENDING": "silent", "MAX_STARTS_WITHOUT_PROGRESS": "1"}
     job = jobs.submit("pretrain.sbatch", RECIPE, **stub, **QUICK)
-    log = jobs.ended(job, "FAILED", seconds=60)
+    log = jobs.ended(job, "FAILED")
     assert "1 starts in a row" in log and "long ago" not in log
 
 
 def test_signal_before_the_time_limit_ends_no_check(cluster, jobs, run):
     job = jobs.submit("pretrain.sbatch", RECIPE, STUB_CHECK_SECONDS="10", **QUICK)
-    wait_until(lambda: "start" in names(run), seconds=30, what="the check")
+    wait_until(lambda: "start" in names(run), what="the check")
     time.sleep(1)
     cluster.run("scancel", "--signal=USR2", job)
-    jobs.ended(job, "COMPLETED", seconds=60)
+    jobs.ended(job, "COMPLETED")
     assert names(run) == ["start", "end"]
 
 
@@ -386,7 +467,6 @@ def test_sweep_trains_a_run_for_each_line(cluster, jobs, checkout):
     )
     wait_until(
         lambda: len([*checkout.glob("*.log")]) == 2 and job not in cluster.jobs(),
-        seconds=60,
         what="both",
     )
     sweep = checkout / "runs" / "quickstart-tst-sweep"

@@ -13,7 +13,6 @@ from typer.testing import CliRunner
 from tst_megatron import __version__, check, cli
 from tst_megatron.cli import app, main
 from tst_megatron.commands import check as check_command
-from tst_megatron.commands import shared
 from tst_megatron.commands import train as train_command
 from tst_megatron.data import ready as data_ready
 from tst_megatron.host import device
@@ -96,9 +95,19 @@ def run_main(monkeypatch, capsys, *arguments):
     return caught.value.code or 0, printed.out, printed.err
 
 
+SHELL_OF_SRUN = {
+    "SLURM_STEP_ID": "0",
+    "SLURM_PROCID": "0",
+    "SLURM_LOCALID": "0",
+    "SLURM_NTASKS": "1",
+    "SLURM_STEP_NUM_TASKS": "1",
+}
+"""What a shell has that `srun --pty` starts."""
+
+
 @pytest.fixture
 def outside_a_job(monkeypatch):
-    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "SLURM_PROCID", "SLURM_NTASKS"):
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", *SHELL_OF_SRUN):
         monkeypatch.delenv(name, raising=False)
 
 
@@ -422,17 +431,34 @@ def test_other_ranks_wait_and_prepare_nothing(stand_ins, monkeypatch, capsys):
 
 def test_srun_without_an_address_is_refused_in_words(stand_ins, monkeypatch, capsys):
     monkeypatch.setenv("SLURM_PROCID", "3")
+    monkeypatch.setenv("SLURM_NTASKS", "4")
     monkeypatch.setenv("SLURM_STEP_ID", "0")
     status, _, error = run_main(monkeypatch, capsys, "train", "tst.yaml")
     assert status == 2
     assert "MASTER_ADDR and MASTER_PORT: not set" in click.unstyle(error)
 
 
-def test_batch_script_without_srun_is_no_rank(stand_ins, monkeypatch):
-    """Slurm sets SLURM_PROCID=0 there, and waiting for the other ranks would last for ever."""
-    monkeypatch.setenv("SLURM_PROCID", "0")
-    monkeypatch.setenv("SLURM_NTASKS", "8")
-    assert shared.rank_of_environment() is None
+def test_wrong_variable_of_a_rank_is_refused_in_words(stand_ins, monkeypatch, capsys):
+    monkeypatch.setenv("RANK", "x")
+    status, out, error = run_main(monkeypatch, capsys, "train", "tst.yaml")
+    assert (status, out, stand_ins.calls) == (2, "", [])
+    error = click.unstyle(error)
+    assert error.count("RANK") == 2 and "RANK='x' in the environment: must be a whole" in error
+
+
+def test_nproc_wins_over_a_shell_in_a_job(stand_ins, monkeypatch, capsys):
+    import tst_megatron.training.launch as launcher
+
+    monkeypatch.setattr(launcher, "launch", lambda command, **_: 0)
+    for name, value in SHELL_OF_SRUN.items():
+        monkeypatch.setenv(name, value)
+    assert run_main(monkeypatch, capsys, "train", "tst.yaml", "--nproc", "2")[0] == 0
+    assert len(stand_ins.calls) == 1
+    # Every other task of an srun would be a second start of the same run.
+    monkeypatch.setenv("SLURM_PROCID", "1")
+    status, _, error = run_main(monkeypatch, capsys, "train", "tst.yaml", "--nproc", "2")
+    assert status == 2 and "--nproc 2: this is task 1 of an srun" in click.unstyle(error)
+    assert len(stand_ins.calls) == 1
 
 
 def test_ranks_are_started_with_the_same_words(stand_ins, monkeypatch, capsys):

@@ -11,6 +11,7 @@ from rich.console import Console
 
 from tst_megatron.outputs import check_output
 from tst_megatron.recipe import RecipeError, load_recipe
+from tst_megatron.system.ranks import variables_of_a_rank
 
 if TYPE_CHECKING:
     from tst_megatron.checked import CheckedRecipe
@@ -72,26 +73,36 @@ def tell(line: str) -> None:
     Console().print(line, highlight=False, markup=False, soft_wrap=True)
 
 
-def rank_of_environment() -> int | None:
-    """This process's rank, from torchrun's variables or srun's; None outside a job.
+def rank_of_environment(nproc: int | None = None) -> int | None:
+    """This process's rank, from torchrun's variables or srun's; None where it is no rank.
+
+    The variables of torchrun are set, whichever they came from.
+
+    Args:
+        nproc: this command is to start that many ranks, and so is none, whatever the variables
+            of the shell it was typed in say.
 
     Raises:
-        RecipeError: the ranks cannot find each other.
+        RecipeError: the variables contradict each other or are no numbers, or the ranks cannot
+            find each other.
     """
-    if "RANK" not in os.environ and "SLURM_STEP_ID" not in os.environ:
+    if nproc is not None:
+        _refuse_several_commands(nproc)
         return None
-    for ours, slurms in (
-        ("RANK", "SLURM_PROCID"),
-        ("WORLD_SIZE", "SLURM_NTASKS"),
-        ("LOCAL_RANK", "SLURM_LOCALID"),
-    ):
-        if ours not in os.environ and slurms in os.environ:
-            os.environ[ours] = os.environ[slurms]
-    if missing := [name for name in ("MASTER_ADDR", "MASTER_PORT") if name not in os.environ]:
+    variables, problems = variables_of_a_rank(os.environ)
+    if problems:
+        raise RecipeError(problems)
+    os.environ.update(variables)
+    return int(variables["RANK"]) if variables else None
+
+
+def _refuse_several_commands(nproc: int) -> None:
+    """Only the first task of an srun may start ranks; it may be a person's shell."""
+    task = os.environ.get("SLURM_PROCID") if "SLURM_STEP_ID" in os.environ else None
+    if task not in (None, "0"):
         raise RecipeError(
             [
-                f"{' and '.join(missing)}: not set, and the ranks of a job find each other by "
-                "them. Export the first node's name and a free port before srun"
+                f"--nproc {nproc}: this is task {task} of an srun, and every task would start as "
+                "many ranks. Leave --nproc out, or give srun --ntasks=1"
             ]
         )
-    return int(os.environ["RANK"])

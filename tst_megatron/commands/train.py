@@ -83,7 +83,7 @@ def train_run(
         stacks.listen()
     from tst_megatron.training.run_folder import RunFolder
 
-    rank, run = rank_of_environment(), RunFolder(folder)
+    rank, run = rank_of_environment(nproc), RunFolder(folder)
     is_only_rank = nproc is None and rank is None
     if is_only_rank:
         # Before torch is imported, which then makes its threads.
