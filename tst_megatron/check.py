@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tst_megatron.checked import CheckedRecipe
+from tst_megatron.checked import CheckedRecipe, plan_lines
 from tst_megatron.compatibility import (
     async_save,
     combination_problems,
@@ -22,10 +22,18 @@ from tst_megatron.compatibility import (
     profile_problems,
     smallest_world_size,
 )
-from tst_megatron.data.corpora import Corpus, corpora_problems, held_out_problems, open_corpora
+from tst_megatron.data.corpora import (
+    Corpus,
+    corpora_problems,
+    held_out_problems,
+    missing_texts,
+    needed_lines,
+    open_corpora,
+)
 from tst_megatron.data.plan import StreamPlan
 from tst_megatron.environment import environment_of
 from tst_megatron.flags import Flags
+from tst_megatron.hf.export_warnings import export_warnings, tokenizer_warnings
 from tst_megatron.host.cpu_arguments import ARGUMENTS
 from tst_megatron.megatron_arguments import ask_megatron, fixed_flags
 from tst_megatron.megatron_keys import argument_parser
@@ -71,6 +79,25 @@ class PlainCheck:
     rate: LearningRate
     known: Flags
     warnings: tuple[str, ...]
+
+    def plan(self) -> list[str]:
+        """What the run will do as far as that is known without its text, a line each."""
+        needed = needed_lines(
+            self.recipe.data,
+            self.schedule,
+            unit_chunks=self.recipe.tst.unit_chunks(),
+            max_epochs=self.recipe.tst.max_epochs,
+        )
+        return plan_lines(self.recipe.tst, self.schedule, needed, self.rate)
+
+
+class NoTextError(RecipeError):
+    """Nothing is wrong with a recipe, as far as can be seen, but that its text is not there."""
+
+    def __init__(self, problems: Sequence[str], plain: PlainCheck) -> None:
+        """Keep what is known of the recipe without its text."""
+        super().__init__(problems)
+        self.plain = plain
 
 
 def check_recipe(
@@ -133,16 +160,17 @@ def check_plainly(
     schedule = _schedule(recipe, values, problems)
     if schedule:
         problems += schedule_problems(recipe.tst, values, schedule)
-    corpora = open_corpora(recipe.data, values.data_cache_path, problems) if has_text else []
+    texts: list[str] = []
+    corpora = open_corpora(recipe.data, values.data_cache_path, texts) if has_text else []
     stream = None
     if schedule and corpora:
-        problems += _text_problems(values, schedule, corpora)
-        stream = _stream(recipe, values.seed, schedule, corpora, problems)
-    if problems:
-        raise RecipeError(list(dict.fromkeys(problems)))
-    assert schedule is not None and rate is not None and (stream is not None or not has_text)
+        texts += _text_problems(values, schedule, corpora)
+        stream = _stream(recipe, values.seed, schedule, corpora, texts)
+    if problems or (texts and not missing_texts(recipe.data)):
+        raise RecipeError(list(dict.fromkeys([*problems, *texts])))
+    assert schedule is not None and rate is not None
     own = {known.destination(key) for key, value in recipe.megatron.items() if value is not None}
-    return PlainCheck(
+    plain = PlainCheck(
         recipe=recipe,
         megatron=megatron,
         flags=(*flags, *save_flags),
@@ -160,6 +188,9 @@ def check_plainly(
             *packages,
         ),
     )
+    if texts:
+        raise NoTextError(texts, plain)
+    return plain
 
 
 def check_with_megatron(plain: PlainCheck, *, is_rehearsed: bool = True) -> CheckedRecipe:
@@ -173,16 +204,8 @@ def check_with_megatron(plain: PlainCheck, *, is_rehearsed: bool = True) -> Chec
         RecipeError: with Megatron's first complaint.
     """
     assert plain.stream is not None
-    recipe, values = plain.recipe, plain.values
-    if problems := profile_problems(recipe, values):
-        raise RecipeError(problems)
-    flags = [*plain.flags, *fixed_flags(values, plain.corpora[0].manifest)]
-    arguments = ask_megatron(flags, plain.world_size)
-    if is_rehearsed:
-        from tst_megatron.rehearsal import start_problems
-
-        if problems := start_problems(arguments, recipe.tst):
-            raise RecipeError(problems)
+    recipe = plain.recipe
+    arguments, flags = validated(plain, is_rehearsed=is_rehearsed)
     return CheckedRecipe(
         recipe=recipe,
         flags=tuple(flags),
@@ -195,8 +218,41 @@ def check_with_megatron(plain: PlainCheck, *, is_rehearsed: bool = True) -> Chec
         known=plain.known,
         environment=environment_of(recipe.profile, plain.megatron, plain.known),
         rate=plain.rate,
-        warnings=(*plain.warnings, *_padding(values, arguments)),
+        warnings=(
+            *plain.warnings,
+            *_padding(plain.values, arguments),
+            *export_warnings(arguments),
+            *tokenizer_warnings(plain.corpora[0].manifest.tokenizer_path, arguments),
+        ),
     )
+
+
+def validated(
+    plain: PlainCheck, *, is_rehearsed: bool = True
+) -> tuple[argparse.Namespace, list[str]]:
+    """Megatron's arguments of a recipe, with its text or without.
+
+    Args:
+        plain: what was found without Megatron.
+        is_rehearsed: as ``check_recipe`` takes it.
+
+    Returns:
+        (validated arguments, Megatron's command line).
+
+    Raises:
+        RecipeError: with Megatron's first complaint.
+    """
+    if problems := profile_problems(plain.recipe, plain.values):
+        raise RecipeError(problems)
+    manifest = plain.corpora[0].manifest if plain.corpora else None
+    flags = [*plain.flags, *fixed_flags(plain.values, manifest)]
+    arguments = ask_megatron(flags, plain.world_size)
+    if is_rehearsed:
+        from tst_megatron.rehearsal import start_problems
+
+        if problems := start_problems(arguments, plain.recipe.tst):
+            raise RecipeError(problems)
+    return arguments, flags
 
 
 def with_profile(recipe: Recipe, known: Flags) -> dict[str, Any]:

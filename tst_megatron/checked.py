@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ from tst_megatron.data.corpora import Corpus
 from tst_megatron.data.plan import StreamPlan
 from tst_megatron.flags import Flags
 from tst_megatron.megatron_arguments import ask_megatron, fixed_flags
-from tst_megatron.recipe import Recipe, RecipeError
+from tst_megatron.recipe import Recipe, RecipeError, TSTConfig
 from tst_megatron.rules.learning_rate import LearningRate
 from tst_megatron.schedule import Schedule
 
@@ -63,36 +63,48 @@ class CheckedRecipe:
 
     def plan(self) -> list[str]:
         """What the run will do, a line each: phases, steps, raw tokens, the switch, epochs."""
-        schedule = self.schedule
-        lines = []
-        for phase in schedule.phases:
-            raw_tokens = phase.num_steps * schedule.raw_tokens_per_step(phase)
-            steps = f"steps {phase.first_step + 1}-{phase.last_step}"
-            lines.append(
-                f"{phase.name}: {steps}, bag size {phase.bag_size}, {raw_tokens:,} raw tokens"
-                + (self._ablation() if phase.is_superposition else "")
-            )
-        if schedule.switch_step:
-            lines.append(f"the switch comes after step {schedule.switch_step}{self._resets()}")
-        total = schedule.raw_tokens_before(schedule.num_steps)
-        positions = schedule.latent_positions_before(schedule.num_steps)
-        lines.append(f"{total:,} raw tokens in {positions:,} latent positions over the whole run")
+        lines = plan_lines(self.recipe.tst, self.schedule, self.stream.corpus_lines(), self.rate)
         variables = " ".join(f"{name}={value}" for name, value in self.environment.items())
-        environment = [f"environment: {variables}"] if variables else []
-        rate = self.rate.line(schedule)
-        return [*lines, *self.stream.corpus_lines(), rate, *environment]
+        return [*lines, *([f"environment: {variables}"] if variables else [])]
 
-    def _ablation(self) -> str:
-        tst = self.recipe.tst
-        reads = ", reads tokens" if tst.inputs == "tokens" else ""
-        predicts = ", predicts tokens" if tst.targets == "tokens" else ""
-        weights = "" if tst.slot_weights == "uniform" else f", slot weights {tst.slot_weights}"
-        chunks = ", logits in chunks" if tst.linear_cross_entropy else ""
-        return reads + predicts + weights + chunks
 
-    def _resets(self) -> str:
-        tst = self.recipe.tst
-        embeddings = ["new embeddings and output layer"] if tst.reset_embeddings else []
-        optimizer = ["a new optimizer"] if tst.reset_optimizer else []
-        resets = " and ".join(embeddings + optimizer)
-        return f", with {resets}" if resets else ""
+def plan_lines(
+    tst: TSTConfig, schedule: Schedule, corpora: Sequence[str], rate: LearningRate
+) -> list[str]:
+    """What a run will do, a line each.
+
+    Args:
+        tst: the recipe's block.
+        schedule: of its phases.
+        corpora: lines on what it reads of each text.
+        rate: of its learning rate.
+    """
+    lines = []
+    for phase in schedule.phases:
+        raw_tokens = phase.num_steps * schedule.raw_tokens_per_step(phase)
+        steps = f"steps {phase.first_step + 1}-{phase.last_step}"
+        lines.append(
+            f"{phase.name}: {steps}, bag size {phase.bag_size}, {raw_tokens:,} raw tokens"
+            + (_ablation(tst) if phase.is_superposition else "")
+        )
+    if schedule.switch_step:
+        lines.append(f"the switch comes after step {schedule.switch_step}{_resets(tst)}")
+    total = schedule.raw_tokens_before(schedule.num_steps)
+    positions = schedule.latent_positions_before(schedule.num_steps)
+    lines.append(f"{total:,} raw tokens in {positions:,} latent positions over the whole run")
+    return [*lines, *corpora, rate.line(schedule)]
+
+
+def _ablation(tst: TSTConfig) -> str:
+    reads = ", reads tokens" if tst.inputs == "tokens" else ""
+    predicts = ", predicts tokens" if tst.targets == "tokens" else ""
+    weights = "" if tst.slot_weights == "uniform" else f", slot weights {tst.slot_weights}"
+    chunks = ", logits in chunks" if tst.linear_cross_entropy else ""
+    return reads + predicts + weights + chunks
+
+
+def _resets(tst: TSTConfig) -> str:
+    embeddings = ["new embeddings and output layer"] if tst.reset_embeddings else []
+    optimizer = ["a new optimizer"] if tst.reset_optimizer else []
+    resets = " and ".join(embeddings + optimizer)
+    return f", with {resets}" if resets else ""

@@ -46,17 +46,25 @@ def reason_of(error: BaseException) -> str:
     return lines[-1] if lines else type(error).__name__
 
 
-def fixed_flags(values: argparse.Namespace, manifest: Manifest) -> list[str]:
+NO_TOKENIZER = 32_000
+"""Pieces of the vocabulary where neither the recipe nor a text says how many."""
+
+
+def fixed_flags(values: argparse.Namespace, manifest: Manifest | None) -> list[str]:
     """What the training loop of this project needs of Megatron, whatever the recipe.
 
     Args:
         values: what the recipe's keys came to.
-        manifest: of the text.
+        manifest: of the text; None for a recipe that is checked without it.
     """
     flags = ["--dataloader-type", "single"]
-    flags += ["--tokenizer-type", f"{manifest.tokenizer.kind}Tokenizer"]
-    flags += ["--tokenizer-model", str(manifest.tokenizer_path)]
-    vocab_size = values.vocab_size or manifest.tokenizer.vocab_size
+    if manifest is None:
+        flags += ["--tokenizer-type", "NullTokenizer"]
+        vocab_size = values.vocab_size or NO_TOKENIZER
+    else:
+        flags += ["--tokenizer-type", f"{manifest.tokenizer.kind}Tokenizer"]
+        flags += ["--tokenizer-model", str(manifest.tokenizer_path)]
+        vocab_size = values.vocab_size or manifest.tokenizer.vocab_size
     if values.vocab_size is None:
         flags += ["--vocab-size", str(vocab_size)]
     if values.padded_vocab_size is None:

@@ -4,13 +4,24 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 
-from tst_megatron.commands.shared import Overrides, RecipePath, announce, checked_recipe, tell
+from tst_megatron.commands.shared import (
+    Overrides,
+    RecipePath,
+    announce,
+    checked_recipe,
+    install_host,
+    tell,
+)
 from tst_megatron.files import write_beside
+from tst_megatron.recipe import RecipeError, load_recipe
+
+if TYPE_CHECKING:
+    from tst_megatron.check import NoTextError, PlainCheck
 
 
 def check(
@@ -31,10 +42,26 @@ def check(
         bool,
         typer.Option("--starting", help="A start follows: refuse a run folder that is in use."),
     ] = False,
+    no_data: Annotated[
+        bool, typer.Option("--no-data", help="Leave the text out, which is not prepared yet.")
+    ] = False,
 ) -> None:
     """Check a recipe before it waits in a queue: all problems at once, status 2 if any."""
+    from tst_megatron.check import NoTextError
+
     console = Console()
-    checked = checked_recipe(recipe, overrides, nproc)
+    if no_data:
+        if run is not None:
+            raise ValueError(
+                "--no-data: a run is compared with its text. Leave --run-folder or --no-data out"
+            )
+        _check_without_text(recipe, overrides, nproc, console)
+        return
+    try:
+        checked = checked_recipe(recipe, overrides, nproc)
+    except NoTextError as error:
+        _check_the_rest(error, console)
+        raise
     # They import torch, and a recipe that is refused does not need it.
     from tst_megatron.training.run_folder import RunFolder
     from tst_megatron.training.run_records import notes_of
@@ -61,4 +88,58 @@ def check(
             tell(note)
         if user is not None and not starting:
             tell(f"{run}: in use by {user}. A start is refused until that has ended")
+    tell(_this_machine(checked.recipe.profile, checked.world_size))
     console.print("No problem found.", style="green")
+
+
+UNKNOWN = (
+    "not known without the text: how often it is read, whether its held-out part is enough for "
+    "eval-iters, and whether its tokenizer fits the model"
+)
+
+
+def _check_without_text(
+    recipe: Path, overrides: list[str] | None, nproc: int | None, console: Console
+) -> None:
+    """Check everything of a recipe but its text."""
+    from tst_megatron.check import check_plainly
+
+    loaded = load_recipe(recipe, overrides or [])
+    plain = check_plainly(loaded, world_size=nproc, has_text=False)
+    install_host(loaded.profile)
+    _show_rest(plain, console)
+    console.print("No problem found in the rest.", style="green")
+
+
+def _check_the_rest(error: NoTextError, console: Console) -> None:
+    """Of a recipe whose text is missing, say what else there is to say.
+
+    Raises:
+        RecipeError: something else is wrong too; with all of it.
+    """
+    try:
+        install_host(error.plain.recipe.profile)
+        _show_rest(error.plain, console)
+    except RecipeError as more:
+        raise RecipeError([*error.problems, *more.problems]) from None
+
+
+def _show_rest(plain: PlainCheck, console: Console) -> None:
+    from tst_megatron.check import validated
+    from tst_megatron.hf.export_warnings import export_warnings
+
+    arguments, _ = validated(plain)
+    announce(plain, console)
+    for warning in export_warnings(arguments):
+        console.print(f"warning: {warning}", style="yellow", highlight=False, soft_wrap=True)
+    tell(_this_machine(plain.recipe.profile, plain.world_size))
+    tell(UNKNOWN)
+
+
+def _this_machine(profile: str | None, num_ranks: int) -> str:
+    """Whether the machine that a recipe is checked on could run it, in a line."""
+    from tst_megatron.host.device import why_not_here
+
+    reason = why_not_here(profile, num_ranks=num_ranks)
+    ranks = "1 rank" if num_ranks == 1 else f"{num_ranks} ranks"
+    return f"this machine could run it, with {ranks}" if reason is None else f"not here: {reason}"

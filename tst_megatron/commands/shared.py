@@ -14,6 +14,7 @@ from tst_megatron.recipe import RecipeError, load_recipe
 from tst_megatron.system.ranks import variables_of_a_rank
 
 if TYPE_CHECKING:
+    from tst_megatron.check import PlainCheck
     from tst_megatron.checked import CheckedRecipe
 
 FAILED = 1
@@ -41,26 +42,35 @@ def checked_recipe(recipe: Path, overrides: list[str] | None, nproc: int | None)
     Raises:
         RecipeError: with every problem that was found.
     """
-    loaded = load_recipe(recipe, overrides or [])
     from tst_megatron.check import check_plainly, check_with_megatron
 
+    loaded = load_recipe(recipe, overrides or [])
     plain = check_plainly(loaded, world_size=nproc)
-    if loaded.profile == "cpu":
-        # Before Megatron is imported for the checks.
-        from tst_megatron.host import cpu
-
-        if not cpu.is_needed():
-            raise RecipeError(
-                [
-                    "profile: cpu on a machine with a GPU. Use profile=null, or hide the GPU with "
-                    "CUDA_VISIBLE_DEVICES= if the run is meant for the CPU"
-                ]
-            )
-        cpu.install()
+    install_host(loaded.profile)
     return check_with_megatron(plain, is_rehearsed=os.environ.get("RANK", "0") == "0")
 
 
-def announce(checked: CheckedRecipe, console: Console) -> None:
+def install_host(profile: str | None) -> None:
+    """Put the CPU host in place for a recipe of its profile, before Megatron is imported.
+
+    Raises:
+        RecipeError: this machine has a GPU.
+    """
+    if profile != "cpu":
+        return
+    from tst_megatron.host import cpu
+
+    if not cpu.is_needed():
+        raise RecipeError(
+            [
+                "profile: cpu on a machine with a GPU. Use profile=null, or hide the GPU with "
+                "CUDA_VISIBLE_DEVICES= if the run is meant for the CPU"
+            ]
+        )
+    cpu.install()
+
+
+def announce(checked: CheckedRecipe | PlainCheck, console: Console) -> None:
     """Show what the run will do, and what its owner should know before."""
     for line in checked.plan():
         console.print(line, highlight=False, soft_wrap=True)
