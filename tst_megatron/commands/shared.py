@@ -11,6 +11,7 @@ from rich.console import Console
 
 from tst_megatron.outputs import check_output
 from tst_megatron.recipe import RecipeError, load_recipe
+from tst_megatron.system.imports import collecting_later
 from tst_megatron.system.ranks import variables_of_a_rank
 
 if TYPE_CHECKING:
@@ -47,6 +48,9 @@ def checked_recipe(recipe: Path, overrides: list[str] | None, nproc: int | None)
     loaded = load_recipe(recipe, overrides or [])
     plain = check_plainly(loaded, world_size=nproc)
     install_host(loaded.profile)
+    with collecting_later():
+        # Imports torch and Megatron, also where the CPU host has not done so.
+        from tst_megatron import upstream  # noqa: F401
     return check_with_megatron(plain, is_rehearsed=os.environ.get("RANK", "0") == "0")
 
 
@@ -58,8 +62,8 @@ def install_host(profile: str | None) -> None:
     """
     if profile != "cpu":
         return
-    from tst_megatron.host import cpu
-
+    with collecting_later():
+        from tst_megatron.host import cpu
     if not cpu.is_needed():
         raise RecipeError(
             [

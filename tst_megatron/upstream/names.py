@@ -6,6 +6,7 @@ import logging
 import warnings
 
 from tst_megatron import __version__
+from tst_megatron.system.imports import collecting_later
 from tst_megatron.upstream.heavy_imports import without_modelopt
 
 TESTED_MEGATRON = "0.19.2"
@@ -13,7 +14,7 @@ TESTED_MEGATRON = "0.19.2"
 try:
     # Megatron warns of each optional package that is missing, up to twenty times; `versions.json`
     # of a run says it once.
-    with warnings.catch_warnings(), without_modelopt():
+    with collecting_later(), warnings.catch_warnings(), without_modelopt():
         warnings.simplefilter("ignore")
         logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
         from megatron.core import dist_checkpointing, parallel_state
