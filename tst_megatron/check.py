@@ -79,6 +79,8 @@ class PlainCheck:
     rate: LearningRate
     known: Flags
     warnings: tuple[str, ...]
+    notes: tuple[str, ...]
+    """Of this environment, which may not be the job's."""
 
     def plan(self) -> list[str]:
         """What the run will do as far as that is known without its text, a line each."""
@@ -88,7 +90,7 @@ class PlainCheck:
             unit_chunks=self.recipe.tst.unit_chunks(),
             max_epochs=self.recipe.tst.max_epochs,
         )
-        return plan_lines(self.recipe.tst, self.schedule, needed, self.rate)
+        return [*plan_lines(self.recipe.tst, self.schedule, needed, self.rate), *self.notes]
 
 
 class NoTextError(RecipeError):
@@ -101,7 +103,7 @@ class NoTextError(RecipeError):
 
 
 def check_recipe(
-    recipe: Recipe, *, world_size: int | None = None, is_rehearsed: bool = True
+    recipe: Recipe, *, world_size: int | None = None, is_rehearsed: bool = False
 ) -> CheckedRecipe:
     """Check a recipe for a job of ``world_size`` ranks.
 
@@ -109,7 +111,8 @@ def check_recipe(
         recipe: as ``load_recipe`` read it.
         world_size: ranks of the job; None takes that of the environment (``WORLD_SIZE``), or the
             smallest that fits the parallel sizes.
-        is_rehearsed: also build what a start builds. One process of a job is enough for that.
+        is_rehearsed: also build what a start builds, which takes a second. The commands do it, in
+            one process of a job.
 
     Raises:
         RecipeError: with every problem that was found.
@@ -185,15 +188,15 @@ def check_plainly(
             *default_warnings(known, given, values),
             *learning_rate_warnings(rate, schedule),
             *no_effect_warnings(values, own),
-            *packages,
         ),
+        notes=tuple(packages),
     )
     if texts:
         raise NoTextError(texts, plain)
     return plain
 
 
-def check_with_megatron(plain: PlainCheck, *, is_rehearsed: bool = True) -> CheckedRecipe:
+def check_with_megatron(plain: PlainCheck, *, is_rehearsed: bool) -> CheckedRecipe:
     """Show Megatron a recipe in which nothing else is wrong.
 
     Args:
@@ -218,6 +221,7 @@ def check_with_megatron(plain: PlainCheck, *, is_rehearsed: bool = True) -> Chec
         known=plain.known,
         environment=environment_of(recipe.profile, plain.megatron, plain.known),
         rate=plain.rate,
+        notes=plain.notes,
         warnings=(
             *plain.warnings,
             *_padding(plain.values, arguments),

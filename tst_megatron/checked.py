@@ -39,6 +39,8 @@ class CheckedRecipe:
     """Variables that the ranks are to be started with (``environment.py``)."""
     rate: LearningRate
     warnings: tuple[str, ...]
+    notes: tuple[str, ...]
+    """Of this environment, which may not be the job's."""
 
     def arguments_of(self, megatron: Mapping[str, Any]) -> argparse.Namespace | None:
         """The validated arguments of the same run under other keys of Megatron's.
@@ -65,7 +67,7 @@ class CheckedRecipe:
         """What the run will do, a line each: phases, steps, raw tokens, the switch, epochs."""
         lines = plan_lines(self.recipe.tst, self.schedule, self.stream.corpus_lines(), self.rate)
         variables = " ".join(f"{name}={value}" for name, value in self.environment.items())
-        return [*lines, *([f"environment: {variables}"] if variables else [])]
+        return [*lines, *([f"environment: {variables}"] if variables else []), *self.notes]
 
 
 def plan_lines(
@@ -83,8 +85,9 @@ def plan_lines(
     for phase in schedule.phases:
         raw_tokens = phase.num_steps * schedule.raw_tokens_per_step(phase)
         steps = f"steps {phase.first_step + 1}-{phase.last_step}"
+        name = schedule.said_of(phase)
         lines.append(
-            f"{phase.name}: {steps}, bag size {phase.bag_size}, {raw_tokens:,} raw tokens"
+            f"{name}: {steps}, bag size {phase.bag_size}, {raw_tokens:,} raw tokens"
             + (_ablation(tst) if phase.is_superposition else "")
         )
     if schedule.switch_step:

@@ -82,6 +82,10 @@ class Schedule:
         """The first recovery step: superposition ends after this many steps."""
         return self.phases[-1].first_step
 
+    def said_of(self, phase: Phase) -> str:
+        """What a person reads for a phase: a run without superposition has nothing to recover."""
+        return phase.name if len(self.phases) > 1 else "training"
+
     def phase_at(self, step: int) -> Phase:
         """The phase of the step that follows ``step`` completed ones.
 

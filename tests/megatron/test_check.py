@@ -107,10 +107,10 @@ def test_what_megatron_refuses_is_passed_on(text, monkeypatch, error):
 
 
 def test_refusal_without_words_names_at_least_its_kind_and_place(text):
-    """``assert args.min_lr <= args.lr`` has no message; its line of source is the best there is."""
-    (problem,) = problems(text, min_lr=1.0)
+    """An assertion without a message; its line of source is the best there is."""
+    (problem,) = problems(text, ckpt_convert_format="torch")
     assert problem.startswith("Megatron refuses the recipe: ")
-    assert "min_lr" in problem
+    assert "ckpt_convert_save" in problem
 
 
 # --- a recipe that passes ------------------------------------------------------------------------
@@ -125,13 +125,17 @@ def test_plan_of_two_phases_tells_steps_tokens_switch_and_epochs(text):
         "11,264 raw tokens in 5,120 latent positions over the whole run",
         f"{text}: {11264 / num_tokens:.2f} epochs over {num_tokens:,} tokens, of which an epoch "
         f"leaves out {(num_tokens - 4) % 128 + 4}",
+        "learning rate: ▁▅█████████████▇▅▄▂▁ 0.00e+00 at step 1, 1.00e-02 at the switch (step 9), "
+        "1.00e-02 when its decay starts (step 16), 2.08e-03 at the last step (20)",
     ]
 
 
 def test_plan_of_ordinary_training_has_one_phase_and_no_switch(text):
     num_tokens = load_manifest(text).train.tokens
-    assert check(text, seq_length=64, train_iters=30).plan() == [
-        "recovery: steps 1-30, bag size 1, 15,360 raw tokens",
+    plan = check(text, seq_length=64, train_iters=30).plan()
+    assert plan.pop().startswith("learning rate: ▁▅██")
+    assert plan == [
+        "training: steps 1-30, bag size 1, 15,360 raw tokens",
         "15,360 raw tokens in 15,360 latent positions over the whole run",
         f"{text}: {15360 / num_tokens:.2f} epochs over {num_tokens:,} tokens, of which an epoch "
         f"leaves out {(num_tokens - 1) % 64 + 1}",
@@ -223,8 +227,11 @@ def test_dangerous_default_left_alone_is_warned_of_alone(text, key):
         said = problems(text, TST, without=(key,))
         assert "hidden-dropout" in said[0] and "Set" in said[0]
         return
-    warnings = check(text, TST, without=(key,)).warnings
-    assert warnings == (f"{key}: not set, so Megatron's default holds ({default})",)
+    # Without WSD nothing of its decay has an effect, which is told too.
+    more = ("lr-wsd-decay-iters", "lr-wsd-decay-style") if key == "lr-decay-style" else ()
+    warnings = check(text, TST, without=(key, *more)).warnings
+    said = f"{key}: not set, so Megatron's default holds ({default})"
+    assert [warning for warning in warnings if not warning.startswith(more or "-")] == [said]
 
 
 def test_dangerous_defaults_are_megatrons_own():
@@ -262,7 +269,8 @@ def test_check_announces_the_plan_and_the_warnings(text, monkeypatch, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert not caught.value.code
     assert lines[0] == "superposition: steps 1-8, bag size 4, 8,192 raw tokens"
-    assert lines[-2] == "warning: weight-decay: not set, so Megatron's default holds (0.01)"
+    assert lines[-3] == "warning: weight-decay: not set, so Megatron's default holds (0.01)"
+    assert lines[-2] == "this machine could run it, with 1 rank"
     assert lines[-1] == "No problem found."
 
 

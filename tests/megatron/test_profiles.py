@@ -417,7 +417,7 @@ def test_a_machine_that_could_run_the_job_answers_for_itself(monkeypatch, has_gp
 
 @pytest.mark.parametrize("profile", GPU_PROFILES)
 def test_transformer_engine_is_asked_for_where_there_is_a_gpu(text, monkeypatch, profile):
-    monkeypatch.setattr(compatibility.cpu, "is_needed", lambda: False)
+    monkeypatch.setattr(cpu, "is_needed", lambda: False)
     assert refusals(text, profile) == [
         f"profile: {profile} needs Transformer Engine, which is not installed. Install it (pip "
         "install --no-build-isolation 'transformer-engine[pytorch]'), or use its container"

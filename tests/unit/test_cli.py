@@ -22,7 +22,10 @@ from tst_megatron.training import launch
 from tst_megatron.training.run_state import STARTED
 
 COMMANDS = {
-    "check": {"recipe", "overrides", "--nproc", "--run-folder", "--environment", "--starting"},
+    "check": {
+        *("recipe", "overrides", "--nproc", "--run-folder", "--environment", "--starting"),
+        "--no-data",
+    },
     "train": {"recipe", "overrides", "--run-folder", "--nproc", "--fresh"},
     "params": {"recipe", "overrides"},
     "data tokenizer": {"inputs", "--output", "--vocab-size", "--text-key"},

@@ -18,7 +18,6 @@ DANGEROUS_DEFAULTS = {
     "min-lr": "0",
     "lr-decay-style": "linear",
     "lr-wsd-decay-style": "exponential",
-    "lr-wsd-decay-iters": "none: WSD never decays",
     "vocab-size": "the tokenizer's own, which pads to another size than the model's card",
 }
 """Megatron's defaults that are wrong for pre-training this family, and what they are."""

@@ -28,7 +28,6 @@ from tst_megatron.training.record import (
     TEST_LOSS,
     VALIDATION_LOSS,
     drop_lines_after,
-    said_of_phase,
 )
 
 FROM_MEGATRON = (
@@ -94,7 +93,7 @@ class Recorder:
         row = {"step": step, "phase": phase.name, loss_name: loss, **theirs, **ours}
         self._write({"event": "step", **row, "device": self._device})
         _to_writers(ours, step)
-        said = said_of_phase(phase, schedule)
+        said = schedule.said_of(phase)
         self._progress.step(step, f"{said}: {SAID[loss_name]} {loss:.3f}" if loss else said)
 
     def on_evaluation(self, step: int, scalars: Mapping[str, float]) -> None:

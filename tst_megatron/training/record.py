@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from tst_megatron.files import write_bytes_beside
-from tst_megatron.schedule import Phase, Schedule
 from tst_megatron.system.records import Damaged, block_of, open_bytes, parse_json, read_bytes
 
 BAG_LOSS = "bag loss"
@@ -31,11 +30,6 @@ SAID = {
     TEST_LOSS: "test loss",
 }
 """What a person reads for each; the records keep the names that their readers know."""
-
-
-def said_of_phase(phase: Phase, schedule: Schedule) -> str:
-    """What a person reads for a phase: a run without superposition has nothing to recover from."""
-    return phase.name if len(schedule.phases) > 1 else "training"
 
 
 DROPPED = "metrics.dropped.jsonl"

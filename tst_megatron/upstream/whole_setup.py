@@ -36,6 +36,7 @@ NOT_ON_META: Mapping[str, Any] = {
     "delay_wgrad_compute": False,
     "fp8": None,
     "fp8_param_gather": False,
+    "reuse_grad_buf_for_mxfp8_param_ag": False,
     "fp4": None,
     "fp4_param_gather": False,
     "tp_comm_overlap": False,
