@@ -19,7 +19,7 @@ endif
 unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: quickstart test test-fast test-gpu test-slurm gpu-check image-check wheelhouse-check soak \
-	layouts export-full-size measure-prepare measure-checks lint
+	layouts export-full-size measure-prepare measure-checks fuzz lint
 .DEFAULT_GOAL := quickstart
 
 quickstart: $(UV)  ## the whole chain on this machine, with or without a GPU
@@ -30,6 +30,9 @@ test: lint  ## everything that CI runs
 
 test-fast: $(UV)  ## no process groups and no Megatron, for the inner loop
 	$(RUN) pytest -n 2 --dist loadfile tests/unit
+
+fuzz: $(UV)  ## 3,000 keys with values that nobody would mean; all that is accepted is built
+	TST_FUZZ=$${TST_FUZZ:-3000} $(RUN) pytest -q tests/megatron/test_check_fuzz.py
 
 test-gpu: $(UV)  ## what needs a CUDA device; skipped by `test` without one
 	$(RUN) pytest -m gpu tests/gpu

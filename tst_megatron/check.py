@@ -294,7 +294,8 @@ def _schedule(recipe: Recipe, values: argparse.Namespace, problems: list[str]) -
     """The phases; without the steps or sizes of a run, at least what is wrong with the entries."""
     sizes = (values.train_iters, values.seq_length, values.global_batch_size)
     if all(size and size > 0 for size in sizes):
-        return _attempt(recipe.schedule, "tst", problems)
+        schedule: Schedule | None = _attempt(recipe.schedule, "tst", problems)
+        return schedule
     entries = _attempt(recipe.tst.entries, "tst", problems) or []
     problems += [f"tst: {problem}" for problem in entry_problems(entries)] if entries else []
     return None
@@ -313,7 +314,7 @@ def _text_problems(
 ) -> list[str]:
     problems = corpora_problems(corpora)
     vocab_size = corpora[0].manifest.tokenizer.vocab_size
-    if values.vocab_size and values.vocab_size < vocab_size:
+    if values.vocab_size and 0 < values.vocab_size < vocab_size:
         problems.append(
             f"vocab-size: {values.vocab_size} is smaller than the tokenizer's {vocab_size}"
         )

@@ -56,6 +56,10 @@ REFUSED = {
     "unseen. Remove it",
     "moe-expert-rank-capacity-factor": "HybridEP drops the positions beyond it, which changes what "
     "is trained. Remove it, and moe-paged-stash with it",
+    "fp8-format": "the CPU host has no arithmetic in 8 bits. Remove it, or use a GPU profile",
+    "fp4-format": "the CPU host has no arithmetic in 4 bits. Remove it, or use a GPU profile",
+    "qk-clip": "the largest logits come from Transformer Engine's attention, which the CPU host "
+    "does not have. Remove it, or use a GPU profile",
     "hidden-dropout": "with dropout a resumed run on the CPU would not be exact. Set "
     "hidden-dropout and attention-dropout to 0",
 }
@@ -343,6 +347,9 @@ def combination_problems(recipe: Recipe, values: argparse.Namespace) -> list[str
         "moe-expert-rank-capacity-factor": values.moe_expert_rank_capacity_factor
         or values.moe_paged_stash,
         "hidden-dropout": is_on_cpu and is_dropped_out,
+        "fp8-format": is_on_cpu and values.fp8,
+        "fp4-format": is_on_cpu and values.fp4,
+        "qk-clip": is_on_cpu and values.qk_clip,
     }
     problems = [f"{key}: {REFUSED[key]}" for key, refused in is_refused.items() if refused]
     if not is_on_cpu:

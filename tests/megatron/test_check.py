@@ -125,7 +125,7 @@ def test_plan_of_two_phases_tells_steps_tokens_switch_and_epochs(text):
         "11,264 raw tokens in 5,120 latent positions over the whole run",
         f"{text}: {11264 / num_tokens:.2f} epochs over {num_tokens:,} tokens, of which an epoch "
         f"leaves out {(num_tokens - 4) % 128 + 4}",
-        "learning rate: ▁▅█████████████▇▅▄▂▁ 0.00e+00 at step 1, 1.00e-02 at the switch (step 9), "
+        "learning rate: ▁▅██████████████▇▅▄▂ 0.00e+00 at step 1, 1.00e-02 at the switch (step 9), "
         "1.00e-02 when its decay starts (step 16), 2.08e-03 at the last step (20)",
     ]
 

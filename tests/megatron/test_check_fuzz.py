@@ -50,7 +50,7 @@ def recipe(text, tmp_path_factory):
 
 
 def end_of_a_real_start(checked) -> str:
-    """What a process of its own ends with that builds everything on this host, as ``train`` does."""
+    """What a process of its own ends with that builds everything here, as ``train`` does."""
     reading, writing = os.pipe()
     child = os.fork()
     if not child:

@@ -82,6 +82,10 @@ def test_lists_name_keys_that_exist():
             {"num_query_groups": 3, "group_query_attention": True},
             "num-query-groups: 3 does not divide num-attention-heads 4",
         ),
+        (
+            {"padded_vocab_size": 5, "vocab_size": 1000},
+            "padded-vocab-size: 5 is below vocab-size 1000",
+        ),
         ({"num_query_groups": 2}, "num-query-groups: 2 without group-query-attention"),
         ({"hidden_size": 33}, "num-attention-heads: 4 does not divide hidden-size 33"),
         (

@@ -77,7 +77,7 @@ class LearningRate:
         if step > self.end:
             return self.smallest
         if self.style == "inverse-square-root":
-            rate = self.largest * max(self.warmup, 1) ** 0.5 / max(step, 1) ** 0.5
+            rate = self.largest * math.sqrt(max(self.warmup, 1)) / math.sqrt(max(step, 1))
             return max(self.smallest, rate)
         share = self._share(step)
         return self.smallest + share * (self.largest - self.smallest)

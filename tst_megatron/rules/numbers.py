@@ -168,6 +168,12 @@ def _shape_problems(values: argparse.Namespace, given: Collection[str | None]) -
             f"num-attention-heads: {heads} does not divide hidden-size {values.hidden_size}. Give "
             "kv-channels, the size of a head, or another number"
         )
+    rows, vocabulary = values.padded_vocab_size, values.vocab_size
+    if rows and vocabulary and 0 < rows < vocabulary:
+        problems.append(
+            f"padded-vocab-size: {rows} is below vocab-size {vocabulary}. Raise it, or remove the "
+            "key"
+        )
     problems += _layer_list_problems(values)
     return [*problems, *_position_problems(values)]
 

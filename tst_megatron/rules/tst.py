@@ -7,6 +7,9 @@ import argparse
 from tst_megatron.recipe import TSTConfig
 from tst_megatron.schedule import Schedule
 
+MOST_EPOCHS = 10_000
+"""Nobody reads a text more often, and the plan of a run takes time and memory for each."""
+
 
 def tst_problems(tst: TSTConfig) -> list[str]:
     """Values of the ``tst:`` block that would be passed over without a word."""
@@ -32,8 +35,8 @@ def tst_problems(tst: TSTConfig) -> list[str]:
         )
     if tst.stream_unit_bags is not None and tst.stream_unit_bags < 1:
         problems.append(f"tst.stream-unit-bags: {tst.stream_unit_bags} is below 1")
-    if tst.max_epochs < 1:
-        problems.append(f"tst.max-epochs: {tst.max_epochs} is below 1")
+    if not 1 <= tst.max_epochs <= MOST_EPOCHS:
+        problems.append(f"tst.max-epochs: {tst.max_epochs} is not from 1 to {MOST_EPOCHS:,}")
     if tst.keep_last_checkpoints is not None and tst.keep_last_checkpoints < 1:
         problems.append(
             f"tst.keep-last-checkpoints: {tst.keep_last_checkpoints} is below 1, and a run goes on "
