@@ -19,7 +19,7 @@ endif
 unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: quickstart test test-fast test-gpu test-slurm gpu-check image-check wheelhouse-check soak \
-	layouts export-full-size measure-prepare measure-checks fuzz lint
+	layouts export-full-size measure-prepare measure-checks measure-start fuzz lint
 .DEFAULT_GOAL := quickstart
 
 quickstart: $(UV)  ## the whole chain on this machine, with or without a GPU
@@ -68,6 +68,10 @@ wheelhouse-check:  ## collect all wheels, switch the network off, install from t
 
 measure-checks: $(UV)  ## what the checks of a checkpoint cost a start and a save; 3 GB of disk
 	$(RUN) python tools/measure_checks.py runs/measure-checks
+
+# BESIDE=CHECKOUT: another commit, in turns with this one.
+measure-start: $(UV)  ## seconds of `check`; RECIPE=FILE is a recipe whose text is prepared
+	$(RUN) python tools/measure_start.py $(RECIPE) $(if $(BESIDE),--beside $(BESIDE))
 
 # MEGATRON_TOOL=FILE: tools/preprocess_data.py of Megatron-LM core_v0.19.0, which no package ships.
 measure-prepare: $(UV)  ## tokens per second of data preparation; writes benchmarks/results
