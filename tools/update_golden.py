@@ -12,8 +12,8 @@ from tst_megatron.host import cpu
 cpu.install(even_with_gpu=True)
 
 from tst_megatron import upstream  # noqa: E402
-from tst_megatron.check import with_profile  # noqa: E402
 from tst_megatron.flags import Flags  # noqa: E402
+from tst_megatron.plain_check import with_profile  # noqa: E402
 from tst_megatron.recipe import load_recipe  # noqa: E402
 
 REPOSITORY = Path(__file__).resolve().parent.parent

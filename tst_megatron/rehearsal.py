@@ -8,6 +8,7 @@ import os
 import resource
 import select
 import signal
+import time
 import warnings
 
 from tst_megatron.megatron_arguments import reason_of
@@ -47,29 +48,31 @@ def start_problems(args: argparse.Namespace, tst: TSTConfig) -> list[str]:
         os.waitpid(child, 0)
     if found is None:
         return [
-            f"The model, its optimizer and its schedule were not built within {SECONDS:.0f} s. "
+            f"the model, its optimizer and its schedule were not built within {SECONDS:.0f} s. "
             "Look for a size that is larger than meant"
         ]
-    return found.splitlines() if found != _FINE else []
+    if not found:
+        return [f"{_WHERE}: the process that built them was killed, perhaps for want of memory"]
+    return [found] if found != _FINE else []
 
 
 _FINE = "fine"
 
 
 def _read_until_closed(pipe: int) -> str | None:
-    """What the child says before it ends; None if it takes too long or ends without a word."""
-    said = b""
-    while select.select([pipe], [], [], SECONDS)[0]:
+    """What the child says before it ends; None if that takes too long."""
+    said, deadline = b"", time.monotonic() + SECONDS
+    while select.select([pipe], [], [], max(0.0, deadline - time.monotonic()))[0]:
         part = os.read(pipe, 65536)
         if not part:
-            return said.decode() or None
+            return said.decode(errors="replace")
         said += part
     return None
 
 
 def _be_the_child(args: argparse.Namespace, tst: TSTConfig, pipe: int) -> None:
     """Build, say what came of it, and end without running anything of the parent's."""
-    said = f"{_WHERE}: the process ended"
+    said = ""
     try:
         nowhere = os.open(os.devnull, os.O_RDWR)
         for number in (0, 1, 2):

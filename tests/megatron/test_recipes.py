@@ -12,10 +12,11 @@ from tst_megatron.host import cpu
 cpu.install()
 
 from tst_megatron import upstream
-from tst_megatron.check import check_recipe, with_profile
+from tst_megatron.check import check_recipe
 from tst_megatron.data.manifest import FILE_NAME
 from tst_megatron.flags import Flags
 from tst_megatron.model.parameters import build_on_meta, model_arguments
+from tst_megatron.plain_check import with_profile
 from tst_megatron.profiles import GPU_PROFILES
 from tst_megatron.recipe import load_recipe
 

@@ -189,7 +189,7 @@ def test_bad_input_ends_in_one_message_and_status_2(
     monkeypatch, capsys, tmp_path, outside_a_job, arguments, message
 ):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(check, "check_recipe", lambda *_, **__: pytest.fail("it was checked"))
+    monkeypatch.setattr(check, "check_with_megatron", lambda *_, **__: pytest.fail("it was"))
     (tmp_path / "r.yaml").write_text("num-layers: 1\n")
     (tmp_path / "a.jsonl").write_text('{"text": "a"}\n')
     status, out, error = run_main(monkeypatch, capsys, *arguments)

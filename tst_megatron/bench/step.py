@@ -20,9 +20,9 @@ from tst_megatron.bench.comparing import Notes, Settings, compare_cases
 from tst_megatron.bench.profile import differences, kernel_milliseconds
 from tst_megatron.bench.results import Result, contender_version
 from tst_megatron.bench.timing import Contender, Timing
-from tst_megatron.check import with_profile
 from tst_megatron.flags import Flags
 from tst_megatron.key_kinds import LAYOUT_KEYS
+from tst_megatron.plain_check import with_profile
 from tst_megatron.recipe import Recipe, RecipeError
 from tst_megatron.schedule import Phase, Schedule
 from tst_megatron.training.launch import free_port

@@ -21,7 +21,7 @@ from tst_megatron.files import write_beside
 from tst_megatron.recipe import RecipeError, load_recipe
 
 if TYPE_CHECKING:
-    from tst_megatron.check import NoTextError, PlainCheck
+    from tst_megatron.plain_check import NoTextError, PlainCheck
 
 
 def check(
@@ -47,7 +47,7 @@ def check(
     ] = False,
 ) -> None:
     """Check a recipe before it waits in a queue: all problems at once, status 2 if any."""
-    from tst_megatron.check import NoTextError
+    from tst_megatron.plain_check import NoTextError
 
     console = Console()
     if no_data:
@@ -102,7 +102,7 @@ def _check_without_text(
     recipe: Path, overrides: list[str] | None, nproc: int | None, console: Console
 ) -> None:
     """Check everything of a recipe but its text."""
-    from tst_megatron.check import check_plainly
+    from tst_megatron.plain_check import check_plainly
 
     loaded = load_recipe(recipe, overrides or [])
     plain = check_plainly(loaded, world_size=nproc, has_text=False)

@@ -15,8 +15,8 @@ from tst_megatron.system.imports import collecting_later
 from tst_megatron.system.ranks import variables_of_a_rank
 
 if TYPE_CHECKING:
-    from tst_megatron.check import PlainCheck
     from tst_megatron.checked import CheckedRecipe
+    from tst_megatron.plain_check import PlainCheck
 
 FAILED = 1
 BAD_INPUT = 2
@@ -43,7 +43,8 @@ def checked_recipe(recipe: Path, overrides: list[str] | None, nproc: int | None)
     Raises:
         RecipeError: with every problem that was found.
     """
-    from tst_megatron.check import check_plainly, check_with_megatron
+    from tst_megatron.check import check_with_megatron
+    from tst_megatron.plain_check import check_plainly
 
     loaded = load_recipe(recipe, overrides or [])
     plain = check_plainly(loaded, world_size=nproc)

@@ -18,4 +18,4 @@ ARGUMENTS: Mapping[str, Any] = {
     "rope-fusion": False,
     "no-persist-layer-norm": True,
 }
-"""``check.py`` overlays them with ``profile: cpu``; the reason stands beside each."""
+"""``plain_check.py`` overlays them with ``profile: cpu``; the reason stands beside each."""

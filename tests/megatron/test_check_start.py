@@ -1,0 +1,219 @@
+"""What a start would end on is found by building all of it, and the text may be left out."""
+
+import os
+import time
+
+import pytest
+
+from tst_megatron.host import cpu
+
+cpu.install()
+
+import torch
+import torch._dynamo  # So that no process that builds has to import it.
+import typer.testing
+from checks import check
+
+from tst_megatron import rehearsal
+from tst_megatron.cli import app
+from tst_megatron.recipe import RecipeError
+from tst_megatron.rehearsal import start_problems
+from tst_megatron.upstream import whole_setup
+
+TST = {"bag-size": 4, "superposition-fraction": 0.4}
+
+
+@pytest.fixture(autouse=True)
+def outside_a_job(monkeypatch):
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+
+
+def problems(text, **changes):
+    checked = check(text, TST, **changes)
+    return start_problems(checked.arguments, checked.recipe.tst)
+
+
+# --- what a start would build --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"bf16": True, "overlap_grad_reduce": True, "overlap_param_gather": True},
+        {"use_distributed_optimizer": False, "optimizer": "sgd"},
+        {"expert_model_parallel_size": 4, "world_size": 4},
+        {"pipeline_model_parallel_size": 2, "world_size": 2},
+        {
+            "pipeline_model_parallel_size": 2,
+            "num_layers": 3,
+            "account_for_embedding_in_pipeline_split": True,
+            "world_size": 2,
+        },
+        {
+            "pipeline_model_parallel_size": 4,
+            "num_layers": 6,
+            "account_for_embedding_in_pipeline_split": True,
+            "account_for_loss_in_pipeline_split": True,
+            "world_size": 4,
+        },
+        {
+            "tensor_model_parallel_size": 2,
+            "sequence_parallel": True,
+            "expert_model_parallel_size": 2,
+            "world_size": 4,
+        },
+    ],
+    ids=str,
+)
+def test_what_starts_can_be_built_for_the_whole_job(text, changes):
+    assert problems(text, **changes) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"optimizer": "sgd"}, "Only Adam, HybridDeviceOptimizer"),
+        (
+            {
+                "pipeline_model_parallel_size": 2,
+                "num_layers": 4,
+                "decoder_first_pipeline_num_layers": 5,
+                "world_size": 2,
+            },
+            "the 2 stages would get 5+-1 layers, and num-layers is 4",
+        ),
+    ],
+    ids=str,
+)
+def test_what_no_start_survives_is_named(text, changes, said):
+    (problem,) = problems(text, **changes)
+    assert said in problem
+
+
+def test_what_was_built_leaves_nothing_behind(text, monkeypatch):
+    children, fork = [], os.fork
+    monkeypatch.setattr(os, "fork", lambda: children.append(fork()) or children[-1])
+    device, threads = cpu.DEVICE, torch.get_num_threads()
+    current, new_group = torch.cuda.current_device, torch.distributed.new_group
+    is_initialized = torch.distributed.is_initialized()
+    assert problems(text) == []
+    assert (cpu.DEVICE, torch.get_num_threads()) == (device, threads)
+    assert torch.cuda.current_device is current
+    assert torch.distributed.new_group is new_group
+    assert torch.distributed.is_initialized() is is_initialized
+    (child,) = children
+    with pytest.raises(ChildProcessError):
+        os.waitpid(child, os.WNOHANG)
+
+
+def test_building_that_does_not_end_is_ended(text, monkeypatch):
+    checked = check(text, TST)
+    monkeypatch.setattr(whole_setup, "set_up_whole", lambda *_: time.sleep(600))
+    monkeypatch.setattr(rehearsal, "SECONDS", 3.0)
+    before = time.monotonic()
+    (problem,) = start_problems(checked.arguments, checked.recipe.tst)
+    assert problem.startswith("the model, its optimizer and its schedule were not built within 3 s")
+    assert time.monotonic() - before < 60
+
+
+@pytest.mark.parametrize(
+    ("end", "said"),
+    [
+        (lambda *_: os.kill(os.getpid(), 9), "was killed, perhaps for want of memory"),
+        (lambda *_: 1 / 0, "ZeroDivisionError: division by zero"),
+        (lambda *_: [].x, "AttributeError: 'list' object has no attribute 'x'"),
+        (lambda *_: exit(3), "SystemExit: 3"),
+    ],
+)
+def test_any_end_of_building_is_a_problem_in_a_line(text, monkeypatch, end, said):
+    checked = check(text, TST)
+    monkeypatch.setattr(whole_setup, "set_up_whole", end)
+    (problem,) = start_problems(checked.arguments, checked.recipe.tst)
+    assert said in problem and problem.startswith("a start would end in building the model")
+
+
+def test_package_that_is_missing_here_is_not_a_fault_of_the_model(text, monkeypatch):
+    def needs_a_package(*_):
+        raise ImportError("emerging-optimizers package is required")
+
+    checked = check(text, TST)
+    monkeypatch.setattr(whole_setup, "set_up_whole", needs_a_package)
+    assert start_problems(checked.arguments, checked.recipe.tst) == []
+
+
+def test_command_refuses_what_no_start_survives(text):
+    check(text, TST, use_distributed_optimizer=False, optimizer="sgd")
+    path = str(text.parent / "checked.yaml")
+    assert run("check", path).exit_code == 0
+    refused = run("check", path, "use-distributed-optimizer=true")
+    assert isinstance(refused.exception, RecipeError)
+    assert "Only Adam" in str(refused.exception)
+
+
+# --- without the text ----------------------------------------------------------------------------
+
+
+def run(*arguments):
+    return typer.testing.CliRunner().invoke(app, list(arguments))
+
+
+@pytest.fixture
+def recipe(text):
+    check(text, TST)
+    return str(text.parent / "checked.yaml")
+
+
+def test_text_may_be_left_out(recipe):
+    answer = run("check", recipe, "--no-data", "data={/nowhere: 1}")
+    assert answer.exit_code == 0, answer.exception
+    lines = answer.stdout.splitlines()
+    assert lines[0] == "superposition: steps 1-8, bag size 4, 8,192 raw tokens"
+    assert lines[4].startswith("/nowhere: the run reads 11,264 raw tokens of it; for one epoch")
+    assert lines[5].startswith("learning rate: ")
+    assert lines[-3] == "this machine could run it, with 1 rank"
+    assert lines[-2].startswith("not known without the text: how often it is read")
+    assert lines[-1] == "No problem found in the rest."
+
+
+def test_problems_of_the_rest_are_named_without_the_text(recipe):
+    answer = run("check", recipe, "--no-data", "data={/nowhere: 1}", "lr=-1")
+    assert isinstance(answer.exception, RecipeError)
+    assert [problem.partition(":")[0] for problem in answer.exception.problems] == ["lr"]
+
+
+def test_missing_text_does_not_hide_what_megatron_would_say(recipe):
+    wrong = ("use-distributed-optimizer=true", "optimizer=sgd")
+    answer = run("check", recipe, "data={/nowhere: 1}", *wrong)
+    assert isinstance(answer.exception, RecipeError)
+    text, build = answer.exception.problems
+    assert "/nowhere: no such manifest" in text and "Only Adam" in build
+
+
+def test_missing_text_alone_is_the_problem_and_the_rest_is_told(recipe):
+    answer = run("check", recipe, "data={/nowhere: 1}")
+    assert isinstance(answer.exception, RecipeError)
+    (problem,) = answer.exception.problems
+    assert "/nowhere: no such manifest" in problem
+    assert "not known without the text" in answer.stdout
+
+
+def test_run_folder_needs_the_text(recipe, tmp_path):
+    answer = run("check", recipe, "--no-data", "--run-folder", str(tmp_path / "run"))
+    assert "a run is compared with its text" in str(answer.exception)
+
+
+def test_machine_without_a_gpu_is_no_place_for_a_recipe_without_a_profile(recipe):
+    answer = run("check", recipe, "profile=null")
+    assert answer.exit_code == 0, answer.exception
+    lines = answer.stdout.splitlines()
+    assert lines[-2].startswith("not here: profile: the recipe names no profile")
+    assert "write `profile: cpu` into the recipe" in lines[-2]
+
+
+def test_model_that_export_refuses_is_warned_of(recipe):
+    answer = run("check", recipe, "normalization=LayerNorm")
+    assert "warning: export will refuse this model" in answer.stdout
+    assert "normalization" in answer.stdout
