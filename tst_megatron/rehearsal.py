@@ -8,6 +8,7 @@ import os
 import resource
 import select
 import signal
+import sys
 import time
 import warnings
 
@@ -77,6 +78,8 @@ def _be_the_child(args: argparse.Namespace, tst: TSTConfig, pipe: int) -> None:
         nowhere = os.open(os.devnull, os.O_RDWR)
         for number in (0, 1, 2):
             os.dup2(nowhere, number)
+        # A thread of the parent's may have held the locks of those that were there.
+        sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115
         said = _build(args, tst)
     except BaseException as error:
         said = f"{_WHERE}: {reason_of(error)}"

@@ -13,6 +13,7 @@ from tst_megatron.commands.shared import (
     Overrides,
     RecipePath,
     announce,
+    asking_megatron,
     checked_recipe,
     install_host,
     tell,
@@ -105,9 +106,7 @@ def _check_without_text(
     from tst_megatron.plain_check import check_plainly
 
     loaded = load_recipe(recipe, overrides or [])
-    plain = check_plainly(loaded, world_size=nproc, has_text=False)
-    install_host(loaded.profile)
-    _show_rest(plain, console)
+    _show_rest(check_plainly(loaded, world_size=nproc, has_text=False), console)
     console.print("No problem found in the rest.", style="green")
 
 
@@ -118,7 +117,6 @@ def _check_the_rest(error: NoTextError, console: Console) -> None:
         RecipeError: something else is wrong too; with all of it.
     """
     try:
-        install_host(error.plain.recipe.profile)
         _show_rest(error.plain, console)
     except RecipeError as more:
         raise RecipeError([*error.problems, *more.problems]) from None
@@ -128,7 +126,9 @@ def _show_rest(plain: PlainCheck, console: Console) -> None:
     from tst_megatron.check import validated
     from tst_megatron.hf.export_warnings import export_warnings
 
-    arguments, _ = validated(plain)
+    with asking_megatron():
+        install_host(plain.recipe.profile)
+        arguments, _ = validated(plain)
     announce(plain, console)
     for warning in export_warnings(arguments):
         console.print(f"warning: {warning}", style="yellow", highlight=False, soft_wrap=True)

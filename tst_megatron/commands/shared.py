@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -48,11 +50,20 @@ def checked_recipe(recipe: Path, overrides: list[str] | None, nproc: int | None)
 
     loaded = load_recipe(recipe, overrides or [])
     plain = check_plainly(loaded, world_size=nproc)
-    install_host(loaded.profile)
-    with collecting_later():
-        # Imports torch and Megatron, also where the CPU host has not done so.
-        from tst_megatron import upstream  # noqa: F401
-    return check_with_megatron(plain, is_rehearsed=os.environ.get("RANK", "0") == "0")
+    with asking_megatron():
+        install_host(loaded.profile)
+        return check_with_megatron(plain, is_rehearsed=os.environ.get("RANK", "0") == "0")
+
+
+@contextmanager
+def asking_megatron() -> Iterator[None]:
+    """Show a person who waits for Megatron's imports that something goes on."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield
+        return
+    with console.status("asking Megatron about the recipe"):
+        yield
 
 
 def install_host(profile: str | None) -> None:
