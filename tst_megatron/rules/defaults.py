@@ -55,6 +55,8 @@ def default_warnings(
     risks = dict(DANGEROUS_DEFAULTS)
     if values.num_experts:
         risks |= DANGEROUS_MOE_DEFAULTS
+    if values.lr_decay_style != "WSD":
+        del risks["lr-wsd-decay-style"]
     return [
         f"{key}: not set, so Megatron's default holds ({default})"
         for key, default in risks.items()
