@@ -4,7 +4,10 @@ A Megatron upgrade fails here first; ``tst_megatron/upstream/`` is where to mend
 """
 
 import importlib.metadata
+import importlib.util
 import inspect
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -367,3 +370,18 @@ def test_a_load_reads_where_all_ranks_agree():
     assert source.index("load_common_state_dict(") < source.index("sharded_strategy.load(")
     source = inspect.getsource(names.dist_validation.verify_integrity_manifest)
     assert "except CheckpointingException as exc:" in source
+
+
+def test_megatron_is_imported_without_what_it_does_not_use():
+    """Most of a start's time was that of these; see ``upstream/heavy_imports.py``."""
+    code = (
+        "from tst_megatron.host import cpu\ncpu.install()\nimport gc, sys\n"
+        "loaded = [name for name in ('modelopt', 'transformers', 'sklearn') if name in sys.modules]\n"
+        "print(loaded, gc.get_freeze_count() > 100_000, gc.isenabled())\n"
+        "import importlib.util\nprint(importlib.util.find_spec('modelopt') is not None)\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert ended.stdout.splitlines()[-2:] == ["[] True True", "True"], ended.stderr
+    # When it is there, nvidia-modelopt may be used by training, and must not be hidden.
+    assert importlib.util.find_spec("megatron.post_training") is None
+    assert names.training.has_nvidia_modelopt is False
