@@ -53,7 +53,7 @@ def check_with_megatron(plain: PlainCheck, *, is_rehearsed: bool) -> CheckedReci
     """
     assert plain.stream is not None
     recipe = plain.recipe
-    arguments, flags = validated(plain, is_rehearsed=is_rehearsed)
+    arguments, flags, notes = validated(plain, is_rehearsed=is_rehearsed)
     return CheckedRecipe(
         recipe=recipe,
         flags=tuple(flags),
@@ -66,7 +66,7 @@ def check_with_megatron(plain: PlainCheck, *, is_rehearsed: bool) -> CheckedReci
         known=plain.known,
         environment=environment_of(recipe.profile, plain.megatron, plain.known),
         rate=plain.rate,
-        notes=plain.notes,
+        notes=(*plain.notes, *notes),
         warnings=(
             *plain.warnings,
             *_padding(plain.values, arguments),
@@ -78,7 +78,7 @@ def check_with_megatron(plain: PlainCheck, *, is_rehearsed: bool) -> CheckedReci
 
 def validated(
     plain: PlainCheck, *, is_rehearsed: bool = True
-) -> tuple[argparse.Namespace, list[str]]:
+) -> tuple[argparse.Namespace, list[str], list[str]]:
     """Megatron's arguments of a recipe, with its text or without.
 
     Args:
@@ -86,7 +86,7 @@ def validated(
         is_rehearsed: as ``check_recipe`` takes it.
 
     Returns:
-        (validated arguments, Megatron's command line).
+        (validated arguments, Megatron's command line, what could not be found out here).
 
     Raises:
         RecipeError: with Megatron's first complaint.
@@ -96,12 +96,15 @@ def validated(
     manifest = plain.corpora[0].manifest if plain.corpora else None
     flags = [*plain.flags, *fixed_flags(plain.values, manifest)]
     arguments = ask_megatron(flags, plain.world_size)
+    notes: list[str] = []
     if is_rehearsed:
-        from tst_megatron.rehearsal import start_problems
+        from tst_megatron.rehearsal import rehearse_start
 
-        if problems := start_problems(arguments, plain.recipe.tst):
+        is_exact = plain.recipe.profile == "cpu"
+        problems, notes = rehearse_start(arguments, plain.recipe.tst, is_exact=is_exact)
+        if problems:
             raise RecipeError(problems)
-    return arguments, flags
+    return arguments, flags, notes
 
 
 def _padding(values: argparse.Namespace, arguments: argparse.Namespace) -> list[str]:

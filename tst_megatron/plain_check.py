@@ -140,7 +140,10 @@ def check_plainly(
     if schedule and corpora:
         texts += _text_problems(values, schedule, corpora)
         stream = _stream(recipe, values.seed, schedule, corpora, texts)
-    if problems or (texts and not missing_texts(recipe.data)):
+    if not recipe.data and not has_text:
+        problems.append("data: is missing. Name the folders that the text will be in")
+    # Only where nothing else is wrong with a text is the rest shown to Megatron.
+    if problems or len(texts) > len(missing_texts(recipe.data)) or (texts and not recipe.data):
         raise RecipeError(list(dict.fromkeys([*problems, *texts])))
     assert schedule is not None and rate is not None
     own = {known.destination(key) for key, value in recipe.megatron.items() if value is not None}

@@ -21,7 +21,9 @@ MOST_MEMORY = 16 * 2**30
 """Bytes of address space beyond what the process has: objects of a model, no values."""
 
 
-def start_problems(args: argparse.Namespace, tst: TSTConfig) -> list[str]:
+def rehearse_start(
+    args: argparse.Namespace, tst: TSTConfig, *, is_exact: bool
+) -> tuple[list[str], list[str]]:
     """What a start of this job would end on before its first step.
 
     Model, data parallelism, optimizer and schedule are built on torch's meta device in a forked
@@ -30,6 +32,11 @@ def start_problems(args: argparse.Namespace, tst: TSTConfig) -> list[str]:
     Args:
         args: validated for the job.
         tst: the recipe's block.
+        is_exact: whether this is the very model of the job, as on the CPU host. Of a recipe for
+            GPUs a plain form is built, so that what is raised may be of that form alone.
+
+    Returns:
+        (problems, notes): what no start survives; what could not be found out here.
     """
     reading, writing = os.pipe()
     with warnings.catch_warnings():
@@ -48,16 +55,21 @@ def start_problems(args: argparse.Namespace, tst: TSTConfig) -> list[str]:
             os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
     if found is None:
-        return [
-            f"the model, its optimizer and its schedule were not built within {SECONDS:.0f} s. "
-            "Look for a size that is larger than meant"
-        ]
-    if not found:
-        return [f"{_WHERE}: the process that built them was killed, perhaps for want of memory"]
-    return [found] if found != _FINE else []
+        return [], [f"{NOT_KNOWN}: building it takes longer than {SECONDS:.0f} s here"]
+    kind, _, what = found.partition(" ")
+    if kind == _REFUSED or (kind == _RAISED and is_exact):
+        return [what if kind == _REFUSED else f"{WHERE}: {what}"], []
+    if kind == _FINE:
+        return [], []
+    what = what or "the process that built it was killed, perhaps for want of memory"
+    return [], [f"{NOT_KNOWN}: {what}"]
 
 
-_FINE = "fine"
+_FINE, _REFUSED, _RAISED, _MISSING = "fine", "refused", "raised", "missing"
+"""First word of what the child says."""
+
+WHERE = "a start would end in building the model, its optimizer or its schedule"
+NOT_KNOWN = "not known whether model, optimizer and schedule of the job can be built"
 
 
 def _read_until_closed(pipe: int) -> str | None:
@@ -82,20 +94,17 @@ def _be_the_child(args: argparse.Namespace, tst: TSTConfig, pipe: int) -> None:
         sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115
         said = _build(args, tst)
     except BaseException as error:
-        said = f"{_WHERE}: {reason_of(error)}"
+        said = f"{_RAISED} {reason_of(error)}"
     finally:
         with contextlib.suppress(OSError):
             os.write(pipe, said.encode(errors="replace")[:60_000])
         os._exit(0)
 
 
-_WHERE = "a start would end in building the model, its optimizer or its schedule"
-
-
 def _stage_problem(layers: list[int], num_layers: int) -> str | None:
     """Pipeline stages that do not share out the layers of the model."""
     shares = "+".join(map(str, layers))
-    if sum(layers) == num_layers and min(layers) >= 0:
+    if not layers or (sum(layers) == num_layers and min(layers) >= 0):
         return None
     return (
         f"pipeline-model-parallel-size: the {len(layers)} stages would get {shares} layers, and "
@@ -121,10 +130,10 @@ def _build(args: argparse.Namespace, tst: TSTConfig) -> str:
     with transformer_engine_of_the_job():
         model_config = TSTGPTModelConfig.from_arguments(plain, tst)
     if problem := _stage_problem(whole_setup.layers_of_stages(args), args.num_layers):
-        return problem
+        return f"{_REFUSED} {problem}"
     try:
-        whole_setup.set_up_whole(plain, model_config)
-    except ImportError:
-        # Said of packages (rules/packages.py), and the job's environment may be another.
-        pass
+        whole_setup.set_up_whole(plain, model_config, of=args)
+    except ImportError as error:
+        # The job's environment may be another; what is missing here is said by rules/packages.py.
+        return f"{_MISSING} {reason_of(error)}"
     return _FINE

@@ -126,8 +126,8 @@ check_site() {
   fi
   IFS=, read -r -a entries <<<"${TST_MOUNTS:-}"
   for entry in ${entries[@]+"${entries[@]}"}; do
-    [[ $entry == /*:* && -e ${entry%%:*} ]] ||
-      problem "TST_MOUNTS: ${entry@Q} is not HOST:CONTAINER[:ro] with a HOST that is on $(hostname)"
+    [[ $entry == /* && -e ${entry%%:*} ]] ||
+      problem "TST_MOUNTS: ${entry@Q} is not HOST[:CONTAINER[:ro]] with a HOST that is on $(hostname)"
   done
 }
 

@@ -78,7 +78,10 @@ def test_schedule_that_can_be_meant_has_no_problem(changes):
         ({"lr_wsd_decay_iters": None}, "lr-wsd-decay-iters: lr-decay-style WSD needs"),
         ({"lr_wsd_decay_iters": 41}, "lr-wsd-decay-iters: 41 of"),
         ({"lr_decay_iters": 80}, "lr-decay-iters: the decay would begin after step 70"),
-        ({"lr_decay_style": "linear", "lr_decay_iters": 20, "min_lr": 0.0}, "steps would train no"),
+        (
+            {"lr_decay_style": "linear", "lr_decay_iters": 20, "min_lr": 0.0},
+            "trains nothing",
+        ),
         ({"lr_warmup_samples": 8}, "lr-warmup-samples: phases are counted in steps. Use lr-warmup"),
         ({"lr_decay_samples": 8}, "lr-decay-samples: phases"),
         ({"lr_wsd_decay_samples": 8}, "lr-wsd-decay-samples: phases"),
@@ -129,7 +132,7 @@ def test_drawing_of_a_long_run_is_no_longer():
         ({"lr_decay_style": "cosine", "lr_decay_iters": 20}, 16, "the decay is done at step 21"),
         ({}, 3, "within the warm-up"),
         ({}, 35, "within the decay"),
-        ({"lr_wsd_decay_iters": 1}, 16, "the last step is the first of the decay"),
+        ({"lr_wsd_decay_iters": 1}, 16, "no decay is left in the run"),
     ],
 )
 def test_odd_schedule_is_told(changes, switch, said):

@@ -40,6 +40,14 @@ def recipe(profile=None, **megatron):
         ({"lr_wsd_decay_iters": 5}, "lr-wsd-decay-iters: has no effect without lr-decay-style"),
         ({"muon_momentum": 0.9}, "muon-momentum: has no effect without optimizer: muon"),
         ({"fp8_margin": 1, "fp8_interval": 2}, "fp8-interval, fp8-margin: have no effect"),
+        (
+            {"moe_router_num_groups": 2, "num_experts": 4},
+            "moe-router-num-groups: has no effect without moe-router-group-topk",
+        ),
+        (
+            {"rotary_base": 5, "position_embedding_type": "none"},
+            "rotary-base: has no effect without rotary positions",
+        ),
         ({"wandb_exp_name": "x"}, "wandb-exp-name: has no effect without wandb-project"),
         ({"min_lr": 0.1, "lr_decay_style": "constant"}, "min-lr: has no effect without another"),
     ],

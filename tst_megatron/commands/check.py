@@ -52,9 +52,10 @@ def check(
 
     console = Console()
     if no_data:
-        if run is not None:
+        if run is not None or environment is not None or starting:
             raise ValueError(
-                "--no-data: a run is compared with its text. Leave --run-folder or --no-data out"
+                "--no-data: a start needs its text. Leave --no-data out, or --run-folder, "
+                "--environment and --starting"
             )
         _check_without_text(recipe, overrides, nproc, console)
         return
@@ -125,15 +126,20 @@ def _check_the_rest(error: NoTextError, console: Console) -> None:
 def _show_rest(plain: PlainCheck, console: Console) -> None:
     from tst_megatron.check import validated
     from tst_megatron.hf.export_warnings import export_warnings
+    from tst_megatron.megatron_arguments import NO_TOKENIZER
 
     with asking_megatron():
         install_host(plain.recipe.profile)
-        arguments, _ = validated(plain)
+        arguments, _, notes = validated(plain)
     announce(plain, console)
+    for note in notes:
+        tell(note)
     for warning in export_warnings(arguments):
         console.print(f"warning: {warning}", style="yellow", highlight=False, soft_wrap=True)
     tell(_this_machine(plain.recipe.profile, plain.world_size))
     tell(UNKNOWN)
+    if plain.values.vocab_size is None:
+        tell(f"not known either: the vocabulary, taken to be {NO_TOKENIZER:,} for this check")
 
 
 def _this_machine(profile: str | None, num_ranks: int) -> str:

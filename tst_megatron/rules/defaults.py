@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Collection
 
 from tst_megatron.flags import Flags
+from tst_megatron.rules.no_effect import is_idle
 
 DANGEROUS_DEFAULTS = {
     "hidden-dropout": "0.1",
@@ -55,10 +56,10 @@ def default_warnings(
     risks = dict(DANGEROUS_DEFAULTS)
     if values.num_experts:
         risks |= DANGEROUS_MOE_DEFAULTS
-    if values.lr_decay_style != "WSD":
-        del risks["lr-wsd-decay-style"]
+    if values.lr_warmup_fraction:
+        del risks["lr-warmup-iters"]
     return [
         f"{key}: not set, so Megatron's default holds ({default})"
         for key, default in risks.items()
-        if known.destination(key) not in given
+        if (name := known.destination(key)) not in given and not is_idle(values, str(name))
     ]

@@ -97,7 +97,8 @@ class LearningRate:
         for number in range(letters):
             first = number * self.num_steps // letters
             last = max(first, (number + 1) * self.num_steps // letters - 1)
-            rate = max(self.at(first), self.at(last))
+            peak = min(max(math.floor(self.warmup), first), last)
+            rate = max(self.at(first), self.at(peak), self.at(last))
             line += BLOCKS[min(len(BLOCKS) - 1, int(rate / highest * len(BLOCKS)))]
         return line
 
@@ -226,9 +227,8 @@ def _length_problems(rate: LearningRate, values: argparse.Namespace) -> list[str
         ]
     if end < rate.num_steps and rate.style != "constant" and rate.smallest == 0:
         return [
-            f"lr-decay-iters: the rate is 0 after step {end + 1:,}, so the last "
-            f"{rate.num_steps - end - 1:,} of {rate.num_steps:,} steps would train nothing. Raise "
-            "it to train-iters, or give min-lr"
+            f"lr-decay-iters: the rate is 0 after step {end + 1:,} of {rate.num_steps:,}, and a "
+            "step at 0 trains nothing. Raise it to train-iters, or give min-lr"
         ] * (end + 1 < rate.num_steps)
     return []
 
@@ -282,10 +282,10 @@ def learning_rate_warnings(rate: LearningRate, schedule: Schedule | None) -> lis
             f"lr-decay-iters: the decay is done at step {rate.end + 1:,}, and the last "
             f"{rate.num_steps - rate.end - 1:,} steps have {rate.smallest:.2e}"
         )
-    if rate.style == "WSD" and rate.decay_start == last > 0:
+    if rate.style != "constant" and rate.decay_start >= last > 0:
         warnings.append(
-            "lr-wsd-decay-iters: the last step is the first of the decay, and still has the "
-            "largest rate. Give more steps, or use lr-decay-style constant"
+            "lr-decay-style: no decay is left in the run: the last step still has the largest "
+            "rate. Give it steps, or use constant"
         )
     if schedule is None or not schedule.switch_step:
         return warnings

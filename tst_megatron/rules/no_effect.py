@@ -5,7 +5,20 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Collection
 
+from tst_megatron.rules.numbers import key_of
+
 Values = argparse.Namespace
+
+
+def is_rotary(values: Values) -> bool:
+    """Whether positions are turned into the queries and keys."""
+    turning = ("rope", "yarn", "mrope")
+    return bool(
+        values.position_embedding_type in turning
+        or values.use_rotary_position_embeddings
+        or values.multi_latent_attention
+    )
+
 
 BELONGS_TO: tuple[tuple[str, Callable[[Values], bool], tuple[str, ...]], ...] = (
     ("num-experts", lambda values: bool(values.num_experts), ("moe_",)),
@@ -32,13 +45,46 @@ BELONGS_TO: tuple[tuple[str, Callable[[Values], bool], tuple[str, ...]], ...] = 
         ("q_lora_", "kv_lora_"),
     ),
     ("use-rope-scaling", lambda values: values.use_rope_scaling, ("rope_scaling_factor",)),
+    ("rotary positions (position-embedding-type: rope)", is_rotary, ("rotary_", "rope_")),
     (
-        "position-embedding-type: rope",
-        lambda values: (
-            values.position_embedding_type != "learned_absolute"
-            or values.use_rotary_position_embeddings
-        ),
-        ("rotary_base", "rotary_percent"),
+        "moe-router-enable-expert-bias",
+        lambda values: values.moe_router_enable_expert_bias,
+        ("moe_router_bias_update_rate",),
+    ),
+    (
+        "moe-router-group-topk",
+        lambda values: bool(values.moe_router_group_topk),
+        ("moe_router_num_groups",),
+    ),
+    (
+        "moe-router-num-groups",
+        lambda values: bool(values.moe_router_num_groups),
+        ("moe_router_group_topk",),
+    ),
+    (
+        "a moe-router-load-balancing-type with an auxiliary loss",
+        lambda values: "aux_loss" in str(values.moe_router_load_balancing_type),
+        ("moe_aux_loss_coeff",),
+    ),
+    (
+        "moe-shared-expert-intermediate-size",
+        lambda values: bool(values.moe_shared_expert_intermediate_size),
+        ("moe_shared_expert_gate", "moe_shared_expert_overlap"),
+    ),
+    (
+        "fp8-format or fp4-format",
+        lambda values: bool(values.fp8 or values.fp4),
+        ("first_last_layers_bf16", "num_layers_at_start_in_bf16", "num_layers_at_end_in_bf16"),
+    ),
+    (
+        "multi-latent-attention or position-embedding-type: yarn",
+        lambda values: values.multi_latent_attention or values.position_embedding_type == "yarn",
+        ("mscale",),
+    ),
+    (
+        "context-parallel-size above 1",
+        lambda values: (values.context_parallel_size or 1) > 1,
+        ("cp_comm_type",),
     ),
     ("qk-clip", lambda values: bool(values.qk_clip), ("qk_clip_",)),
     ("wandb-project", lambda values: bool(values.wandb_project), ("wandb_",)),
@@ -73,10 +119,17 @@ def no_effect_warnings(values: Values, own: Collection[str | None]) -> list[str]
         idle = sorted(name for name in own if name and name.startswith(beginnings))
         idle = [name for name in idle if _says_something(values, name)]
         if idle:
-            keys = ", ".join(name.replace("_", "-") for name in idle)
+            keys = ", ".join(key_of(name) for name in idle)
             verb = "has" if len(idle) == 1 else "have"
             warnings.append(f"{keys}: {verb} no effect without {needed}")
     return warnings
+
+
+def is_idle(values: Values, name: str) -> bool:
+    """Whether nothing of a run would feel an attribute of Megatron's arguments."""
+    return any(
+        name.startswith(beginnings) and not is_set(values) for _, is_set, beginnings in BELONGS_TO
+    )
 
 
 def _says_something(values: Values, name: str) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import math
 from collections.abc import Collection, Iterator
 from typing import Any
@@ -13,12 +14,12 @@ MAY_BE_ZERO = frozenset(
     """
     activation_offload_fraction adlr_autoresume_interval async_ckpt_cpu_priority
     async_ckpt_io_priority attention_dropout ckpt_step clip_grad cpu_offloading_num_layers
-    cuda_graph_warmup_steps decoupled_lr decoupled_min_lr delta_offload_bytes_across_pp_ranks
+    cuda_graph_warmup_steps decoupled_min_lr delta_offload_bytes_across_pp_ranks
     dsa_indexer_loss_coeff dsa_indexer_skip_topk_offset empty_unused_memory_level
     end_weight_decay error_injection_rate eval_iters exit_duration_in_mins
     fault_injector_delay_start_iteration fault_injector_fault_delay fault_injector_offset_seconds
     fault_injector_seed fim_fragment_rate fim_rate fim_spm_rate fp8_margin ft_num_warmup_iters
-    glu_linear_offset hidden_dropout init_method_std iterations_to_skip logging_level
+    glu_linear_offset hidden_dropout iterations_to_skip logging_level
     lr_warmup_fraction lr_warmup_init lr_warmup_iters lr_warmup_samples manual_gc_interval
     mask_prob mid_level_dataset_surplus min_lr moe_aux_loss_coeff moe_input_jitter_eps
     moe_paged_stash_buffer_size_factor_cpu moe_router_bias_update_rate
@@ -80,6 +81,17 @@ LARGE = frozenset(
 """Counts of elements, which may be larger."""
 MOST_OF_ELEMENTS = 2**60
 
+LEAST, MOST_OF_FLOATS = 1e-38, 1e9
+"""Of fractions; 32 bits hold less as 0."""
+
+LARGE_RATES = {
+    **dict.fromkeys(("lr", "min_lr", "lr_warmup_init", "decoupled_lr", "decoupled_min_lr"), 10.0),
+    **dict.fromkeys(("weight_decay", "start_weight_decay", "end_weight_decay"), 10.0),
+    **dict.fromkeys(("init_method_std", "embedding_init_method_std"), 10.0),
+    **dict.fromkeys(("moe_aux_loss_coeff", "moe_z_loss_coeff", "mtp_loss_scaling_factor"), 100.0),
+}
+"""Beyond these a number is a slip of the hand: the first steps end in NaN."""
+
 EPSILONS = 1.0
 """A number that only keeps a division from 0 is far below this."""
 
@@ -97,19 +109,21 @@ def number_problems(values: argparse.Namespace, given: Collection[str | None]) -
     changed = (name for name in given if name and getattr(values, name) != default(name))
     for name in sorted(changed):
         for number in _numbers(getattr(values, name)):
-            if rule := _broken_rule(name, number):
+            if rule := _broken_rule(name, number, getattr(values, name)):
                 problems.append(f"{key_of(name)}: {number} {rule}")
     return [*problems, *_shape_problems(values, given)]
 
 
 def key_of(destination: str) -> str:
     """The key of a recipe for an attribute of Megatron's arguments."""
-    return _SPELLED_OTHERWISE.get(destination, destination.replace("_", "-"))
+    return _keys()[destination]
 
 
-_SPELLED_OTHERWISE = {
-    "microbatch_group_size_per_vp_stage": "microbatch-group-size-per-virtual-pipeline-stage"
-}
+@functools.cache
+def _keys() -> dict[str, str]:
+    """Attribute -> the first name of its option."""
+    options = argument_parser()._actions
+    return {option.dest: option.option_strings[0].removeprefix("--") for option in options}
 
 
 def _numbers(value: Any) -> Iterator[int | float]:
@@ -118,24 +132,38 @@ def _numbers(value: Any) -> Iterator[int | float]:
             yield entry
 
 
-def _broken_rule(name: str, number: int | float) -> str | None:
-    """Why a number cannot be; None if it can."""
+def _broken_rule(name: str, number: int | float, value: Any) -> str | None:
+    """Why a number cannot be; None if it can.
+
+    Args:
+        name: the attribute that it is of.
+        number: one of its numbers.
+        value: all of it.
+    """
     if not math.isfinite(number):
         return "is not a finite number"
-    if name in _LAYER_LISTS:
-        return None if number >= 0 else "is below 0"
+    if name in _LAYER_LISTS and isinstance(value, list):
+        return None if number in (0, 1) else "is neither 0 nor 1, the marks of a layer"
     if name == "window_size":
         return None if number >= -1 else "is below -1, which stands for no limit"
     if number < 0 and name not in MAY_BE_NEGATIVE:
         return "is below 0" if name in MAY_BE_ZERO else _at_least_one(number)
     if number == 0 and name not in MAY_BE_ZERO | MAY_BE_NEGATIVE:
         return _at_least_one(number)
+    return _above_the_most(name, number)
+
+
+def _above_the_most(name: str, number: int | float) -> str | None:
     if name in BELOW_ONE and number >= 1:
         return "is 1 or more. Give a number from 0 up to, but not, 1"
     if name in AT_MOST_ONE and number > 1:
         return "is above 1. Give a share, 0-1"
     if name.endswith(("_eps", "_epsilon")) and number >= EPSILONS:
         return "is 1 or more, which is no small number to add. Give one such as 1e-8"
+    if isinstance(number, float) and (0 < abs(number) < LEAST or abs(number) > MOST_OF_FLOATS):
+        return f"is not between {LEAST:g} and {MOST_OF_FLOATS:g}, as 32 bits can compute with"
+    if name in LARGE_RATES and number > LARGE_RATES[name]:
+        return f"is above {LARGE_RATES[name]:g}, beyond which nothing learns"
     most = MOST.get(name, MOST_OF_ELEMENTS if name in LARGE else MOST_OF_ANY)
     if isinstance(number, int) and number > most:
         return f"is above {most:,}, the most that can be"
@@ -206,7 +234,7 @@ def _is_share(values: argparse.Namespace) -> bool:
 def _layer_list_problems(values: argparse.Namespace) -> list[str]:
     """Lists with an entry for each layer that have another number of entries."""
     return [
-        f"{key_of(name)}: the list has {len(pattern)} entries, and num-layers is "
+        f"{key_of(name)}: the list is of {len(pattern)}, and num-layers is "
         f"{values.num_layers}. Give one entry for each layer"
         for name in _LAYER_LISTS
         if isinstance(pattern := getattr(values, name), list)

@@ -31,6 +31,7 @@ NOT_ON_META: Mapping[str, Any] = {
     "moe_permute_fusion": False,
     "moe_router_fusion": False,
     "moe_token_dispatcher_type": "alltoall",
+    "moe_enable_deepep": False,
     "moe_shared_expert_overlap": False,
     "overlap_moe_expert_parallel_comm": False,
     "delay_wgrad_compute": False,
@@ -45,21 +46,23 @@ NOT_ON_META: Mapping[str, Any] = {
     "use_precision_aware_optimizer": False,
     "use_transformer_engine_op_fuser": False,
     "cross_entropy_loss_fusion": False,
+    "record_memory_history": False,
 }
 """What only a GPU or Transformer Engine can build, with the plain way to build the same."""
 
 
-def set_up_whole(args: argparse.Namespace, model_config: Any) -> None:
+def set_up_whole(args: argparse.Namespace, model_config: Any, *, of: argparse.Namespace) -> None:
     """Build model, data parallelism, optimizer and schedule as the first rank of a job does.
 
     Args:
-        args: validated for the whole job.
-        model_config: makes the model; of ``plain_arguments(args)``.
+        args: the ``plain_arguments`` of the job's.
+        model_config: makes the model from them.
+        of: the job's own arguments, for its groups of ranks.
 
     Raises:
         Exception: whatever Megatron raises in building them.
     """
-    _fake_groups(args)
+    _fake_groups(of)
     names.global_vars.set_args(args)
     names.global_vars._set_timers(args)
     init_num_microbatches_calculator(
@@ -83,13 +86,21 @@ def plain_arguments(args: argparse.Namespace) -> argparse.Namespace:
     plain.use_cpu_initialization, plain.perform_initialization = True, False
     plain.load = plain.save = plain.pretrained_checkpoint = None
     # Attention over parts of a sequence is Transformer Engine's alone.
-    plain.world_size //= plain.context_parallel_size
     plain.context_parallel_size = 1
+    if args.use_precision_aware_optimizer:
+        types = ("main_grads_dtype", "main_params_dtype", "exp_avg_dtype", "exp_avg_sq_dtype")
+        for name in types:
+            setattr(plain, name, torch.float32)
     return plain
 
 
 def layers_of_stages(args: argparse.Namespace) -> list[int]:
-    """How many layers each pipeline stage gets, virtual stages added up."""
+    """How many layers each pipeline stage gets, virtual stages added up.
+
+    None for a layout of stages, which validation has looked at.
+    """
+    if args.pipeline_model_parallel_layout:
+        return []
     with transformer_engine_of_the_job():
         config = names.gpt_config_from_args(copy.copy(args))
     chunks = args.virtual_pipeline_model_parallel_size
