@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from tst_megatron.data.corpora import (
     needed_lines,
     open_corpora,
 )
+from tst_megatron.data.manifest import load_manifest
 from tst_megatron.data.plan import StreamPlan
 from tst_megatron.flags import Flags
 from tst_megatron.host.cpu_arguments import ARGUMENTS
@@ -137,6 +139,8 @@ def check_plainly(
     texts: list[str] = []
     corpora = open_corpora(recipe.data, values.data_cache_path, texts) if has_text else []
     stream = None
+    if has_text:
+        texts += _vocabulary_problems(recipe, values)
     if schedule and corpora:
         texts += _text_problems(values, schedule, corpora)
         stream = _stream(recipe, values.seed, schedule, corpora, texts)
@@ -220,15 +224,23 @@ def _attempt(make: Callable[[], Any], key: str, problems: list[str]) -> Any:
         return None
 
 
+def _vocabulary_problems(recipe: Recipe, values: argparse.Namespace) -> list[str]:
+    """Tokenizers, of the texts that can be read, with more pieces than the model has rows."""
+    sizes = []
+    for folder in recipe.data:
+        # What cannot be read is said by ``open_corpora``.
+        with contextlib.suppress(ValueError, OSError):
+            sizes.append(load_manifest(folder).tokenizer.vocab_size)
+    wanted, rows = max(sizes, default=0), values.vocab_size or 0
+    if 0 < rows < wanted:
+        return [f"vocab-size: {rows} is smaller than the tokenizer's {wanted}"]
+    return []
+
+
 def _text_problems(
     values: argparse.Namespace, schedule: Schedule, corpora: Sequence[Corpus]
 ) -> list[str]:
     problems = corpora_problems(corpora)
-    vocab_size = corpora[0].manifest.tokenizer.vocab_size
-    if values.vocab_size and 0 < values.vocab_size < vocab_size:
-        problems.append(
-            f"vocab-size: {values.vocab_size} is smaller than the tokenizer's {vocab_size}"
-        )
     if values.eval_interval:
         batch = values.eval_global_batch_size or schedule.global_batch_size
         problems += held_out_problems(

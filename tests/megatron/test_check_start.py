@@ -262,9 +262,20 @@ def test_missing_text_alone_is_the_problem_and_the_rest_is_told(recipe):
     assert "not known without the text" in answer.stdout
 
 
-def test_run_folder_needs_the_text(recipe, tmp_path):
-    answer = run("check", recipe, "--no-data", "--run-folder", str(tmp_path / "run"))
-    assert "a run is compared with its text" in str(answer.exception)
+@pytest.mark.parametrize("option", ["--run-folder", "--environment", "--starting"])
+def test_what_a_start_needs_cannot_be_had_without_its_text(recipe, tmp_path, option):
+    place = [] if option == "--starting" else [str(tmp_path / "x")]
+    answer = run("check", recipe, "--no-data", option, *place)
+    assert "--no-data: a start needs its text" in str(answer.exception)
+    assert not list(tmp_path.iterdir())
+
+
+def test_text_that_is_there_is_looked_at_beside_one_that_is_missing(recipe, text):
+    both = f"data={{/nowhere: 1, {text}: 1}}"
+    answer = run("check", recipe, both, "vocab-size=300")
+    missing, small = answer.exception.problems
+    assert "/nowhere: no such manifest" in missing
+    assert small.startswith("vocab-size: 300 is smaller than the tokenizer's")
 
 
 def test_machine_without_a_gpu_is_no_place_for_a_recipe_without_a_profile(recipe):
