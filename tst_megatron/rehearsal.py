@@ -61,6 +61,8 @@ def rehearse_start(
         return [what if kind == _REFUSED else f"{WHERE}: {what}"], []
     if kind == _FINE:
         return [], []
+    if kind == _RAISED:
+        what = f"a plain form, without what needs a GPU, ends here in: {what}"
     what = what or "the process that built it was killed, perhaps for want of memory"
     return [], [f"{NOT_KNOWN}: {what}"]
 
