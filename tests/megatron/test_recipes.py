@@ -67,7 +67,10 @@ def in_prepared(prepared, monkeypatch):
 @pytest.mark.parametrize("profile", GPU_PROFILES)
 def test_recipe_passes_for_its_gpus_in_every_profile(in_prepared, model, arm, profile):
     recipe = load_recipe(path_of(model, arm), [f"profile={profile}"])
-    checked = check_recipe(recipe, world_size=NUM_GPUS[model], is_rehearsed=True)
+    # The arms and the dense models are built alike, and each takes a second or more.
+    is_rehearsed = arm == "tst" and model in (MOE, "llama-270m")
+    checked = check_recipe(recipe, world_size=NUM_GPUS[model], is_rehearsed=is_rehearsed)
+    assert not [note for note in checked.notes if note.startswith("not known")]
     assert checked.warnings == ()
     assert checked.world_size == NUM_GPUS[model]
     without_apex = load_recipe(

@@ -33,7 +33,7 @@ def test_ctrl_c_saves_within_a_step_and_until_then_no_other_start_comes_in(text,
         log=tmp_path / "train.log",
         start_new_session=True,
     )
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 600
     while not ((run / "metrics.jsonl").exists() and len(tiny.metrics(run)) >= 3):
         assert process.poll() is None, (tmp_path / "train.log").read_text()
         assert time.monotonic() < deadline
@@ -45,7 +45,7 @@ def test_ctrl_c_saves_within_a_step_and_until_then_no_other_start_comes_in(text,
         raise
     seen = len(tiny.metrics(run))
     os.killpg(process.pid, signal.SIGINT)
-    assert process.wait(timeout=30) == 75, (run / "logs" / "rank-0.log").read_text()
+    assert process.wait(timeout=300) == 75, (run / "logs" / "rank-0.log").read_text()
     state = tiny.state(run)
     rows = tiny.metrics(run)
     assert state["status"] == "stopped"
@@ -78,7 +78,7 @@ def test_ctrl_c_during_the_start_of_all_ranks_ends_them_after_their_first_step(t
     run, log = tmp_path / "run", tmp_path / "train.log"
     arguments = ("train", str(recipe), "--run-folder", str(run), "--nproc", "2")
     process = tiny.start(*arguments, log=log, start_new_session=True)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 600
     while len(tiny.children(process.pid)) < 2:
         assert time.monotonic() < deadline and process.poll() is None, log.read_text()
         time.sleep(0.01)
