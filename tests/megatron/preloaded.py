@@ -21,5 +21,6 @@ import torch.distributed.tensor  # noqa: F401
 
 import tst_megatron.check
 import tst_megatron.cli
+import tst_megatron.rehearsal
 import tst_megatron.training.pretrain
 import tst_megatron.training.step  # noqa: F401

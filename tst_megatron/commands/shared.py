@@ -47,12 +47,15 @@ def checked_recipe(recipe: Path, overrides: list[str] | None, nproc: int | None)
     """
     from tst_megatron.check import check_with_megatron
     from tst_megatron.plain_check import check_plainly
+    from tst_megatron.training.launch import is_started_here
 
     loaded = load_recipe(recipe, overrides or [])
     plain = check_plainly(loaded, world_size=nproc)
+    # One process of a job is enough; that is the launcher, where there is one.
+    is_first = os.environ.get("RANK", "0") == "0" and not is_started_here()
     with asking_megatron():
         install_host(loaded.profile)
-        return check_with_megatron(plain, is_rehearsed=os.environ.get("RANK", "0") == "0")
+        return check_with_megatron(plain, is_rehearsed=is_first)
 
 
 @contextmanager
