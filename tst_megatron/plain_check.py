@@ -146,8 +146,9 @@ def check_plainly(
         stream = _stream(recipe, values.seed, schedule, corpora, texts)
     if not recipe.data and not has_text:
         problems.append("data: is missing. Name the folders that the text will be in")
-    # Only where nothing else is wrong with a text is the rest shown to Megatron.
-    if problems or len(texts) > len(missing_texts(recipe.data)) or (texts and not recipe.data):
+    # Only where texts are missing and nothing else is wrong is the rest shown to Megatron.
+    is_only_missing = recipe.data and len(texts) <= len(missing_texts(recipe.data))
+    if problems or (texts and not is_only_missing):
         raise RecipeError(list(dict.fromkeys([*problems, *texts])))
     assert schedule is not None and rate is not None
     own = {known.destination(key) for key, value in recipe.megatron.items() if value is not None}

@@ -16,7 +16,7 @@ from tst_megatron.megatron_arguments import reason_of
 from tst_megatron.recipe import TSTConfig
 
 SECONDS = 120.0
-"""Longer than the largest model takes on a busy machine."""
+"""After that it is not known what building comes to; very many experts take longer."""
 MOST_MEMORY = 16 * 2**30
 """Bytes of address space beyond what the process has: objects of a model, no values."""
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from tst_megatron.recipe import Recipe
 
 DRIVERS = ("/dev/nvidiactl", "/dev/nvidia0", "/dev/dxg", "/proc/driver/nvidia/version")
-"""Where a driver of NVIDIA's shows itself, on Linux and on Windows' own."""
+"""Where a driver of NVIDIA's shows itself, on Linux and under Windows."""
 
 
 def sees_gpu() -> bool:
@@ -20,15 +20,15 @@ def sees_gpu() -> bool:
 def package_remarks(recipe: Recipe, values: argparse.Namespace) -> tuple[list[str], list[str]]:
     """Packages that this environment lacks and a start of the recipe would import.
 
-    A login node may lack what the job has, so there they are warnings. Where the recipe itself
-    would run, with the CPU host or a GPU, they are problems.
+    A login node may lack what the job has, so there they are notes. Where the recipe itself would
+    run, with the CPU host or a GPU, they are problems.
 
     Args:
         recipe: for its profile.
         values: what the recipe's keys came to.
 
     Returns:
-        (problems, warnings).
+        (problems, notes).
     """
     missing = [
         f"{key}: needs {package}, which this environment lacks"

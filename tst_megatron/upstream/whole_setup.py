@@ -1,8 +1,8 @@
 """Everything that Megatron builds before its first step, for a job of any size, in one process.
 
 Process groups are torch's fakes, whose collectives do nothing, and tensors are on the meta device
-(``host/cpu.py``, ``install_without_values``). So this costs a second for a job of 64 GPUs, and runs
-the very code on which a start of that job would end.
+(``host/cpu.py``, ``install_without_values``). So this costs one or two seconds for a job of 64
+GPUs, and runs the code that a start of that job runs.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ def plain_arguments(args: argparse.Namespace) -> argparse.Namespace:
 def layers_of_stages(args: argparse.Namespace) -> list[int]:
     """How many layers each pipeline stage gets, virtual stages added up.
 
-    None for a layout of stages, which validation has looked at.
+    Empty for a layout of stages, which validation has looked at.
     """
     if args.pipeline_model_parallel_layout:
         return []
