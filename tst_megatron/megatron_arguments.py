@@ -27,8 +27,9 @@ def ask_megatron(flags: Sequence[str], world_size: int) -> argparse.Namespace:
         with upstream.in_silence():
             args = upstream.validate_arguments(flags, world_size=world_size)
             upstream.validate_configurations(args)
-    except Exception as error:
-        # Validation reads files and divides by what it is given, so it may raise anything.
+    except (Exception, SystemExit) as error:
+        # Validation reads files and divides by what it is given, so it may raise anything; after
+        # some of its complaints it ends the process.
         raise RecipeError([f"Megatron refuses the recipe: {reason_of(error)}"]) from error
     return args
 

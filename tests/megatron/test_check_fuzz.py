@@ -21,6 +21,7 @@ from tst_megatron.check import check_recipe
 from tst_megatron.megatron_keys import argument_parser
 from tst_megatron.model.gpt import TSTGPTModelConfig
 from tst_megatron.recipe import RecipeError, load_recipe
+from tst_megatron.upstream import whole_setup
 
 EXAMPLES = int(os.environ.get("TST_FUZZ", "300"))
 """Keys with a value each."""
@@ -61,6 +62,7 @@ def end_of_a_real_start(checked) -> str:
             os.dup2(quiet, 2)
             os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1")
             os.environ["MASTER_PORT"] = str(tiny.launch.free_port())
+            whole_setup.forget_the_job()
             args = upstream.parse_arguments(checked.flags)
             upstream.Trainer(args, TSTGPTModelConfig.from_arguments(args, checked.recipe.tst))
         except BaseException:

@@ -19,6 +19,7 @@ from tst_megatron.cli import app
 from tst_megatron.recipe import RecipeError
 from tst_megatron.rehearsal import rehearse_start
 from tst_megatron.upstream import whole_setup
+from tst_megatron.upstream.checkpoint import start_alone
 
 TST = {"bag-size": 4, "superposition-fraction": 0.4}
 
@@ -38,6 +39,13 @@ def problems(text, **changes):
     found, notes = rehearse(check(text, TST, **changes))
     assert notes == []
     return found
+
+
+def test_process_that_belongs_to_a_job_can_find_out_too(text):
+    start_alone()
+    assert torch.distributed.is_initialized()
+    assert problems(text, world_size=2, pipeline_model_parallel_size=2) == []
+    assert torch.distributed.get_world_size() == 1
 
 
 # --- what a start would build --------------------------------------------------------------------

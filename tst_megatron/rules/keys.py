@@ -37,6 +37,15 @@ REFUSED_KEYS = {
     **dict.fromkeys(("yaml-cfg", "spec", "config-logger-dir"), _RECIPE),
     **dict.fromkeys(("local-rank", "lazy-mpu-init", "fake-process-group", "test-mode"), _LAUNCHER),
     "tensorboard-log-interval": "each step is recorded. Remove the key",
+    **{
+        removed: f"Megatron takes it no longer. Use {key}"
+        for removed, key in {
+            "batch-size": "micro-batch-size",
+            "warmup": "lr-warmup-fraction",
+            "model-parallel-size": "tensor-model-parallel-size",
+            "checkpoint-activations": "recompute-activations",
+        }.items()
+    },
 }
 """Key -> why it is refused."""
 

@@ -9,11 +9,15 @@ from __future__ import annotations
 
 import argparse
 import copy
+import importlib
 from collections.abc import Mapping
 from typing import Any
 
 import torch
-from megatron.core.num_microbatches_calculator import init_num_microbatches_calculator
+from megatron.core.num_microbatches_calculator import (
+    destroy_num_microbatches_calculator,
+    init_num_microbatches_calculator,
+)
 from megatron.core.transformer.transformer_block import get_num_layers_to_build
 
 from tst_megatron.upstream import names
@@ -54,6 +58,8 @@ NOT_ON_META: Mapping[str, Any] = {
 def set_up_whole(args: argparse.Namespace, model_config: Any, *, of: argparse.Namespace) -> None:
     """Build model, data parallelism, optimizer and schedule as the first rank of a job does.
 
+    A job that this process belonged to is forgotten: call it in a forked process.
+
     Args:
         args: the ``plain_arguments`` of the job's.
         model_config: makes the model from them.
@@ -62,6 +68,7 @@ def set_up_whole(args: argparse.Namespace, model_config: Any, *, of: argparse.Na
     Raises:
         Exception: whatever Megatron raises in building them.
     """
+    forget_the_job()
     _fake_groups(of)
     names.global_vars.set_args(args)
     names.global_vars._set_timers(args)
@@ -109,6 +116,15 @@ def layers_of_stages(args: argparse.Namespace) -> list[int]:
         sum(get_num_layers_to_build(config, vp_stage=stage, pp_rank=rank) for stage in stages)
         for rank in range(args.pipeline_model_parallel_size)
     ]
+
+
+def forget_the_job() -> None:
+    """Leave what a forked process has of the job that its parent belongs to."""
+    # Its groups are left undestroyed: that would wait for their threads, which a fork lacks.
+    torch.distributed.group.WORLD = None
+    importlib.reload(names.parallel_state)
+    destroy_num_microbatches_calculator()
+    names.global_vars.unset_global_variables()
 
 
 def _fake_groups(args: argparse.Namespace) -> None:
