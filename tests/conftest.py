@@ -29,6 +29,15 @@ def text(tmp_path_factory) -> Path:
     return folder / "text"
 
 
+@pytest.fixture
+def outside_a_job(monkeypatch):
+    """Without what a job's start puts into the environment, and a model that is built."""
+    ranks = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "SLURM_NTASKS")
+    for name in (*ranks, "NVTE_FLASH_ATTN", "NVTE_FUSED_ATTN", "NVTE_UNFUSED_ATTN"):
+        monkeypatch.setenv(name, "")  # So that what the test puts there is taken away again.
+        monkeypatch.delenv(name)
+
+
 @pytest.fixture(autouse=True)
 def no_rank(monkeypatch):
     """A rank blocks the stop signals for the rest of its life, and the tests' process is none."""

@@ -24,9 +24,8 @@ def ask_megatron(flags: Sequence[str], world_size: int) -> argparse.Namespace:
     from tst_megatron import upstream
 
     try:
-        with upstream.in_silence():
-            args = upstream.validate_arguments(flags, world_size=world_size)
-            upstream.validate_configurations(args)
+        args = upstream.validate_arguments(flags, world_size=world_size)
+        upstream.validate_configurations(args)
     except (Exception, SystemExit) as error:
         # Validation reads files and divides by what it is given, so it may raise anything; after
         # some of its complaints it ends the process.

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from tst_megatron.files import beside, unfinished
 from tst_megatron.system.disk import check_writable
+from tst_megatron.system.paths import is_there
 
 _CHECKPOINT = re.compile(r"iter_[0-9]{7,}")
 _TRACKER = "latest_checkpointed_iteration.txt"
@@ -41,7 +42,7 @@ def check_output(output: Path) -> None:
                 "beside it"
             )
     # What is there is reused, or refused by who makes it.
-    if not os.path.lexists(real):
+    if not is_there(real):
         check_writable(real)
 
 
@@ -64,7 +65,7 @@ def _check_length(output: Path, real: Path) -> None:
 
 def _owned(folder: Path, is_output: bool) -> str | None:
     """What a folder, or the output itself, belongs to, if it is not free to write to."""
-    is_of_run = any(os.path.lexists(folder.parent / name) for name in _OF_A_RUN)
+    is_of_run = any(is_there(folder.parent / name) for name in _OF_A_RUN)
     if folder.is_dir() and _CHECKPOINT.fullmatch(folder.name):
         return f"{folder}, which is a checkpoint"
     if (folder / _TRACKER).is_file():

@@ -19,14 +19,7 @@ from tst_megatron.system import padding
 
 TST = {"bag-size": 4, "superposition-fraction": 0.4}
 
-
-@pytest.fixture(autouse=True)
-def outside_a_job(monkeypatch):
-    """These name the ranks of a job, and are put there by a command that starts one."""
-    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
-        monkeypatch.setenv(name, "")
-        monkeypatch.delenv(name)
-    monkeypatch.delenv("SLURM_NTASKS", raising=False)
+pytestmark = pytest.mark.usefixtures("outside_a_job")
 
 
 # --- every problem at once -----------------------------------------------------------------------

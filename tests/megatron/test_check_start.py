@@ -23,12 +23,7 @@ from tst_megatron.upstream.checkpoint import start_alone
 
 TST = {"bag-size": 4, "superposition-fraction": 0.4}
 
-
-@pytest.fixture(autouse=True)
-def outside_a_job(monkeypatch):
-    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
-        monkeypatch.setenv(name, "")
-        monkeypatch.delenv(name)
+pytestmark = pytest.mark.usefixtures("outside_a_job")
 
 
 def rehearse(checked, *, is_exact=True):

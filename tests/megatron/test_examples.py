@@ -31,11 +31,7 @@ def load_tool():
 
 GOLDEN = load_tool()
 
-
-@pytest.fixture(autouse=True)
-def outside_a_job(monkeypatch):
-    for name in ("WORLD_SIZE", "SLURM_NTASKS"):
-        monkeypatch.delenv(name, raising=False)
+pytestmark = pytest.mark.usefixtures("outside_a_job")
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: f"{path.parent.name}-{path.stem}")

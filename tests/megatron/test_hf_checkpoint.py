@@ -144,7 +144,7 @@ def test_load_model_of_hybrid_model_is_refused(
 ) -> None:
     with_arguments(monkeypatch, hybrid_layer_pattern="M*M*")
 
-    with pytest.raises(ValueError, match=r"not a GPT model .*hybrid_layer_pattern='M\*M\*'"):
+    with pytest.raises(ValueError, match=r"not a GPT model .*hybrid-layer-pattern is M\*M\*"):
         load(saved)
 
 

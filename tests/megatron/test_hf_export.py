@@ -282,6 +282,6 @@ def test_export_of_unsupported_settings_names_them_all(
 ) -> None:
     with_arguments(monkeypatch, normalization="LayerNorm", moe_router_score_function="sigmoid")
 
-    with pytest.raises(ValueError, match=r"normalization='LayerNorm'.*score_function='sigmoid'"):
+    with pytest.raises(ValueError, match=r"normalization is LayerNorm.*score-function is sigmoid"):
         export.export(saved / "ep2", tmp_path / "hf")
     assert os.listdir(tmp_path) == []

@@ -33,10 +33,7 @@ def path_of(model, arm):
     return EXAMPLES / model / f"{arm}.yaml"
 
 
-@pytest.fixture(autouse=True)
-def outside_a_job(monkeypatch):
-    for name in ("WORLD_SIZE", "SLURM_NTASKS"):
-        monkeypatch.delenv(name, raising=False)
+pytestmark = pytest.mark.usefixtures("outside_a_job")
 
 
 # --- whole ----------------------------------------------------------------------------------------

@@ -109,8 +109,8 @@ SHELL_OF_SRUN = {
 
 
 @pytest.fixture
-def outside_a_job(monkeypatch):
-    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", *SHELL_OF_SRUN):
+def outside_a_job(outside_a_job, monkeypatch):
+    for name in SHELL_OF_SRUN:
         monkeypatch.delenv(name, raising=False)
 
 

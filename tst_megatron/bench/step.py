@@ -22,6 +22,7 @@ from tst_megatron.bench.results import Result, contender_version
 from tst_megatron.bench.timing import Contender, Timing
 from tst_megatron.flags import Flags
 from tst_megatron.key_kinds import LAYOUT_KEYS
+from tst_megatron.megatron_keys import argument_parser
 from tst_megatron.plain_check import with_profile
 from tst_megatron.recipe import Recipe, RecipeError
 from tst_megatron.schedule import Phase, Schedule
@@ -98,10 +99,9 @@ def flags_of(recipe: Recipe, device: torch.device) -> list[str]:
     Raises:
         RecipeError: the recipe's own problems, and keys that Megatron has not.
     """
-    from tst_megatron import upstream
     from tst_megatron.host import cpu
 
-    known = Flags(upstream.argument_parser())
+    known = Flags(argument_parser())
     layout = {known.destination(key) for key in LAYOUT_KEYS}
     given = with_profile(recipe, known)
     own = {key: value for key, value in given.items() if known.destination(key) not in layout}

@@ -34,6 +34,7 @@ from tst_megatron.hf.folder import (
 from tst_megatron.hf.seam import seam
 from tst_megatron.hf.verify import VerificationReport, verify
 from tst_megatron.hf.weights import Rule, merge, rules
+from tst_megatron.megatron_keys import argument_parser
 from tst_megatron.system import padding
 from tst_megatron.system.disk import check_room
 from tst_megatron.training.checkpoints import TRACKER, record_save
@@ -162,7 +163,6 @@ def _arguments(keys: Mapping[str, Any], dtype: torch.dtype) -> argparse.Namespac
     """Megatron's arguments of the model, validated, as a checkpoint holds them."""
     megatron = seam()
     from tst_megatron.host import cpu
-    from tst_megatron.upstream import argument_parser
 
     types = {torch.bfloat16: {"bf16": True}, torch.float16: {"fp16": True}, torch.float32: {}}
     run = {**_ANY_RUN, "seq-length": keys["max-position-embeddings"], "ckpt-format": "torch_dist"}

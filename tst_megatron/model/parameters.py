@@ -18,6 +18,7 @@ from tst_megatron import profiles
 from tst_megatron.flags import Flags
 from tst_megatron.key_kinds import LAYOUT_KEYS
 from tst_megatron.megatron_arguments import ask_megatron
+from tst_megatron.megatron_keys import argument_parser
 from tst_megatron.recipe import Recipe, RecipeError
 from tst_megatron.system import padding
 
@@ -101,9 +102,7 @@ def count_parameters(recipe: Recipe) -> ParameterCount:
 
 
 def _padding(recipe: Recipe, vocab_size: int, rows: int) -> str | None:
-    from tst_megatron import upstream
-
-    known = Flags(upstream.argument_parser())
+    known = Flags(argument_parser())
     start = known.value(recipe.megatron, "pretrained-checkpoint")
     return padding.warning(
         vocab_size,
@@ -149,9 +148,7 @@ def arguments_of(recipe: Recipe) -> argparse.Namespace:
     Raises:
         RecipeError: the recipe says no model, with every problem that was found.
     """
-    from tst_megatron import upstream
-
-    parser = upstream.argument_parser()
+    parser = argument_parser()
     known = Flags(parser)
     flags, problems = known.convert(model_arguments(recipe, known))
     problems = [*recipe.problems, *problems]

@@ -16,6 +16,8 @@ from typing import Any, BinaryIO
 
 import yaml
 
+from tst_megatron.system.paths import is_there
+
 DAMAGED = ".damaged"
 """End of the name of a file that was moved aside."""
 
@@ -139,7 +141,7 @@ def block_of(value: Any, kinds: Kinds) -> dict[str, Any]:
 def aside(path: Path) -> Path:
     """The name that ``move_aside`` gives a file now: ``NAME.damaged``, with a number if taken."""
     names = (f"{path.name}{DAMAGED}{f'-{n}' if n > 1 else ''}" for n in itertools.count(1))
-    return next(new for name in names if not os.path.lexists(new := path.with_name(name)))
+    return next(new for name in names if not is_there(new := path.with_name(name)))
 
 
 def move_aside(path: Path) -> Path:

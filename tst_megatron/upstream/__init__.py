@@ -47,7 +47,6 @@ from tst_megatron.upstream.saving import (
 )
 from tst_megatron.upstream.trainer import (
     Trainer,
-    in_silence,
     make_ready_for_steps,
     plain_embedding,
     pretraining_sampler,
@@ -63,6 +62,7 @@ from tst_megatron.upstream.training import (
     device_name,
     end_of_document_id,
     holds_a_batch,
+    in_silence,
     observe_training,
     parse_arguments,
     refused_result,

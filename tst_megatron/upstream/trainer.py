@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import io
-import logging
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout
 from typing import Any
 
 import torch
@@ -55,19 +51,6 @@ class Trainer:
             iteration=0,
         )
         return dict(losses)
-
-
-@contextmanager
-def in_silence() -> Iterator[None]:
-    """Without the hundreds of lines that Megatron prints of its arguments, buckets and options."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with redirect_stdout(io.StringIO()), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)
 
 
 def make_ready_for_steps(args: argparse.Namespace, models: Sequence[Any]) -> Any:

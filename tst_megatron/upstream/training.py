@@ -7,6 +7,7 @@ import copy
 import functools
 import inspect
 import io
+import logging
 import sys
 import time
 import warnings
@@ -26,6 +27,19 @@ from tst_megatron.upstream.writers import tensorboard_writer, wandb_writer
 SPIKE_FACTOR = 10
 """A loss above this multiple of the largest seen is a spike; the factor of Megatron's GPT
 script."""
+
+
+@contextmanager
+def in_silence() -> Iterator[None]:
+    """Without the hundreds of lines that Megatron prints of its arguments, buckets and options."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with redirect_stdout(io.StringIO()), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
 
 
 # --- arguments -----------------------------------------------------------------------------------
@@ -51,9 +65,7 @@ def validate_arguments(flags: Sequence[str], *, world_size: int) -> argparse.Nam
     Raises:
         AssertionError, ValueError, RuntimeError: what Megatron raises on a combination it refuses.
     """
-    # Validation prints every argument.
-    with _command_line(flags), redirect_stdout(io.StringIO()), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with _command_line(flags), in_silence():
         args: argparse.Namespace = names.arguments.parse_args()
         args.rank, args.world_size = 0, world_size
         with _architecture_of_the_job(args), transformer_engine_of_the_job():
@@ -68,11 +80,9 @@ def validate_configurations(args: argparse.Namespace) -> None:
         AssertionError, ValueError, RuntimeError: what the configuration of the model or of data
             parallelism refuses.
     """
-    with redirect_stdout(io.StringIO()), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        with transformer_engine_of_the_job():
-            gpt_config_from_args(copy.copy(args)).finalize()
-            names.training.get_megatron_ddp_config(args)
+    with in_silence(), transformer_engine_of_the_job():
+        gpt_config_from_args(copy.copy(args)).finalize()
+        names.training.get_megatron_ddp_config(args)
 
 
 @contextmanager
