@@ -100,20 +100,30 @@ def test_chain_of_jobs_ends_as_one_run(prepared, uninterrupted, measured):
     runs.expect_same(prepared, run)
 
 
-def test_shell_of_srun_trains_with_nproc_as_outside_of_slurm(prepared, uninterrupted, measured):
-    train = f"-m tst_megatron train {runs.RECIPE} --nproc 2 --run-folder runs/interactive"
+def train_in_a_shell_of_srun(prepared, words):
     terminal = "import pty, sys; sys.exit(pty.spawn(sys.argv[1:]) >> 8)"
-    shell = ["srun", "--ntasks=1", "--pty", "bash", "-c", f"{sys.executable} {train} {KEYS}"]
-    done = subprocess.run(
+    train = f"{sys.executable} -m tst_megatron train {runs.RECIPE} {words} {KEYS}"
+    shell = ["srun", "--ntasks=1", "--pty", "bash", "-c", train]
+    return subprocess.run(
         [sys.executable, "-c", terminal, *shell],
         cwd=prepared.folder,
         # As many threads as the job's ranks, or sums would be made in another order.
         env=prepared.cluster.environment | {"OMP_NUM_THREADS": "1"},
         check=False,
-    )
-    assert done.returncode == 0
+    ).returncode
+
+
+def test_shell_of_srun_trains_as_outside_of_slurm(prepared, uninterrupted, measured):
+    assert train_in_a_shell_of_srun(prepared, "--nproc 2 --run-folder runs/interactive") == 0
     run = runs.folder(prepared, "interactive")
     assert runs.losses(run) == runs.losses(runs.folder(prepared, runs.UNINTERRUPTED))
+    assert (
+        train_in_a_shell_of_srun(prepared, "--run-folder runs/alone expert-model-parallel-size=1")
+        == 0
+    )
+    # One rank adds up in another order.
+    alone = runs.losses(runs.folder(prepared, "alone"))
+    assert alone.keys() == runs.losses(run).keys() and alone != runs.losses(run)
 
 
 def test_stop_file_ends_a_run_with_a_checkpoint_and_its_deletion_lets_it_go_on(
