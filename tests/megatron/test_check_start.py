@@ -293,3 +293,12 @@ def test_model_that_export_refuses_is_warned_of(recipe):
     answer = run("check", recipe, "normalization=LayerNorm")
     assert "warning: export will refuse this model" in answer.stdout
     assert "normalization" in answer.stdout
+
+
+@pytest.mark.parametrize("options", [(), ("--no-data",)], ids=["with the text", "without it"])
+def test_weights_to_start_from_that_are_not_there_are_named(recipe, tmp_path, options):
+    (tmp_path / "empty").mkdir()
+    for place in (tmp_path / "nowhere", tmp_path / "empty"):
+        error = run("check", recipe, *options, f"pretrained-checkpoint={place}").exception
+        assert isinstance(error, RecipeError)
+        assert f"pretrained-checkpoint: {place}" in str(error)

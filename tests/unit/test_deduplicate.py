@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from merge_shards import TEXTS, contents, write_jsonl
 from pyarrow import parquet
 
-from tst_megatron.data import inputs, join
+from tst_megatron.data import join, units
 from tst_megatron.data.indexed import IndexedReader, IndexedWriter
 from tst_megatron.data.join import append, first_occurrences
 from tst_megatron.data.merge import merge
@@ -74,7 +74,7 @@ def test_kept_documents_are_those_of_a_loop(
 def test_copies_are_left_out_wherever_they_are(
     tokenizer_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unit_bytes: int
 ) -> None:
-    monkeypatch.setattr(inputs, "UNIT_BYTES", unit_bytes)
+    monkeypatch.setattr(units, "UNIT_BYTES", unit_bytes)
     first = write_jsonl(tmp_path / "a.jsonl", REPEATED[:80])
     second = tmp_path / "b.parquet"
     parquet.write_table(pa.table({"text": REPEATED[80:]}), second, row_group_size=20)

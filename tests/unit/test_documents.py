@@ -5,9 +5,10 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from tst_megatron.data import documents, inputs, jsonl
+from tst_megatron.data import documents, jsonl, units
 from tst_megatron.data.documents import Documents, read_unit, texts
-from tst_megatron.data.inputs import cut_into_units, find_inputs
+from tst_megatron.data.inputs import find_inputs
+from tst_megatron.data.units import cut_into_units
 
 BAD_LINES = {
     b"not json": r"line 3: not JSON in UTF-8 \(.*Write one JSON object per line",
@@ -48,7 +49,7 @@ def test_bad_line_is_named_and_the_others_are_read(tmp_path: Path, line: bytes) 
 def test_lines_are_numbered_in_the_file_and_not_in_the_unit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(inputs, "UNIT_BYTES", 64)
+    monkeypatch.setattr(units, "UNIT_BYTES", 64)
     monkeypatch.setattr(jsonl, "BATCH_BYTES", 100)
     path = tmp_path / "source.jsonl"
     bad = {5, 40, 41, 99}
@@ -73,7 +74,7 @@ TEXTS = [f"text {number} naïve 中文" for number in range(1000)]
 def test_table_gives_its_rows_in_order(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: pa.DataType, unit_bytes: int
 ) -> None:
-    monkeypatch.setattr(inputs, "UNIT_BYTES", unit_bytes)
+    monkeypatch.setattr(units, "UNIT_BYTES", unit_bytes)
     path = write_table(tmp_path / "a.parquet", TEXTS, kind=kind, row_group_size=130)
     assert read(path).texts == TEXTS
 
@@ -87,7 +88,7 @@ def test_dictionary_of_strings_is_text(tmp_path: Path) -> None:
 def test_rows_without_text_are_named_by_their_number(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(inputs, "UNIT_BYTES", 1)
+    monkeypatch.setattr(units, "UNIT_BYTES", 1)
     values = [None if n in (3, 700) else "" if n == 5 else text for n, text in enumerate(TEXTS, 1)]
     found = read(write_table(tmp_path / "a.parquet", values, row_group_size=130))
     assert [str(each).split(". ")[0] for each in found.rejected] == [

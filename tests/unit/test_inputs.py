@@ -4,8 +4,9 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from tst_megatron.data import inputs
-from tst_megatron.data.inputs import check_unchanged, cut_into_units, find_inputs
+from tst_megatron.data import units
+from tst_megatron.data.inputs import check_unchanged, find_inputs
+from tst_megatron.data.units import cut_into_units
 
 
 @pytest.fixture
@@ -78,11 +79,11 @@ def test_table_is_cut_between_row_groups(tmp_path: Path, monkeypatch: pytest.Mon
     table = pa.table({"text": [f"{number}" * 100 for number in range(100)]})
     parquet.write_table(table, path, row_group_size=10, compression="none", use_dictionary=False)
     assert [(unit.start, unit.stop) for unit in cut_into_units(find_inputs([path]))] == [(0, 10)]
-    monkeypatch.setattr(inputs, "UNIT_BYTES", 5000)
-    units = cut_into_units(find_inputs([path]))
-    assert len(units) > 2 and not any(unit.is_whole_file for unit in units)
-    assert [unit.stop for unit in units[:-1]] == [unit.start for unit in units[1:]]
-    assert (units[0].start, units[-1].stop) == (0, 10)
+    monkeypatch.setattr(units, "UNIT_BYTES", 5000)
+    cut = cut_into_units(find_inputs([path]))
+    assert len(cut) > 2 and not any(unit.is_whole_file for unit in cut)
+    assert [unit.stop for unit in cut[:-1]] == [unit.start for unit in cut[1:]]
+    assert (cut[0].start, cut[-1].stop) == (0, 10)
 
 
 def test_unreadable_tables_are_all_named(tmp_path: Path) -> None:

@@ -5,9 +5,10 @@ from pathlib import Path
 import pytest
 import zstandard
 
-from tst_megatron.data import inputs, jsonl
-from tst_megatron.data.inputs import cut_into_units, find_inputs
+from tst_megatron.data import jsonl, units
+from tst_megatron.data.inputs import find_inputs
 from tst_megatron.data.jsonl import line_batches, lines_before
+from tst_megatron.data.units import cut_into_units
 
 LINES = [f"line {number}".encode() * (number % 5) for number in range(300)]
 DATA = b"\n".join(LINES) + b"\n"
@@ -54,14 +55,14 @@ def test_lines_are_read_in_order_with_their_numbers(
 def test_units_share_out_the_lines_of_a_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unit_bytes: int, end: bytes
 ) -> None:
-    monkeypatch.setattr(inputs, "UNIT_BYTES", unit_bytes)
+    monkeypatch.setattr(units, "UNIT_BYTES", unit_bytes)
     data = DATA[:500].rstrip(b"\n") + end
     (tmp_path / "a.jsonl").write_bytes(data)
-    units = cut_into_units(find_inputs([tmp_path / "a.jsonl"]))
-    assert len(units) == -(-len(data) // unit_bytes)
+    cut = cut_into_units(find_inputs([tmp_path / "a.jsonl"]))
+    assert len(cut) == -(-len(data) // unit_bytes)
     number = 0
     lines: list[bytes] = []
-    for unit in units:
+    for unit in cut:
         found = [line for batch in line_batches(unit) for line in batch.lines]
         if found:
             assert lines_before(unit) == number

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -75,6 +76,8 @@ def check(
         user = folder.user()
         with folder.held(say=tell) if starting and run.exists() else nullcontext():
             start = plan_start(checked, folder)
+    else:
+        _check_weights(checked.arguments)
     announce(checked, console)
     if environment is not None:
         lines = (f"{name}={value}\n" for name, value in checked.environment.items())
@@ -131,6 +134,7 @@ def _show_rest(plain: PlainCheck, console: Console) -> None:
     with asking_megatron():
         install_host(plain.recipe.profile)
         arguments, _, notes = validated(plain)
+        _check_weights(arguments)
     announce(plain, console)
     for note in notes:
         tell(note)
@@ -140,6 +144,19 @@ def _show_rest(plain: PlainCheck, console: Console) -> None:
     tell(UNKNOWN)
     if plain.values.vocab_size is None:
         tell(f"not known either: the vocabulary, taken to be {NO_TOKENIZER:,} for this check")
+
+
+def _check_weights(arguments: argparse.Namespace) -> None:
+    """Look at the weights that the first start of a run takes; with a folder of its own it may not.
+
+    Raises:
+        RecipeError: they are not there, or not those of this model.
+    """
+    if arguments.pretrained_checkpoint:
+        from tst_megatron.training.pretrained import pretrained_problems
+
+        if problems := pretrained_problems(arguments):
+            raise RecipeError(problems)
 
 
 def _this_machine(profile: str | None, num_ranks: int) -> str:

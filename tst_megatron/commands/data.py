@@ -72,6 +72,10 @@ def data_prepare(
         float,
         typer.Option(help="Share of lines, 0-1, that may hold no document and are left out."),
     ] = 0.0,
+    max_changed_fraction: Annotated[
+        float,
+        typer.Option(help="Share of documents, 0-1, whose tokens may not give their text again."),
+    ] = 0.01,
     deduplicate: Annotated[
         bool, typer.Option("--deduplicate", help="Leave out exact copies of earlier documents.")
     ] = False,
@@ -112,6 +116,7 @@ def data_prepare(
             held_out_fraction=held_out_fraction,
             test_fraction=test_fraction,
             max_rejected_fraction=max_rejected_fraction,
+            max_changed_fraction=max_changed_fraction,
             deduplicate=deduplicate,
             fast=fast,
             workers=workers,
@@ -153,16 +158,17 @@ def _say_what_is_there(
     typer.echo(
         f"{output} {verb}: {manifest.train.tokens:,} tokens to train on, "
         f"{manifest.validation.tokens:,} held out"
+        + (f"; {manifest.contents.round_trip}" if manifest.contents else "")
     )
     if is_whole:
         _warn(held_out_warnings(manifest))
 
 
 def _warn(warnings: Sequence[str]) -> None:
+    from tst_megatron.data.progress import say_warning
+
     for warning in warnings:
-        Console().print(
-            f"warning: {warning}", style="yellow", highlight=False, markup=False, soft_wrap=True
-        )
+        say_warning(Console(), warning)
 
 
 @data_app.command("index")

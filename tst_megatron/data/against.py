@@ -12,11 +12,12 @@ import numpy as np
 
 from tst_megatron.data.documents import read_unit, text_hash
 from tst_megatron.data.indexed import IndexedReader, bin_path
-from tst_megatron.data.inputs import Input, Shard, cut_into_units, files_of_shard, find_inputs
+from tst_megatron.data.inputs import Input, Shard, files_of_shard, find_inputs
 from tst_megatron.data.manifest import FILE_NAME, Manifest
 from tst_megatron.data.shards import inputs_of
 from tst_megatron.data.split import split_of
 from tst_megatron.data.tokenizer import Tokenizer, load_tokenizer
+from tst_megatron.data.units import cut_into_units
 
 DOCUMENTS_PER_STEP = 1000
 """Of the progress."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,13 +17,20 @@ from rich.console import Console
 from tst_megatron.data.documents import Rejected
 from tst_megatron.data.encode import Encoder, encode_unit
 from tst_megatron.data.indexed import IndexedWriter
-from tst_megatron.data.inputs import Unit, check_unchanged
+from tst_megatron.data.inputs import NotRead, check_unchanged
 from tst_megatron.data.join import append, first_occurrences
-from tst_megatron.data.manifest import LeftOut
+from tst_megatron.data.manifest import Contents, LeftOut
 from tst_megatron.data.parts import Part, counts_path, delete_parts, load_part, read_hashes
-from tst_megatron.data.prepared import REJECTED_NAME, check_documents, write_manifest
+from tst_megatron.data.prepared import (
+    REJECTED_NAME,
+    check_documents,
+    check_round_trip,
+    write_manifest,
+)
 from tst_megatron.data.progress import byte_progress
+from tst_megatron.data.round_trip import RoundTrip
 from tst_megatron.data.tokenizer import store_tokenizer
+from tst_megatron.data.units import Unit
 from tst_megatron.data.workers import in_order
 from tst_megatron.files import folder_appearing_whole
 
@@ -42,7 +49,44 @@ class Job:
     encoder: Encoder
     workers: int
     allow_empty_splits: bool
+    max_changed_fraction: float
+    not_read: Sequence[NotRead]
     console: Console | None
+
+
+@dataclass(slots=True)
+class _Joined:
+    """What became of all parts, beside their tokens."""
+
+    documents: dict[str, int] = field(default_factory=dict)
+    """Of each file, without those that are left out as copies."""
+    num_empty: int = 0
+    num_duplicates: int = 0
+    rejected: list[tuple[str, Rejected]] = field(default_factory=list)
+    """With the names of their files."""
+    round_trip: RoundTrip = field(default_factory=RoundTrip)
+
+    def add(self, name: str, part: Part, num_duplicates: int) -> None:
+        """Take a part of the file of this name."""
+        number = sum(split.num_documents for split in part.splits.values()) - num_duplicates
+        self.documents[name] = self.documents.get(name, 0) + number
+        self.num_empty += part.num_empty
+        self.num_duplicates += num_duplicates
+        self.rejected += ((name, each) for each in part.rejected)
+        self.round_trip.take(part.round_trip)
+
+    def left_out(self) -> LeftOut:
+        """How much is not in the splits."""
+        return LeftOut(
+            empty=self.num_empty, rejected=len(self.rejected), duplicates=self.num_duplicates
+        )
+
+    def rejected_lines(self) -> list[str]:
+        """Of rejected.jsonl."""
+        return [
+            json.dumps({"file": name, "line": each.number, "problem": each.problem}) + "\n"
+            for name, each in self.rejected
+        ]
 
 
 def build(
@@ -78,13 +122,13 @@ def _fill(
             for name in job.encoder.splits()
         }
         parts = stack.enter_context(closing(_parts(job)))
-        rejected, left_out = _join(job, parts, writers, counts)
+        joined = _join(job, parts, writers, counts)
         check_unchanged(dict.fromkeys(unit.file for unit, _ in job.tasks))
         splits = {name: writer.finish(allow_empty=True) for name, writer in writers.items()}
     if not job.allow_empty_splits:
         check_documents({name: split.num_documents for name, split in splits.items()}, recipe)
-    if rejected:
-        (folder / REJECTED_NAME).write_text("".join(rejected), encoding="utf-8")
+    if lines := joined.rejected_lines():
+        (folder / REJECTED_NAME).write_text("".join(lines), encoding="utf-8")
     write_manifest(
         folder,
         recipe=recipe,
@@ -92,7 +136,12 @@ def _fill(
         train_counts=counts,
         tokenizer=facts,
         tokenizer_name=stored.name,
-        left_out=left_out,
+        left_out=joined.left_out(),
+        contents=Contents(
+            documents=joined.documents,
+            not_read=[asdict(each) for each in job.not_read],
+            round_trip=joined.round_trip,
+        ),
         versions=versions,
     )
 
@@ -102,12 +151,15 @@ def _join(
     parts: Iterator[tuple[Unit, Part]],
     writers: Mapping[str, IndexedWriter],
     counts: npt.NDArray[np.int64],
-) -> tuple[list[str], LeftOut]:
-    """Append all parts in order; returns the lines of rejected.jsonl, and what is left out."""
-    rejected: list[Rejected] = []
-    names: list[str] = []
-    num_documents = num_empty = num_duplicates = 0
+) -> _Joined:
+    """Append all parts in order.
+
+    Raises:
+        ValueError: a part is damaged, or too much holds no document or does not come back.
+    """
+    joined = _Joined()
     for unit, part, keep in _with_masks(parts, job.encoder):
+        num_duplicates = 0
         for name, writer in writers.items():
             mask = keep.get(name)
             split = part.splits[name]
@@ -123,19 +175,15 @@ def _join(
                     f"{damaged}: was damaged after it was written. Delete {part.folder}; it will "
                     "be made again."
                 )
-            num_documents += split.num_documents
             num_duplicates += 0 if mask is None else int((~mask).sum())
         if "train" not in keep:
             counts += np.load(counts_path(part.folder))
-        num_empty += part.num_empty
-        rejected += part.rejected
-        names += [unit.file.name] * len(part.rejected)
-    _check_rejected(rejected, num_documents + num_empty, job.encoder.max_rejected_fraction)
-    lines = [
-        json.dumps({"file": name, "line": each.number, "problem": each.problem}) + "\n"
-        for name, each in zip(names, rejected, strict=True)
-    ]
-    return lines, LeftOut(empty=num_empty, rejected=len(rejected), duplicates=num_duplicates)
+        joined.add(unit.file.name, part, num_duplicates)
+    num_lines = sum(joined.documents.values()) + joined.num_duplicates + joined.num_empty
+    rejected = [each for _, each in joined.rejected]
+    _check_rejected(rejected, num_lines, job.encoder.max_rejected_fraction)
+    check_round_trip(joined.round_trip, job.max_changed_fraction)
+    return joined
 
 
 def _with_masks(

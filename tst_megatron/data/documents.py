@@ -15,10 +15,14 @@ from typing import Any
 import pyarrow as pa
 from pyarrow import parquet
 
-from tst_megatron.data.inputs import PARQUET, Unit, cut_into_units, find_inputs, unreadable
+from tst_megatron.data.inputs import find_inputs
 from tst_megatron.data.jsonl import line_batches, lines_before
+from tst_megatron.data.kinds import is_table
+from tst_megatron.data.units import Unit, cut_into_units, unreadable
 
 _ROWS_PER_BATCH = 256
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+"""Some editors put it before a text, and `cat` then into the middle of one."""
 _KINDS_OF_STRING = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
 
 
@@ -34,7 +38,7 @@ class Rejected:
 
     def __str__(self) -> str:
         """Its place and the problem."""
-        what = "row" if self.path.name.endswith(PARQUET) else "line"
+        what = "row" if is_table(self.path) else "line"
         place = f"{self.path}, {what} {self.number}" if self.number else f"{self.path}"
         return f"{place}: {self.problem}"
 
@@ -74,8 +78,7 @@ def read_unit(
     Raises:
         ValueError: the file cannot be read further, or has no column of text.
     """
-    is_table = unit.path.name.endswith(PARQUET) and unit.file.num_bytes > 0
-    read = _read_rows if is_table else _read_lines
+    read = _read_rows if is_table(unit.path) and unit.file.num_bytes else _read_lines
     has_any = False
     for documents in read(unit, text_key, advance):
         has_any = has_any or documents.num_lines() > 0
@@ -108,7 +111,7 @@ def _read_lines(unit: Unit, text_key: str, advance: Callable[[int], None]) -> It
     for batch in line_batches(unit, advance):
         documents = Documents()
         for number, line in enumerate(batch.lines, start=batch.first_line):
-            if line.strip():
+            if line.removeprefix(_BYTE_ORDER_MARK).strip():
                 _add_line(documents, unit, number, line, text_key)
         if documents.rejected and unit.start:
             # Counting them reads the file up to here.
@@ -122,7 +125,7 @@ def _read_lines(unit: Unit, text_key: str, advance: Callable[[int], None]) -> It
 
 def _add_line(documents: Documents, unit: Unit, number: int, line: bytes, text_key: str) -> None:
     try:
-        value = json.loads(line.decode())
+        value = _json(line.removeprefix(_BYTE_ORDER_MARK).decode())
     except (ValueError, RecursionError) as error:
         problem = f"not JSON in UTF-8 ({error}). Write one JSON object per line."
     else:
@@ -137,9 +140,19 @@ def _add_line(documents: Documents, unit: Unit, number: int, line: bytes, text_k
     documents.rejected.append(Rejected(unit.path, number, problem))
 
 
+def _json(line: str) -> Any:
+    try:
+        return json.loads(line)
+    except ValueError as error:
+        if "integer string conversion" not in str(error):
+            raise
+    # In another key than the text's, where its value does not matter.
+    return json.loads(line, parse_int=float)
+
+
 def _read_rows(unit: Unit, text_key: str, advance: Callable[[int], None]) -> Iterator[Documents]:
     try:
-        with parquet.ParquetFile(unit.path) as file:
+        with parquet.ParquetFile(unit.path, page_checksum_verification=True) as file:
             _check_column(unit.path, file.schema_arrow, text_key)
             groups = range(unit.start, unit.stop or 0)
             number = sum(file.metadata.row_group(group).num_rows for group in range(unit.start))
@@ -147,7 +160,9 @@ def _read_rows(unit: Unit, text_key: str, advance: Callable[[int], None]) -> Ite
             num_rows = sum(file.metadata.row_group(group).num_rows for group in groups)
             for batch in rows:
                 documents = Documents()
-                for value in batch.column(0).to_pylist():
+                # A structure that has a part of this name is read too.
+                column = batch.column(batch.schema.get_field_index(text_key))
+                for value in column.to_pylist():
                     number += 1
                     documents.add(unit, number, value, text_key)
                 yield documents

@@ -12,10 +12,12 @@ import numpy.typing as npt
 
 from tst_megatron.data.documents import Documents, Rejected, read_unit, text_hash
 from tst_megatron.data.indexed import IndexedWriter
-from tst_megatron.data.inputs import Unit, check_unchanged
+from tst_megatron.data.inputs import check_unchanged
 from tst_megatron.data.parts import counts_path, hashes_path, write_part
+from tst_megatron.data.round_trip import Sample
 from tst_megatron.data.split import SPLITS, split_of
 from tst_megatron.data.tokenizer import Tokenizer
+from tst_megatron.data.units import Unit
 from tst_megatron.files import folder_appearing_whole
 
 MOST_REJECTED = 10_000
@@ -63,6 +65,7 @@ def encode_unit(encoder: Encoder, task: tuple[Unit, Path], advance: Callable[[in
         return  # another file with the same content
     check_unchanged([unit.file])
     rejected: list[Rejected] = []
+    sample = Sample()
     num_lines = num_empty = 0
     vocab_size = encoder.tokenizer.facts.vocab_size
     counts = np.zeros(vocab_size, dtype=np.int64)
@@ -81,12 +84,12 @@ def encode_unit(encoder: Encoder, task: tuple[Unit, Path], advance: Callable[[in
                     f"{unit.path}: {len(rejected):,} of {num_lines:,} lines hold no document. The "
                     f"first: {rejected[0]}"
                 )
-            _add(documents, encoder, writers, counts)
+            _add(documents, encoder, writers, counts, sample)
         facts = {name: writer.finish(allow_empty=True) for name, writer in writers.items()}
         np.save(counts_path(folder), counts)
         # The part's name says of which content it is.
         check_unchanged([unit.file])
-        write_part(folder, facts, num_empty=num_empty, rejected=rejected)
+        write_part(folder, facts, num_empty=num_empty, rejected=rejected, round_trip=sample.found)
 
 
 def _add(
@@ -94,6 +97,7 @@ def _add(
     encoder: Encoder,
     writers: dict[str, IndexedWriter],
     counts: npt.NDArray[np.int64],
+    sample: Sample,
 ) -> None:
     texts: dict[str, list[str]] = {name: [] for name in writers}
     for text in documents.texts:
@@ -105,6 +109,7 @@ def _add(
         texts[split].append(text)
     for name, writer in writers.items():
         encoded = encoder.tokenizer.encode(texts[name])
+        sample.offer(encoder.tokenizer, texts[name], encoded)
         if encoded:
             lengths = np.array([len(ids) for ids in encoded], dtype=np.int32)
             tokens = np.concatenate(encoded)

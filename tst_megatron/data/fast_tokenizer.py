@@ -25,6 +25,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tst_megatron.data.hugging_face_tokenizer import HuggingFaceTokenizer
+from tst_megatron.data.probes import PROBES
 from tst_megatron.data.tokenizer import Tokenizer, TokenizerFacts
 from tst_megatron.data.unlike_characters import Encode, unlike_characters
 from tst_megatron.installed import import_if_there, package_version
@@ -33,31 +34,6 @@ DOCUMENTS_PER_CHECK = 1000
 """One document in so many is encoded by the reference too; the hash of its text decides which."""
 
 _SHOWN_IDS = 16
-
-_PROBES = (
-    "",
-    " ",
-    "\n",
-    " leading and trailing ",
-    "def f(x):\n\tif x:\n\t\treturn [1, 22, 333, 4444, 12345678]  # don't\r\n\r\n",
-    "I'll we've THEY'RE it's can'T x'D 'tis ''s 'ſ",
-    "naïve café Ångström ﬁﬂ ＡＢＣ K Å",
-    "cafe\u0301 a\u0308\u0323 o\u0302\u0301 \u0301alone e\u0301\u0301\u0301",
-    "中文分词测试。日本語のテキスト、カタカナ ｶﾀｶﾅ 한국어 문장 \u1112\u1161\u11ab",
-    "Съешь ещё этих мягких булок. Ελληνικά κείμενο. ქართული. Հայերեն",
-    "שָׁלוֹם עוֹלָם مَرْحَبًا بِالْعَالَمِ ١٢٣ हिन्दी क्षत्रिय தமிழ் ภาษาไทย မြန်မာ ትግርኛ",
-    "🙂👍🏽👩‍👩‍👧‍👦🏳️‍🌈🇩🇪1️⃣ ☎️ 𝔘𝔫𝔦𝔠𝔬𝔡𝔢 𝟙𝟚𝟛 𠜎𠜱",
-    "".join(map(chr, range(32))) + "\x7f\x80\x85\x9f a\x00b\x00\x00c",
-    "a\u00a0b\u2003c\u2028d\u2029e\u3000f\u200bg\ufeffh\u00adi\u202ej\ufffdk\uffffl\U0010fffd",
-    "  a   b    c     d\n\n\ne\n \n  \n\t\n \t x\r\ry \r\n z   ",
-    "½²³ⅧⅨ①②㊿ 1,234.56 −12 0x1F 1e-9 ٣٤٥٦٧٨ 〇一二三",
-    "https://example.org/a_b-c?d=e&f=%20#g <b>x</b> && || != === ... ----- _____ $$$ ```",
-    "a" * 3000,
-    " " * 3000 + "x",
-    "\n" * 500 + "\t" * 500,
-    "ab" * 1000 + "中" * 1000 + "🙂" * 300 + "=" * 1000 + "7" * 1000,
-    "x" + "\u0301" * 500,
-)
 
 
 class FastTokenizer:
@@ -183,7 +159,7 @@ def fast_tokenizer(reference: Tokenizer, sample: Sequence[str]) -> FastTokenizer
         # Python decides what is normalised, by tables that do not have them.
         unlike += "".join(filter(_is_unassigned, map(chr, range(sys.maxunicode + 1))))
     tokenizer = FastTokenizer(reference, unlike)
-    tokenizer.check([*_PROBES, *sample])
+    tokenizer.check([*PROBES, *sample])
     return tokenizer
 
 

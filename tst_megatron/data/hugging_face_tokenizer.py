@@ -7,9 +7,10 @@ transformers.
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -36,7 +37,7 @@ class HuggingFaceTokenizer:
         """Load the backend, which ``load_hugging_face`` has checked."""
         self.facts = facts
         self.serialized = serialized
-        self._backend = _backend(serialized, facts.special_tokens_in_text)
+        self._backend = backend_of(serialized, special_tokens_in_text=facts.special_tokens_in_text)
         self.template_adds_eod = bool(_template(self._backend)[1])
         """Whether transformers itself ends every text with EOD."""
 
@@ -94,7 +95,7 @@ def load_hugging_face(
     tokenizer = _read(folder)
     eod_id = tokenizer.eos_token_id
     serialized = tokenizer.backend_tokenizer.to_str()
-    backend = _backend(serialized, special_tokens_in_text)
+    backend = backend_of(serialized, special_tokens_in_text=special_tokens_in_text)
     problems = _eod_problems(tokenizer, backend, special_tokens_in_text)
     before, after = _template(backend)
     if before is None or after is None:
@@ -161,7 +162,8 @@ def _read(folder: Path) -> Any:
     return tokenizer
 
 
-def _backend(serialized: str, special_tokens_in_text: bool) -> Any:
+def backend_of(serialized: str, *, special_tokens_in_text: bool) -> Any:
+    """The encoder of a tokenizer.json, for whole documents."""
     backend = Backend.from_str(serialized)
     # What a tokenizer.json says of lengths is for batches of a model, not for documents.
     backend.no_truncation()
@@ -194,12 +196,13 @@ def _eod_problems(tokenizer: Any, backend: Any, special_tokens_in_text: bool) ->
 
 def _spelled_problems(tokenizer: Any, backend: Any) -> list[str]:
     """Special tokens that text can spell although it is to be text, as words of a vocabulary."""
+    unknown = {tokenizer.unk_token, unknown_token(json.loads(backend.to_str())["model"])}
     spelled = [
         token.content
         for token_id, token in sorted(backend.get_added_tokens_decoder().items())
         if token.special
         # What the vocabulary lacks becomes the unknown token, in any text.
-        and token.content != tokenizer.unk_token
+        and token.content not in unknown
         and token_id in backend.encode(token.content, add_special_tokens=False).ids
     ]
     if not spelled:
@@ -213,12 +216,36 @@ def _spelled_problems(tokenizer: Any, backend: Any) -> list[str]:
 
 def _template(backend: Any) -> tuple[list[int] | None, list[int] | None]:
     """What the template adds before and after a text; None if it does something else."""
-    text = backend.encode(_PROBE, add_special_tokens=False).ids
-    whole = backend.encode(_PROBE, add_special_tokens=True).ids
+    probe = _probe(backend)
+    text = backend.encode(probe, add_special_tokens=False).ids
+    whole = backend.encode(probe, add_special_tokens=True).ids
     for start in range(len(whole) - len(text) + 1):
         if whole[start : start + len(text)] == text:
             return whole[:start], whole[start + len(text) :]
     return None, None
+
+
+def _probe(backend: Any) -> str:
+    """A text that a tokenizer has tokens for: a letter, or a piece of its vocabulary."""
+    special = {number for number, token in backend.get_added_tokens_decoder().items()}
+    vocabulary = sorted(backend.get_vocab(with_added_tokens=False).values())
+    pieces = (backend.decode([number]) for number in vocabulary if number not in special)
+    for text in itertools.chain([_PROBE], pieces):
+        if backend.encode(text, add_special_tokens=False).ids:
+            return str(text)
+    return _PROBE
+
+
+def unknown_token(model: Mapping[str, Any]) -> str | None:
+    """What a vocabulary has for all that it lacks.
+
+    Args:
+        model: of a tokenizer.json.
+    """
+    if model.get("unk_id") is not None:
+        return str(model["vocab"][model["unk_id"]][0])
+    token = model.get("unk_token")
+    return None if token is None else str(token)
 
 
 def _names(backend: Any, ids: Sequence[int]) -> str:

@@ -1,4 +1,4 @@
-"""Which files a text consists of, in which order, and how they are cut into units of work."""
+"""Which files a text consists of, and in which order; what of a folder is left out, and why."""
 
 from __future__ import annotations
 
@@ -8,26 +8,13 @@ import json
 import os
 import re
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, Self
 
-import pyarrow as pa
-from pyarrow import parquet
-
-UNIT_BYTES = 1 << 26
-"""About what one unit reads of a file that can be cut: a minute's work, redone after a kill."""
-
-LINES = (".jsonl", ".json")
-COMPRESSIONS = ("", ".gz", ".zst")
-PARQUET = ".parquet"
-_ENDINGS = tuple(kind + packed for kind in LINES for packed in COMPRESSIONS) + (PARQUET,)
-KINDS = (
-    "Give .jsonl files (.json is read as one object per line too), packed as .gz or .zst or not, "
-    "or .parquet files; or folders or patterns of them."
-)
+from tst_megatron.data.kinds import KINDS, is_text, problem_of, why_left_out
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +27,25 @@ class Input:
     folder that holds all files that were given by name."""
     num_bytes: int
     modified_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class NotRead:
+    """What lies in a folder, or fits a pattern, and is no file of text."""
+
+    name: str
+    """As of an ``Input``; that of a folder ends with a slash."""
+    num_bytes: int
+    """0 for what is no file."""
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What `find` found."""
+
+    files: list[Input]
+    not_read: list[NotRead]
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,46 +81,31 @@ class Shard:
         return {"number": self.number, "of": self.of, "text_sha256": text_sha256}
 
 
-@dataclass(frozen=True, slots=True)
-class Unit:
-    """What one worker reads at a time: a file, or a part of one."""
-
-    file: Input
-    start: int
-    stop: int | None
-    """The lines that start in these bytes, or these row groups; the whole file where None."""
-    num_bytes: int
-    """Of the file, about: for progress."""
-    is_whole_file: bool
-
-    @property
-    def path(self) -> Path:
-        """Of the file."""
-        return self.file.path
-
-
 def find_inputs(given: Sequence[Path | str]) -> list[Input]:
+    """The files that are meant; `find` says more."""
+    return find(given).files
+
+
+def find(given: Sequence[Path | str]) -> Found:
     """The files that are meant, in their order: as given, and by name inside a folder or pattern.
 
     Args:
         given: files, folders (with all that lies below them) and patterns such as
-            "dclm/**/*.jsonl.zst"; of folders and patterns the files of known kinds are taken.
+            "dclm/**/*.jsonl.zst". What is no text there by its name is left out, and listed.
 
     Raises:
-        ValueError: with every problem: nothing there, a file of another kind or named twice.
+        ValueError: with every problem: nothing there, a file of another kind, one that holds text
+            in a form that is not read, one named twice, or what cannot be looked at.
     """
     problems: list[str] = []
-    found: list[Input] = []
+    found = Found([], [])
     root = _common_folder(given)
     for each in given:
-        files, problem = _files_of(each, root)
-        if problem:
-            problems.append(f"{each}: {problem} {KINDS}")
-        found += [_input(path, name) for path, name in files]
+        _look(each, root, found, problems)
     if not given:
         problems.append(f"inputs: no files. {KINDS}")
     places: dict[Path, Path] = {}
-    for file in found:
+    for file in found.files:
         place = file.path.resolve()
         if place in places:
             problems.append(f"{file.path}: is the same file as {places[place]}. Name it once.")
@@ -160,22 +151,6 @@ def files_of_shard(files: Sequence[Input], shard: Shard) -> list[Input]:
     return list(files[slice(*[*starts, len(files)][shard.number : shard.number + 2])])
 
 
-def cut_into_units(inputs: Sequence[Input]) -> list[Unit]:
-    """Cut the files that can be read from within; packed lines are one unit for each file.
-
-    Raises:
-        ValueError: with every .parquet file that cannot be read.
-    """
-    problems: list[str] = []
-    units: list[Unit] = []
-    for each in inputs:
-        cuts = list(_cuts(each, problems))
-        units += [Unit(each, *cut, is_whole_file=len(cuts) == 1) for cut in cuts]
-    if problems:
-        raise ValueError("\n".join(problems))
-    return units
-
-
 def check_unchanged(inputs: Iterable[Input]) -> None:
     """Whether files are still what `find_inputs` saw.
 
@@ -196,78 +171,83 @@ def _input(path: Path, name: str) -> Input:
     return Input(path, name, status.st_size, status.st_mtime_ns)
 
 
-def _cuts(each: Input, problems: list[str]) -> Iterator[tuple[int, int | None, int]]:
-    if each.path.name.endswith(LINES) and each.num_bytes:
-        for start in range(0, each.num_bytes, UNIT_BYTES):
-            stop = min(start + UNIT_BYTES, each.num_bytes)
-            yield start, stop, stop - start
-    elif each.path.name.endswith(PARQUET) and each.num_bytes:
-        try:
-            yield from _row_groups(each.path)
-        except (pa.ArrowException, OSError) as error:
-            problems.append(unreadable(each.path, error))
-    else:
-        yield 0, None, each.num_bytes
-
-
-def unreadable(path: Path, error: Exception) -> str:
-    """Say that a .parquet file is none."""
-    return f"{path}: cannot be read as Parquet ({error}). Copy or write it again."
-
-
-def _row_groups(path: Path) -> Iterator[tuple[int, int, int]]:
-    with parquet.ParquetFile(path) as file:
-        metadata = file.metadata
-        start, num_bytes = 0, 0
-        for group in range(metadata.num_row_groups):
-            columns = range(metadata.num_columns)
-            group_bytes = sum(
-                metadata.row_group(group).column(column).total_compressed_size for column in columns
-            )
-            if num_bytes and num_bytes + group_bytes > UNIT_BYTES:
-                yield start, group, num_bytes
-                start, num_bytes = group, 0
-            num_bytes += group_bytes
-        yield start, metadata.num_row_groups, num_bytes
-
-
 def _common_folder(given: Sequence[Path | str]) -> Path:
     """The deepest folder that holds all files that are given by name."""
     folders = [Path(each).absolute().parent for each in given if Path(each).is_file()]
     return Path(os.path.commonpath(folders)) if folders else Path()
 
 
-def _files_of(given: Path | str, root: Path) -> tuple[list[tuple[Path, str]], str | None]:
-    """Files with their names, and what is wrong."""
+def _look(given: Path | str, root: Path, found: Found, problems: list[str]) -> None:
+    """Add the files that one argument means, what is left out, and what is wrong."""
     path = Path(given)
-    if path.is_dir():
-        files = sorted(_files_below(path))
-        named = [(file, file.relative_to(path).as_posix()) for file in files]
-        return named, None if files else "no file of text is in this folder."
     if path.is_file():
-        name = path.absolute().relative_to(root).as_posix()
-        return [(path, name)], None if _is_text(path) else "unknown kind of file."
-    if glob.has_magic(str(given)):
-        fixed = _fixed_part(path)
-        found = sorted(map(Path, glob.glob(str(given), recursive=True)))
-        files = [file for file in found if _is_text(file)]
-        named = [(file, file.relative_to(fixed).as_posix()) for file in files]
-        return named, None if files else "no file of text matches this pattern."
-    return [], "no such file or folder."
+        if not is_text(path):
+            problems.append(f"{given}: {problem_of(path) or f'unknown kind of file. {KINDS}'}")
+        found.files.append(_input(path, path.absolute().relative_to(root).as_posix()))
+        return
+    if path.is_dir():
+        there, fixed, what = _below(path, problems), path, "is in this folder"
+    elif glob.has_magic(str(given)):
+        matching = sorted(map(Path, glob.glob(str(given), recursive=True)))
+        there, fixed, what = _without_parents(matching), _fixed_part(path), "matches this pattern"
+    else:
+        problems.append(f"{given}: no such file or folder. {KINDS}")
+        return
+    number, wrong = len(found.files), len(problems)
+    for file in there:
+        _sort(file, file.relative_to(fixed).as_posix(), found, problems)
+    if len(found.files) == number and len(problems) == wrong:
+        problems.append(f"{given}: no file of text {what}. {KINDS}")
 
 
-def _files_below(folder: Path) -> Iterator[Path]:
-    """Files of text, also in linked folders, which clusters are full of; hidden ones are left."""
+def _sort(path: Path, name: str, found: Found, problems: list[str]) -> None:
+    """Whether what lies in a folder is read, refused or left out."""
+    is_hidden = path.name.startswith(".")
+    if path.is_dir():
+        found.not_read.append(NotRead(f"{name}/", 0, "hidden" if is_hidden else "a folder"))
+    elif is_hidden or not (is_text(path) or problem_of(path)):
+        num_bytes = path.stat().st_size if path.is_file() else 0
+        found.not_read.append(NotRead(name, num_bytes, why_left_out(path)))
+    elif not path.is_file():
+        what = "leads nowhere" if path.is_symlink() else "is no regular file"
+        problems.append(f"{path}: {what}. Bring the file back, or move this away.")
+    elif problem := problem_of(path):
+        problems.append(f"{path}: {problem}")
+    else:
+        found.files.append(_input(path, name))
+
+
+def _below(folder: Path, problems: list[str]) -> list[Path]:
+    """What lies below a folder, also in linked ones, which clusters are full of.
+
+    Hidden folders are named, and not looked into.
+    """
     seen: set[str] = set()
-    for place, folders, names in os.walk(folder, followlinks=True):
+    there: list[Path] = []
+
+    def unreadable(error: OSError) -> None:
+        problems.append(f"{error.filename}: cannot be looked into ({error.strerror}).")
+
+    for place, folders, names in os.walk(folder, followlinks=True, onerror=unreadable):
         # A link may lead to a folder that it lies in.
         seen.add(os.path.realpath(place))
+        there += (Path(place, name) for name in (*names, *filter(_is_hidden, folders)))
         folders[:] = [
             name
             for name in folders
-            if not name.startswith(".") and os.path.realpath(os.path.join(place, name)) not in seen
+            if not _is_hidden(name) and os.path.realpath(os.path.join(place, name)) not in seen
         ]
-        yield from (path for name in names if _is_text(path := Path(place, name)))
+    return sorted(there)
+
+
+def _is_hidden(name: str) -> bool:
+    return name.startswith(".")
+
+
+def _without_parents(paths: Sequence[Path]) -> list[Path]:
+    """What a pattern matches, without the folders that others of it lie in."""
+    parents = {parent for path in paths for parent in path.parents}
+    return [path for path in paths if path not in parents]
 
 
 def _fixed_part(pattern: Path) -> Path:
@@ -278,7 +258,3 @@ def _fixed_part(pattern: Path) -> Path:
             break
         parts.append(part)
     return Path(*parts)
-
-
-def _is_text(path: Path) -> bool:
-    return path.name.endswith(_ENDINGS) and not path.name.startswith(".") and path.is_file()

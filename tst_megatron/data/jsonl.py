@@ -10,7 +10,8 @@ from typing import IO
 
 import zstandard
 
-from tst_megatron.data.inputs import Unit
+from tst_megatron.data.kinds import packing
+from tst_megatron.data.units import Unit
 
 BATCH_BYTES = 1 << 20
 # A text that repeats itself is a thousand times as long as its packed form.
@@ -70,9 +71,10 @@ def lines_before(unit: Unit) -> int:
 
 def _lines(unit: Unit, file: IO[bytes]) -> Iterator[bytes]:
     try:
-        if unit.path.name.endswith(".gz"):
+        how = packing(unit.path)
+        if how == "gz":
             yield from gzip.GzipFile(fileobj=file)
-        elif unit.path.name.endswith(".zst"):
+        elif how == "zst":
             yield from _split_lines(_zstd_blocks(file))
         else:
             yield from _lines_from(unit, file)

@@ -5,13 +5,14 @@ and only if, it has a manifest: the whole folder gets its name by one rename (`p
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from tst_megatron.data.fingerprint import fingerprint
 from tst_megatron.data.indexed import IndexedFacts, bin_path, idx_path, token_dtype
+from tst_megatron.data.round_trip import RoundTrip
 from tst_megatron.data.split import SPLIT_RULE
 from tst_megatron.data.tokenizer import TokenizerFacts, tokenizer_rules, tokenizer_sha256
 from tst_megatron.files import file_sha256
@@ -51,6 +52,17 @@ class LeftOut:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Contents:
+    """What was seen of the text while it was read. Folders of earlier versions do not say it."""
+
+    documents: Mapping[str, int]
+    """File -> documents of it in the splits, in the order of the files."""
+    not_read: Sequence[Mapping[str, Any]]
+    """What lay in the folders that were named, and is no text (``inputs.NotRead``)."""
+    round_trip: RoundTrip
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Manifest:
     """A prepared folder; every path is absolute."""
 
@@ -73,6 +85,7 @@ class Manifest:
     """What was done to documents, in words."""
     versions: Mapping[str, str]
     """Packages that made the folder."""
+    contents: Contents | None = None
     reused: bool = False
     """True when `prepare` found this folder finished and did nothing."""
 
@@ -199,6 +212,7 @@ def manifest_json(
     tokenizer: TokenizerFacts,
     tokenizer_name: str,
     left_out: LeftOut,
+    contents: Contents | None,
     versions: Mapping[str, str],
 ) -> str:
     """Return the text of manifest.json.
@@ -211,6 +225,7 @@ def manifest_json(
         tokenizer: that made the tokens.
         tokenizer_name: of its file or folder beside the manifest.
         left_out: what is not in the splits.
+        contents: what was seen of the text; None where that is not known of all of it.
         versions: package to version, for the record.
     """
     values = {
@@ -229,6 +244,7 @@ def manifest_json(
         },
         "unigram_entropy_nats": unigram_entropy_nats,
         "left_out": asdict(left_out),
+        **({} if contents is None else {"contents": asdict(contents)}),
         "tokenizer": asdict(tokenizer) | {"name": tokenizer_name},
         "dtype": token_dtype(tokenizer.vocab_size).name,
         "rules": {**tokenizer_rules(tokenizer), "split": SPLIT_RULE},
@@ -253,9 +269,18 @@ def _from_json(path: Path, values: dict[str, Any]) -> Manifest:
         tokenizer_path=tokenizer_path,
         dtype=str(values["dtype"]),
         left_out=LeftOut(**values["left_out"]),
+        contents=_contents_from_json(values["contents"]) if "contents" in values else None,
         recipe=dict(values["recipe"]),
         rules=dict(values["rules"]),
         versions=dict(values["versions"]),
+    )
+
+
+def _contents_from_json(values: dict[str, Any]) -> Contents:
+    return Contents(
+        documents={str(name): int(number) for name, number in values["documents"].items()},
+        not_read=[dict(each) for each in values["not_read"]],
+        round_trip=RoundTrip.recorded(values["round_trip"]),
     )
 
 

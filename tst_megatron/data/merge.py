@@ -6,6 +6,7 @@ shard's manifest, hashed for the new one, and its training tokens are counted.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -24,6 +25,7 @@ from tst_megatron.data.indexed import (
 from tst_megatron.data.join import append
 from tst_megatron.data.manifest import (
     FILE_NAME,
+    Contents,
     LeftOut,
     Manifest,
     differs,
@@ -39,6 +41,7 @@ from tst_megatron.data.prepared import (
     write_manifest,
 )
 from tst_megatron.data.progress import byte_progress
+from tst_megatron.data.round_trip import RoundTrip
 from tst_megatron.data.shards import (
     SETTINGS,
     incomplete_texts,
@@ -116,6 +119,7 @@ def merge(shards: Sequence[Path], output: Path, *, console: Console | None = Non
             tokenizer=manifests[0].tokenizer,
             tokenizer_name=stored.name,
             left_out=_left_out(manifests),
+            contents=_contents(manifests),
             versions=_versions(manifests),
         )
     return load_manifest(output)
@@ -159,6 +163,21 @@ def _left_out(manifests: Sequence[Manifest]) -> LeftOut:
         rejected=sum(left_out.rejected for left_out in each),
         duplicates=sum(left_out.duplicates for left_out in each),
     )
+
+
+def _contents(manifests: Sequence[Manifest]) -> Contents | None:
+    each = [manifest.contents for manifest in manifests if manifest.contents is not None]
+    if len(each) < len(manifests):
+        return None
+    documents: Counter[str] = Counter()
+    not_read: dict[str, Any] = {}
+    round_trip = RoundTrip()
+    for contents in each:
+        # Shards of a text may have files of one name, in folders of their own.
+        documents.update(contents.documents)
+        not_read |= {entry["name"]: entry for entry in contents.not_read}
+        round_trip.take(contents.round_trip)
+    return Contents(documents=dict(documents), not_read=[*not_read.values()], round_trip=round_trip)
 
 
 def _join_rejected(folder: Path, manifests: Sequence[Manifest]) -> None:

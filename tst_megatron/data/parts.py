@@ -21,7 +21,8 @@ import numpy.typing as npt
 
 from tst_megatron.data.documents import Rejected
 from tst_megatron.data.indexed import IndexedFacts
-from tst_megatron.data.inputs import Unit
+from tst_megatron.data.round_trip import RoundTrip
+from tst_megatron.data.units import Unit
 from tst_megatron.files import beside, is_beside, write_beside
 
 FILE_NAME = "part.json"
@@ -37,6 +38,7 @@ class Part:
     splits: dict[str, IndexedFacts]
     num_empty: int
     rejected: list[Rejected]
+    round_trip: RoundTrip
 
 
 def parts_folder(output: Path) -> Path:
@@ -80,12 +82,14 @@ def write_part(
     *,
     num_empty: int,
     rejected: Sequence[Rejected],
+    round_trip: RoundTrip,
 ) -> None:
     """Write part.json, the last file of a part."""
     values = {
         "splits": {name: asdict(facts) for name, facts in splits.items()},
         "num_empty": num_empty,
         "rejected": [[each.number, each.problem] for each in rejected],
+        "round_trip": round_trip.record(),
     }
     (folder / FILE_NAME).write_text(json.dumps(values), encoding="utf-8")
 
@@ -109,6 +113,7 @@ def load_part(folder: Path, unit: Unit) -> Part | None:
             splits={name: IndexedFacts(**facts) for name, facts in values["splits"].items()},
             num_empty=int(values["num_empty"]),
             rejected=[Rejected(unit.path, *each) for each in values["rejected"]],
+            round_trip=RoundTrip.recorded(values["round_trip"]),
         )
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise ValueError(

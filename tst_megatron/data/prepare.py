@@ -7,9 +7,7 @@ goes on from its parts. The output is built among them and renamed once it is co
 
 from __future__ import annotations
 
-import os
 import platform
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import asdict
@@ -20,43 +18,40 @@ from typing import Any
 from rich.console import Console
 
 from tst_megatron import __version__
+from tst_megatron.data.before import (
+    check_before_reading,
+    check_not_prepared,
+    check_output_is_apart,
+    check_reused,
+    check_settings,
+    load_without_faults,
+    say_before,
+)
 from tst_megatron.data.build import Job, build
 from tst_megatron.data.documents import Documents, read_unit
 from tst_megatron.data.encode import Encoder, Settings
-from tst_megatron.data.inputs import (
-    UNIT_BYTES,
-    Input,
-    Shard,
-    Unit,
-    cut_into_units,
-    files_of_shard,
-    find_inputs,
-)
-from tst_megatron.data.manifest import FILE_NAME, Manifest, Split, load_manifest
+from tst_megatron.data.inputs import Input, Shard, files_of_shard, find
+from tst_megatron.data.manifest import Manifest, Split, load_manifest
 from tst_megatron.data.parts import (
     begin_parts,
     delete_parts,
-    is_parts_folder,
     part_folder,
     parts_folder,
 )
 from tst_megatron.data.prepared import (
-    REJECTED_NAME,
-    check_documents,
+    check_round_trip,
     finished,
-    output_problems,
 )
 from tst_megatron.data.progress import byte_progress
+from tst_megatron.data.round_trip import CHANGED_FRACTION, tried
 from tst_megatron.data.tokenizer import (
-    HUGGING_FACE_FOLDER,
     Tokenizer,
-    load_tokenizer,
-    store_tokenizer,
     tokenizer_sha256,
 )
+from tst_megatron.data.units import UNIT_BYTES, Unit, cut_into_units
 from tst_megatron.data.workers import in_order, num_cores
 from tst_megatron.files import file_sha256
-from tst_megatron.system.lock import LOCK, held
+from tst_megatron.system.lock import held
 
 __all__ = ["Manifest", "Split", "load_manifest", "prepare"]
 
@@ -64,6 +59,9 @@ __all__ = ["Manifest", "Split", "load_manifest", "prepare"]
 _BYTES_HASHED_IN_THIS_PROCESS = 1 << 30
 
 _SAMPLED_UNITS, _SAMPLED_TEXTS = 16, 32
+_TEXTS_LOOKED_AT, _LOST_EVERYWHERE = 4, 0.5
+"""Of each of those units so many texts are decoded again before the work; a larger share of these
+that does not come back is no accident."""
 
 
 def prepare(
@@ -77,6 +75,7 @@ def prepare(
     held_out_fraction: float = 0.01,
     test_fraction: float = 0.0,
     max_rejected_fraction: float = 0.0,
+    max_changed_fraction: float = CHANGED_FRACTION,
     deduplicate: bool = False,
     fast: bool = False,
     workers: int | None = None,
@@ -105,6 +104,8 @@ def prepare(
             step; 0 for no test split.
         max_rejected_fraction: share of lines and rows (0-1) that may hold no document and are left
             out; if it is above 0, files without any may too. rejected.jsonl lists them.
+        max_changed_fraction: share of the documents that are decoded again (0-1) that may not come
+            back (`round_trip.py`).
         deduplicate: leave out documents whose text an earlier one has.
         fast: encode by gigatoken, checked against the tokenizer (`fast_tokenizer.py`); the
             files are the same.
@@ -116,8 +117,8 @@ def prepare(
         console: where progress goes; nowhere when None.
 
     Raises:
-        ValueError: a setting, an input file or a line is wrong, a split gets no document, or
-            `output` holds something else.
+        ValueError: a setting, an input file or a line is wrong, text does not come back from its
+            tokens, a split gets no document, or `output` holds something else.
         FileNotFoundError: the tokenizer is missing.
         ImportError: `fast` without gigatoken.
         RuntimeError: a worker was killed, or gigatoken gave other ids than the tokenizer.
@@ -130,40 +131,47 @@ def prepare(
         test_fraction=test_fraction,
         deduplicate=deduplicate,
     )
-    _check(settings, max_rejected_fraction, workers, shard)
+    check_settings(settings, max_rejected_fraction, max_changed_fraction, workers, shard)
     workers = workers or num_cores()
-    text = find_inputs(inputs)
+    found = find(inputs)
+    text = found.files
     output = output.resolve()
     files = text if shard is None else files_of_shard(text, shard)
-    _check_output(output, inputs, files)
-    _check_not_prepared(text)
+    check_output_is_apart(output, inputs, files)
+    check_not_prepared(text)
     allow_empty_splits = allow_empty_splits or shard is not None
-    loaded = _load(tokenizer, settings)
+    loaded = load_without_faults(tokenizer, settings)
     made_by = {"tokenizer_sha256": tokenizer_sha256(tokenizer), **asdict(settings)}
     known = made_by if shard is None else {**made_by, "shard": shard.record(text)}
     parts = parts_folder(output)
-    _check_before_reading(output, parts, known, loaded if fast else None)
+    check_before_reading(output, parts, known, loaded if fast else None)
     sums = _hash(files, workers, console)
     recipe = {"inputs": [_entry(each, sums) for each in files], **known}
     there = finished(output, recipe)
     if there is not None:
         # Of a run that was killed after its output had its name.
         delete_parts(parts)
-        _check_reused(there, max_rejected_fraction, allow_empty_splits)
+        check_reused(there, max_rejected_fraction, max_changed_fraction, allow_empty_splits)
         return there
     versions = _versions(fast)
     units = cut_into_units(files)
+    say_before(found.not_read, loaded, console)
+    _look_at_a_few(loaded, units, text_key, max_changed_fraction)
     if fast:
         from tst_megatron.data.fast_tokenizer import fast_tokenizer
 
-        loaded = fast_tokenizer(loaded, _sample(units, text_key))
-    made = begin_parts(parts, {**made_by, "unit_bytes": UNIT_BYTES, "versions": versions})
+        loaded = fast_tokenizer(loaded, _sample(units, text_key, _SAMPLED_TEXTS))
+    # A part of an earlier form is made anew.
+    form = {"unit_bytes": UNIT_BYTES, "round_trip": 1}
+    made = begin_parts(parts, {**made_by, **form, "versions": versions})
     job = Job(
         parts=parts,
         tasks=[(unit, part_folder(parts, unit, sums[unit.path], made)) for unit in units],
         encoder=Encoder(loaded, settings, max_rejected_fraction),
         workers=workers,
         allow_empty_splits=allow_empty_splits,
+        max_changed_fraction=max_changed_fraction,
+        not_read=found.not_read,
         console=console,
     )
     with held(parts, seconds=0):
@@ -171,115 +179,16 @@ def prepare(
     return load_manifest(output)
 
 
-def _check(
-    settings: Settings, max_rejected_fraction: float, workers: int | None, shard: Shard | None
-) -> None:
-    problems = [] if shard is None else shard.problems()
-    if not 0.0 < settings.held_out_fraction < 1.0:
-        problems.append(
-            f"--held-out-fraction {settings.held_out_fraction}: must lie between 0 and 1, both "
-            "excluded. Try 0.01."
-        )
-    if not 0.0 <= settings.test_fraction < 1.0 - settings.held_out_fraction:
-        problems.append(
-            f"--test-fraction {settings.test_fraction}: must be 0 or more, and leave text to train "
-            f"on beside --held-out-fraction {settings.held_out_fraction}. Try 0.01."
-        )
-    if not 0.0 <= max_rejected_fraction < 1.0:
-        problems.append(
-            f"--max-rejected-fraction {max_rejected_fraction}: must be 0 or more, and less than 1. "
-            "Try 0.001."
-        )
-    if workers is not None and workers < 1:
-        problems.append(f"--workers {workers}: must be at least 1. Leave it out to use all cores.")
-    if problems:
-        raise ValueError("\n".join(problems))
-
-
-def _check_output(output: Path, inputs: Sequence[Path | str], files: Sequence[Input]) -> None:
-    """Whether the output has a place of its own."""
-    folders = [Path(each).resolve() for each in inputs if Path(each).is_dir()]
-    inside = [folder for folder in folders if output.is_relative_to(folder)]
-    own = (output, parts_folder(output))
-    inside += [file.path for file in files if any(map(file.path.resolve().is_relative_to, own))]
-    if inside:
-        raise ValueError(
-            f"{output}: is not apart from the text ({inside[0]}), so it would be read as text the "
-            "next time. Give an output folder elsewhere."
-        )
-    if os.path.ismount(output):
-        raise ValueError(
-            f"{output}: is a mount point, which nothing can be renamed to. Name a folder in it."
-        )
-
-
-def _check_before_reading(
-    output: Path, parts: Path, known: Mapping[str, Any], fast: Tokenizer | None
-) -> None:
-    """What would be refused after the inputs have been read, which can take hours.
-
-    Args:
-        output: folder to make.
-        parts: of the output.
-        known: of the recipe, without the inputs' sums.
-        fast: the tokenizer that is to have a fast form.
-    """
-    if problems := output_problems(output, known):
-        raise ValueError("\n".join(problems))
-    if (parts / LOCK).exists():
-        # Another preparation of this output says so.
-        with held(parts, seconds=0):
-            pass
-    # A folder that is there needs no tokenizer that is fast.
-    if fast is not None and not (output / FILE_NAME).is_file():
-        from tst_megatron.data.fast_tokenizer import check_fast
-
-        check_fast(fast)
-
-
-def _check_not_prepared(text: Sequence[Input]) -> None:
-    """Whether a pattern reaches into what `prepare` makes, perhaps while other shards are made."""
-    parents = {file.path.parent for file in text}
-    for folder in sorted(parents | {parent.parent for parent in parents}):
-        marks = [folder / FILE_NAME, folder / "train.idx"]
-        if is_parts_folder(folder) or all(mark.is_file() for mark in marks):
-            raise ValueError(
-                f"{folder}: was made by `data prepare`, and files in it are named as text. Name "
-                "the text alone."
-            )
-
-
 def _entry(file: Input, sums: Mapping[Path, str]) -> dict[str, Any]:
     return {"name": file.name, "bytes": file.num_bytes, "sha256": sums[file.path]}
 
 
-def _check_reused(
-    manifest: Manifest, max_rejected_fraction: float, allow_empty_splits: bool
+def _look_at_a_few(
+    tokenizer: Tokenizer, units: Sequence[Unit], text_key: str, max_changed_fraction: float
 ) -> None:
-    """Whether a finished folder is one that this call would have made."""
-    if not allow_empty_splits:
-        documents = {name: split.documents for name, split in manifest.splits().items()}
-        check_documents(documents, manifest.recipe)
-    if manifest.left_out.rejected and not max_rejected_fraction:
-        raise ValueError(
-            f"{manifest.path.parent}: was prepared without {manifest.left_out.rejected:,} lines or "
-            f"files that hold no document ({REJECTED_NAME}). Allow them with "
-            "--max-rejected-fraction, or give another output folder."
-        )
-
-
-def _load(tokenizer: Path, settings: Settings) -> Tokenizer:
-    """The tokenizer as its copy will be."""
-    asked = {"special_tokens_in_text": settings.special_tokens_in_text}
-    if settings.eod_token is None:
-        return load_tokenizer(tokenizer, **asked)
-    with tempfile.TemporaryDirectory() as beside:
-        try:
-            stored = store_tokenizer(tokenizer, Path(beside), eod_token=settings.eod_token)
-            return load_tokenizer(stored, **asked)
-        except ValueError as error:
-            copy = str(Path(beside) / HUGGING_FACE_FOLDER)
-            raise ValueError(str(error).replace(copy, str(tokenizer))) from error
+    """Refuse a tokenizer that loses text everywhere before hours of work; the rest comes later."""
+    found = tried(tokenizer, _sample(units, text_key, _TEXTS_LOOKED_AT))
+    check_round_trip(found, max(max_changed_fraction, _LOST_EVERYWHERE))
 
 
 def _hash(files: Sequence[Input], workers: int, console: Console | None) -> dict[Path, str]:
@@ -306,14 +215,14 @@ def _sum_of(path: Path, advance: Callable[[int], None]) -> str:
     return result
 
 
-def _sample(units: Sequence[Unit], text_key: str) -> list[str]:
+def _sample(units: Sequence[Unit], text_key: str, number: int) -> list[str]:
     """Texts from all over the inputs."""
     texts: list[str] = []
     for unit in units[:: max(1, len(units) // _SAMPLED_UNITS)]:
         # What cannot be read is said later, all at once.
         with suppress(ValueError):
             documents = next(read_unit(unit, text_key), Documents())
-            texts += documents.texts[:_SAMPLED_TEXTS]
+            texts += documents.texts[:number]
     return texts
 
 

@@ -19,12 +19,14 @@ from tst_megatron.data.indexed import IndexedFacts
 from tst_megatron.data.inputs import Shard
 from tst_megatron.data.manifest import (
     FILE_NAME,
+    Contents,
     LeftOut,
     Manifest,
     load_manifest,
     manifest_json,
     verify_files,
 )
+from tst_megatron.data.round_trip import RoundTrip
 from tst_megatron.data.tokenizer import TokenizerFacts
 from tst_megatron.files import folder_appearing_whole
 from tst_megatron.system.lock import held
@@ -139,6 +141,7 @@ def write_manifest(
     tokenizer: TokenizerFacts,
     tokenizer_name: str,
     left_out: LeftOut,
+    contents: Contents | None,
     versions: Mapping[str, str],
 ) -> None:
     """Write manifest.json, the last file of a folder.
@@ -151,6 +154,7 @@ def write_manifest(
         tokenizer: that made the tokens.
         tokenizer_name: of its copy in the folder.
         left_out: what is not in the splits.
+        contents: what was seen of the text; None where that is not known of all of it.
         versions: package to version.
     """
     text = manifest_json(
@@ -160,6 +164,7 @@ def write_manifest(
         tokenizer=tokenizer,
         tokenizer_name=tokenizer_name,
         left_out=left_out,
+        contents=contents,
         versions=versions,
     )
     (folder / FILE_NAME).write_text(text, encoding="utf-8")
@@ -179,6 +184,23 @@ def check_documents(num_documents: Mapping[str, int], recipe: Mapping[str, Any])
             "documents, each split needs at least one. Change the fractions or give more "
             "documents; a folder that is merged with others later may lack them "
             "(--allow-empty-splits)."
+        )
+
+
+def check_round_trip(found: RoundTrip, max_changed_fraction: float) -> None:
+    """Whether enough of the text comes back from its tokens.
+
+    Args:
+        found: what came of documents that were decoded again.
+        max_changed_fraction: share of them that may come back otherwise.
+
+    Raises:
+        ValueError: more do.
+    """
+    if found.is_above(max_changed_fraction):
+        raise ValueError(
+            f"--max-changed-fraction {max_changed_fraction:g}: {found}. A run would learn that "
+            "text. Use another tokenizer, or allow more where this is meant."
         )
 
 

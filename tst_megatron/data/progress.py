@@ -1,4 +1,4 @@
-"""Progress: a bar on a terminal; of bytes also a line a minute in a job's log."""
+"""Progress: a bar on a terminal; of bytes also a line a minute in a job's log. And warnings."""
 
 from __future__ import annotations
 
@@ -48,6 +48,11 @@ def byte_progress(
             yield lambda num_bytes: bar.advance(task, num_bytes)
     else:
         yield _lines(console, what, total, done)
+
+
+def say_warning(console: Console, text: str) -> None:
+    """Print a sentence that a person may want to act on."""
+    console.print(f"warning: {text}", style="yellow", highlight=False, markup=False, soft_wrap=True)
 
 
 @contextmanager

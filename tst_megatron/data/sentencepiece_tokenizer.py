@@ -54,6 +54,20 @@ class SentencePieceTokenizer:
         """The text of ids; control symbols have none."""
         return cast(str, self._processor.decode(list(ids)))
 
+    def pieces(self) -> list[str]:
+        """All pieces that text can become, by their ids."""
+        processor = self._processor
+        return [
+            processor.id_to_piece(number)
+            for number in range(processor.get_piece_size())
+            if not processor.is_control(number) and not processor.is_unknown(number)
+        ]
+
+    def num_byte_pieces(self) -> int:
+        """Pieces that stand for a byte, to which characters fall back that are no piece."""
+        processor = self._processor
+        return sum(processor.is_byte(number) for number in range(processor.get_piece_size()))
+
 
 def load_sentencepiece(model_file: Path) -> SentencePieceProcessor:
     """Load a SentencePiece model whose end-of-document id is safe to use.

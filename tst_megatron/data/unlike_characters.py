@@ -65,7 +65,7 @@ def revealing_form(pre_tokenizer: dict[str, Any]) -> dict[str, Any]:
     Args:
         pre_tokenizer: of another tokenizer.json.
     """
-    names = _byte_names()
+    names = byte_names()
     ascii_bytes, last_bytes, first_bytes = names[:0x80], names[0x80:0xC0], names[0xC0:]
     merges = [(first, second) for first in ascii_bytes for second in first_bytes]
     merges += [(last, second) for last in last_bytes for second in ascii_bytes + first_bytes]
@@ -104,7 +104,7 @@ def _among_others(character: str) -> str:
     return f"a{character}A1{character}!!{character} "
 
 
-def _byte_names() -> list[str]:
+def byte_names() -> list[str]:
     """The characters by which byte-level BPE writes the 256 bytes, as in GPT-2."""
     printed = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(0x100) if byte not in printed]
