@@ -20,6 +20,7 @@ from tst_megatron.data.corpora import (
     Corpus,
     corpora_problems,
     held_out_problems,
+    leak_warnings,
     missing_texts,
     needed_lines,
     open_corpora,
@@ -167,6 +168,7 @@ def check_plainly(
             *default_warnings(known, given, values),
             *learning_rate_warnings(rate, schedule),
             *no_effect_warnings(values, own),
+            *leak_warnings(corpora),
         ),
         notes=tuple(packages),
     )

@@ -1,6 +1,7 @@
 """One test for each rule of ``check``: the recipe that breaks it, and what is said."""
 
 import json
+import shutil
 
 import pytest
 
@@ -330,6 +331,16 @@ def test_several_corpora_share_out_the_run_by_weight(text, other_text):
     assert wanted == {str(text): 8448, str(other_text / "same"): 2816}
     for name, line in zip(names, checked.plan()[-3:-1], strict=True):
         assert line.startswith(f"{name}: ")
+
+
+def test_text_that_another_corpus_holds_out_is_warned_of(text, other_text, tmp_path):
+    with_others = check(text, TST, data={str(text): 1.0, str(other_text / "same"): 1.0})
+    (warning,) = [each for each in with_others.warnings if each.startswith("data: ")]
+    assert "1 of their files in common (corpus.jsonl) and hold out other shares" in warning
+    # The same documents are held out of both.
+    shutil.copytree(text, tmp_path / "copy")
+    copied = check(text, TST, data={str(text): 1.0, str(tmp_path / "copy"): 1.0})
+    assert not [each for each in copied.warnings if each.startswith("data: ")]
 
 
 def test_corpora_that_do_not_fit_together_are_all_named(text, other_text):

@@ -33,7 +33,7 @@ COMMANDS = {
         *("inputs", "--tokenizer", "--output", "--text-key"),
         *("--held-out-fraction", "--test-fraction", "--workers", "--shard", "--allow-empty-splits"),
         *("--eod-token", "--special-tokens-in-text"),
-        *("--max-rejected-fraction", "--deduplicate", "--fast"),
+        *("--max-rejected-fraction", "--max-changed-fraction", "--deduplicate", "--fast"),
     },
     "data merge": {"prepared", "--output"},
     "data index": {"recipe", "overrides"},

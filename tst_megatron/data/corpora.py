@@ -130,6 +130,38 @@ def corpora_problems(corpora: Sequence[Corpus]) -> list[str]:
     return problems
 
 
+_FRACTIONS = ("held_out_fraction", "test_fraction")
+
+
+def leak_warnings(corpora: Sequence[Corpus]) -> list[str]:
+    """Corpora of the same files with other fractions: what one holds out, another trains on.
+
+    The content of files is compared, not that of documents; `data verify` of all folders at once
+    looks at these.
+    """
+    warnings = []
+    for number, corpus in enumerate(corpora):
+        for other in corpora[:number]:
+            ours, theirs = corpus.manifest.recipe, other.manifest.recipe
+            shared = _files(other.manifest).keys() & _files(corpus.manifest).keys()
+            if not shared or all(ours.get(key) == theirs.get(key) for key in _FRACTIONS):
+                continue
+            name = min(_files(corpus.manifest)[sha256] for sha256 in shared)
+            warnings.append(
+                f"data: {other.folder} and {corpus.folder} have {len(shared):,} of their files in "
+                f"common ({name}) and hold out other shares of them, so text that one holds out is "
+                "trained on in the other. Prepare them with the same fractions"
+            )
+    return warnings
+
+
+def _files(manifest: Manifest) -> dict[str, str]:
+    """SHA-256 of each input -> its name."""
+    inputs = manifest.recipe.get("inputs")
+    entries = inputs if isinstance(inputs, list) else []
+    return {str(each["sha256"]): str(each["name"]) for each in entries if "sha256" in each}
+
+
 def held_out_problems(
     corpora: Sequence[Corpus], *, num_samples: int, num_latent_positions: int
 ) -> list[str]:
