@@ -228,16 +228,19 @@ def test_eos_that_the_vocabulary_lacks_is_refused(byte_level, corpus, tmp_path):
 
 
 def test_alphabet_without_latin_letters_is_taken(tmp_path):
+    """Its file has no decoder either."""
     texts = ["АБВ ГДЕ жзи", "ГАБВ"] * 20
     folder = bpe(tmp_path / "t", byte_level=False, unk="<unk>", texts=texts)
     form = json.loads((folder / "tokenizer.json").read_text())
+    form["decoder"] = None
     template = processors.TemplateProcessing(single=f"{BOS} $A", special_tokens=[(BOS, 0)])
     backend = Tokenizer.from_str(json.dumps(form))
     backend.post_processor = template
     backend.save(str(folder / "tokenizer.json"))
     loaded = load_tokenizer(folder)
     assert loaded.facts.bos_id == 0
-    assert loaded.encode(["АБВ"])[0][0] == 0
+    (ids,) = loaded.encode(["АБВ ГДЕ"])
+    assert ids[0] == 0 and loaded.decode(ids[1:-1].tolist()) == "АБВ ГДЕ"
 
 
 def test_gaps_of_a_vocabulary_are_named_with_counts(byte_level, tmp_path):

@@ -17,6 +17,7 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 from tokenizers import Tokenizer as Backend  # type: ignore[import-untyped, unused-ignore]
+from tokenizers import decoders
 
 from tst_megatron.data.tokenizer import HUGGING_FACE_FILES, TokenizerFacts, tokenizer_sha256
 
@@ -38,6 +39,9 @@ class HuggingFaceTokenizer:
         self.facts = facts
         self.serialized = serialized
         self._backend = backend_of(serialized, special_tokens_in_text=facts.special_tokens_in_text)
+        if self._backend.decoder is None:
+            # `tokenizers` would put a space between tokens, which no text has.
+            self._backend.decoder = decoders.Fuse()
         self.template_adds_eod = bool(_template(self._backend)[1])
         """Whether transformers itself ends every text with EOD."""
 
