@@ -130,7 +130,7 @@ def prepare(
         test_fraction=test_fraction,
         deduplicate=deduplicate,
     )
-    _check(settings, max_rejected_fraction, workers, shard)
+    check_settings(settings, max_rejected_fraction, workers, shard)
     workers = workers or num_cores()
     text = find_inputs(inputs)
     output = output.resolve()
@@ -138,7 +138,7 @@ def prepare(
     _check_output(output, inputs, files)
     _check_not_prepared(text)
     allow_empty_splits = allow_empty_splits or shard is not None
-    loaded = _load(tokenizer, settings)
+    loaded = load_as_copied(tokenizer, settings)
     made_by = {"tokenizer_sha256": tokenizer_sha256(tokenizer), **asdict(settings)}
     known = made_by if shard is None else {**made_by, "shard": shard.record(text)}
     parts = parts_folder(output)
@@ -171,9 +171,10 @@ def prepare(
     return load_manifest(output)
 
 
-def _check(
+def check_settings(
     settings: Settings, max_rejected_fraction: float, workers: int | None, shard: Shard | None
 ) -> None:
+    """Raise for settings that are out of range, with all of them."""
     problems = [] if shard is None else shard.problems()
     if not 0.0 < settings.held_out_fraction < 1.0:
         problems.append(
@@ -268,7 +269,7 @@ def _check_reused(
         )
 
 
-def _load(tokenizer: Path, settings: Settings) -> Tokenizer:
+def load_as_copied(tokenizer: Path, settings: Settings) -> Tokenizer:
     """The tokenizer as its copy will be."""
     asked = {"special_tokens_in_text": settings.special_tokens_in_text}
     if settings.eod_token is None:

@@ -44,7 +44,7 @@ def output_problems(output: Path, recipe: Mapping[str, Any]) -> list[str]:
         output: folder to make.
         recipe: what it would be made from; keys that the folder there has beside these are allowed.
     """
-    if _is_free(output):
+    if is_free(output):
         return []
     if not (output / FILE_NAME).is_file():
         return [
@@ -76,7 +76,7 @@ def finished(output: Path, recipe: Mapping[str, Any]) -> Manifest | None:
     """
     if problems := output_problems(output, recipe):
         raise ValueError("\n".join(problems))
-    if _is_free(output):
+    if is_free(output):
         return None
     manifest = load_manifest(output)
     verify_files(manifest)
@@ -86,7 +86,7 @@ def finished(output: Path, recipe: Mapping[str, Any]) -> Manifest | None:
 def unfinished_problems(output: Path) -> list[str]:
     """Why the folder beside an output, where `built_beside` makes it, cannot be deleted first."""
     partial = _partial(output)
-    if _is_free(partial) or (partial / MARK_NAME).is_file():
+    if is_free(partial) or (partial / MARK_NAME).is_file():
         return []
     return [
         f"{partial}: exists and is no unfinished folder of a merge (no {MARK_NAME}). Move it away, "
@@ -140,6 +140,7 @@ def write_manifest(
     tokenizer_name: str,
     left_out: LeftOut,
     versions: Mapping[str, str],
+    dtype: str | None = None,
 ) -> None:
     """Write manifest.json, the last file of a folder.
 
@@ -152,6 +153,7 @@ def write_manifest(
         tokenizer_name: of its copy in the folder.
         left_out: what is not in the splits.
         versions: package to version.
+        dtype: stored token type, where it is not that of the vocabulary.
     """
     text = manifest_json(
         recipe=recipe,
@@ -161,6 +163,7 @@ def write_manifest(
         tokenizer_name=tokenizer_name,
         left_out=left_out,
         versions=versions,
+        dtype=dtype,
     )
     (folder / FILE_NAME).write_text(text, encoding="utf-8")
 
@@ -188,7 +191,8 @@ def _partial(output: Path) -> Path:
     return output.with_name(f"{output.name}.partial")
 
 
-def _is_free(output: Path) -> bool:
+def is_free(output: Path) -> bool:
+    """Whether a folder can get this name: nothing is there, or an empty folder."""
     return not output.exists() or (output.is_dir() and not any(output.iterdir()))
 
 
