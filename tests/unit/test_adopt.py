@@ -16,7 +16,7 @@ from streams import corpus_of, make_plan, open_stream
 
 from tst_megatron.cli import main
 from tst_megatron.data import adopt as adopting
-from tst_megatron.data import foreign_sample, indexed
+from tst_megatron.data import foreign_sample, gaps
 from tst_megatron.data.adopt import adopt
 from tst_megatron.data.against import compare_with_inputs
 from tst_megatron.data.corpora import Corpus
@@ -159,15 +159,15 @@ def test_adopted_text_gives_the_batches_and_evaluations_of_prepare(adopted, prep
 def test_positions_with_gaps_are_those_of_the_documents_in_a_row(
     adopted, prepared, monkeypatch, documents_per_place
 ):
-    monkeypatch.setattr(indexed, "_DOCUMENTS_PER_PLACE", documents_per_place)
+    monkeypatch.setattr(gaps, "_DOCUMENTS_PER_PLACE", documents_per_place)
     for name in ("train", "validation"):
-        gaps, whole = (each.splits()[name].reader() for each in (adopted, prepared))
+        split, whole = (each.splits()[name].reader() for each in (adopted, prepared))
         for position in (0, 1, whole.num_tokens // 2, whole.num_tokens - 1, whole.num_tokens):
-            assert gaps.document_at(position) == whole.document_at(position)
-            there = gaps.stretch(position, position + 500)
+            assert split.document_at(position) == whole.document_at(position)
+            there = split.stretch(position, position + 500)
             assert there.tolist() == whole.stretch(position, position + 500).tolist()
         for first, stop in ((0, 1), (3, 9), (0, whole.num_documents)):
-            assert gaps.starts(first, stop).tolist() == whole.starts(first, stop).tolist()
+            assert split.starts(first, stop).tolist() == whole.starts(first, stop).tolist()
 
 
 def test_verify_inspect_and_against_take_an_adopted_folder(adopted, prepared, pair):

@@ -1,11 +1,11 @@
-"""A prepared folder for a .bin/.idx pair that another tool wrote, whose tokens stay where they are.
+"""A prepared folder for a .bin/.idx pair of another tool, whose tokens stay where they are.
 
-Each split is an index of its own over the whole .bin: ``train.bin`` and ``validation.bin`` are links
-to the original, and ``train.idx`` lists the training documents with their places in it. Example: of
-documents A B C, with B held out, ``train.idx`` has A and C and leaves a gap where B stands.
+Each split is an index of its own over the whole .bin: ``train.bin`` and ``validation.bin`` are
+links to the original, and ``train.idx`` lists the training documents with their places in it.
+Example: of documents A B C, with B held out, it has A and C and leaves a gap where B stands.
 
-The text decides a document's split, as in `prepare`: each document is decoded. Then a pair that
-Megatron's tools/preprocess_data.py made of a text is trained on in the batches of `prepare`.
+The text decides a document's split, as in `prepare`: each document is decoded. A pair that
+Megatron's tools/preprocess_data.py made of a text is then trained on in the batches of `prepare`.
 """
 
 from __future__ import annotations

@@ -16,7 +16,6 @@ import tempfile
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from itertools import chain
 from pathlib import Path
 from types import TracebackType
@@ -26,12 +25,12 @@ import numpy as np
 import numpy.typing as npt
 
 from tst_megatron.data.fingerprint import fingerprint
+from tst_megatron.data.gaps import Positions, gap_problem
 
 MAGIC = b"MMIDIDX\x00\x00"
 HEADER = struct.Struct("<9sQBQQ")
 VERSION = 1
 _DOCUMENTS_PER_BLOCK = 2**22
-_DOCUMENTS_PER_PLACE = 2**14
 DTYPES: dict[int, np.dtype[Any]] = {8: np.dtype("<u2"), 4: np.dtype("<i4")}
 
 
@@ -237,6 +236,7 @@ class IndexedReader:
                     ".idx without extension."
                 )
         self._read_index(np.memmap(idx_path(prefix), dtype=np.uint8, mode="r"))
+        self._positions = Positions(self.document_lengths)
         num_bytes = bin_path(prefix).stat().st_size
         if self.has_gaps:
             self._check_size_with_gaps(num_bytes)
@@ -307,8 +307,9 @@ class IndexedReader:
             ValueError: they do not; the first such document is named.
         """
         if self.has_gaps:
-            self._check_with_gaps()
-            return
+            problem = gap_problem(self.document_lengths, self._offsets, self.dtype, self.num_tokens)
+            if problem:
+                raise ValueError(f"{idx_path(self.prefix)}: {problem}. Adopt the pair again.")
         end = 0
         for first in range(0, self.num_documents, _DOCUMENTS_PER_BLOCK):
             part = slice(first, first + _DOCUMENTS_PER_BLOCK)
@@ -316,79 +317,36 @@ class IndexedReader:
             ends = end + np.cumsum(lengths, dtype=np.int64)
             starts = (ends - lengths) * self.dtype.itemsize
             wrong = np.flatnonzero((self._offsets[part] != starts) | (lengths < 1))
-            if len(wrong):
+            if len(wrong) and not self.has_gaps:
                 raise ValueError(
                     f"{idx_path(self.prefix)}: document {first + int(wrong[0])} is empty or does "
                     "not start where the one before it ends. Prepare the text again."
                 )
             end = int(ends[-1])
-            self._check_document_index(first, len(lengths))
-
-    def _check_document_index(self, first: int, number: int) -> None:
-        """Megatron reads documents through it; here it only counts them."""
-        if self._has_empty_documents:
-            return
-        numbers = self._document_index[first : first + number + 1]
-        wrong = np.flatnonzero(numbers != np.arange(first, first + len(numbers)))
-        if len(wrong):
-            raise ValueError(
-                f"{idx_path(self.prefix)}: its document index skips or repeats a sequence at "
-                f"document {first + int(wrong[0])}. Prepare the text again."
-            )
-
-    def _check_with_gaps(self) -> None:
-        end, num_tokens = 0, 0
-        for first in range(0, self.num_documents, _DOCUMENTS_PER_BLOCK):
-            part = slice(first, first + _DOCUMENTS_PER_BLOCK)
-            lengths, starts = self.document_lengths[part], np.array(self._offsets[part])
-            ends = starts + lengths.astype(np.int64) * self.dtype.itemsize
-            before = np.concatenate([[end], ends[:-1]])
-            is_wrong = (lengths < 1) | (starts < before) | (starts % self.dtype.itemsize != 0)
-            if is_wrong.any():
+            # Megatron reads documents through it; here it only counts them.
+            numbers = self._document_index[first : first + len(lengths) + 1]
+            wrong = np.flatnonzero(numbers != np.arange(first, first + len(numbers)))
+            if len(wrong) and not self._has_empty_documents:
                 raise ValueError(
-                    f"{idx_path(self.prefix)}: document {first + int(is_wrong.argmax())} is empty "
-                    "or starts before the one before it ends. Adopt the pair again."
+                    f"{idx_path(self.prefix)}: its document index skips or repeats a sequence at "
+                    f"document {first + int(wrong[0])}. Prepare the text again."
                 )
-            end = int(ends[-1])
-            num_tokens += int(lengths.sum(dtype=np.int64))
-            self._check_document_index(first, len(lengths))
-        if num_tokens != self.num_tokens:
-            raise ValueError(
-                f"{idx_path(self.prefix)}: its documents have {num_tokens:,} tokens, the manifest "
-                f"says {self.num_tokens:,}. Adopt the pair again."
-            )
-
-    @cached_property
-    def _places(self) -> list[int]:
-        """Positions of some evenly spaced documents, which offsets with gaps do not tell."""
-        places, position = [0], 0
-        for first in range(0, self.num_documents, _DOCUMENTS_PER_PLACE):
-            lengths = self.document_lengths[first : first + _DOCUMENTS_PER_PLACE]
-            position += int(lengths.sum(dtype=np.int64))
-            places.append(position)
-        return places
 
     def document_at(self, position: int) -> int:
         """The document that holds a raw token; the number of documents at the end of all."""
         if position >= self.num_tokens:
             return self.num_documents
         if self.has_gaps:
-            place = bisect.bisect_right(self._places, position) - 1
-            first = place * _DOCUMENTS_PER_PLACE
-            starts = self.starts(first, min(first + _DOCUMENTS_PER_PLACE, self.num_documents))
-            return first + int(np.searchsorted(starts, position, side="right")) - 1
+            return self._positions.document_at(position)
         offset = position * self.dtype.itemsize
         # Not numpy's: it would copy the whole array, since the file's numbers are not aligned.
         return bisect.bisect_right(self._offsets, offset) - 1
 
     def starts(self, first: int, stop: int) -> npt.NDArray[np.int64]:
         """Positions at which documents [first, stop) start."""
-        if not self.has_gaps:
-            return self._offsets[first:stop] // self.dtype.itemsize
-        place = first // _DOCUMENTS_PER_PLACE
-        lengths = self.document_lengths[place * _DOCUMENTS_PER_PLACE : stop]
-        starts = self._places[place] + np.cumsum(lengths, dtype=np.int64) - lengths
-        return starts[first - place * _DOCUMENTS_PER_PLACE :]
+        if self.has_gaps:
+            return self._positions.starts(first, stop)
+        return self._offsets[first:stop] // self.dtype.itemsize
 
     def stretch(self, start: int, stop: int) -> npt.NDArray[Any]:
         """Raw tokens at positions [start, stop); a read-only view where there are no gaps."""
