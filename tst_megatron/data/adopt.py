@@ -112,7 +112,9 @@ def adopt(
         deduplicate=False,
     )
     check_settings(settings, 0.0, workers, None)
-    prefix = prefix_of(pair).resolve()
+    prefix = prefix_of(pair)
+    # Also where a link on the way leads elsewhere later.
+    prefix = prefix.parent.resolve() / prefix.name
     problems = pair_problems(prefix)
     if not is_free(output):
         problems.append(f"{output}: exists. Give another output folder, or delete this one.")
