@@ -237,6 +237,9 @@ def _place_for(output: Path) -> Iterator[Path]:
 def _flush_all(folder: Path) -> None:
     usual = folder.stat().st_mode & 0o666
     for path in sorted(folder.rglob("*"), reverse=True):
+        if path.is_symlink():
+            # What it leads to is another's.
+            continue
         if path.is_file():
             # safetensors gives its files to the owner alone, whatever the umask.
             path.chmod(usual)

@@ -35,6 +35,10 @@ COMMANDS = {
         *("--eod-token", "--special-tokens-in-text"),
         *("--max-rejected-fraction", "--max-changed-fraction", "--deduplicate", "--fast"),
     },
+    "data adopt": {
+        *("pair", "--tokenizer", "--output", "--held-out-fraction", "--test-fraction"),
+        *("--eod-token", "--special-tokens-in-text", "--workers"),
+    },
     "data merge": {"prepared", "--output"},
     "data index": {"recipe", "overrides"},
     "data trace": {"recipe", "overrides", "--step"},

@@ -32,9 +32,7 @@ def test_missing_manifest_is_named(tmp_path: Path) -> None:
 def test_pair_of_token_files_is_no_prepared_folder(tmp_path: Path, end: str) -> None:
     for name in ("train.bin", "train.idx"):
         (tmp_path / name).write_bytes(b"")
-    with pytest.raises(
-        ValueError, match=rf"train{end}: a \.bin/\.idx pair.*prepare that text again"
-    ):
+    with pytest.raises(ValueError, match=rf"train{end}: a \.bin/\.idx pair.*data adopt"):
         load_manifest(tmp_path / f"train{end}")
 
 

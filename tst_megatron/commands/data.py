@@ -132,6 +132,66 @@ def data_prepare(
     _say_what_is_there(output, manifest, "is prepared", is_whole=not allow_empty_splits)
 
 
+@data_app.command("adopt")
+def data_adopt(
+    pair: Annotated[
+        Path,
+        typer.Argument(
+            metavar="PREFIX", help="Common path of a .bin and .idx that another tool wrote."
+        ),
+    ],
+    tokenizer: Annotated[
+        Path, typer.Option(help="Tokenizer that made the tokens, as `data prepare` takes it.")
+    ],
+    output: Annotated[
+        Path,
+        typer.Option(help="Folder for links, indexes and manifest.json.", callback=outside_runs),
+    ],
+    held_out_fraction: Annotated[
+        float, typer.Option(help="Share of documents kept for validation, 0-1.")
+    ] = 0.01,
+    test_fraction: Annotated[
+        float, typer.Option(help="Share of documents kept for one test after the last step, 0-1.")
+    ] = 0.0,
+    eod_token: Annotated[
+        str | None,
+        typer.Option(help="Special token that ends documents. Default: the tokenizer's EOS."),
+    ] = None,
+    special_tokens_in_text: Annotated[
+        bool,
+        typer.Option(
+            "--special-tokens-in-text",
+            help="Text that spelled a special token became its id.",
+        ),
+    ] = False,
+    workers: Annotated[
+        int | None, typer.Option(help="Processes that decode; default: one per core.")
+    ] = None,
+) -> None:
+    """Make a folder for tokens that another tool wrote (Megatron's .bin/.idx), not copying them."""
+    from tst_megatron.data.adopt import adopt
+    from tst_megatron.hf.export_warnings import tokenizer_warnings
+
+    _warn(tokenizer_warnings(tokenizer))
+    try:
+        manifest = adopt(
+            pair,
+            tokenizer,
+            output,
+            eod_token=eod_token,
+            special_tokens_in_text=special_tokens_in_text,
+            held_out_fraction=held_out_fraction,
+            test_fraction=test_fraction,
+            workers=workers,
+            console=Console(),
+        )
+    except RuntimeError as error:
+        # A worker that was killed.
+        typer.echo(str(error), err=True)
+        raise typer.Exit(FAILED) from None
+    _say_what_is_there(output, manifest, "is adopted")
+
+
 @data_app.command("merge")
 def data_merge(
     prepared: Annotated[

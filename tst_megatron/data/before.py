@@ -36,10 +36,11 @@ _SHOWN = 8
 
 def check_settings(
     settings: Settings,
-    max_rejected_fraction: float,
-    max_changed_fraction: float,
-    workers: int | None,
-    shard: Shard | None,
+    *,
+    max_rejected_fraction: float = 0.0,
+    max_changed_fraction: float = CHANGED_FRACTION,
+    workers: int | None = None,
+    shard: Shard | None = None,
 ) -> None:
     """Whether numbers are what they can be, all of them at once.
 

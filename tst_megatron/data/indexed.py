@@ -25,12 +25,13 @@ import numpy as np
 import numpy.typing as npt
 
 from tst_megatron.data.fingerprint import fingerprint
+from tst_megatron.data.gaps import Positions, gap_problem
 
-_MAGIC = b"MMIDIDX\x00\x00"
-_HEADER = struct.Struct("<9sQBQQ")
-_VERSION = 1
+MAGIC = b"MMIDIDX\x00\x00"
+HEADER = struct.Struct("<9sQBQQ")
+VERSION = 1
 _DOCUMENTS_PER_BLOCK = 2**22
-_DTYPES: dict[int, np.dtype[Any]] = {8: np.dtype("<u2"), 4: np.dtype("<i4")}
+DTYPES: dict[int, np.dtype[Any]] = {8: np.dtype("<u2"), 4: np.dtype("<i4")}
 
 
 def token_dtype(vocab_size: int) -> np.dtype[Any]:
@@ -46,6 +47,11 @@ def bin_path(prefix: Path) -> Path:
 def idx_path(prefix: Path) -> Path:
     """Return the index file of a prefix."""
     return prefix.with_name(prefix.name + ".idx")
+
+
+def where_it_leads(path: Path) -> str:
+    """Of a link its target, in words; nothing of a file."""
+    return f" (a link to {path.readlink()})" if path.is_symlink() else ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -169,10 +175,10 @@ class IndexedWriter:
         )
 
     def _write_index(self, lengths: npt.NDArray[np.int32]) -> str:
-        code = next(code for code, dtype in _DTYPES.items() if dtype == self.dtype)
+        code = next(code for code, dtype in DTYPES.items() if dtype == self.dtype)
         digest = hashlib.sha256()
         with (self._beside / "idx").open("wb") as file:
-            header = _HEADER.pack(_MAGIC, _VERSION, code, len(lengths), len(lengths) + 1)
+            header = HEADER.pack(MAGIC, VERSION, code, len(lengths), len(lengths) + 1)
             for part in chain([header], _index_parts(lengths, self.dtype.itemsize)):
                 digest.update(part)
                 file.write(part)
@@ -200,24 +206,42 @@ def _index_parts(lengths: npt.NDArray[np.int32], itemsize: int) -> Iterator[byte
 class IndexedReader:
     """Memory-mapped reader of a .bin/.idx pair, also of pairs that Megatron's own tools wrote.
 
+    A *position* counts the raw tokens of all documents in a row. In a split of an adopted pair
+    (`adopt.py`) the .bin holds documents of other splits between them, which have no position.
+
+    Args:
+        prefix: common path of both files, without extension.
+        num_tokens: of all documents, where the .bin holds others between them; None where these
+            fill it.
+        has_empty_documents: the index may list documents without a sequence, as Megatron's tools
+            do for texts without a token. They are none of this reader's documents.
+
     Raises:
         FileNotFoundError: one of the two files is missing.
         ValueError: the index is not Megatron's, is cut short, or does not match the size of the
             .bin.
     """
 
-    def __init__(self, prefix: Path) -> None:
+    def __init__(
+        self, prefix: Path, *, num_tokens: int | None = None, has_empty_documents: bool = False
+    ) -> None:
         """Map both files and check that they belong together."""
         self.prefix = prefix
+        self.has_gaps = num_tokens is not None
+        self._has_empty_documents = has_empty_documents
         for path in (bin_path(prefix), idx_path(prefix)):
             if not path.is_file():
                 raise FileNotFoundError(
-                    f"{path}: no such file. Give the common path of .bin and .idx without "
-                    "extension."
+                    f"{path}: no such file{where_it_leads(path)}. Give the common path of .bin and "
+                    ".idx without extension."
                 )
         self._read_index(np.memmap(idx_path(prefix), dtype=np.uint8, mode="r"))
+        self._positions = Positions(self.document_lengths)
         num_bytes = bin_path(prefix).stat().st_size
-        if num_bytes != self.num_tokens * self.dtype.itemsize:
+        if self.has_gaps:
+            self._check_size_with_gaps(num_bytes)
+            self.num_tokens = num_tokens or 0
+        elif num_bytes != self.num_tokens * self.dtype.itemsize:
             raise ValueError(
                 f"{bin_path(prefix)}: {num_bytes} bytes, its index describes {self.num_tokens} "
                 f"tokens of {self.dtype.itemsize} bytes. The pair is incomplete or mixed: prepare "
@@ -228,34 +252,46 @@ class IndexedReader:
         if num_bytes:
             self._tokens = np.memmap(bin_path(prefix), dtype=self.dtype, mode="r")
 
+    def _check_size_with_gaps(self, num_bytes: int) -> None:
+        """The last document must end inside the file; ``num_tokens`` is its end until here."""
+        end = self.num_tokens * self.dtype.itemsize
+        if end > num_bytes or num_bytes % self.dtype.itemsize:
+            raise ValueError(
+                f"{bin_path(self.prefix)}: {num_bytes} bytes{where_it_leads(bin_path(self.prefix))}"
+                f", its last document ends at byte {end} and a token has {self.dtype.itemsize} "
+                "bytes. The original was changed: bring it back, or adopt it again."
+            )
+
     def _read_index(self, index: npt.NDArray[np.uint8]) -> None:
         path = idx_path(self.prefix)
         fix = "Prepare the text again; version 1 with uint16 or int32 tokens can be read."
-        if len(index) < _HEADER.size:
+        if len(index) < HEADER.size:
             raise ValueError(f"{path}: {len(index)} bytes are too few for an index. {fix}")
-        magic, version, code, num_sequences, num_index = _HEADER.unpack(
-            index[: _HEADER.size].tobytes()
+        magic, version, code, num_sequences, num_index = HEADER.unpack(
+            index[: HEADER.size].tobytes()
         )
-        if magic != _MAGIC or version != _VERSION or code not in _DTYPES:
+        if magic != MAGIC or version != VERSION or code not in DTYPES:
             raise ValueError(
                 f"{path}: magic {magic!r}, version {version}, dtype code {code} are unknown. {fix}"
             )
-        num_bytes = _HEADER.size + 12 * num_sequences + 8 * num_index
+        num_bytes = HEADER.size + 12 * num_sequences + 8 * num_index
         if len(index) != num_bytes:
             raise ValueError(f"{path}: {len(index)} bytes, its header promises {num_bytes}. {fix}")
-        if num_index != num_sequences + 1:
+        if num_index != num_sequences + 1 and not self._has_empty_documents:
             raise ValueError(
                 f"{path}: {num_sequences} sequences in {num_index - 1} documents, one sequence per "
                 "document is needed. Prepare the text without sentence splitting."
             )
-        start = _HEADER.size + 4 * num_sequences
-        self.dtype = _DTYPES[code]
-        self.document_lengths: npt.NDArray[np.int32] = index[_HEADER.size : start].view("<i4")
+        start = HEADER.size + 4 * num_sequences
+        self.dtype = DTYPES[code]
+        self.document_lengths: npt.NDArray[np.int32] = index[HEADER.size : start].view("<i4")
         """[num_documents] int32: tokens of each document, its end-of-document token included."""
         stop = start + 8 * num_sequences
         self._offsets: npt.NDArray[np.int64] = index[start:stop].view("<i8")
         self._document_index: npt.NDArray[np.int64] = index[stop:].view("<i8")
         self.num_documents = len(self.document_lengths)
+        self.num_empty_documents = num_index - 1 - num_sequences
+        """Documents of the index without a sequence."""
         # The last document's end, since the sum would read the whole index on every rank.
         self.num_tokens = 0
         if num_sequences:
@@ -265,9 +301,15 @@ class IndexedReader:
     def check(self) -> None:
         """Read the whole index: documents follow each other without a gap, and none is empty.
 
+        Where the .bin holds others between them, there may be gaps, of whole tokens.
+
         Raises:
             ValueError: they do not; the first such document is named.
         """
+        if self.has_gaps:
+            problem = gap_problem(self.document_lengths, self._offsets, self.dtype, self.num_tokens)
+            if problem:
+                raise ValueError(f"{idx_path(self.prefix)}: {problem}. Adopt the pair again.")
         end = 0
         for first in range(0, self.num_documents, _DOCUMENTS_PER_BLOCK):
             part = slice(first, first + _DOCUMENTS_PER_BLOCK)
@@ -275,7 +317,7 @@ class IndexedReader:
             ends = end + np.cumsum(lengths, dtype=np.int64)
             starts = (ends - lengths) * self.dtype.itemsize
             wrong = np.flatnonzero((self._offsets[part] != starts) | (lengths < 1))
-            if len(wrong):
+            if len(wrong) and not self.has_gaps:
                 raise ValueError(
                     f"{idx_path(self.prefix)}: document {first + int(wrong[0])} is empty or does "
                     "not start where the one before it ends. Prepare the text again."
@@ -284,27 +326,43 @@ class IndexedReader:
             # Megatron reads documents through it; here it only counts them.
             numbers = self._document_index[first : first + len(lengths) + 1]
             wrong = np.flatnonzero(numbers != np.arange(first, first + len(numbers)))
-            if len(wrong):
+            if len(wrong) and not self._has_empty_documents:
                 raise ValueError(
                     f"{idx_path(self.prefix)}: its document index skips or repeats a sequence at "
                     f"document {first + int(wrong[0])}. Prepare the text again."
                 )
 
     def document_at(self, position: int) -> int:
-        """The document that holds a raw token of the file; the number of documents at its end."""
+        """The document that holds a raw token; the number of documents at the end of all."""
         if position >= self.num_tokens:
             return self.num_documents
+        if self.has_gaps:
+            return self._positions.document_at(position)
         offset = position * self.dtype.itemsize
         # Not numpy's: it would copy the whole array, since the file's numbers are not aligned.
         return bisect.bisect_right(self._offsets, offset) - 1
 
     def starts(self, first: int, stop: int) -> npt.NDArray[np.int64]:
-        """Where in the file documents [first, stop) start, in raw tokens."""
+        """Positions at which documents [first, stop) start."""
+        if self.has_gaps:
+            return self._positions.starts(first, stop)
         return self._offsets[first:stop] // self.dtype.itemsize
 
     def stretch(self, start: int, stop: int) -> npt.NDArray[Any]:
-        """Raw tokens [start, stop) of all documents in the file's order, a read-only view."""
-        return self._tokens[start:stop]
+        """Raw tokens at positions [start, stop); a read-only view where there are no gaps."""
+        if not self.has_gaps:
+            return self._tokens[start:stop]
+        stop = min(stop, self.num_tokens)
+        if start >= stop:
+            return np.empty(0, dtype=self.dtype)
+        document = self.document_at(start)
+        offset = start - int(self.starts(document, document + 1)[0])
+        parts = []
+        while start < stop:
+            parts.append(self.tokens(document, offset)[: stop - start])
+            start += len(parts[-1])
+            document, offset = document + 1, 0
+        return np.concatenate(parts)
 
     def tokens(self, document: int, offset: int = 0, length: int | None = None) -> npt.NDArray[Any]:
         """Return tokens of one document, a read-only view of the file in its stored dtype.

@@ -88,7 +88,7 @@ def inspect(manifest: Manifest, *, split: str, num_samples: int, seed: int) -> I
     tokenizer = load_tokenizer(
         manifest.tokenizer_path, special_tokens_in_text=manifest.tokenizer.special_tokens_in_text
     )
-    readers = {name: IndexedReader(each.prefix) for name, each in splits.items()}
+    readers = {name: each.reader() for name, each in splits.items()}
     # First: it finds an index that is damaged.
     lengths = {name: count_lengths(reader) for name, reader in readers.items()}
     num_counted, frequent = frequent_tokens(readers[split], tokenizer)
@@ -120,7 +120,7 @@ def sample_documents(
     for document in chosen:
         num_tokens = int(reader.document_lengths[document])
         ids = reader.tokens(document, 0, min(num_tokens, TOKENS_DECODED)).tolist()
-        text = tokenizer.decode(_body(ids, tokenizer.facts))
+        text = tokenizer.decode(body(ids, tokenizer.facts))
         samples.append(Sample(document, num_tokens, text, len(ids)))
     return samples
 
@@ -170,7 +170,8 @@ def _visible_character(character: str) -> str:
     return "\u2421" if code == 0x7F else f"<U+{code:04X}>"
 
 
-def _body(ids: list[int], facts: TokenizerFacts) -> list[int]:
+def body(ids: list[int], facts: TokenizerFacts) -> list[int]:
+    """The ids of a document without its BOS and EOD."""
     start = 1 if facts.bos_id is not None and ids[0] == facts.bos_id else 0
     stop = len(ids) - 1 if ids[-1] == facts.eod_id else len(ids)
     return ids[start:stop]

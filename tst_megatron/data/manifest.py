@@ -11,7 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from tst_megatron.data.fingerprint import fingerprint
-from tst_megatron.data.indexed import IndexedFacts, bin_path, idx_path, token_dtype
+from tst_megatron.data.indexed import (
+    IndexedFacts,
+    IndexedReader,
+    bin_path,
+    idx_path,
+    token_dtype,
+    where_it_leads,
+)
 from tst_megatron.data.round_trip import RoundTrip
 from tst_megatron.data.split import SPLIT_RULE
 from tst_megatron.data.tokenizer import TokenizerFacts, tokenizer_rules, tokenizer_sha256
@@ -20,6 +27,8 @@ from tst_megatron.system.paths import is_own_name
 
 FORMAT_VERSION = 3
 FILE_NAME = "manifest.json"
+ADOPTED = "adopted"
+"""Key of a recipe: the folder's token files are links to a pair that another tool wrote."""
 BRING_BACK = "Bring the file back, or delete the folder and prepare the text again."
 
 
@@ -37,6 +46,17 @@ class Split:
     bin_fingerprint: str
     idx_fingerprint: str
     """Content as far as a start-up can read it (`fingerprint.py`)."""
+    has_gaps: bool = False
+    """Whether the .bin holds documents of other splits too: it is an adopted one (`adopt.py`)."""
+
+    def reader(self) -> IndexedReader:
+        """Open the pair; errors are those of `IndexedReader`."""
+        return IndexedReader(self.prefix, num_tokens=self.tokens if self.has_gaps else None)
+
+    @property
+    def text_sha256(self) -> str:
+        """What names the documents: hash of the .bin, and of the index that chooses among them."""
+        return f"{self.bin_sha256} {self.idx_sha256}" if self.has_gaps else self.bin_sha256
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -113,7 +133,8 @@ def load_manifest(path: Path) -> Manifest:
     if is_pair and not path.is_dir():
         raise ValueError(
             f"{path}: a .bin/.idx pair, which has no manifest of its own. Give the folder that "
-            "`prepare` made; pairs that other tools made have none, so prepare that text again."
+            "`prepare` made; for a pair that another tool wrote, `tst-megatron data adopt` makes a "
+            "folder that can be given."
         )
     path = (path / FILE_NAME if path.is_dir() else path).absolute()
     if not path.is_file():
@@ -164,12 +185,12 @@ def verify_files(manifest: Manifest) -> None:
 
 def missing(file: Path) -> str:
     """Say that a file of a folder is not there."""
-    return f"{file}: is missing. {BRING_BACK}"
+    return f"{file}: is missing{where_it_leads(file)}. {BRING_BACK}"
 
 
 def differs(file: Path) -> str:
     """Say that a file of a folder is not the one whose hash was recorded."""
-    return f"{file}: differs from its sha256 in {FILE_NAME}. {BRING_BACK}"
+    return f"{file}: differs from its sha256 in {FILE_NAME}{where_it_leads(file)}. {BRING_BACK}"
 
 
 def tokenizer_problems(manifest: Manifest) -> list[str]:
@@ -195,11 +216,12 @@ def changed_files(manifest: Manifest) -> list[str]:
             (idx_path(split.prefix), split.idx_fingerprint),
         ):
             if not file.is_file():
-                problems.append(f"{file}: is missing. Prepare the text again")
+                problems.append(f"{file}: is missing{where_it_leads(file)}. Prepare the text again")
             elif fingerprint(file) != expected:
                 problems.append(
-                    f"{file}: its content is not what {manifest.path.name} recorded: it was "
-                    "written anew or is damaged. Bring the file back, or prepare the text again"
+                    f"{file}: its content is not what {manifest.path.name} recorded"
+                    f"{where_it_leads(file)}: it was written anew or is damaged. Bring the file "
+                    "back, or prepare the text again"
                 )
     return problems + [problem.removesuffix(".") for problem in tokenizer_problems(manifest)]
 
@@ -214,6 +236,7 @@ def manifest_json(
     left_out: LeftOut,
     contents: Contents | None,
     versions: Mapping[str, str],
+    dtype: str | None = None,
 ) -> str:
     """Return the text of manifest.json.
 
@@ -227,6 +250,7 @@ def manifest_json(
         left_out: what is not in the splits.
         contents: what was seen of the text; None where that is not known of all of it.
         versions: package to version, for the record.
+        dtype: stored token type, where it is not that of the vocabulary.
     """
     values = {
         "format_version": FORMAT_VERSION,
@@ -246,7 +270,7 @@ def manifest_json(
         "left_out": asdict(left_out),
         **({} if contents is None else {"contents": asdict(contents)}),
         "tokenizer": asdict(tokenizer) | {"name": tokenizer_name},
-        "dtype": token_dtype(tokenizer.vocab_size).name,
+        "dtype": dtype or token_dtype(tokenizer.vocab_size).name,
         "rules": {**tokenizer_rules(tokenizer), "split": SPLIT_RULE},
         "recipe": recipe,
         "versions": versions,
@@ -257,13 +281,15 @@ def manifest_json(
 def _from_json(path: Path, values: dict[str, Any]) -> Manifest:
     tokenizer = dict(values["tokenizer"])
     tokenizer_path = _beside(path, tokenizer.pop("name"))
+    splits = {
+        name: _split_from_json(path, split, has_gaps=ADOPTED in values["recipe"])
+        for name, split in values["splits"].items()
+    }
     return Manifest(
         path=path,
-        train=_split_from_json(path, values["splits"]["train"]),
-        validation=_split_from_json(path, values["splits"]["validation"]),
-        test=_split_from_json(path, values["splits"]["test"])
-        if "test" in values["splits"]
-        else None,
+        train=splits["train"],
+        validation=splits["validation"],
+        test=splits.get("test"),
         unigram_entropy_nats=float(values["unigram_entropy_nats"]),
         tokenizer=TokenizerFacts(**tokenizer),
         tokenizer_path=tokenizer_path,
@@ -284,7 +310,7 @@ def _contents_from_json(values: dict[str, Any]) -> Contents:
     )
 
 
-def _split_from_json(path: Path, values: dict[str, Any]) -> Split:
+def _split_from_json(path: Path, values: dict[str, Any], *, has_gaps: bool) -> Split:
     return Split(
         prefix=_beside(path, values["prefix"]),
         documents=int(values["documents"]),
@@ -293,6 +319,7 @@ def _split_from_json(path: Path, values: dict[str, Any]) -> Split:
         idx_sha256=str(values["idx_sha256"]),
         bin_fingerprint=str(values["bin_fingerprint"]),
         idx_fingerprint=str(values["idx_fingerprint"]),
+        has_gaps=has_gaps,
     )
 
 

@@ -131,7 +131,13 @@ def prepare(
         test_fraction=test_fraction,
         deduplicate=deduplicate,
     )
-    check_settings(settings, max_rejected_fraction, max_changed_fraction, workers, shard)
+    check_settings(
+        settings,
+        max_rejected_fraction=max_rejected_fraction,
+        max_changed_fraction=max_changed_fraction,
+        workers=workers,
+        shard=shard,
+    )
     workers = workers or num_cores()
     found = find(inputs)
     text = found.files

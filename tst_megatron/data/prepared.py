@@ -46,7 +46,7 @@ def output_problems(output: Path, recipe: Mapping[str, Any]) -> list[str]:
         output: folder to make.
         recipe: what it would be made from; keys that the folder there has beside these are allowed.
     """
-    if _is_free(output):
+    if is_free(output):
         return []
     if not (output / FILE_NAME).is_file():
         return [
@@ -78,7 +78,7 @@ def finished(output: Path, recipe: Mapping[str, Any]) -> Manifest | None:
     """
     if problems := output_problems(output, recipe):
         raise ValueError("\n".join(problems))
-    if _is_free(output):
+    if is_free(output):
         return None
     manifest = load_manifest(output)
     verify_files(manifest)
@@ -88,7 +88,7 @@ def finished(output: Path, recipe: Mapping[str, Any]) -> Manifest | None:
 def unfinished_problems(output: Path) -> list[str]:
     """Why the folder beside an output, where `built_beside` makes it, cannot be deleted first."""
     partial = _partial(output)
-    if _is_free(partial) or (partial / MARK_NAME).is_file():
+    if is_free(partial) or (partial / MARK_NAME).is_file():
         return []
     return [
         f"{partial}: exists and is no unfinished folder of a merge (no {MARK_NAME}). Move it away, "
@@ -143,6 +143,7 @@ def write_manifest(
     left_out: LeftOut,
     contents: Contents | None,
     versions: Mapping[str, str],
+    dtype: str | None = None,
 ) -> None:
     """Write manifest.json, the last file of a folder.
 
@@ -156,6 +157,7 @@ def write_manifest(
         left_out: what is not in the splits.
         contents: what was seen of the text; None where that is not known of all of it.
         versions: package to version.
+        dtype: stored token type, where it is not that of the vocabulary.
     """
     text = manifest_json(
         recipe=recipe,
@@ -166,6 +168,7 @@ def write_manifest(
         left_out=left_out,
         contents=contents,
         versions=versions,
+        dtype=dtype,
     )
     (folder / FILE_NAME).write_text(text, encoding="utf-8")
 
@@ -210,7 +213,8 @@ def _partial(output: Path) -> Path:
     return output.with_name(f"{output.name}.partial")
 
 
-def _is_free(output: Path) -> bool:
+def is_free(output: Path) -> bool:
+    """Whether a folder can get this name: nothing is there, or an empty folder."""
     return not output.exists() or (output.is_dir() and not any(output.iterdir()))
 
 

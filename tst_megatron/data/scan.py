@@ -7,7 +7,7 @@ file nor on its longest document.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,7 +33,8 @@ TakeHashes = Callable[[int, npt.NDArray[np.uint64]], None]
 class Scan:
     """What one token file holds."""
 
-    sha256: str
+    sha256: str | None
+    """Of the file; None where it holds documents of other splits too."""
     counts: npt.NDArray[np.int64]
     """[vocabulary size] how often each token occurs."""
     problems: list[str]
@@ -41,9 +42,11 @@ class Scan:
 
 
 @dataclass(frozen=True, slots=True)
-class _Block:
+class Block:
+    """Raw tokens of documents in a row."""
+
     start: int
-    """Raw tokens before it in the file."""
+    """Position of its first token (``IndexedReader``)."""
     ids: npt.NDArray[Any]
     first: int
     """The document that the block starts in."""
@@ -74,37 +77,67 @@ def scan(
     """
     digest = hashlib.sha256()
     counts = np.zeros(tokenizer.vocab_size, dtype=np.int64)
-    faults = _Faults(reader)
+    faults = Faults()
     hashes = _DocumentHashes(take_hashes)
+    start = 0
+    for ids in _in_blocks(reader):
+        if not reader.has_gaps:
+            digest.update(ids.data.cast("B"))
+        block = block_at(reader, start, ids)
+        check_block(block, tokenizer, counts, faults)
+        hashes.add(block)
+        advance(ids.nbytes)
+        start += len(ids)
+    problems = [f"{problem} Prepare the text again." for problem in faults.problems(reader)]
+    return Scan(None if reader.has_gaps else digest.hexdigest(), counts, problems)
+
+
+def _in_blocks(reader: IndexedReader) -> Iterator[npt.NDArray[Any]]:
+    """All raw tokens in a row, some at a time; an array is valid until the next one."""
+    if reader.has_gaps:
+        for start in range(0, reader.num_tokens, BLOCK_TOKENS):
+            yield reader.stretch(start, start + BLOCK_TOKENS)
+        return
     buffer = np.empty(BLOCK_TOKENS, dtype=reader.dtype)
+    start = 0
     with bin_path(reader.prefix).open("rb") as file:
-        start = 0
         while start < reader.num_tokens:
             ids = buffer[: reader.num_tokens - start]
             if file.readinto(ids.data.cast("B")) != ids.nbytes:
                 raise OSError(f"{bin_path(reader.prefix)}: was cut short while it was read")
-            digest.update(ids.data.cast("B"))
-            block = _block(reader, start, ids)
-            _check_documents(block, tokenizer, faults)
-            if count_tokens(ids, counts) != len(ids):
-                faults.add(
-                    f"an id outside the vocabulary (0 to {tokenizer.vocab_size - 1})",
-                    start + np.flatnonzero((ids < 0) | (ids >= tokenizer.vocab_size)),
-                )
-            hashes.add(block)
-            advance(ids.nbytes)
+            yield ids
             start += len(ids)
-    return Scan(digest.hexdigest(), counts, faults.problems())
 
 
-def _block(reader: IndexedReader, start: int, ids: npt.NDArray[Any]) -> _Block:
+def check_block(
+    block: Block, tokenizer: TokenizerFacts, counts: npt.NDArray[np.int64], faults: Faults
+) -> None:
+    """Check the documents and ids of a block, and count its ids.
+
+    Args:
+        block: of a token file.
+        tokenizer: that made the tokens.
+        counts: [vocabulary size], added to.
+        faults: added to.
+    """
+    ids = block.ids
+    _check_documents(block, tokenizer, faults)
+    if count_tokens(ids, counts) != len(ids):
+        faults.add(
+            f"an id outside the vocabulary (0 to {tokenizer.vocab_size - 1})",
+            block.start + np.flatnonzero((ids < 0) | (ids >= tokenizer.vocab_size)),
+        )
+
+
+def block_at(reader: IndexedReader, start: int, ids: npt.NDArray[Any]) -> Block:
+    """The block of these raw tokens, which begins at a position."""
     first, last = reader.document_at(start), reader.document_at(start + len(ids) - 1)
     starts = reader.starts(first, last + 1) - start
     ends = starts + reader.document_lengths[first : last + 1]
-    return _Block(start, ids, first, starts, ends[ends <= len(ids)])
+    return Block(start, ids, first, starts, ends[ends <= len(ids)])
 
 
-def _check_documents(block: _Block, tokenizer: TokenizerFacts, faults: _Faults) -> None:
+def _check_documents(block: Block, tokenizer: TokenizerFacts, faults: Faults) -> None:
     ids, eod_id, bos_id = block.ids, tokenizer.eod_id, tokenizer.bos_id
     last_tokens = block.ends - 1
     is_eod = ids[last_tokens] == eod_id
@@ -120,25 +153,26 @@ def _check_documents(block: _Block, tokenizer: TokenizerFacts, faults: _Faults) 
         faults.add(f"no BOS ({bos_id}) at the start of a document", block.start + wrong)
 
 
-class _Faults:
+class Faults:
     """How often each kind of fault was found, and where first."""
 
-    def __init__(self, reader: IndexedReader) -> None:
-        self._reader = reader
+    def __init__(self) -> None:
+        """Begin without one."""
         self._found: dict[str, tuple[int, int]] = {}
 
     def add(self, kind: str, positions: npt.NDArray[np.int64]) -> None:
-        """Note a fault at each of some raw tokens of the file, in ascending order."""
+        """Note a fault at each of some raw tokens, by their positions in ascending order."""
         if len(positions):
             number, first = self._found.get(kind, (0, int(positions[0])))
             self._found[kind] = (number + len(positions), first)
 
-    def problems(self) -> list[str]:
+    def problems(self, reader: IndexedReader) -> list[str]:
+        """A sentence for each kind; ``reader`` is of the file."""
         return [
-            f"{bin_path(self._reader.prefix)}: {kind}, {number:,} "
+            f"{bin_path(reader.prefix)}: {kind}, {number:,} "
             f"time{'s' if number > 1 else ''}, first in document "
-            f"{self._reader.document_at(position):,} at raw token {position:,} of the file. "
-            "Prepare the text again."
+            f"{reader.document_at(position):,} at raw token {position:,} of the "
+            f"{'split' if reader.has_gaps else 'file'}."
             for kind, (number, position) in self._found.items()
         ]
 
@@ -156,7 +190,7 @@ class _DocumentHashes:
         self._inverses = _powers(pow(_BASE, -1, _MODULUS))
         self._unfinished = 0
 
-    def add(self, block: _Block) -> None:
+    def add(self, block: Block) -> None:
         """Hand on the hashes of the documents that end in the next block of the file."""
         # Unsigned, since numpy multiplies signed with unsigned numbers as floating-point ones.
         ids = block.ids.view(f"<u{block.ids.itemsize}")

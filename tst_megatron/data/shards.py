@@ -10,7 +10,7 @@ from typing import Any
 
 from tst_megatron.data.indexed import IndexedReader, idx_path, token_dtype
 from tst_megatron.data.inputs import Shard
-from tst_megatron.data.manifest import Manifest, differs, load_manifest, tokenizer_problems
+from tst_megatron.data.manifest import ADOPTED, Manifest, differs, load_manifest, tokenizer_problems
 from tst_megatron.data.split import SPLIT_RULE
 
 SETTINGS = ("text_key", "held_out_fraction", "test_fraction")
@@ -34,6 +34,12 @@ def load_shards(shards: Sequence[Path]) -> tuple[list[Manifest], list[str]]:
 
 def shard_problems(manifests: Sequence[Manifest]) -> list[str]:
     """Why the shards cannot be read as one text; all of it, from their manifests alone."""
+    if adopted := [each.path.parent for each in manifests if ADOPTED in each.recipe]:
+        return [
+            f"{folder}: was made by `data adopt` and has no token files of its own to join. Name "
+            "it in a recipe's data: block beside the others, or prepare its text."
+            for folder in adopted
+        ]
     problems = _differences(manifests) + _repeated(manifests)
     # Shards that differ may not have the same splits.
     return problems or _empty_splits(manifests)

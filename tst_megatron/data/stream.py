@@ -15,7 +15,6 @@ import numpy.typing as npt
 from tst_megatron.data.blend import Blend
 from tst_megatron.data.corpora import Corpus
 from tst_megatron.data.index import CorpusIndex, IndexFacts, ensure_index
-from tst_megatron.data.indexed import IndexedReader
 from tst_megatron.data.manifest import Split
 from tst_megatron.data.plan import StreamPlan
 from tst_megatron.files import allow_open_files
@@ -69,7 +68,7 @@ def ensure_indexes(
     """
     num_built = 0
     for number, corpus in enumerate(corpora):
-        reader = IndexedReader(corpus.manifest.train.prefix)
+        reader = corpus.manifest.train.reader()
         for epoch in range(plan.epochs_of(number)):
             facts = index_facts(plan, corpora, number, epoch)
             is_built = ensure_index(corpus.cache, facts, reader, note=note, advance=advance)
@@ -93,7 +92,7 @@ class TokenStream:
         # A reader maps two files and an index four.
         epochs = sum(plan.epochs_of(number) for number in range(len(corpora)))
         allow_open_files(2 * len(corpora) + 4 * epochs)
-        self._readers = [IndexedReader(corpus.manifest.train.prefix) for corpus in corpora]
+        self._readers = [corpus.manifest.train.reader() for corpus in corpora]
         for reader, size in zip(self._readers, plan.corpora, strict=True):
             if reader.num_tokens != size.num_tokens:
                 raise ValueError(
@@ -154,7 +153,7 @@ class HeldOutPositions:
         """
         self.num_samples = num_samples
         self._length = num_latent_positions
-        self._readers = [IndexedReader(split.prefix) for split in splits]
+        self._readers = [split.reader() for split in splits]
         self._chunks = [(reader.num_tokens - 1) // num_latent_positions for reader in self._readers]
         blend = Blend(weights)
         self._shares = blend.dealt_before(num_samples)

@@ -22,6 +22,7 @@ from tst_megatron.data.held_out import HeldOutDocuments, keeps_text
 from tst_megatron.data.indexed import IndexedReader, bin_path, idx_path, token_dtype
 from tst_megatron.data.inputs import Shard
 from tst_megatron.data.manifest import (
+    ADOPTED,
     FILE_NAME,
     Manifest,
     Split,
@@ -65,7 +66,7 @@ def verify_folder(manifest: Manifest, progress: Progress = _no_progress) -> Find
     tokenizer, problems = _tokenizer(manifest)
     facts = tokenizer.facts if tokenizer else manifest.tokenizer
     findings = Findings(problems, share_notes(manifest))
-    if manifest.dtype != token_dtype(facts.vocab_size).name:
+    if ADOPTED not in manifest.recipe and manifest.dtype != token_dtype(facts.vocab_size).name:
         findings.problems.append(
             f"{manifest.path}: dtype {manifest.dtype}, a vocabulary of {facts.vocab_size} ids has "
             f"{token_dtype(facts.vocab_size).name}. {AGAIN}"
@@ -83,20 +84,46 @@ def _read_splits(
 ) -> list[HeldOutDocuments]:
     """Read every split, and add what is wrong; returns the held-out splits' documents."""
     held_out: list[HeldOutDocuments] = []
+    content = _Content(advance)
     # Training last: its documents are looked up among the held-out ones.
     for name, split in reversed(manifest.splits().items()):
         found, reader = _index_problems(split, manifest.dtype, advance)
         findings.problems += found
         if reader is None:
-            findings.problems += _hash_problems(split, advance)
+            findings.problems += _hash_problems(split, content)
             continue
         if name == "train":
             take = _looks_up(reader, held_out)
         else:
             held_out.append(HeldOutDocuments(name, reader))
             take = held_out[-1].take
-        findings.problems += _token_problems(manifest, name, reader, facts, advance, take)
+        findings.problems += _token_problems(manifest, name, reader, facts, content, take)
     return held_out
+
+
+class _Content:
+    """Hashes of whole files; the one file of all splits of an adopted pair is read once."""
+
+    def __init__(self, advance: Advance) -> None:
+        self.advance = advance
+        self._known: dict[Path, str] = {}
+
+    def sha256(self, path: Path) -> str:
+        file = path.resolve()
+        if file not in self._known:
+            self._known[file] = file_sha256(file)
+            self.advance(file.stat().st_size)
+        return self._known[file]
+
+
+def num_bytes_to_read(manifest: Manifest) -> int:
+    """What `verify_folder` reads of a folder, for the progress; files that are missing aside."""
+    idx = [idx_path(split.prefix) for split in manifest.splits().values()]
+    bins = {bin_path(split.prefix).resolve() for split in manifest.splits().values()}
+    total = sum(path.stat().st_size for path in [*idx, *bins] if path.is_file())
+    # Documents with others between them are read apart from the file's hash.
+    gaps = sum(split.tokens for split in manifest.splits().values() if split.has_gaps)
+    return total + gaps * (4 if manifest.dtype == "int32" else 2)
 
 
 def share_notes(manifest: Manifest) -> list[str]:
@@ -170,7 +197,7 @@ def _index_problems(
         elif fingerprint(path) != split.idx_fingerprint:
             problems.append(_wrong_fingerprint(path))
         advance(path.stat().st_size)
-        reader = IndexedReader(split.prefix)
+        reader = split.reader()
         reader.check()
     except FileNotFoundError:
         # A missing .bin is named where its content would be read.
@@ -192,13 +219,14 @@ def _token_problems(
     name: str,
     reader: IndexedReader,
     facts: TokenizerFacts,
-    advance: Advance,
+    content: _Content,
     take_hashes: TakeHashes,
 ) -> list[str]:
     split = manifest.splits()[name]
     try:
-        found = scan(reader, facts, advance=advance, take_hashes=take_hashes)
-        problems = _content_problems(split, found.sha256)
+        found = scan(reader, facts, advance=content.advance, take_hashes=take_hashes)
+        sha256 = found.sha256 or content.sha256(bin_path(split.prefix))
+        problems = _content_problems(split, sha256)
     except OSError as error:
         return [f"{bin_path(split.prefix)}: cannot be read ({error})."]
     problems += found.problems
@@ -214,14 +242,13 @@ def _token_problems(
     return problems
 
 
-def _hash_problems(split: Split, advance: Advance) -> list[str]:
+def _hash_problems(split: Split, content: _Content) -> list[str]:
     """What can be said of tokens whose documents cannot be found."""
     path = bin_path(split.prefix)
     if not path.is_file():
         return [missing(path)]
     try:
-        problems = _content_problems(split, file_sha256(path))
-        advance(path.stat().st_size)
+        problems = _content_problems(split, content.sha256(path))
     except OSError as error:
         return [f"{path}: cannot be read ({error})."]
     return problems

@@ -9,10 +9,9 @@ from pathlib import Path
 from rich.console import Console
 
 from tst_megatron.data.against import compare_with_inputs
-from tst_megatron.data.indexed import bin_path, idx_path
 from tst_megatron.data.manifest import Manifest, load_manifest
 from tst_megatron.data.progress import byte_progress, document_progress
-from tst_megatron.data.verify import Findings, verify_folder
+from tst_megatron.data.verify import Findings, num_bytes_to_read, verify_folder
 
 SAMPLE = 0.001
 
@@ -68,13 +67,7 @@ def _load(folder: Path) -> Manifest | str:
 
 
 def _verify_one(manifest: Manifest, console: Console) -> Findings:
-    files = [
-        path
-        for split in manifest.splits().values()
-        for path in (bin_path(split.prefix), idx_path(split.prefix))
-    ]
-    total = sum(path.stat().st_size for path in files if path.is_file())
-    what = f"reading {manifest.path.parent.name}"
+    what, total = f"reading {manifest.path.parent.name}", num_bytes_to_read(manifest)
     return verify_folder(manifest, partial(byte_progress, console, what, total))
 
 

@@ -48,7 +48,7 @@ def identity(checked: CheckedRecipe) -> dict[str, Any]:
         **checked.recipe.resolved(),
         "phases": steps,
         PROFILE: checked.profile_values,
-        TEXT: [corpus.manifest.train.bin_sha256 for corpus in checked.corpora],
+        TEXT: [corpus.manifest.train.text_sha256 for corpus in checked.corpora],
     }
 
 
