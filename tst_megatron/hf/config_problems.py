@@ -154,10 +154,10 @@ def _contradictions(
     experts, chosen = sizes.get("num_experts"), sizes.get("num_experts_per_tok")
     if experts and chosen and chosen > experts:
         found.append(f"num_experts_per_tok={chosen}: more than num_experts={experts}")
-    if said.get("num_local_experts", experts) != said.get("num_experts", experts):
+    other = sizes.get("num_local_experts")
+    if experts and other and "num_local_experts" in said and experts != other:
         found.append(
-            f"num_experts={_shown(said['num_experts'])}: contradicts num_local_experts="
-            f"{_shown(said['num_local_experts'])}; take the wrong one out"
+            f"num_experts={experts}: contradicts num_local_experts={other}; take the wrong one out"
         )
     return found + _layer_problems(said, sizes.get("num_hidden_layers"))
 

@@ -29,7 +29,6 @@ from tst_megatron.hf.config_problems import config_problems
 from tst_megatron.hf.configuration import (
     complete,
     known_family,
-    read_block,
     refuse,
     written_config,
 )
@@ -39,6 +38,7 @@ from tst_megatron.hf.seam import seam
 from tst_megatron.hf.soundness import check_numbers
 from tst_megatron.hf.verify import VerificationReport, verify
 from tst_megatron.hf.weights import Rule, merge, rules
+from tst_megatron.hf.whole_model import problems_along
 from tst_megatron.megatron_keys import argument_parser
 from tst_megatron.system import padding
 from tst_megatron.system.disk import check_room
@@ -107,7 +107,8 @@ def import_model(
     keys["make-vocab-size-divisible-by"] = _divisor(config["vocab_size"], tensor_parallel)
     dtype = files.dtype(next(rules(config)).hf[0])
     check_room(output.absolute(), files.num_bytes(config), "the checkpoint")
-    _check_tokenizer(hf_dir)
+    if problems := problems_along(hf_dir):
+        raise ValueError("\n".join(problems))
     megatron = seam()
     with _as_a_form_of(hf_dir):
         args = _arguments(megatron, keys, dtype)
@@ -178,12 +179,6 @@ def _as_a_form_of(hf_dir: Path) -> Iterator[None]:
         raise ValueError(
             f"{hf_dir}: this model has no Megatron form: Megatron refuses it: {said}"
         ) from error
-
-
-def _check_tokenizer(hf_dir: Path) -> None:
-    """Refuse files beside the weights that would be copied although nobody can read them."""
-    for name in ("tokenizer.json", "tokenizer_config.json", tokenizer_files.GENERATION):
-        read_block(hf_dir / name)
 
 
 def _divisor(vocab_size: int, tensor_parallel: int | None) -> int:

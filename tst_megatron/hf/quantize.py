@@ -27,7 +27,7 @@ from tst_megatron.data.documents import texts
 from tst_megatron.data.hugging_face_tokenizer import load_hugging_face
 from tst_megatron.data.tokenizer import copy_files
 from tst_megatron.files import folder_appearing_whole
-from tst_megatron.hf.configuration import CONFIG, read_block, written_config
+from tst_megatron.hf.configuration import CONFIG, written_config
 from tst_megatron.hf.folder import HuggingFaceWeights, check_is_free, write_json
 from tst_megatron.hf.generate import load_in_transformers
 from tst_megatron.hf.memory import available_bytes
@@ -35,7 +35,7 @@ from tst_megatron.hf.quantized_formats import BLOCK, FORMATS
 from tst_megatron.hf.quantized_proof import QUANTISED, QuantizationProof, prove
 from tst_megatron.hf.soundness import not_numbers
 from tst_megatron.hf.tokenizer_files import GENERATION
-from tst_megatron.hf.whole_model import check_model
+from tst_megatron.hf.whole_model import check_model, problems_along
 from tst_megatron.host.device import find as find_device
 
 _PROOF_SEQUENCES, _PROOF_TOKENS = 2, 256
@@ -152,12 +152,14 @@ def _check_model(hf_dir: Path, format: str) -> None:
     problems = []
     if not any(hf_dir.glob("tokenizer*.json")):
         problems.append("no tokenizer is there (tokenizer.json or tokenizer_config.json)")
+    problems += problems_along(hf_dir)
+    has_config = (hf_dir / CONFIG).is_file()
+    if not has_config:
+        problems.append(f"{CONFIG} is missing")
     try:
-        if read_block(hf_dir / CONFIG) is None:
-            problems.append(f"{CONFIG} is missing")
-        elif written_config(hf_dir).get("quantization_config") is not None:
-            problems.append("it is quantised already")
-        files = check_model(hf_dir)
+        if has_config and written_config(hf_dir).get("quantization_config") is not None:
+            raise ValueError("it is quantised already")
+        files = check_model(hf_dir) if has_config else HuggingFaceWeights(hf_dir)
         problems += _unfit_weights(files, format) + _too_large(files)
     except ValueError as error:
         problems.append(str(error).rstrip("."))

@@ -14,6 +14,15 @@ from tst_megatron.hf.families import FAMILIES
 from tst_megatron.hf.family import Family, parts_without_form
 from tst_megatron.hf.folder import HuggingFaceWeights
 from tst_megatron.hf.safetensors_files import INDEX
+from tst_megatron.system.records import Damaged, read_json
+
+_ALONG = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "generation_config.json",
+)
 
 
 def check_config(folder: Path) -> Family | None:
@@ -55,6 +64,21 @@ def check_model(folder: Path) -> HuggingFaceWeights:
     if family and not parts_without_form(written_config(folder)):
         files.check(complete(folder, family))
     return files
+
+
+def problems_along(folder: Path) -> list[str]:
+    """What is wrong with the files beside the weights that would be copied as they are.
+
+    Args:
+        folder: in Hugging Face format.
+    """
+    found = []
+    for name in _ALONG:
+        try:
+            read_json(folder / name)
+        except Damaged as error:
+            found.append(f"{folder / name}: {error}. Fetch it again, or delete it")
+    return found
 
 
 @contextmanager
