@@ -20,6 +20,7 @@ from tst_megatron.hf.families import family_of_config
 from tst_megatron.hf.safetensors_files import (
     INDEX,
     ONE_FILE,
+    Stored,
     is_buffer,
     open_safetensors,
     stored_tensors,
@@ -183,19 +184,26 @@ def is_same(first: Tensor, second: Tensor) -> bool:
     )
 
 
-def _other_counts(stored: Mapping[str, Any], config: Mapping[str, Any]) -> str:
-    """Where the files have another number of layers or experts than the configuration."""
-    found = []
-    counts = [("num_hidden_layers", _LAYER)]
+def _other_counts(stored: Mapping[str, Stored], config: Mapping[str, Any]) -> str:
+    """Where the files have other numbers of layers, experts, tokens than the configuration."""
+    counts = {"num_hidden_layers": (_count(stored, _LAYER), "layers (model.layers.N)")}
     if config.get("num_experts"):
-        counts.append(("num_experts", _EXPERT))
-    for key, pattern in counts:
-        numbers = {int(match[1]) for name in stored if (match := pattern.match(name))}
-        count = max(numbers, default=-1) + 1
-        if config[key] != count:
-            what = "layers (model.layers.N)" if pattern is _LAYER else "experts (mlp.experts.N)"
-            found.append(f"{key}={config[key]}, and they hold {count} {what}")
-    return "; ".join(found)
+        counts["num_experts"] = (_count(stored, _EXPERT), "experts (mlp.experts.N)")
+    table = stored.get(EMBEDDINGS)
+    if table is not None and len(table.shape) == 2:
+        rows, columns = table.shape
+        counts["vocab_size"] = (rows, f"rows in {EMBEDDINGS}")
+        counts["hidden_size"] = (columns, f"columns in {EMBEDDINGS}")
+    return "; ".join(
+        f"{key}={config[key]}, and they hold {count} {what}"
+        for key, (count, what) in counts.items()
+        if config[key] != count
+    )
+
+
+def _count(stored: Iterable[str], pattern: re.Pattern[str]) -> int:
+    numbers = {int(match[1]) for name in stored if (match := pattern.match(name))}
+    return max(numbers, default=-1) + 1
 
 
 def _wrong_type(stored: str) -> str:

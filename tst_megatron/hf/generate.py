@@ -12,7 +12,13 @@ import torch
 from tst_megatron.data.hugging_face_tokenizer import load_hugging_face
 from tst_megatron.hf.configuration import written_config
 from tst_megatron.hf.safetensors_files import is_buffer
-from tst_megatron.hf.whole_model import as_transformers_reads, check_config, check_model
+from tst_megatron.hf.soundness import check_numbers
+from tst_megatron.hf.whole_model import (
+    as_transformers_reads,
+    check_config,
+    check_model,
+    problems_along,
+)
 from tst_megatron.training.run_folder import RunFolder, run_of
 
 
@@ -29,7 +35,7 @@ def load_in_transformers(
         The model in evaluation mode, and what transformers reports about names and shapes.
 
     Raises:
-        ValueError: it is not whole, or transformers cannot load it.
+        ValueError: it is not whole, holds what is no number, or transformers cannot load it.
     """
     from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoModelForCausalLM
@@ -37,7 +43,7 @@ def load_in_transformers(
 
     # Its bar for loading weights draws over this project's own progress.
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    check_model(hf_dir)
+    files = check_model(hf_dir)
     try:
         with as_transformers_reads(hf_dir) as folder:
             loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -60,6 +66,9 @@ def load_in_transformers(
             "config.json or its weights are damaged, or of another version."
         ) from error
     model, info = loaded
+    if not all(bool(parameter.isfinite().all()) for parameter in model.parameters()):
+        check_numbers(files)
+        raise ValueError(f"{hf_dir}: some of its weights are infinite in {dtype}. Use fp32.")
     unexpected = {name for name in info["unexpected_keys"] if not is_buffer(name)}
     return model.eval(), {**info, "unexpected_keys": unexpected}
 
@@ -145,3 +154,5 @@ def _check(hf_dir: Path) -> None:
             "export` wrote with its tokenizer."
         )
     check_config(hf_dir)
+    if problems := problems_along(hf_dir):
+        raise ValueError("\n".join(problems))

@@ -39,6 +39,10 @@ from tst_megatron.hf.whole_model import check_model, problems_along
 from tst_megatron.host.device import find as find_device
 
 _PROOF_SEQUENCES, _PROOF_TOKENS = 2, 256
+_TOO_LARGE = (
+    "the model computes NaN or infinities on the calibration's text, though each weight is a "
+    "number: some are too large. Take an earlier checkpoint, or fetch the files again"
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -162,7 +166,7 @@ def _check_model(hf_dir: Path, format: str) -> None:
         files = check_model(hf_dir) if has_config else HuggingFaceWeights(hf_dir)
         problems += _unfit_weights(files, format) + _too_large(files)
     except ValueError as error:
-        problems.append(str(error).rstrip("."))
+        problems.append(str(error).removeprefix(f"{hf_dir}: ").rstrip("."))
     if not problems:
         problems = not_numbers(files, or_zeros=True)
     if problems:
@@ -240,18 +244,18 @@ def _quantised(
         for number, tokens_T in enumerate(tokens_BT, start=1):
             logits_BTV = model(tokens_T[None].to(model.device), use_cache=False).logits
             if not bool(logits_BTV.isfinite().all()):
-                raise ValueError(
-                    f"{hf_dir}: the model computes NaN or infinite logits on the calibration's "
-                    "text, though each weight is a number: some are too large. It cannot be "
-                    "quantised; take an earlier checkpoint, or fetch the files again."
-                )
+                raise ValueError(f"{hf_dir}: {_TOO_LARGE}")
             if number % tenth == 0:
                 with contextlib.redirect_stdout(shown):
                     say(f"calibrated on {number} of {len(tokens_BT)} sequences")
 
     # modelopt prints, where this project's own progress is shown.
-    with torch.inference_mode(), contextlib.redirect_stdout(io.StringIO()):
-        return mtq.quantize(model, copy.deepcopy(configurations[format]), calibrate)
+    try:
+        with torch.inference_mode(), contextlib.redirect_stdout(io.StringIO()):
+            return mtq.quantize(model, copy.deepcopy(configurations[format]), calibrate)
+    except AssertionError as error:
+        # What it finds in an activation: weights were looked through before.
+        raise ValueError(f"{hf_dir}: {_TOO_LARGE} (nvidia-modelopt: {error})") from error
 
 
 def _write(model: Any, folder: Path) -> None:

@@ -42,14 +42,14 @@ def not_numbers(files: HuggingFaceWeights, *, or_zeros: bool = False) -> list[st
     found = []
     if broken:
         found.append(
-            f"{len(broken)} weights hold what is no number: {_listed(broken)}. The files are "
-            "damaged, or the model was left so by its training: fetch them again, or take an "
-            "earlier checkpoint"
+            f"NaN or infinite numbers in {len(broken)} of its weights: {_listed(broken)}. Its files "
+            "are damaged, or it was left so by its training: fetch them again, or take an earlier "
+            "checkpoint"
         )
     if dead:
         found.append(
-            f"{len(dead)} weights are all zero in the original: {_listed(dead)}. A weight of zeros "
-            "has no scale, and would be written as NaN. If they are those of an expert, it is "
+            f"all zero in the original: {_listed(dead)} ({len(dead)} of its weights). Zeros alone "
+            "have no scale, and would be written as NaN. Weights of an expert are so where it is "
             "dead: train on until the router uses it, or take it out (its weights, its row of "
             "mlp.gate.weight, and num_experts in config.json); or serve the model as it is"
         )
