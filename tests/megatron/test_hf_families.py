@@ -263,10 +263,13 @@ def with_config(folder: Path, **changes: Any) -> Path:
             "gate_proj.weight, model.layers.1.mlp.up_proj.weight are of several types",
         ),
         (
-            lambda hf: with_config(hf, attention_bias=True, num_hidden_layers=9),
+            lambda hf: with_config(hf, attention_bias=True, num_hidden_layers=9, layer_types=None),
             r"hf: this model has no Megatron form: attention_bias=True",
         ),
-        (lambda hf: with_config(hf, num_hidden_layers=9), "num_hidden_layers=9, and they hold 3"),
+        (
+            lambda hf: with_config(hf, num_hidden_layers=9, layer_types=None),
+            "num_hidden_layers=9, and they hold 3",
+        ),
         (lambda hf: with_config(hf, vocab_size=10**9), "vocab_size=1000000000, and they hold 1000"),
         (
             lambda hf: broken(hf, lambda w: w[UP].view(-1)[:2].fill_(torch.nan)),

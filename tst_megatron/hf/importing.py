@@ -161,7 +161,8 @@ def _configuration(hf_dir: Path) -> tuple[Family, dict[str, Any], dict[str, Any]
     written = written_config(hf_dir)
     family = known_family(hf_dir, written)
     if problems := config_problems(written, family):
-        refuse(hf_dir, [*problems, *parts_without_form(written)])
+        parts = parts_without_form(written)
+        refuse(hf_dir, problems + [f"has no Megatron form: {part}" for part in parts])
     config = complete(hf_dir, family)
     try:
         return family, config, family.flags_from_config(config)

@@ -80,19 +80,21 @@ def stored_tensors(folder: Path) -> dict[str, Stored]:
     listed = _weight_map(folder)
     files = sorted(set(listed.values())) if listed is not None else [ONE_FILE]
     found: dict[str, Stored] = {}
-    problems = []
+    unlisted = []
     for file in files:
         opened = open_safetensors(folder / file)
         for name in opened.keys():  # noqa: SIM118
             part = opened.get_slice(name)
             shape = tuple(part.get_shape())
+            found.setdefault(name, Stored(file, part.get_dtype(), shape))
             if listed is not None and listed.get(name) != file and not is_buffer(name, shape):
                 where = f"in {listed[name]}" if name in listed else "nowhere"
-                problems.append(f"{file} has {name}, which is {where} by the index")
-            found.setdefault(name, Stored(file, part.get_dtype(), shape))
-    for name, file in (listed or {}).items():
-        if name not in found:
-            problems.append(f"{name} is not in {file}, where the index has it")
+                unlisted.append(f"{file} has {name}, which is {where} by the index")
+    problems = [
+        f"{name} is not in {file}, where the index has it"
+        for name, file in (listed or {}).items()
+        if name not in found
+    ] + unlisted
     if problems:
         shown = "; ".join(problems[:10]) + ("; and others" if len(problems) > 10 else "")
         raise ValueError(

@@ -42,8 +42,8 @@ def not_numbers(files: HuggingFaceWeights, *, or_zeros: bool = False) -> list[st
     found = []
     if broken:
         found.append(
-            f"NaN or infinite numbers in {len(broken)} of its weights: {_listed(broken)}. Its files "
-            "are damaged, or it was left so by its training: fetch them again, or take an earlier "
+            f"NaN or infinite numbers in {len(broken)} of its weights: {_listed(broken)}. The "
+            "files are damaged, or the training left it so: fetch them again, or take an earlier "
             "checkpoint"
         )
     if dead:
