@@ -72,7 +72,7 @@ def test_configuration_that_is_right_is_taken(tmp_path, config, changes):
         ("num_key_value_heads", [3, 8], "not a multiple of num_key_value_heads"),
         ("head_dim", [3], "must be even"),
         ("rms_norm_eps", [NAN, math.inf, -1e-6, 0, "1e-6", None, True], "between 0 and 1"),
-        ("rope_theta", [0, -1.0, NAN, math.inf, "10000"], "a finite number above 0"),
+        ("rope_theta", [0, -1.0, NAN, math.inf, "10000", 1e30], "between 0 and 1e\\+12"),
         ("initializer_range", [NAN, -1.0], "from 0 to 1"),
         ("attention_dropout", [NAN, 2, -1], "from 0 to 1"),
         ("router_aux_loss_coef", [NAN, -1.0, "x"], "from 0 to"),
@@ -94,6 +94,14 @@ def test_number_that_is_that_of_no_model_is_one_line(tmp_path, key, values, mess
         (line,) = str(caught.value).splitlines()
         assert line.startswith(f"{tmp_path / 'config.json'}: ")
         assert key in line
+
+
+def test_rope_by_old_and_new_names_must_be_the_same(tmp_path):
+    new = {"rope_theta": 1e4, "rope_type": "llama3", "factor": 8.0}
+    config = {**LLAMA, "rope_parameters": new, "rope_scaling": {"type": "llama3", "factor": 32.0}}
+    with pytest.raises(ValueError, match=r"factor=32.0: contradicts rope_parameters.factor=8.0"):
+        check_config(folder_of(tmp_path, config))
+    assert check_config(folder_of(tmp_path, {**config, "rope_scaling": {**new}}))
 
 
 def test_all_that_is_wrong_is_said_at_once(tmp_path):

@@ -46,7 +46,7 @@ def test_files_may_be_links_as_in_the_cache_of_the_hub(tmp_path):
     [
         ({"weight": OWN, "ghost": OWN}, f"ghost is not in {OWN}, where the index has it"),
         ({"ghost": OWN}, f"2 differences.*{OWN} has weight, which is nowhere by the index"),
-        ({"weight": "gone.safetensors"}, "gone.safetensors is missing"),
+        ({"weight": "gone.safetensors"}, "gone.safetensors missing, which"),
         ({"weight": "config.json"}, "names config.json, no safetensors file"),
         ({}, "its weight_map must name a file"),
         ([], "its weight_map must name a file"),

@@ -7,7 +7,6 @@ before a library is asked that believes them. Each problem is a sentence of its 
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -33,10 +32,11 @@ _EXPERT_SIZES = {
     "moe_intermediate_size": _MOST,
     "decoder_sparse_step": _MOST_PARTS,
 }
+_THETA = (0.0, 1e12, True)
 # From, to, and whether both ends are excluded.
 _NUMBERS = {
     "rms_norm_eps": (0.0, 1.0, True),
-    "rope_theta": (0.0, math.inf, True),
+    "rope_theta": _THETA,
     "initializer_range": (0.0, 1.0, False),
     "attention_dropout": (0.0, 1.0, False),
 }
@@ -97,8 +97,6 @@ def _is_number(value: Any, low: float, high: float, is_open: bool) -> bool:
 
 
 def _must_be(low: float, high: float, is_open: bool) -> str:
-    if high == math.inf:
-        return f"must be a finite number above {low:g}"
     between, and_ = ("between", "and") if is_open else ("from", "to")
     return f"must be a number {between} {low:g} {and_} {high:g}"
 
@@ -118,21 +116,30 @@ def _rope_problems(written: Mapping[str, Any]) -> list[str]:
             found.append(f"{name}={_shown(rope)}: must be a block of settings")
             continue
         for key in ("rope_theta", "factor", "low_freq_factor", "high_freq_factor"):
-            if key in rope and not _is_number(rope[key], 0.0, math.inf, True):
-                found.append(f"{name}.{key}={_shown(rope[key])}: {_must_be(0.0, math.inf, True)}")
+            if key in rope and not _is_number(rope[key], *_THETA):
+                found.append(f"{name}.{key}={_shown(rope[key])}: {_must_be(*_THETA)}")
         kind = rope.get("rope_type", rope.get("type", "default"))
         if not isinstance(kind, str):
             found.append(f"{name}.rope_type={_shown(kind)}: must be a name")
         elif kind != "default" and "factor" not in rope:
             found.append(f"{name}.rope_type={_shown(kind)}: needs a factor")
-    rope = written.get("rope_parameters")
-    inner = rope.get("rope_theta") if isinstance(rope, dict) else None
-    if inner is not None and written.get("rope_theta") not in (None, inner):
-        found.append(
-            f"rope_theta={_shown(written['rope_theta'])}: contradicts rope_parameters.rope_theta="
-            f"{_shown(inner)}; take the wrong one out"
-        )
-    return found
+    return found + _two_ropes(written)
+
+
+def _two_ropes(written: Mapping[str, Any]) -> list[str]:
+    """Where the names of transformers 5 and those before it say different things."""
+    new, old = written.get("rope_parameters"), written.get("rope_scaling")
+    if not isinstance(new, dict):
+        return []
+    others = {"rope_theta": written.get("rope_theta")}
+    if isinstance(old, dict):
+        others |= {"rope_type": old.get("type"), **old}
+    return [
+        f"{key}={_shown(value)}: contradicts rope_parameters.{key}={_shown(new[key])}; take the "
+        "wrong one out"
+        for key, value in others.items()
+        if value is not None and key in new and new[key] != value
+    ]
 
 
 def _contradictions(

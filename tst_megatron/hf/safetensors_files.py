@@ -132,7 +132,7 @@ def _weight_map(folder: Path) -> dict[str, str] | None:
         raise ValueError(f"{folder / INDEX}: names {', '.join(others)}, no safetensors file.")
     if absent := sorted(name for name in names if not (folder / name).is_file()):
         raise ValueError(
-            f"{folder}: {', '.join(absent)} is missing, which {INDEX} names. Fetch it."
+            f"{folder}: {', '.join(absent)} missing, which {INDEX} names. Fetch the folder again."
         )
     if ONE_FILE not in names and (folder / ONE_FILE).is_file():
         raise ValueError(
