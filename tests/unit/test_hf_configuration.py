@@ -45,9 +45,10 @@ def folder_of(tmp_path, config):
         {"head_dim": None, "num_experts_per_tok": 4, "rope_scaling": None},
         {"rope_theta": 10000, "mlp_only_layers": [1], "layer_types": ["full_attention"] * 2},
         {"rope_parameters": {"rope_theta": 10000.0, "rope_type": "default"}},
+        {"torch_dtype": "bfloat16", "eos_token_id": [1, 2], "pad_token_id": -1},
         {"num_experts": None, "num_local_experts": 4, "num_experts_per_tok": 4},
     ],
-    ids=["plain", "null", "lists", "rope", "other-name"],
+    ids=["plain", "null", "lists", "rope", "ids", "other-name"],
 )
 def test_configuration_that_is_right_is_taken(tmp_path, config, changes):
     config = {name: value for name, value in {**config, **changes}.items() if name != "num_experts"
@@ -77,6 +78,8 @@ def test_configuration_that_is_right_is_taken(tmp_path, config, changes):
         ("attention_dropout", [NAN, 2, -1], "from 0 to 1"),
         ("router_aux_loss_coef", [NAN, -1.0, "x"], "from 0 to"),
         ("tie_word_embeddings", ["false", None, 1], "true or false"),
+        ("dtype", ["banana", 5, "int8"], "must be one of float32"),
+        ("eos_token_id", ["2", [1, "2"], True], "the number of a token"),
         ("mlp_only_layers", [[2], [-1], [0, 5]], "the layers are 0 to 1"),
         ("mlp_only_layers", ["0", [0.5], [True]], "a list of numbers of layers"),
         ("layer_types", [["full_attention"]], "names 1 layers"),

@@ -41,6 +41,7 @@ _NUMBERS = {
     "attention_dropout": (0.0, 1.0, False),
 }
 _EXPERT_NUMBERS = {"router_aux_loss_coef": (0.0, 1e9, False)}
+_TYPES = ("float32", "bfloat16", "float16")
 _SWITCHES = ("tie_word_embeddings", "attention_bias", "mlp_bias", "use_sliding_window")
 _MAY_BE_NULL = {
     "num_key_value_heads",
@@ -79,7 +80,23 @@ def config_problems(written: Mapping[str, Any], family: Family) -> list[str]:
         for name in switches
         if _is_said(written, name) and not isinstance(written[name], bool)
     ]
+    found += _other_kinds(written)
     return found + _rope_problems(written) + _contradictions(written, family, sizes)
+
+
+def _other_kinds(written: Mapping[str, Any]) -> list[str]:
+    """What is neither a size nor a share: the type of the weights, and ids of tokens."""
+    found = [
+        f"{name}={_shown(written[name])}: must be one of {', '.join(_TYPES)}"
+        for name in ("dtype", "torch_dtype")
+        if written.get(name) is not None and written[name] not in _TYPES
+    ]
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        ids = written.get(name)
+        listed = ids if isinstance(ids, list) and name == "eos_token_id" else [ids]
+        if ids is not None and not all(type(each) is int for each in listed):
+            found.append(f"{name}={_shown(ids)}: must be the number of a token")
+    return found
 
 
 def _is_said(written: Mapping[str, Any], name: str) -> bool:

@@ -8,6 +8,7 @@ Shapes: B sequences, T raw tokens, V vocabulary; O and I as in ``quantized_forma
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -189,16 +190,18 @@ def _compare_logits(
         for name, weight in dequantised:
             place_of(name, state)[1].copy_(weight)
         after_BTV = model(tokens_BT, use_cache=False).logits
-    if not (before_BTV.isfinite().all() and after_BTV.isfinite().all()):
+    relative = float((before_BTV - after_BTV).double().norm() / before_BTV.double().norm())
+    if not math.isfinite(relative):
         raise ValueError(
-            f"{original}: the model computes NaN or infinite logits, before or after rounding, so "
-            "nothing can be compared: some of its weights are too large for it to be of use."
+            f"{original}: the logits of the model, or of the rounded one, are NaN, infinite or all "
+            "zero, so nothing can be compared: its weights are too large or too small for it to be "
+            "of use."
         )
     same_best_BT = before_BTV.argmax(-1) == after_BTV.argmax(-1)
     return {
         "num_logits": before_BTV.numel(),
         "max_logit": float(before_BTV.abs().max()),
         "max_logit_difference": float((before_BTV - after_BTV).abs().max()),
-        "relative_logit_difference": float((before_BTV - after_BTV).norm() / before_BTV.norm()),
+        "relative_logit_difference": relative,
         "same_best_fraction": float(same_best_BT.float().mean()),
     }
