@@ -49,9 +49,10 @@ def not_numbers(files: HuggingFaceWeights, *, or_zeros: bool = False) -> list[st
     if dead:
         found.append(
             f"all zero in the original: {_listed(dead)} ({len(dead)} of its weights). Zeros alone "
-            "have no scale, nor has what comes out of them, and would be written as NaN. Weights of an expert are so where it is "
-            "dead: train on until the router uses it, or take it out (its weights, its row of "
-            "mlp.gate.weight, and num_experts in config.json); or serve the model as it is"
+            "have no scale, nor has what comes out of them, and would be written as NaN. Weights "
+            "of an expert are so where it is dead: train on until the router uses it, or take it "
+            "out (its weights, its row of mlp.gate.weight, and num_experts in config.json); or "
+            "serve the model as it is"
         )
     return found
 
