@@ -419,3 +419,84 @@ def test_shapes_without_whole_blocks_are_refused_for_nvfp4_alone(text, tmp_path)
         quantize(model, tmp_path / "out", format="nvfp4", calibration=calibration)
     report = quantize(model, tmp_path / "out", format="fp8", calibration=calibration)
     assert report.proof.num_quantised == 14
+
+
+NORM = "model.norm.weight"
+EXPERT = "model.layers.1.mlp.experts.3.{}_proj.weight"
+
+
+def fill(name, value):
+    return lambda found: found[name].view(-1)[:3].fill_(value)
+
+
+def kill_expert(found):
+    for part in ("gate", "up", "down"):
+        found[EXPERT.format(part)].zero_()
+
+
+def empty_file(folder):
+    (folder / "model.safetensors").write_bytes(b"")
+
+
+def lying_index(folder):
+    index = {"metadata": {}, "weight_map": {NORM: "model.safetensors", "x": "../y.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+def no_heads(folder):
+    text = (folder / "config.json").read_text()
+    (folder / "config.json").write_text(
+        text.replace('"num_attention_heads": 4', '"num_attention_heads": 0')
+    )
+
+
+def other_output_layer(folder):
+    text = (folder / "config.json").read_text()
+    (folder / "config.json").write_text(
+        text.replace('"tie_word_embeddings": false', '"tie_word_embeddings": true')
+    )
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (fill(NORM, torch.inf), rf"{NORM} (3 infinite of 64 numbers)"),
+        (fill("model.embed_tokens.weight", torch.nan), "embed_tokens.weight (3 NaN of"),
+        (fill(EXPERT.format("up"), torch.nan), f"{EXPERT.format('up')} (3 NaN of 2,048 numbers)"),
+        (kill_expert, f"all zero in the original: {EXPERT.format('down')}, "),
+        (lambda found: found[NORM].fill_(3e38), "computes NaN or infinities on the calibration's"),
+        (lambda found: found.update({NORM: torch.zeros(7)}), f"{NORM} is (7,) and should be"),
+        (lambda found: found.pop(NORM), f"{NORM} is missing"),
+        (empty_file, "model.safetensors: cannot be read: it is empty"),
+        (lying_index, "names '../y.safetensors', and a model's files lie beside its index"),
+        (no_heads, "num_attention_heads=0: must be a whole number"),
+        (other_output_layer, "lm_head.weight is another table than model.embed_tokens.weight"),
+        (lambda folder: (folder / "config.json").write_text("[]"), "config.json: holds no block"),
+        (lambda folder: (folder / "config.json").write_text("{"), "config.json: is not JSON"),
+    ],
+)
+@pytest.mark.parametrize("format_", ["fp8", "nvfp4"])
+def test_damaged_model_is_one_sentence_and_nothing_is_left(
+    damage, message, format_, quantised, text, tmp_path, monkeypatch, capsys
+):
+    original, _, _ = quantised("qwen3_moe", format_)
+    shutil.copytree(original, tmp_path / "hf")
+    found = tensors(tmp_path / "hf")
+    of_folder = damage in (empty_file, lying_index, no_heads, other_output_layer) or (
+        "config.json" in message
+    )
+    damage(tmp_path / "hf" if of_folder else found)
+    if not of_folder:
+        save_file(found, tmp_path / "hf" / "model.safetensors", metadata={"format": "pt"})
+    options = ("--text", text, "--sequence-length", "32", "--num-sequences", "1")
+    status, printed = command.run(
+        *(monkeypatch, capsys, "quantize", tmp_path / "hf", tmp_path / "out"),
+        *("--format", format_, *options, "--device", "cpu"),
+    )
+    assert message in printed
+    assert status == 2 and os.listdir(tmp_path) == ["hf"]
+    if "zero" not in message and "calibration" not in message and format_ == "fp8":
+        status, printed = command.run(
+            monkeypatch, capsys, "generate", tmp_path / "hf", "--prompt", "lamp"
+        )
+        assert status == 2 and message in printed

@@ -20,6 +20,7 @@ from transformers import (
     Qwen3MoeConfig,
 )
 
+from tst_megatron.hf import importing
 from tst_megatron.hf.checkpoint import TrainedWeights, open_checkpoint
 from tst_megatron.hf.export import export
 from tst_megatron.hf.importing import import_model
@@ -235,24 +236,24 @@ def with_config(folder: Path, **changes: Any) -> Path:
         ),
         (
             lambda hf: with_config(hf, attention_bias=True, hidden_act="gelu", rope_theta=1.5),
-            r"hidden_act='gelu'.*attention_bias=True",
+            r"(?s)hidden_act='gelu'.*attention_bias=True",
         ),
         (
             lambda hf: with_config(hf, use_sliding_window=True, sliding_window=8),
             "use_sliding_window=True",
         ),
         (lambda hf: with_config(hf, model_type="mistral"), "model_type='mistral': another"),
-        (lambda hf: with_config(hf, hidden_size="40"), "transformers refuses it: .*hidden_size"),
-        (lambda hf: with_config(hf, vocab_size=None), "transformers refuses it: .*vocab_size"),
-        (lambda hf: (hf / "config.json").write_text("[]"), "no block of settings, but list"),
+        (lambda hf: with_config(hf, hidden_size="40"), 'hidden_size="40": must be a whole number'),
+        (lambda hf: with_config(hf, vocab_size=None), "vocab_size=null: must be a whole number"),
+        (lambda hf: (hf / "config.json").write_text("[]"), "holds no block of named values"),
         (lambda hf: with_index(hf, []), "is no index of weights"),
         (
             lambda hf: with_index(hf, {"model.norm.bias": "model.safetensors"}),
-            "model.norm.bias is unknown",
+            "model.norm.bias is not in model.safetensors, where the index has it",
         ),
         (
             lambda hf: without_listing(hf, "model.norm.weight"),
-            "model.norm.weight cannot be read .*though model.safetensors.index.json says",
+            "model.norm.weight is not in model.safetensors, where the index has it",
         ),
         (
             lambda hf: broken(
@@ -261,6 +262,27 @@ def with_config(folder: Path, **changes: Any) -> Path:
             ),
             "gate_proj.weight, model.layers.1.mlp.up_proj.weight are of several types",
         ),
+        (
+            lambda hf: with_config(hf, attention_bias=True, num_hidden_layers=9, layer_types=None),
+            r"hf: this model has no Megatron form: attention_bias=True",
+        ),
+        (
+            lambda hf: with_config(hf, num_hidden_layers=9, layer_types=None),
+            "num_hidden_layers=9, and they hold 3",
+        ),
+        (lambda hf: with_config(hf, vocab_size=10**9), "vocab_size=1000000000, and they hold 1000"),
+        (
+            lambda hf: broken(hf, lambda w: w[UP].view(-1)[:2].fill_(torch.nan)),
+            rf"NaN or infinite numbers in 1 of its weights: {UP} \(2 NaN of",
+        ),
+        (
+            lambda hf: broken(
+                with_config(hf, tie_word_embeddings=True),
+                lambda w: w["lm_head.weight"].view(-1)[0].add_(1),
+            ),
+            r"lm_head.weight is another table .*set \"tie_word_embeddings\": false",
+        ),
+        (lambda hf: (hf / "tokenizer.json").write_text("garbage"), "tokenizer.json: is not JSON"),
         (lambda hf: (hf / "config.json").unlink(), "has no config.json"),
         (lambda hf: (hf / "config.json").write_text("{"), "is not JSON"),
         (lambda hf: (hf / "model.safetensors").unlink(), "has neither model.safetensors nor"),
@@ -281,3 +303,50 @@ def test_import_of_what_it_cannot_take_leaves_nothing(
         import_model(source, tmp_path / "out")
     assert sorted(os.listdir(tmp_path)) == ["hf", "out"]
     assert sorted(os.listdir(tmp_path / "out")) == before
+
+
+def test_what_megatron_refuses_is_said_of_the_folder_before_anything_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = write_model(CONFIGS["qwen3"], tmp_path / "hf", torch.float32)
+
+    def refuse(*_: Any) -> None:
+        raise AssertionError("no such model")
+
+    monkeypatch.setattr(importing, "skeleton", refuse)
+    said: list[str] = []
+    expected = f"{source}: this model has no Megatron form: Megatron refuses it: no such model"
+    with pytest.raises(ValueError, match=expected):
+        import_model(source, tmp_path / "out", on_progress=said.append)
+    assert said == [] and os.listdir(tmp_path) == ["hf"]
+
+
+def test_old_folder_with_buffers_a_tied_head_and_an_index_without_metadata_is_imported(
+    tmp_path: Path,
+) -> None:
+    """As writers of some years ago made them; also every chat template goes along."""
+    source = write_model(CONFIGS["llama_tied"], tmp_path / "hf", torch.float32)
+    there = "model.layers.1.self_attn"
+
+    def old(weights: dict[str, torch.Tensor]) -> None:
+        weights["lm_head.weight"] = weights["model.embed_tokens.weight"].clone()
+        weights[f"{there}.rotary_emb.inv_freq"] = torch.ones(4)
+        weights[f"{there}.masked_bias"] = torch.tensor(-1e4)
+        weights[f"{there}.bias"] = torch.ones(1, 1, 8, 8, dtype=torch.bool)
+
+    broken(source, old)
+    (source / "model.safetensors").rename(source / "model-00001-of-00001.safetensors")
+    index = dict.fromkeys(tensors(source), "model-00001-of-00001.safetensors")
+    (source / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
+    (source / "tokenizer.json").write_text("{}")
+    template = "additional_chat_templates/tool_use.jinja"
+    (source / template).parent.mkdir()
+    (source / template).write_text("{{ messages }}")
+
+    report = import_model(source, tmp_path / "imported", compute=True)
+
+    proof = report.verification
+    assert proof is not None and proof.computed is not None
+    assert proof.num_tensors == len(index) - 4
+    assert template in report.tokenizer
+    assert (tmp_path / "imported" / "tokenizer" / template).read_text() == "{{ messages }}"

@@ -40,6 +40,20 @@ HUGGING_FACE_FILES = (
     "chat_template.json",
 )
 """What a tokenizer in Hugging Face format may consist of."""
+FILES_ALONG = (
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "sentencepiece.model",
+    "spm.model",
+    "spm_char.model",
+    "dict.txt",
+    "emoji.json",
+    "byte_maps.json",
+    "entity_vocab.json",
+)
+"""What transformers may write beside them, and makes no ids of where tokenizer.json is there."""
+TEMPLATES_ALONG = "additional_chat_templates"
+"""A folder of chat templates beside the first."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -144,9 +158,17 @@ def store_tokenizer(source: Path, folder: Path, *, eod_token: str | None = None)
 
 
 def copy_files(source: Path, target: Path) -> list[str]:
-    """Copy the files of a tokenizer in Hugging Face format; returns their names."""
+    """Copy the files of a tokenizer in Hugging Face format; returns their names.
+
+    Its hash (``tokenizer_sha256``) is of what makes ids: without the files that only go along.
+    """
     names = [name for name in HUGGING_FACE_FILES if (source / name).is_file()]
+    if names:
+        names += [name for name in FILES_ALONG if (source / name).is_file()]
+        templates = sorted((source / TEMPLATES_ALONG).glob("*.jinja"))
+        names += [f"{TEMPLATES_ALONG}/{path.name}" for path in templates if path.is_file()]
     for name in names:
+        (target / name).parent.mkdir(exist_ok=True)
         shutil.copyfile(source / name, target / name)
     return names
 

@@ -20,7 +20,8 @@ from tst_megatron.evaluate.definitions import data_of, manager, task_names, writ
 from tst_megatron.evaluate.hub import hub_problem
 from tst_megatron.evaluate.local_data import COMMAND, MANIFEST, check_files
 from tst_megatron.files import claimed, file_sha256, write_beside
-from tst_megatron.hf.folder import INDEX, HuggingFaceWeights
+from tst_megatron.hf.folder import HuggingFaceWeights
+from tst_megatron.hf.safetensors_files import INDEX
 from tst_megatron.host.device import find as find_device
 from tst_megatron.outputs import check_output
 

@@ -185,11 +185,7 @@ class Family:
         Raises:
             ValueError: the model has a part that Megatron's model here does not have; all of them.
         """
-        found = [
-            f"{key}={config[key]!r} (must be {' or '.join(repr(value) for value in allowed)})"
-            for key, allowed in _WITHOUT.items()
-            if key in config and config[key] not in allowed
-        ]
+        found = parts_without_form(config)
         rope = dict(config.get("rope_parameters") or {})
         theta = rope.get("rope_theta", config.get("rope_theta"))
         if theta is None or float(theta) != int(theta):
@@ -197,14 +193,12 @@ class Family:
         special = self.flags(config, found)
         if "use-rope-scaling" not in special and rope.get("rope_type", "default") != "default":
             found.append(f"rope_type={rope['rope_type']!r} (must be 'default')")
-        heads = config["num_attention_heads"]
-        if heads % config["num_key_value_heads"]:
-            found.append(f"{config['num_key_value_heads']} key-value heads for {heads} heads")
         if found:
             raise ValueError(
-                f"This {self.name} model has no Megatron form: {'; '.join(found)}. "
-                "Only models without these parts can be imported."
+                f"this model has no Megatron form: {'; '.join(found)}. Only {self.name} models "
+                "without these parts can be imported."
             )
+        heads = config["num_attention_heads"]
         return {
             "num-layers": config["num_hidden_layers"],
             "hidden-size": config["hidden_size"],
@@ -227,6 +221,19 @@ class Family:
             "attention-dropout": float(config.get("attention_dropout") or 0.0),
             **special,
         }
+
+
+def parts_without_form(config: Mapping[str, Any]) -> list[str]:
+    """What a configuration has that no Megatron model here can have.
+
+    Args:
+        config: a config.json, complete or not.
+    """
+    return [
+        f"{key}={config[key]!r} (must be {' or '.join(repr(value) for value in allowed)})"
+        for key, allowed in _WITHOUT.items()
+        if key in config and config[key] not in allowed
+    ]
 
 
 def _must_be(args: argparse.Namespace, name: str, allowed: Sequence[Any]) -> str:

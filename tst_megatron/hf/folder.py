@@ -4,27 +4,36 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+import re
+from collections.abc import Iterable, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
 from tst_megatron.files import check_not_claimed
 from tst_megatron.hf.families import family_of_config
+from tst_megatron.hf.safetensors_files import (
+    INDEX,
+    ONE_FILE,
+    Stored,
+    is_buffer,
+    open_safetensors,
+    stored_tensors,
+)
 from tst_megatron.hf.weights import rules, shapes
 from tst_megatron.outputs import check_output
-from tst_megatron.system.paths import is_own_name
-
-INDEX = "model.safetensors.index.json"
-ONE_FILE = "model.safetensors"
 
 _TYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
+
+HEAD, EMBEDDINGS = "lm_head.weight", "model.embed_tokens.weight"
+
+_LAYER = re.compile(r"model\.layers\.(\d+)\.")
+_EXPERT = re.compile(r"model\.layers\.\d+\.mlp\.experts\.(\d+)\.")
 
 SHARD_BYTES = 500_000_000
 """Largest size of one safetensors file, unless a single tensor is larger. Twice as much is in
@@ -35,22 +44,33 @@ class HuggingFaceWeights:
     """The weights of a folder, one at a time: no more than one file is open."""
 
     def __init__(self, folder: Path) -> None:
-        """Read which file has which weight.
+        """Read which file has which weight, and what each file says that it holds.
+
+        Buffers that older versions of transformers kept among the weights are passed over.
 
         Raises:
-            ValueError: the folder has no whole set of safetensors files.
+            ValueError: the folder has no whole set of safetensors files, or its index says
+                something else than they do.
         """
         self.folder = folder
-        self._files = _weight_map(folder)
+        self._stored = {
+            name: stored
+            for name, stored in stored_tensors(folder).items()
+            if not is_buffer(name, stored.shape)
+        }
         self._open: tuple[str, Any] = "", None
 
     def names(self) -> list[str]:
         """Every weight, as the files have it."""
-        return list(self._files)
+        return list(self._stored)
+
+    def files(self) -> set[str]:
+        """The names of the files."""
+        return {stored.file for stored in self._stored.values()}
 
     def shape(self, name: str) -> tuple[int, ...]:
         """The shape of a weight, without reading it."""
-        return tuple(self._slice(name).get_shape())
+        return self._stored[name].shape
 
     def dtype(self, name: str) -> torch.dtype:
         """The type of a weight, without reading it.
@@ -58,55 +78,80 @@ class HuggingFaceWeights:
         Raises:
             ValueError: a type that no model is trained in.
         """
-        stored = self._slice(name).get_dtype()
+        stored = self._stored[name].dtype
         if stored not in _TYPES:
-            raise ValueError(
-                f"{self.folder}: {name} is {stored}, and a model is trained in one of "
-                f"{', '.join(_TYPES)}. Convert it first."
-            )
+            raise ValueError(f"{self.folder}: {name} {_wrong_type(stored)}. Convert it first.")
         return _TYPES[stored]
 
     def read(self, name: str) -> Tensor:
         """One weight, as it is in the files."""
-        with self._named(name) as file:
-            tensor: Tensor = file.get_tensor(name)
+        try:
+            tensor: Tensor = self._file(name).get_tensor(name)
+        except SafetensorError as error:
+            raise ValueError(
+                f"{self.folder / self._stored[name].file}: {name} cannot be read ({error}). Fetch "
+                "it again."
+            ) from error
         return tensor
 
     def check(self, config: Mapping[str, Any]) -> None:
         """Refuse weights that are not those of a configuration, all of them at once.
 
         Args:
-            config: a config.json of a known family.
+            config: a config.json of a known family, complete.
 
         Raises:
-            ValueError: a weight is missing, unknown, or has another shape.
+            ValueError: a weight is missing, unknown, or has another shape, or there is an output
+                layer where the configuration has none.
         """
-        wanted: dict[str, tuple[int, ...]] = {}
-        for rule in rules(config):
-            wanted.update(zip(rule.hf, shapes(rule, config), strict=True))
-        unknown = set(self._files) - wanted.keys()
-        if config["tie_word_embeddings"]:
-            # Some writers store the tied table a second time.
-            unknown -= {"lm_head.weight"}
-        found = [f"{name} is unknown" for name in sorted(unknown)]
-        found += [f"{name} is missing" for name in wanted if name not in self._files]
-        found += [
-            f"{name} is {self.shape(name)} and should be {shape}"
-            for name, shape in wanted.items()
-            if name in self._files and self.shape(name) != shape
-        ]
-        found += [
-            f"{', '.join(rule.hf)} are of several types"
-            for rule in rules(config)
-            if len({self.dtype(name) for name in rule.hf if name in self._files}) > 1
-        ]
-        if found:
+        # A number of layers that is another one would be a list of weights without an end.
+        if counts := _other_counts(self._stored, config):
+            raise ValueError(f"{self.folder}: config.json is not that of the files: {counts}.")
+        if found := self._differences(config):
             shown = "; ".join(found[:20]) + ("; and others" if len(found) > 20 else "")
             raise ValueError(
                 f"{self.folder}: its weights are not those of its config.json ({len(found)} "
                 f"differences): {shown}. Fetch the folder again, or convert it to the names that "
                 f"{family_of_config(config).architecture} has on the hub."
             )
+        if config["tie_word_embeddings"] and not self.is_tied():
+            raise ValueError(
+                f"{self.folder}: {HEAD} is another table than {EMBEDDINGS}, and config.json says "
+                'that they are one ("tie_word_embeddings": true). If the model has an output layer '
+                'of its own, set "tie_word_embeddings": false there; if not, take the tensor out '
+                "of the files."
+            )
+
+    def _differences(self, config: Mapping[str, Any]) -> list[str]:
+        wanted: dict[str, tuple[int, ...]] = {}
+        for rule in rules(config):
+            wanted.update(zip(rule.hf, shapes(rule, config), strict=True))
+        unknown = set(self._stored) - wanted.keys()
+        if config["tie_word_embeddings"]:
+            # Some writers store the tied table a second time.
+            unknown -= {HEAD}
+        found = [f"{name} is unknown" for name in sorted(unknown)]
+        found += [f"{name} is missing" for name in wanted if name not in self._stored]
+        found += [
+            f"{name} is {self.shape(name)} and should be {shape}"
+            for name, shape in wanted.items()
+            if name in self._stored and self.shape(name) != shape
+        ]
+        found += [
+            f"{name} {_wrong_type(self._stored[name].dtype)}"
+            for name in wanted
+            if name in self._stored and self._stored[name].dtype not in _TYPES
+        ]
+        found += [
+            f"{', '.join(rule.hf)} are of several types"
+            for rule in rules(config)
+            if len({self._stored[name].dtype for name in rule.hf if name in self._stored}) > 1
+        ]
+        return found
+
+    def is_tied(self) -> bool:
+        """Whether the output layer, where the files have one, is the table of embeddings."""
+        return HEAD not in self._stored or is_same(self.read(HEAD), self.read(EMBEDDINGS))
 
     def num_bytes(self, config: Mapping[str, Any]) -> int:
         """Bytes of the weights of a configuration, as the files have them.
@@ -120,106 +165,49 @@ class HuggingFaceWeights:
             for name in rule.hf
         )
 
-    def _slice(self, name: str) -> Any:
-        with self._named(name) as file:
-            return file.get_slice(name)
-
-    @contextmanager
-    def _named(self, name: str) -> Iterator[Any]:
-        """The file of a weight, while something is asked of it."""
-        try:
-            yield self._file(name)
-        except SafetensorError as error:
-            raise ValueError(
-                f"{self.folder / self._files[name]}: {name} cannot be read ({error}), though "
-                f"{INDEX} says it is there. Fetch the folder again."
-            ) from error
-
     def _file(self, name: str) -> Any:
-        file = self._files[name]
+        file = self._stored[name].file
         if self._open[0] != file:
             # The one before is closed, and its pages are given back.
             self._open = "", None
-            try:
-                self._open = file, safe_open(self.folder / file, framework="pt")
-            except (SafetensorError, OSError) as error:
-                raise ValueError(
-                    f"{self.folder / file}: cannot be read ({error}). Fetch it again."
-                ) from error
+            self._open = file, open_safetensors(self.folder / file)
         return self._open[1]
 
 
-def _weight_map(folder: Path) -> dict[str, str]:
-    """Weight -> file, in the order of the files."""
-    if (folder / INDEX).is_file():
-        try:
-            listed = json.loads((folder / INDEX).read_text())["weight_map"]
-            files = {str(name): str(file) for name, file in listed.items()}
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"{folder / INDEX}: is no index of weights ({error!r}).") from error
-        if outside := sorted({file for file in files.values() if not is_own_name(file)}):
-            raise ValueError(
-                f"{folder / INDEX}: names {', '.join(outside)}, and a model's files lie beside its "
-                "index. Fetch the folder again, or put them there and correct the index."
-            )
-        if absent := sorted(file for file in set(files.values()) if not (folder / file).is_file()):
-            raise ValueError(f"{folder}: {', '.join(absent)} missing, which {INDEX} names.")
-        return dict(sorted(files.items(), key=lambda item: item[1]))
-    if not (folder / ONE_FILE).is_file():
-        raise ValueError(
-            f"{folder}: has neither {ONE_FILE} nor {INDEX}. Give a folder whose weights are in "
-            "safetensors files (save_pretrained writes them)."
-        )
-    try:
-        with safe_open(folder / ONE_FILE, framework="pt") as file:
-            return dict.fromkeys(file.keys(), ONE_FILE)
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{folder / ONE_FILE}: cannot be read ({error}).") from error
+def is_same(first: Tensor, second: Tensor) -> bool:
+    """Whether two tensors are of one type and shape and hold the same bits."""
+    if first.dtype != second.dtype or first.shape != second.shape:
+        return False
+    return torch.equal(
+        first.contiguous().view(torch.uint8).flatten(),
+        second.contiguous().view(torch.uint8).flatten(),
+    )
 
 
-def read_config(folder: Path) -> dict[str, Any]:
-    """The configuration of a model, complete: what config.json leaves out is the class's default.
-
-    Args:
-        folder: in Hugging Face format.
-
-    Raises:
-        ValueError: there is no config.json, or it is of no known family.
-    """
-    file = folder / "config.json"
-    if not file.is_file():
-        raise ValueError(f"{folder}: has no config.json. Give a folder in Hugging Face format.")
-    try:
-        written = json.loads(file.read_text())
-    except ValueError as error:
-        raise ValueError(f"{file}: is not JSON ({error}).") from error
-    if not isinstance(written, dict):
-        raise ValueError(f"{file}: is no block of settings, but {type(written).__name__}.")
-    family = family_of_config(written)
-    from huggingface_hub.errors import StrictDataclassError
-    from transformers import AutoConfig
-
-    try:
-        config = AutoConfig.from_pretrained(folder, local_files_only=True).to_dict()
-    except (StrictDataclassError, ValueError, TypeError, KeyError) as error:
-        raise ValueError(f"{file}: transformers refuses it: {error}") from error
-    heads = config["num_attention_heads"]
-    # Of the names that transformers 5 writes and those that all else reads, the latter.
-    filled = {
-        "num_experts": config.get("num_local_experts", 0),
-        "head_dim": config["hidden_size"] // heads,
-        "mlp_only_layers": [],
-        **{name: value for name, value in config.items() if value is not None},
-    }
-    filled["mlp_only_layers"] = _dense_layers(filled)
-    return {**config, **filled, "decoder_sparse_step": 1, "model_type": family.model_type}
+def _other_counts(stored: Mapping[str, Stored], config: Mapping[str, Any]) -> str:
+    """Where the files have other numbers of layers, experts, tokens than the configuration."""
+    counts = {"num_hidden_layers": (_count(stored, _LAYER), "layers (model.layers.N)")}
+    if config.get("num_experts"):
+        counts["num_experts"] = (_count(stored, _EXPERT), "experts (mlp.experts.N)")
+    table = stored.get(EMBEDDINGS)
+    if table is not None and len(table.shape) == 2:
+        rows, columns = table.shape
+        counts["vocab_size"] = (rows, f"rows in {EMBEDDINGS}")
+        counts["hidden_size"] = (columns, f"columns in {EMBEDDINGS}")
+    return "; ".join(
+        f"{key}={config[key]}, and they hold {count} {what}"
+        for key, (count, what) in counts.items()
+        if config[key] != count
+    )
 
 
-def _dense_layers(config: Mapping[str, Any]) -> list[int]:
-    """The layers without experts, which a configuration may say in two ways at once."""
-    step = config.get("decoder_sparse_step", 1)
-    others = {layer for layer in range(config["num_hidden_layers"]) if (layer + 1) % step}
-    return sorted(others.union(config["mlp_only_layers"]))
+def _count(stored: Iterable[str], pattern: re.Pattern[str]) -> int:
+    numbers = {int(match[1]) for name in stored if (match := pattern.match(name))}
+    return max(numbers, default=-1) + 1
+
+
+def _wrong_type(stored: str) -> str:
+    return f"is {stored}, and a model is trained in one of {', '.join(_TYPES)}"
 
 
 # --- writing -------------------------------------------------------------------------------------

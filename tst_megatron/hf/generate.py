@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +10,15 @@ from typing import Any
 import torch
 
 from tst_megatron.data.hugging_face_tokenizer import load_hugging_face
+from tst_megatron.hf.configuration import written_config
+from tst_megatron.hf.safetensors_files import is_buffer
+from tst_megatron.hf.soundness import check_numbers
+from tst_megatron.hf.whole_model import (
+    as_transformers_reads,
+    check_config,
+    check_model,
+    problems_along,
+)
 from tst_megatron.training.run_folder import RunFolder, run_of
 
 
@@ -25,24 +33,44 @@ def load_in_transformers(
 
     Returns:
         The model in evaluation mode, and what transformers reports about names and shapes.
+
+    Raises:
+        ValueError: it is not whole, holds what is no number, or transformers cannot load it.
     """
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
     # Its bar for loading weights draws over this project's own progress.
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    loaded: Any = AutoModelForCausalLM.from_pretrained(
-        hf_dir,
-        dtype=dtype or "auto",
-        attn_implementation="eager",
-        experts_implementation="eager",
-        local_files_only=True,
-        # Other weights are a pickle.
-        use_safetensors=True,
-        output_loading_info=True,
-    )
+    files = check_model(hf_dir)
+    try:
+        with as_transformers_reads(hf_dir) as folder:
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                folder,
+                dtype=dtype or "auto",
+                attn_implementation="eager",
+                experts_implementation="eager",
+                local_files_only=True,
+                # Other weights are a pickle.
+                use_safetensors=True,
+                # They are then told, as a missing one is.
+                ignore_mismatched_sizes=True,
+                output_loading_info=True,
+            )
+    except (StrictDataclassError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
+        # What its code runs into where a file is not what it takes it for.
+        said = " ".join(str(error).split())
+        raise ValueError(
+            f"{hf_dir}: transformers cannot load it ({type(error).__name__}: {said}). Its "
+            "config.json or its weights are damaged, or of another version."
+        ) from error
     model, info = loaded
-    return model.eval(), info
+    if not all(bool(parameter.isfinite().all()) for parameter in model.parameters()):
+        check_numbers(files)
+        raise ValueError(f"{hf_dir}: some of its weights are infinite in {dtype}. Use fp32.")
+    unexpected = {name for name in info["unexpected_keys"] if not is_buffer(name)}
+    return model.eval(), {**info, "unexpected_keys": unexpected}
 
 
 def generate_text(
@@ -84,7 +112,14 @@ def generate_text(
         )
     if room < num_tokens and on_progress:
         on_progress(f"{room:,} tokens at most: the model has {len(ids) + room:,} positions")
-    model, _ = load_in_transformers(hf_dir, dtype)
+    model, info = load_in_transformers(hf_dir, dtype)
+    if lacking := sorted(
+        map(str, [*info.get("missing_keys", ()), *info.get("mismatched_keys", ())])
+    ):
+        raise ValueError(
+            f"{hf_dir}: transformers has no weights, or others, for {', '.join(lacking[:10])}. "
+            "Fetch the folder again."
+        )
     tokens_BT = torch.tensor([ids])
     with torch.no_grad():
         result_BT = model.generate(
@@ -98,8 +133,8 @@ def generate_text(
 
 def _positions(hf_dir: Path) -> int:
     """How many positions the model was made for; a config.json without them sets no bound."""
-    config = json.loads((hf_dir / "config.json").read_bytes())
-    return int(config.get("max_position_embeddings") or sys.maxsize)
+    positions = written_config(hf_dir).get("max_position_embeddings")
+    return positions if type(positions) is int else sys.maxsize
 
 
 def _check(hf_dir: Path) -> None:
@@ -118,3 +153,6 @@ def _check(hf_dir: Path) -> None:
             f"{hf_dir}: has no {' and no '.join(missing)}. Give a folder that `tst-megatron "
             "export` wrote with its tokenizer."
         )
+    check_config(hf_dir)
+    if problems := problems_along(hf_dir):
+        raise ValueError("\n".join(problems))

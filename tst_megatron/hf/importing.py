@@ -11,7 +11,7 @@ import contextlib
 import math
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,15 +25,20 @@ from tst_megatron.files import folder_appearing_whole
 from tst_megatron.flags import Flags
 from tst_megatron.hf import tokenizer_files
 from tst_megatron.hf.checkpoint import RELEASE, TrainedWeights, open_checkpoint, skeleton
-from tst_megatron.hf.families import family_of_config
-from tst_megatron.hf.folder import (
-    HuggingFaceWeights,
-    check_is_free,
-    read_config,
+from tst_megatron.hf.config_problems import config_problems
+from tst_megatron.hf.configuration import (
+    complete,
+    known_family,
+    refuse,
+    written_config,
 )
+from tst_megatron.hf.family import Family, parts_without_form
+from tst_megatron.hf.folder import HuggingFaceWeights, check_is_free
 from tst_megatron.hf.seam import seam
+from tst_megatron.hf.soundness import check_numbers
 from tst_megatron.hf.verify import VerificationReport, verify
 from tst_megatron.hf.weights import Rule, merge, rules
+from tst_megatron.hf.whole_model import problems_along
 from tst_megatron.megatron_keys import argument_parser
 from tst_megatron.system import padding
 from tst_megatron.system.disk import check_room
@@ -96,23 +101,26 @@ def import_model(
     start = time.perf_counter()
     say = on_progress or (lambda _: None)
     check_is_free(output)
-    config = read_config(hf_dir)
-    family = family_of_config(config)
+    family, config, keys = _configuration(hf_dir)
     files = HuggingFaceWeights(hf_dir)
     files.check(config)
-    keys = {
-        **family.flags_from_config(config),
-        "make-vocab-size-divisible-by": _divisor(config["vocab_size"], tensor_parallel),
-    }
+    keys["make-vocab-size-divisible-by"] = _divisor(config["vocab_size"], tensor_parallel)
     dtype = files.dtype(next(rules(config)).hf[0])
     check_room(output.absolute(), files.num_bytes(config), "the checkpoint")
-    args = _arguments(keys, dtype)
+    if problems := problems_along(hf_dir):
+        raise ValueError("\n".join(problems))
+    megatron = seam()
+    with _as_a_form_of(hf_dir):
+        args = _arguments(megatron, keys, dtype)
+        cut = skeleton(args, CONTENT_METADATA)
     with contextlib.suppress(FileNotFoundError):
         setattr(args, tokenizer_files.IMPORTED, tokenizer_sha256(hf_dir))
     with folder_appearing_whole(output) as beside:
+        say(f"looking through {len(files.names()):,} weights")
+        check_numbers(files)
         say(f"writing {dtype} weights")
         (beside / RELEASE).mkdir()
-        _write(beside / RELEASE, files, config, args, on_weight)
+        _write(beside / RELEASE, files, config, args, cut, on_weight)
         record_save(beside / RELEASE)
         (beside / TRACKER).write_text(RELEASE)
         (beside / MODEL).write_text(_recipe(keys, output))
@@ -142,6 +150,38 @@ def import_model(
     )
 
 
+def _configuration(hf_dir: Path) -> tuple[Family, dict[str, Any], dict[str, Any]]:
+    """A model's family, its whole configuration, and Megatron's keys for it.
+
+    Nothing is asked of the weights: what the configuration says comes first, all of it at once.
+
+    Raises:
+        ValueError: it is the configuration of no model, or of one that Megatron does not have.
+    """
+    written = written_config(hf_dir)
+    family = known_family(hf_dir, written)
+    if problems := config_problems(written, family):
+        parts = parts_without_form(written)
+        refuse(hf_dir, problems + [f"has no Megatron form: {part}" for part in parts])
+    config = complete(hf_dir, family)
+    try:
+        return family, config, family.flags_from_config(config)
+    except ValueError as error:
+        raise ValueError(f"{hf_dir}: {error}") from error
+
+
+@contextlib.contextmanager
+def _as_a_form_of(hf_dir: Path) -> Iterator[None]:
+    """Megatron's refusal of a model, in words: it checks the arguments, then builds from them."""
+    try:
+        yield
+    except Exception as error:
+        said = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(
+            f"{hf_dir}: this model has no Megatron form: Megatron refuses it: {said}"
+        ) from error
+
+
 def _divisor(vocab_size: int, tensor_parallel: int | None) -> int:
     """The ``make-vocab-size-divisible-by`` of a model whose tables have no padding.
 
@@ -159,9 +199,8 @@ def _divisor(vocab_size: int, tensor_parallel: int | None) -> int:
     return padding.divisor_without_padding(vocab_size, tensor_parallel or 1)
 
 
-def _arguments(keys: Mapping[str, Any], dtype: torch.dtype) -> argparse.Namespace:
+def _arguments(megatron: Any, keys: Mapping[str, Any], dtype: torch.dtype) -> argparse.Namespace:
     """Megatron's arguments of the model, validated, as a checkpoint holds them."""
-    megatron = seam()
     from tst_megatron.host import cpu
 
     types = {torch.bfloat16: {"bf16": True}, torch.float16: {"fp16": True}, torch.float32: {}}
@@ -182,17 +221,17 @@ def _write(
     files: HuggingFaceWeights,
     config: Mapping[str, Any],
     args: argparse.Namespace,
+    cut: tuple[dict[str, Any], dict[str, str]],
     on_weight: Callable[[int, int], None] | None,
 ) -> None:
-    megatron = seam()
     by_name: dict[str, Rule] = {rule.megatron: rule for rule in rules(config)}
 
     def read(name: str) -> Tensor:
         rule = by_name[name]
         return merge(rule.form, [files.read(part) for part in rule.hf], config)
 
-    weights, aliases = skeleton(args, CONTENT_METADATA)
-    megatron.write_checkpoint(
+    weights, aliases = cut
+    seam().write_checkpoint(
         folder,
         weights,
         read,

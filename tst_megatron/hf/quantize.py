@@ -16,7 +16,6 @@ import shutil
 import sys
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,15 +27,22 @@ from tst_megatron.data.documents import texts
 from tst_megatron.data.hugging_face_tokenizer import load_hugging_face
 from tst_megatron.data.tokenizer import copy_files
 from tst_megatron.files import folder_appearing_whole
-from tst_megatron.hf.folder import INDEX, check_is_free, write_json
+from tst_megatron.hf.configuration import CONFIG, written_config
+from tst_megatron.hf.folder import HuggingFaceWeights, check_is_free, write_json
 from tst_megatron.hf.generate import load_in_transformers
 from tst_megatron.hf.memory import available_bytes
 from tst_megatron.hf.quantized_formats import BLOCK, FORMATS
-from tst_megatron.hf.quantized_proof import QUANTISED, QuantizationProof, Weights, prove
+from tst_megatron.hf.quantized_proof import QUANTISED, QuantizationProof, prove
+from tst_megatron.hf.soundness import not_numbers
 from tst_megatron.hf.tokenizer_files import GENERATION
+from tst_megatron.hf.whole_model import check_model, problems_along
 from tst_megatron.host.device import find as find_device
 
 _PROOF_SEQUENCES, _PROOF_TOKENS = 2, 256
+_TOO_LARGE = (
+    "the model computes NaN or infinities on the calibration's text, though each weight is a "
+    "number: some are too large. Take an earlier checkpoint, or fetch the files again"
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -114,7 +120,7 @@ def quantize(
             f"{calibration.sequence_length}"
             + (" (the text ends there)" if len(tokens_BT) < calibration.num_sequences else "")
         )
-        model = _quantised(_load(hf_dir).to(device), format, tokens_BT, say)
+        model = _quantised(hf_dir, _load(hf_dir).to(device), format, tokens_BT, say)
         say(f"writing {FORMATS[format].algorithm}")
         _write(model, new)
         del model
@@ -144,34 +150,38 @@ def _check_modelopt() -> None:
 
 
 def _check_model(hf_dir: Path, format: str) -> None:
+    """Refuse what cannot be quantised: all that the folder says of itself, then all its numbers."""
     if not hf_dir.is_dir():
         raise ValueError(f"{hf_dir}: no such folder. Give one that `tst-megatron export` wrote.")
     problems = []
-    config = hf_dir / "config.json"
-    if not config.is_file():
-        problems.append("config.json is missing")
-    elif "quantization_config" in json.loads(config.read_text()):
-        problems.append("it is quantised already")
     if not any(hf_dir.glob("tokenizer*.json")):
         problems.append("no tokenizer is there (tokenizer.json or tokenizer_config.json)")
-    files = {path.name for path in hf_dir.glob("*.safetensors")}
-    index = hf_dir / INDEX
-    listed = json.loads(index.read_text())["weight_map"].values() if index.is_file() else ()
-    problems += [f"{name} is missing" for name in sorted({*listed} - files)]
-    if not files:
-        problems.append("no *.safetensors file is there")
-    problems += _unfit_weights(hf_dir, format) + _too_large(hf_dir)
+    problems += problems_along(hf_dir)
+    has_config = (hf_dir / CONFIG).is_file()
+    if not has_config:
+        problems.append(f"{CONFIG} is missing")
+    try:
+        if has_config and written_config(hf_dir).get("quantization_config") is not None:
+            raise ValueError("it is quantised already")
+        files = check_model(hf_dir) if has_config else HuggingFaceWeights(hf_dir)
+        problems += _unfit_weights(files, format) + _too_large(files)
+    except ValueError as error:
+        problems.append(str(error).removeprefix(f"{hf_dir}: ").rstrip("."))
+    if not problems:
+        problems = not_numbers(files, or_zeros=True)
     if problems:
         raise ValueError(f"{hf_dir}: cannot be quantised: {'; '.join(problems)}.")
 
 
-def _unfit_weights(hf_dir: Path, format: str) -> list[str]:
-    with ExitStack() as stack:
-        weights = Weights(hf_dir, stack)
-        shapes = {name: weights.shape(name) for name in weights.names if QUANTISED.fullmatch(name)}
-    if format != "nvfp4":
-        return []
-    unfit = [f"{name} {[*shape]}" for name, shape in shapes.items() if shape[-1] % BLOCK]
+def _unfit_weights(files: HuggingFaceWeights, format: str) -> list[str]:
+    names = [name for name in files.names() if QUANTISED.fullmatch(name)]
+    if not names:
+        return ["it has no weight of the known families (model.layers.*_proj)"]
+    unfit = [
+        f"{name} {[*files.shape(name)]}"
+        for name in names
+        if format == "nvfp4" and files.shape(name)[-1] % BLOCK
+    ]
     if not unfit:
         return []
     return [
@@ -180,11 +190,9 @@ def _unfit_weights(hf_dir: Path, format: str) -> list[str]:
     ]
 
 
-def _too_large(hf_dir: Path) -> list[str]:
+def _too_large(files: HuggingFaceWeights) -> list[str]:
     """What would be known after hours: the proof computes with the model in float32."""
-    with ExitStack() as stack:
-        weights = Weights(hf_dir, stack)
-        needed = 4 * sum(math.prod(weights.shape(name)) for name in weights.names) * 1.1
+    needed = 4 * sum(math.prod(files.shape(name)) for name in files.names()) * 1.1
     free = available_bytes()
     if needed <= free:
         return []
@@ -197,7 +205,7 @@ def _too_large(hf_dir: Path) -> list[str]:
 def _calibration_tokens(hf_dir: Path, calibration: Calibration) -> Tensor:
     """Documents one after the other, as training has them, cut into sequences."""
     length = calibration.sequence_length
-    longest = json.loads((hf_dir / "config.json").read_text()).get("max_position_embeddings")
+    longest = written_config(hf_dir).get("max_position_embeddings")
     if longest is not None and length > longest:
         raise ValueError(f"--sequence-length {length}: the model has {longest} positions.")
     tokenizer = load_hugging_face(hf_dir)
@@ -216,19 +224,17 @@ def _calibration_tokens(hf_dir: Path, calibration: Calibration) -> Tensor:
 
 
 def _load(hf_dir: Path) -> Any:
-    with ExitStack() as stack:
-        weights = Weights(hf_dir, stack)
-        quantised = [name for name in weights.names if QUANTISED.fullmatch(name)]
-        if not quantised:
-            raise ValueError(f"{hf_dir}: no weight of the known families (model.layers.*_proj).")
-        dtype = weights[quantised[0]].dtype
+    files = HuggingFaceWeights(hf_dir)
+    dtype = files.dtype(next(name for name in files.names() if QUANTISED.fullmatch(name)))
     model, info = load_in_transformers(hf_dir, dtype)
     if problems := {name: found for name, found in info.items() if found}:
         raise ValueError(f"{hf_dir}: transformers does not load it strictly: {problems}.")
     return model
 
 
-def _quantised(model: Any, format: str, tokens_BT: Tensor, say: Callable[[str], None]) -> Any:
+def _quantised(
+    hf_dir: Path, model: Any, format: str, tokens_BT: Tensor, say: Callable[[str], None]
+) -> Any:
     import modelopt.torch.quantization as mtq
 
     configurations = {"fp8": mtq.FP8_DEFAULT_CFG, "nvfp4": mtq.NVFP4_DEFAULT_CFG}
@@ -236,14 +242,20 @@ def _quantised(model: Any, format: str, tokens_BT: Tensor, say: Callable[[str], 
 
     def calibrate(model: Any) -> None:
         for number, tokens_T in enumerate(tokens_BT, start=1):
-            model(tokens_T[None].to(model.device), use_cache=False)
+            logits_BTV = model(tokens_T[None].to(model.device), use_cache=False).logits
+            if not bool(logits_BTV.isfinite().all()):
+                raise ValueError(f"{hf_dir}: {_TOO_LARGE}")
             if number % tenth == 0:
                 with contextlib.redirect_stdout(shown):
                     say(f"calibrated on {number} of {len(tokens_BT)} sequences")
 
     # modelopt prints, where this project's own progress is shown.
-    with torch.inference_mode(), contextlib.redirect_stdout(io.StringIO()):
-        return mtq.quantize(model, copy.deepcopy(configurations[format]), calibrate)
+    try:
+        with torch.inference_mode(), contextlib.redirect_stdout(io.StringIO()):
+            return mtq.quantize(model, copy.deepcopy(configurations[format]), calibrate)
+    except AssertionError as error:
+        # What it finds in an activation: weights were looked through before.
+        raise ValueError(f"{hf_dir}: {_TOO_LARGE} (nvidia-modelopt: {error})") from error
 
 
 def _write(model: Any, folder: Path) -> None:
@@ -258,7 +270,7 @@ def _keep_the_rest(hf_dir: Path, folder: Path) -> None:
 
     transformers writes the keys of its own version, which other runtimes may not know.
     """
-    config = json.loads((hf_dir / "config.json").read_text())
+    config = written_config(hf_dir)
     written = json.loads((folder / "config.json").read_text())
     config["quantization_config"] = written["quantization_config"]
     write_json(folder / "config.json", config)
@@ -268,4 +280,4 @@ def _keep_the_rest(hf_dir: Path, folder: Path) -> None:
 
 
 def _weight_bytes(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    return sum((folder / name).stat().st_size for name in HuggingFaceWeights(folder).files())

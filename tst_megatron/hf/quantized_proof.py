@@ -8,18 +8,18 @@ Shapes: B sequences, T raw tokens, V vocabulary; O and I as in ``quantized_forma
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterator
-from contextlib import ExitStack
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
+from tst_megatron.hf.folder import HEAD, HuggingFaceWeights, is_same
 from tst_megatron.hf.generate import load_in_transformers
 from tst_megatron.hf.quantized_formats import BLOCK, Format
 from tst_megatron.hf.weights import place_of
@@ -51,31 +51,6 @@ class QuantizationProof:
     """Share of positions, 0-1, at which both give the same token the largest logit."""
 
 
-class Weights:
-    """The tensors of a folder in Hugging Face format, read one at a time."""
-
-    def __init__(self, folder: Path, stack: ExitStack) -> None:
-        """Open every safetensors file until the stack closes."""
-        self._files: dict[str, Any] = {}
-        for path in sorted(folder.glob("*.safetensors")):
-            file = stack.enter_context(safe_open(path, framework="pt"))
-            self._files |= dict.fromkeys(file.keys(), file)
-
-    @property
-    def names(self) -> list[str]:
-        """All tensors."""
-        return sorted(self._files)
-
-    def __getitem__(self, name: str) -> Tensor:
-        """One tensor."""
-        tensor: Tensor = self._files[name].get_tensor(name)
-        return tensor
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        """Its shape, without reading it."""
-        return tuple(self._files[name].get_slice(name).get_shape())
-
-
 def prove(original: Path, quantised: Path, format_: Format, tokens_BT: Tensor) -> QuantizationProof:
     """Compare a quantised folder with the one it was made from.
 
@@ -92,35 +67,40 @@ def prove(original: Path, quantised: Path, format_: Format, tokens_BT: Tensor) -
             rounding explains, another tensor differs by a bit, or the configuration names other
             modules than are quantised.
     """
-    with ExitStack() as stack:
-        before, after = Weights(original, stack), Weights(quantised, stack)
-        modules = [match[1] for name in before.names if (match := QUANTISED.fullmatch(name))]
-        _check_names(before, after, modules, format_)
-        _check_configuration(quantised, before.names, modules, format_)
-        share = max(_check_weight(before, after, module, format_) for module in modules)
-        _check_shared_scales(after, modules, format_)
-        others = [name for name in before.names if QUANTISED.fullmatch(name) is None]
-        for name in others:
-            if not _is_same(before[name], after[name]):
-                raise RuntimeError(f"{name}: is not quantised, but not bit for bit the original.")
-        dequantised = (
-            (f"{module}.weight", format_.dequantise(_parts(after, module, format_)))
-            for module in modules
-        )
-        logits = _compare_logits(original, dequantised, tokens_BT)
+    before, after = HuggingFaceWeights(original), HuggingFaceWeights(quantised)
+    names = sorted(before.names())
+    if HEAD in names and HEAD not in after.names() and before.is_tied():
+        # Stored a second time in the original; the configuration still says that it is one table.
+        names.remove(HEAD)
+    modules = [match[1] for name in names if (match := QUANTISED.fullmatch(name))]
+    _check_names(names, after, modules, format_)
+    _check_configuration(quantised, names, modules, format_)
+    share = max(_check_weight(before, after, module, format_) for module in modules)
+    _check_shared_scales(after, modules, format_)
+    others = [name for name in names if QUANTISED.fullmatch(name) is None]
+    for name in others:
+        if not is_same(before.read(name), after.read(name)):
+            raise RuntimeError(f"{name}: is not quantised, but not bit for bit the original.")
+    dequantised = (
+        (f"{module}.weight", format_.dequantise(_parts(after, module, format_)))
+        for module in modules
+    )
+    logits = _compare_logits(original, dequantised, tokens_BT)
     return QuantizationProof(
         num_quantised=len(modules), num_equal=len(others), largest_error_share=share, **logits
     )
 
 
-def _parts(after: Weights, module: str, format_: Format) -> dict[str, Tensor]:
-    return {part: after[f"{module}.{part}"] for part in ("weight", *format_.suffixes)}
+def _parts(after: HuggingFaceWeights, module: str, format_: Format) -> dict[str, Tensor]:
+    return {part: after.read(f"{module}.{part}") for part in ("weight", *format_.suffixes)}
 
 
-def _check_names(before: Weights, after: Weights, modules: list[str], format_: Format) -> None:
-    expected = {*before.names}
+def _check_names(
+    names: list[str], after: HuggingFaceWeights, modules: list[str], format_: Format
+) -> None:
+    expected = {*names}
     expected |= {f"{module}.{suffix}" for module in modules for suffix in format_.suffixes}
-    missing, unknown = expected - {*after.names}, {*after.names} - expected
+    missing, unknown = expected - {*after.names()}, {*after.names()} - expected
     if missing or unknown or not modules:
         raise RuntimeError(
             f"The quantised tensors are not those of the original: missing {sorted(missing)[:5]}, "
@@ -128,9 +108,11 @@ def _check_names(before: Weights, after: Weights, modules: list[str], format_: F
         )
 
 
-def _check_weight(before: Weights, after: Weights, module: str, format_: Format) -> float:
+def _check_weight(
+    before: HuggingFaceWeights, after: HuggingFaceWeights, module: str, format_: Format
+) -> float:
     """The share of the format's rounding that one weight's error takes up."""
-    original, parts = before[f"{module}.weight"], _parts(after, module, format_)
+    original, parts = before.read(f"{module}.weight"), _parts(after, module, format_)
     rows, columns = original.shape
     shapes = {"weight": (rows, columns), "weight_scale": ()}
     types = {"weight": format_.weight_dtype, "weight_scale": torch.float32}
@@ -158,14 +140,14 @@ def _check_weight(before: Weights, after: Weights, module: str, format_: Format)
     return share
 
 
-def _check_shared_scales(after: Weights, modules: list[str], format_: Format) -> None:
+def _check_shared_scales(after: HuggingFaceWeights, modules: list[str], format_: Format) -> None:
     if "weight_scale_2" not in format_.suffixes:
         return
     for first, *others in _TOGETHER:
         for module in (module for module in modules if module.endswith(f".{first}")):
             parent = module.removesuffix(first)
             for part in ("weight_scale_2", "input_scale"):
-                values = {float(after[f"{parent}{name}.{part}"]) for name in (first, *others)}
+                values = {float(after.read(f"{parent}{name}.{part}")) for name in (first, *others)}
                 if len(values) > 1:
                     raise RuntimeError(f"{parent}*.{part}: {first} and {others} do not share it.")
 
@@ -198,15 +180,6 @@ def _check_configuration(
             raise RuntimeError(f"{module}: is not quantised, but the configuration has it so.")
 
 
-def _is_same(first: Tensor, second: Tensor) -> bool:
-    if first.dtype != second.dtype or first.shape != second.shape:
-        return False
-    return torch.equal(
-        first.contiguous().view(torch.uint8).flatten(),
-        second.contiguous().view(torch.uint8).flatten(),
-    )
-
-
 def _compare_logits(
     original: Path, dequantised: Iterator[tuple[str, Tensor]], tokens_BT: Tensor
 ) -> dict[str, Any]:
@@ -217,11 +190,18 @@ def _compare_logits(
         for name, weight in dequantised:
             place_of(name, state)[1].copy_(weight)
         after_BTV = model(tokens_BT, use_cache=False).logits
+    relative = float((before_BTV - after_BTV).double().norm() / before_BTV.double().norm())
+    if not math.isfinite(relative):
+        raise ValueError(
+            f"{original}: the logits of the model, or of the rounded one, are NaN, infinite or all "
+            "zero, so nothing can be compared: its weights are too large or too small for it to be "
+            "of use."
+        )
     same_best_BT = before_BTV.argmax(-1) == after_BTV.argmax(-1)
     return {
         "num_logits": before_BTV.numel(),
         "max_logit": float(before_BTV.abs().max()),
         "max_logit_difference": float((before_BTV - after_BTV).abs().max()),
-        "relative_logit_difference": float((before_BTV - after_BTV).norm() / before_BTV.norm()),
+        "relative_logit_difference": relative,
         "same_best_fraction": float(same_best_BT.float().mean()),
     }

@@ -69,6 +69,12 @@ def _flags(config: Mapping[str, Any], problems: list[str]) -> dict[str, Any]:
     has_experts = [int(layer not in dense) for layer in range(config["num_hidden_layers"])]
     if not any(has_experts):
         problems.append("no layer has experts: the model is Qwen3, dense")
+    if config["num_experts_per_tok"] == 1 and config["norm_topk_prob"]:
+        # Every chosen expert then weighs 1, and the router learns nothing.
+        problems.append(
+            "norm_topk_prob=True with num_experts_per_tok=1 (must be False: Megatron takes one "
+            "expert of several by its share of all)"
+        )
     flags: dict[str, Any] = {
         "qk-layernorm": True,
         "num-experts": config["num_experts"],

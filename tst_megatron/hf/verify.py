@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from tst_megatron.data.hugging_face_tokenizer import load_hugging_face
 from tst_megatron.hf.checkpoint import TrainedWeights, load_model
-from tst_megatron.hf.folder import HuggingFaceWeights, read_config
+from tst_megatron.hf.configuration import read_config
+from tst_megatron.hf.folder import HuggingFaceWeights
 from tst_megatron.hf.generate import load_in_transformers
 from tst_megatron.hf.memory import available_bytes
 from tst_megatron.hf.seam import seam
@@ -201,6 +202,12 @@ def _compute(
         all_BTP = seam().logits(megatron, tokens_BT)
         expected_BTV = all_BTP[..., : config["vocab_size"]]
         actual_BTV = model(tokens_BT, use_cache=False).logits
+        if not (expected_BTV.isfinite().all() or actual_BTV.isfinite().all()):
+            raise ValueError(
+                f"{hf_dir}: the model computes NaN or infinite logits, in transformers as in "
+                "Megatron, though each weight is a number: some are too large. Its files are "
+                "damaged, or it was left so by its training."
+            )
         difference = float((expected_BTV - actual_BTV).abs().max())
         largest = float(expected_BTV.abs().max())
         bound = LOGIT_BOUND * max(1.0, largest)
