@@ -22,6 +22,10 @@ TEXT = " ".join(
     for first in ("lamp", "river", "stone", "cloud", "garden", "hammer", "question", "answer")
     for second in ("", "s", "ed", "ing", " of", " near", " in the", " under a")
 )
+ANSWERS = [
+    f"Answer: {answer}"
+    for answer in ("lamp river", "stone", "cloud garden", "hammer", "yes", "A", "Answer", "needle")
+]
 _SHAPE: dict[str, Any] = {
     "vocab_size": VOCAB_SIZE,
     "hidden_size": 64,
@@ -44,7 +48,13 @@ FAMILIES = {
 
 
 def save_model(
-    folder: Path, family: str, *, dtype: torch.dtype = torch.float32, adds_bos: bool = False, **more
+    folder: Path,
+    family: str,
+    *,
+    dtype: torch.dtype = torch.float32,
+    adds_bos: bool = False,
+    has_words: bool = True,
+    **more,
 ) -> Path:
     """A model of random weights, its config.json and its tokenizer; the same for each call."""
     model_class, config_class, own = FAMILIES[family]
@@ -55,14 +65,21 @@ def save_model(
     # As the export writes it; transformers 5.14 has a name of its own.
     text = (folder / "config.json").read_text()
     (folder / "config.json").write_text(text.replace('"num_local_experts"', '"num_experts"'))
-    save_tokenizer(folder, adds_bos=adds_bos)
+    save_tokenizer(folder, adds_bos=adds_bos, has_words=has_words)
     return folder
 
 
-def save_tokenizer(folder: Path, *, adds_bos: bool) -> None:
-    """Byte-level BPE of ``TEXT``; BOS is token 0 and EOS token 1."""
+def save_tokenizer(folder: Path, *, adds_bos: bool, has_words: bool = True) -> None:
+    """Byte-level BPE of ``TEXT``; BOS is token 0 and EOS token 1.
+
+    Args:
+        folder: where its files go.
+        adds_bos: whether its template puts BOS before a text.
+        has_words: parted in front of spaces, as is usual; otherwise ``ANSWERS`` are learned too,
+            and some tokens span the end of a question and the start of its answer.
+    """
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=has_words)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=VOCAB_SIZE,
@@ -70,7 +87,7 @@ def save_tokenizer(folder: Path, *, adds_bos: bool) -> None:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator([TEXT], trainer)
+    tokenizer.train_from_iterator([TEXT] if has_words else ANSWERS, trainer)
     if adds_bos:
         tokenizer.post_processor = processors.TemplateProcessing(
             single="<s> $A", special_tokens=[("<s>", 0)]

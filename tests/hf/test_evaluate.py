@@ -1,25 +1,29 @@
 """lm-eval's tasks on local data: whole, offline, and the accuracy that a loop by hand gives."""
 
+import contextlib
 import hashlib
 import http.server
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import command
+import datasets
 import pytest
 import task_data
 import torch
 from huggingface_hub import constants
 from small_models import save_model
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, normalizers
 from transformers import AutoModelForCausalLM
 
-from tst_megatron.evaluate import definitions, paper, results, run
+from tst_megatron.evaluate import definitions, hub, paper, results, run
 from tst_megatron.evaluate.hub import hub_problem
 from tst_megatron.evaluate.run import Settings, evaluate, load_tasks
 
@@ -155,10 +159,12 @@ def by_hand(model: Path, items, *, adds_bos: bool) -> tuple[float, float]:
     num_right, num_right_norm = 0, 0
     for item in items:
         prompt = f"Question: {item['question']}\nAnswer:"
-        num_before = len(start + tokenizer.encode(prompt, add_special_tokens=False).ids)
         sums, choices = [], item["choices"]["text"]
         for choice in choices:
             ids = tokenizer.encode(f"{prompt} {choice}", add_special_tokens=False).ids
+            # Byte-level: the characters of tokens are the bytes that they hold.
+            ends = [len(tokenizer.decode(ids[: i + 1]).encode()) for i in range(len(ids))]
+            num_before = len(start) + sum(end <= len(prompt.encode()) for end in ends)
             tokens_T = torch.tensor(start + ids)
             with torch.no_grad():
                 logits_TV = network(tokens_T[None]).logits[0].float().log_softmax(-1)
@@ -171,10 +177,10 @@ def by_hand(model: Path, items, *, adds_bos: bool) -> tuple[float, float]:
     return num_right / len(items), num_right_norm / len(items)
 
 
-@pytest.mark.parametrize("adds_bos", [False, True])
-def test_accuracy_is_the_one_that_a_loop_by_hand_gives(adds_bos, tmp_path):
+@pytest.mark.parametrize(("adds_bos", "has_words"), [(False, True), (True, True), (False, False)])
+def test_accuracy_is_the_one_that_a_loop_by_hand_gives(adds_bos, has_words, tmp_path):
     task_data.write_task_data(tmp_path / "data", "arc_easy", number=60)
-    model = save_model(tmp_path / "hf", "llama", adds_bos=adds_bos)
+    model = save_model(tmp_path / "hf", "llama", adds_bos=adds_bos, has_words=has_words)
 
     settings = Settings(tasks="arc_easy", data=tmp_path / "data", batch_size=64)
     found = evaluate(model, tmp_path / "r.json", settings, on_progress=lambda _: None)
@@ -190,6 +196,39 @@ def test_accuracy_is_the_one_that_a_loop_by_hand_gives(adds_bos, tmp_path):
     # What the check can see: which metric is which, and a BOS too many or too few.
     assert acc != acc_norm
     assert (acc, acc_norm) != by_hand(model, items, adds_bos=not adds_bos)
+
+
+def test_answer_without_a_token_is_named_before_the_model_is_loaded(model, data, tmp_path, capsys):
+    folder = Path(shutil.copytree(data, tmp_path / "data"))
+    file = folder / "baber--piqa/default/validation.jsonl"
+    # lm-eval puts a space in front of answers; nothing is left of it here.
+    backend = Tokenizer.from_file(str(model / "tokenizer.json"))
+    backend.normalizer = normalizers.Strip(left=False, right=True)
+    broken = Path(shutil.copytree(model, tmp_path / "hf"))
+    backend.save(str(broken / "tokenizer.json"))
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    lines[3]["sol2"] = ""
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    file.write_text(text)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    name = str(file.relative_to(folder))
+    manifest["files"][name]["sha256"] = hashlib.sha256(text.encode()).hexdigest()
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(ValueError) as caught:
+        evaluate(
+            broken,
+            tmp_path / "r.json",
+            Settings(tasks="piqa,boolq", data=folder),
+            on_progress=print,
+        )
+    assert str(caught.value).splitlines() == [
+        "some requests of these tasks cannot be put to this model:",
+        "  piqa: 1 of 12, the first for item 3: its answer ' ' has no tokens, so none that has a "
+        "likelihood",
+        "Leave the tasks out of --tasks, or, where items have faults, correct them.",
+    ]
+    assert "loading 2 tasks" in (printed := capsys.readouterr().out)
+    assert str(broken) not in printed and not (tmp_path / "r.json").exists()
 
 
 def test_limit_makes_a_trial_and_says_so(model, data, tmp_path, monkeypatch, capsys):
@@ -325,21 +364,93 @@ def test_data_that_was_downloaded_before_needs_no_connection(
     assert without_a_hub == [True]
 
 
-def test_hub_is_asked_once_and_any_answer_will_do(monkeypatch):
+def answering(status: int | None) -> type[http.server.BaseHTTPRequestHandler]:
+    """A server that gives a status, or a byte a second for ever where there is none."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_HEAD(self):
+            if status is None:
+                with contextlib.suppress(OSError):
+                    while True:
+                        self.wfile.write(b"H")
+                        time.sleep(0.2)
+            self.send_response(status)
+            self.end_headers()
+
+        def log_message(self, *_):
+            pass
+
+    return Handler
+
+
+@pytest.fixture
+def hub_at(monkeypatch):
+    """Sets where the hub is, for a library that was told to be offline, and how long it has."""
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    server = http.server.HTTPServer(("127.0.0.1", 0), http.server.BaseHTTPRequestHandler)
-    server.RequestHandlerClass.log_message = lambda *_: None
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(hub, "SECONDS", 0.6)
+    return lambda place: monkeypatch.setattr(constants, "ENDPOINT", place)
+
+
+@pytest.mark.parametrize(
+    ("status", "problem"),
+    [
+        *[(200, None), (404, None), (501, None)],
+        *[(503, "HTTP status 503"), (407, "HTTP status 407"), (None, "no answer in 1 seconds")],
+    ],
+)
+def test_hub_is_there_if_something_answers_that_is_no_proxy(status, problem, hub_at):
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), answering(status))
+    server.daemon_threads = True
+    threading.Thread(target=server.serve_forever, daemon=True).start()
     place = f"http://127.0.0.1:{server.server_port}"
-    monkeypatch.setattr(constants, "ENDPOINT", place)
-    thread = threading.Thread(target=server.handle_request)
-    thread.start()
-    # It answers that it cannot HEAD.
-    assert hub_problem() is None
-    thread.join(timeout=60)
-    server.server_close()
+    hub_at(place)
+    try:
+        assert hub_problem() == (problem and f"{place} cannot be reached ({problem})")
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def test_hub_that_is_not_there_is_said_in_time(hub_at, monkeypatch):
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        place = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        hub_at(place)
+        start = time.monotonic()
+        assert hub_problem().startswith(f"{place} cannot be reached (")
+        assert time.monotonic() - start < 5
     assert hub_problem().startswith(f"{place} cannot be reached (")
+    # No timeout of a client is for this.
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: time.sleep(20))
+    hub_at("http://hub.invalid")
+    start = time.monotonic()
+    assert hub_problem() == "http://hub.invalid cannot be reached (no answer in 1 seconds)"
+    assert time.monotonic() - start < 5
+
+
+def test_hub_is_not_asked_where_a_variable_forbids_it(hub_at, monkeypatch):
+    hub_at("http://127.0.0.1:9")
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    assert hub_problem() == "HF_DATASETS_OFFLINE is set"
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     assert hub_problem() == "HF_HUB_OFFLINE is set"
+
+
+def test_connection_that_breaks_after_the_first_answer_ends_with_both_commands(
+    model, tmp_path, monkeypatch, capsys
+):
+    def load_tasks(names, data):
+        raise OSError("Read timed out")
+
+    monkeypatch.setattr(run, "hub_problem", lambda: None)
+    monkeypatch.setattr(run, "load_tasks", load_tasks)
+    output = tmp_path / "r.json"
+    status, printed = command.run(
+        *(monkeypatch, capsys, "evaluate", model, "--tasks", "arc_easy", "--output", output)
+    )
+    assert status == 1
+    assert "the data of --tasks arc_easy was not downloaded. Fetch it where there is" in printed
+    assert "with --data FOLDER. (OSError: Read timed out)" in printed
 
 
 def test_tokenizer_that_is_none_for_documents_is_refused_before_anything_is_loaded(

@@ -9,7 +9,7 @@ import huggingface_hub
 import pytest
 import task_data
 
-from tst_megatron.evaluate import definitions
+from tst_megatron.evaluate import definitions, download
 from tst_megatron.evaluate.local_data import check_files, read_splits
 
 TASKS = "arc_easy,piqa,mmlu_anatomy,mmlu_anatomy_continuation"
@@ -26,6 +26,7 @@ def hub(monkeypatch):
         items = datasets.Dataset.from_list(task_data.items(path, name, 5))
         return {split: items for split in ("train", "validation", "test", "dev")}
 
+    monkeypatch.setattr(download, "hub_problem", lambda: None)
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     monkeypatch.setattr(
         huggingface_hub.HfApi, "dataset_info", lambda *_, **__: SimpleNamespace(sha="commit-1")
@@ -72,6 +73,27 @@ def test_failure_of_the_hub_names_the_data_set(hub, tmp_path, monkeypatch, capsy
     # Not bad input: trying again may help.
     assert status == 1
     assert "baber/piqa (default): not fetched from the Hugging Face hub: TimeoutError" in printed
+
+
+def test_hub_that_does_not_answer_is_said_before_anything_is_fetched_or_written(
+    hub, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(download, "hub_problem", lambda: "https://hub cannot be reached (refused)")
+    folder = tmp_path / "data"
+    status, printed = command.run(monkeypatch, capsys, "evaluate-data", folder, "--tasks", TASKS)
+    assert status == 1 and hub == [] and not folder.exists()
+    assert printed == (
+        f"the data of --tasks {TASKS} cannot be fetched here: https://hub cannot be reached "
+        f"(refused). Start this command where there is a connection, copy {folder} to the machine "
+        f"that has none, and evaluate there with --data {folder}"
+    )
+
+
+def test_data_that_is_all_there_needs_no_hub(hub, tmp_path, monkeypatch, capsys):
+    arguments = (monkeypatch, capsys, "evaluate-data", tmp_path, "--tasks", TASKS)
+    command.run(*arguments)
+    monkeypatch.setattr(download, "hub_problem", lambda: pytest.fail("the hub was asked"))
+    assert command.run(*arguments)[1].endswith("0 files written")
 
 
 def test_dates_and_digits_in_the_data_stay_text(tmp_path):

@@ -55,7 +55,9 @@ COMMANDS = {
         *("checkpoint", "output", "--iteration", "--dtype", "--verify", "--logits"),
         *("--text", "--tokenizer", "--no-tokenizer"),
     },
-    "generate": {"hf_dir", "--prompt", "--num-tokens", "--dtype"},
+    "generate": {
+        *("hf_dir", "--prompt", "--num-tokens", "--dtype", "--temperature", "--top-p", "--seed"),
+    },
     "import": {"hf_dir", "output", "--tensor-parallel", "--verify", "--logits"},
     "quantize": {
         *("hf_dir", "output", "--format", "--text", "--text-key", "--num-sequences"),

@@ -127,9 +127,19 @@ def generate(
     dtype: Annotated[
         str | None, typer.Option(help="fp32 or bf16; default: as the files have it.")
     ] = None,
+    temperature: Annotated[
+        float, typer.Option(help="0 takes the likeliest token; 1 draws by the probabilities.")
+    ] = 0.0,
+    top_p: Annotated[
+        float | None,
+        typer.Option(help="Draw from the likeliest tokens with this share together; default: all."),
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Of the draws; default: a new one, which is printed.")
+    ] = None,
 ) -> None:
-    """Continue a text with an exported model, always with the likeliest token."""
-    from tst_megatron.hf.generate import generate_text
+    """Continue a text with an exported model, with the likeliest token or drawn ones."""
+    from tst_megatron.hf.generate import Sampling, generate_text
 
     console = Console()
     continuation = generate_text(
@@ -137,6 +147,7 @@ def generate(
         prompt,
         num_tokens,
         dtype=_dtype(dtype) if dtype else None,
+        sampling=Sampling(temperature=temperature, top_p=top_p, seed=seed),
         on_progress=lambda line: typer.echo(line, err=True),
     )
     console.print(prompt, style="bold", end="", highlight=False, markup=False, soft_wrap=True)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tst_megatron.evaluate.definitions import DataSet, TaskData, data_of, task_names
+from tst_megatron.evaluate.hub import SECONDS, hub_problem
 from tst_megatron.evaluate.local_data import FORMAT, MANIFEST, read_manifest
 from tst_megatron.files import beside, file_sha256, flush_folder, write_beside
 
@@ -31,21 +32,28 @@ def download(tasks: str, folder: Path, *, on_progress: Callable[[str], None]) ->
 
     Raises:
         ValueError: an unknown task, or one whose data is no file.
-        ConnectionError: the hub does not give a data set.
+        ConnectionError: the hub does not answer, or does not give a data set.
     """
     from tst_megatron.installed import package_version
 
     data = data_of(task_names(tasks))
-    folder.mkdir(parents=True, exist_ok=True)
     manifest = read_manifest(folder)
+    wanted = {
+        source: missing
+        for source, splits in _by_data_set(data).items()
+        if (missing := [each for each in splits if not _is_whole(folder, source, each, manifest)])
+    }
+    if wanted and (problem := hub_problem()):
+        raise ConnectionError(
+            f"the data of --tasks {tasks} cannot be fetched here: {problem}. Start this command "
+            f"where there is a connection, copy {folder} to the machine that has none, and "
+            f"evaluate there with --data {folder}"
+        )
     versions = {name: package_version(name) for name in ("lm-eval", "datasets")}
     num_written = 0
-    for source, splits in _by_data_set(data).items():
-        wanted = [split for split in splits if not _is_whole(folder, source, split, manifest)]
-        if not wanted:
-            continue
+    for source, splits in wanted.items():
         revision, loaded = _fetch(source)
-        for split in wanted:
+        for split in splits:
             name = f"{source.folder}/{split}.jsonl"
             facts = _write_items(folder / name, loaded[split])
             manifest["files"][name] = {
@@ -81,7 +89,8 @@ def _fetch(source: DataSet) -> tuple[str, Any]:
 
     arguments = dict(source.arguments)
     try:
-        revision = HfApi().dataset_info(source.path, revision=arguments.pop("revision", None)).sha
+        wanted = arguments.pop("revision", None)
+        revision = HfApi().dataset_info(source.path, revision=wanted, timeout=SECONDS).sha
         return str(revision), datasets.load_dataset(
             source.path, source.name, revision=revision, **arguments
         )

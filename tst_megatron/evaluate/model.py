@@ -8,6 +8,7 @@ from lm_eval.models.huggingface import HFLM
 from torch import Tensor
 
 from tst_megatron.data.hugging_face_tokenizer import HuggingFaceTokenizer
+from tst_megatron.evaluate.requests import Texts
 
 
 class DocumentModel(HFLM):  # type: ignore[misc, unused-ignore]
@@ -15,8 +16,9 @@ class DocumentModel(HFLM):  # type: ignore[misc, unused-ignore]
 
     HFLM of lm-eval 0.4.13 by itself takes the EOS of a template into the middle of a text, leaves
     BOS out where a text spells it, puts it twice before a text whose likelihood as a whole is
-    asked, and BOS before an answer without a question where the template adds none. For removal
-    when it does none of these.
+    asked, and BOS before an answer without a question where the template adds none; and it counts
+    the tokens of a context alone, also where one of them goes on into the answer. For removal when
+    it does none of these.
     """
 
     def __init__(self, documents: HuggingFaceTokenizer, **options: Any) -> None:
@@ -26,11 +28,8 @@ class DocumentModel(HFLM):  # type: ignore[misc, unused-ignore]
             documents: its tokenizer, as text was prepared with it.
             options: HFLM's own.
         """
-        self._documents = documents
-        bos_id, eod_id = documents.facts.bos_id, documents.facts.eod_id
-        self._bos = [] if bos_id is None else [bos_id]
-        # Without BOS, what stands before a document in training is the EOD of another.
-        super().__init__(prefix_token_id=eod_id if bos_id is None else bos_id, **options)
+        self._texts = Texts(documents)
+        super().__init__(prefix_token_id=self._texts.before_a_document, **options)
 
     def tok_encode(
         self,
@@ -40,11 +39,11 @@ class DocumentModel(HFLM):  # type: ignore[misc, unused-ignore]
         **_: Any,
     ) -> list[int]:
         """The ids of a text without BOS, which is added where a context is made of it."""
-        ids = self._documents.beginning(string)[len(self._bos) :]
+        ids = self._texts.ids(string)
         return ids[-left_truncate_len:] if left_truncate_len else ids
 
     def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
-        before, after = super()._encode_pair(context, continuation)
+        before, after = self._texts.pair(context, continuation)
         return self._context(before), after
 
     def tok_batch_encode(
@@ -65,4 +64,4 @@ class DocumentModel(HFLM):  # type: ignore[misc, unused-ignore]
 
     def _context(self, ids: list[int]) -> list[int]:
         """What the model reads before it is asked for more; at least one token."""
-        return [*self._bos, *ids] or [self.prefix_token_id]
+        return [*self._texts.bos, *ids] or [self.prefix_token_id]

@@ -15,12 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from tst_megatron.data.hugging_face_tokenizer import HuggingFaceTokenizer, load_hugging_face
-from tst_megatron.evaluate import results
+from tst_megatron.evaluate import requests, results
 from tst_megatron.evaluate.definitions import data_of, manager, task_names, write_overlay
 from tst_megatron.evaluate.hub import hub_problem
 from tst_megatron.evaluate.local_data import COMMAND, MANIFEST, check_files
 from tst_megatron.files import claimed, file_sha256, write_beside
 from tst_megatron.hf.folder import HuggingFaceWeights
+from tst_megatron.hf.generate import positions
 from tst_megatron.hf.safetensors_files import INDEX
 from tst_megatron.host.device import find as find_device
 from tst_megatron.outputs import check_output
@@ -67,7 +68,8 @@ def evaluate(
 
     Raises:
         ValueError: an unknown task, missing or damaged data, an incomplete model, a tokenizer that
-            is none for documents or an output that exists; before anything is run.
+            is none for documents, requests that cannot be put to the model, or an output that
+            exists; before the model is loaded.
         ConnectionError: no data was named and it cannot be downloaded; before anything is run.
     """
     start = time.perf_counter()
@@ -87,6 +89,8 @@ def evaluate(
     with claimed(output):
         on_progress(f"loading {len(names)} tasks")
         loaded = _tasks(names, settings, on_progress)
+        requests.build(loaded["tasks"].values(), settings.limit)
+        requests.check(loaded["tasks"], requests.Texts(documents), positions(hf_dir))
         on_progress(f"loading {hf_dir}")
         model = _load_model(hf_dir, documents, settings, device)
         on_progress(f"evaluating {len(loaded['tasks'])} tasks, prompts and metrics of lm-eval")
@@ -146,17 +150,23 @@ def _check_model(hf_dir: Path) -> None:
 
 def _tasks(names: list[str], settings: Settings, on_progress: Callable[[str], None]) -> Any:
     """As ``load_tasks``; without a connection what was downloaded before, or nothing at once."""
-    problem = None if settings.data else hub_problem()
-    if problem is None:
+    from httpx import HTTPError
+
+    if settings.data is not None:
         return load_tasks(names, settings.data)
-    on_progress(f"{problem}, so only data that was downloaded before is read")
-    stay_offline()
+    problem = hub_problem()
+    if problem is not None:
+        on_progress(f"{problem}, so only data that was downloaded before is read")
+        stay_offline()
     try:
         return load_tasks(names, None)
     # Whatever lm-eval, `datasets` and the hub's client raise for data that is not there.
     except Exception as error:
+        if problem is None and not isinstance(error, OSError | HTTPError):
+            raise
+        reason = f"is not on this machine, and {problem}" if problem else "was not downloaded"
         raise ConnectionError(
-            f"the data of --tasks {settings.tasks} is not on this machine, and {problem}. Fetch it "
+            f"the data of --tasks {settings.tasks} {reason}. Fetch it "
             f"where there is a connection ({COMMAND} FOLDER --tasks {settings.tasks}), copy the "
             f"folder here, and evaluate with --data FOLDER. ({type(error).__name__}: {error})"
         ) from error

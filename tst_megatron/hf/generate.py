@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import secrets
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,9 @@ from tst_megatron.hf.whole_model import (
     problems_along,
 )
 from tst_megatron.training.run_folder import RunFolder, run_of
+
+_SEEDS = 2**64
+"""How many seeds torch has, from 0."""
 
 
 def load_in_transformers(
@@ -73,15 +78,33 @@ def load_in_transformers(
     return model.eval(), {**info, "unexpected_keys": unexpected}
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sampling:
+    """How the next token is chosen; by itself always the likeliest."""
+
+    temperature: float = 0.0
+    """What logits are divided by before a token is drawn; 0 takes the likeliest."""
+    top_p: float | None = None
+    """Draws from the likeliest tokens alone that have this share of the probability together."""
+    seed: int | None = None
+    """Of the draws; None takes a new one and says it."""
+
+
+GREEDY = Sampling()
+
+
 def generate_text(
     hf_dir: Path,
     prompt: str,
     num_tokens: int,
     *,
     dtype: torch.dtype | None = None,
+    sampling: Sampling = GREEDY,
     on_progress: Callable[[str], None] | None = None,
 ) -> str:
-    """Continue a text greedily with a model and its tokenizer.
+    """Continue a text with a model and its tokenizer.
+
+    The folder's generation_config.json has no say but in the tokens that end a text.
 
     Args:
         hf_dir: a folder in Hugging Face format that has a tokenizer.
@@ -90,28 +113,31 @@ def generate_text(
         num_tokens: tokens to add at most; fewer if the model ends the text or has no more
             positions.
         dtype: type of the weights in memory; the type of the files when not given.
-        on_progress: told where the positions of the model end before.
+        sampling: how each token is chosen. One seed gives one text on one machine.
+        on_progress: told the seed if none was given, and that the model's positions ended the text.
 
     Returns:
         The continuation, without the prompt.
 
     Raises:
-        ValueError: the folder has no model or no tokenizer for documents, or the prompt has no
-            tokens or too many.
+        ValueError: the folder has no model or no tokenizer for documents, the prompt has no
+            tokens or too many, or a number of the sampling is out of its range.
     """
+    if problems := _sampling_problems(sampling):
+        raise ValueError("\n".join(problems))
     _check(hf_dir)
     tokenizer = load_hugging_face(hf_dir)
     ids = tokenizer.beginning(prompt)
     if not ids:
         raise ValueError("--prompt: has no tokens. Give a text to go on from.")
-    room = _positions(hf_dir) - len(ids)
+    num_positions = positions(hf_dir)
+    room = num_positions - len(ids)
     if room < 1:
         raise ValueError(
-            f"--prompt: has {len(ids):,} tokens, and the model has {len(ids) + room:,} positions. "
+            f"--prompt: has {len(ids):,} tokens, and the model has {num_positions:,} positions. "
             "Give a shorter text to go on from."
         )
-    if room < num_tokens and on_progress:
-        on_progress(f"{room:,} tokens at most: the model has {len(ids) + room:,} positions")
+    say = on_progress or (lambda _: None)
     model, info = load_in_transformers(hf_dir, dtype)
     if lacking := sorted(
         map(str, [*info.get("missing_keys", ()), *info.get("mismatched_keys", ())])
@@ -120,18 +146,81 @@ def generate_text(
             f"{hf_dir}: transformers has no weights, or others, for {', '.join(lacking[:10])}. "
             "Fetch the folder again."
         )
-    tokens_BT = torch.tensor([ids])
-    with torch.no_grad():
-        result_BT = model.generate(
-            tokens_BT,
-            attention_mask=torch.ones_like(tokens_BT),
-            max_new_tokens=min(num_tokens, room),
-            do_sample=False,
+    added = _continue(model, ids, min(num_tokens, room), sampling, tokenizer.facts.eod_id, say)
+    if len(added) == room < num_tokens:
+        say(
+            f"The text stops where the model does: it has {num_positions:,} positions, and the "
+            f"prompt takes {len(ids):,} of them, which leaves {room:,} of {num_tokens:,} tokens."
         )
-    return tokenizer.decode(result_BT[0, tokens_BT.shape[1] :].tolist(), skip_special_tokens=True)
+    return tokenizer.decode(added, skip_special_tokens=True)
 
 
-def _positions(hf_dir: Path) -> int:
+def _sampling_problems(sampling: Sampling) -> list[str]:
+    temperature, top_p, seed = sampling.temperature, sampling.top_p, sampling.seed
+    problems = []
+    # Beyond these bounds the division ends in infinite logits, or in all of them equal.
+    if not (temperature == 0 or 0.01 <= temperature <= 100):
+        problems.append(
+            f"--temperature {temperature}: is neither 0, which always takes the likeliest token, "
+            "nor a number from 0.01 to 100. Give 1 to draw by the model's own probabilities"
+        )
+    if top_p is not None and not 0 < top_p <= 1:
+        problems.append(
+            f"--top-p {top_p}: is no number above 0 and up to 1. Give 0.9 to draw from the "
+            "likeliest tokens that have 90% of the probability together, or 1 to draw from all"
+        )
+    if seed is not None and not 0 <= seed < _SEEDS:
+        problems.append(
+            f"--seed {seed}: is no whole number from 0 to {_SEEDS - 1}. Give a smaller one that "
+            "is not negative"
+        )
+    idle = [name for name, value in (("--top-p", top_p), ("--seed", seed)) if value is not None]
+    if temperature == 0 and idle:
+        problems.append(
+            f"{' and '.join(idle)}: nothing is drawn at temperature 0, which always takes the "
+            "likeliest token. Give a --temperature above 0 too"
+        )
+    return problems
+
+
+def _continue(
+    model: Any,
+    ids: list[int],
+    num_tokens: int,
+    sampling: Sampling,
+    eod_id: int,
+    say: Callable[[str], None],
+) -> list[int]:
+    """The ids that the model adds, with the one that ends a text if it comes."""
+    from transformers import GenerationConfig
+
+    file = model.generation_config
+    ends = eod_id if file.eos_token_id is None else file.eos_token_id
+    chosen: dict[str, Any] = {"do_sample": False}
+    seed = sampling.seed
+    if sampling.temperature:
+        if seed is None:
+            seed = secrets.randbelow(2**32)
+            say(f"--seed {seed} gives this text again.")
+        top_p = 1.0 if sampling.top_p is None else sampling.top_p
+        # transformers would draw from the 50 likeliest alone.
+        chosen = {"do_sample": True, "temperature": sampling.temperature, "top_p": top_p}
+        chosen["top_k"] = 0
+    # What the file sets beside, such as a penalty for repetition, would change either way.
+    model.generation_config = GenerationConfig(
+        max_new_tokens=num_tokens,
+        eos_token_id=ends,
+        pad_token_id=ends[0] if isinstance(ends, list) else ends,
+        **chosen,
+    )
+    tokens_BT = torch.tensor([ids])
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed or 0)
+        result_BT = model.generate(tokens_BT, attention_mask=torch.ones_like(tokens_BT))
+    return [int(token_id) for token_id in result_BT[0, tokens_BT.shape[1] :]]
+
+
+def positions(hf_dir: Path) -> int:
     """How many positions the model was made for; a config.json without them sets no bound."""
     positions = written_config(hf_dir).get("max_position_embeddings")
     return positions if type(positions) is int else sys.maxsize
