@@ -70,6 +70,27 @@ def test_empty_split_of_a_shard_is_noted(tokenizer_model: Path, tmp_path: Path) 
     assert findings.notes == ["validation has no document: the folder is to be merged with others."]
 
 
+def test_text_that_another_folder_holds_out_is_noted(tokenizer_model: Path, tmp_path: Path) -> None:
+    source = write_jsonl(tmp_path / "source.jsonl", [f"{n} {text}" for n, text in enumerate(TEXTS)])
+    call = {"tokenizer": tokenizer_model, "workers": 1}
+    for name, fraction in (("few", 0.2), ("many", 0.6), ("again", 0.2)):
+        prepare([source], output=tmp_path / name, held_out_fraction=fraction, **call)
+    console = Console(file=io.StringIO(), width=10_000)
+    assert prepared.verify([tmp_path / "few", tmp_path / "many"], console)
+    few, many = (load_manifest(tmp_path / name) for name in ("few", "many"))
+    number = many.validation.documents - few.validation.documents
+    assert number > 0
+    notes = [line for line in console.file.getvalue().splitlines() if "note" in line]
+    assert notes == [
+        f"  note: {number:,} of its train documents are held out in {tmp_path / 'many'} "
+        "(validation), so a run of both would be evaluated on text that it trains on. Prepare both "
+        "with the same fractions."
+    ]
+    console = Console(file=io.StringIO(), width=10_000)
+    assert prepared.verify([tmp_path / "few", tmp_path / "again"], console)
+    assert "note" not in console.file.getvalue()
+
+
 # --- files ---------------------------------------------------------------------------------------
 
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import json
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
 
 from tst_megatron.data.indexed import IndexedReader
+from tst_megatron.data.manifest import Manifest
+from tst_megatron.data.scan import scan
 from tst_megatron.data.tokenizer import Tokenizer
 
 # What normalisation changes: runs of spaces, line ends, compatibility forms, accents, case, control
@@ -35,6 +39,12 @@ class HeldOutDocuments:
         self._hashes = np.empty(reader.num_documents, dtype=np.uint64)
         self._order: npt.NDArray[np.int64] | None = None
 
+    def again(self) -> Self:
+        """The same documents, to look up those of another training text."""
+        new = copy.copy(self)
+        new.num_repeated, new.first_repeated = 0, None
+        return new
+
     def take(self, first: int, hashes: npt.NDArray[np.uint64]) -> None:
         """Take the hashes of documents of this split."""
         self._hashes[first : first + len(hashes)] = hashes
@@ -53,6 +63,23 @@ class HeldOutDocuments:
             if np.array_equal(training.tokens(document), self._reader.tokens(here)):
                 self.num_repeated += 1
                 self.first_repeated = self.first_repeated or (document, here)
+
+
+def held_out_of(manifest: Manifest) -> list[HeldOutDocuments]:
+    """The held-out documents of a folder, with its name.
+
+    What cannot be read has none; ``verify_folder`` says what is wrong with it.
+    """
+    found = []
+    for name, split in manifest.splits().items():
+        if name != "train":
+            with contextlib.suppress(OSError, ValueError):
+                reader = split.reader()
+                reader.check()
+                documents = HeldOutDocuments(f"{manifest.path.parent} ({name})", reader)
+                scan(reader, manifest.tokenizer, take_hashes=documents.take)
+                found.append(documents)
+    return found
 
 
 def keeps_text(tokenizer: Tokenizer) -> bool:

@@ -55,11 +55,18 @@ class Findings:
     """What its owner should know, and what is no fault."""
 
 
-def verify_folder(manifest: Manifest, progress: Progress = _no_progress) -> Findings:
+def verify_folder(
+    manifest: Manifest,
+    progress: Progress = _no_progress,
+    *,
+    others: Sequence[HeldOutDocuments] = (),
+) -> Findings:
     """Read a folder once, and say everything that is wrong with it.
 
     Args:
         manifest: of the folder.
+        others: held-out documents of other folders of the same tokenizer, among which the training
+            documents of this one are looked up.
         progress: entered before the first byte of the splits is read; what it yields is called
             with the bytes that were read since the last call.
     """
@@ -73,14 +80,25 @@ def verify_folder(manifest: Manifest, progress: Progress = _no_progress) -> Find
         )
     # The tokenizer may take a minute to load, which is no time of reading.
     with progress() as advance:
-        held_out = _read_splits(manifest, facts, findings, advance)
+        held_out = _read_splits(manifest, facts, findings, advance, others)
     for split_documents in held_out:
         _add_repeated(findings, split_documents, tokenizer)
+    for documents in others:
+        if documents.first_repeated is not None:
+            findings.notes.append(
+                f"{documents.num_repeated:,} of its train documents are held out in "
+                f"{documents.name}, so a run of both would be evaluated on text that it trains on. "
+                "Prepare both with the same fractions."
+            )
     return findings
 
 
 def _read_splits(
-    manifest: Manifest, facts: TokenizerFacts, findings: Findings, advance: Advance
+    manifest: Manifest,
+    facts: TokenizerFacts,
+    findings: Findings,
+    advance: Advance,
+    others: Sequence[HeldOutDocuments],
 ) -> list[HeldOutDocuments]:
     """Read every split, and add what is wrong; returns the held-out splits' documents."""
     held_out: list[HeldOutDocuments] = []
@@ -93,7 +111,7 @@ def _read_splits(
             findings.problems += _hash_problems(split, content)
             continue
         if name == "train":
-            take = _looks_up(reader, held_out)
+            take = _looks_up(reader, [*held_out, *others])
         else:
             held_out.append(HeldOutDocuments(name, reader))
             take = held_out[-1].take

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
 from rich.console import Console
 
 from tst_megatron.data.against import compare_with_inputs
+from tst_megatron.data.held_out import HeldOutDocuments, held_out_of
 from tst_megatron.data.manifest import Manifest, load_manifest
 from tst_megatron.data.progress import byte_progress, document_progress
 from tst_megatron.data.verify import Findings, num_bytes_to_read, verify_folder
@@ -45,11 +46,12 @@ def verify(
     if sample is not None and not against:
         raise ValueError("--sample: a share of no text. Name its files with --against.")
     manifests = {folder: _load(folder) for folder in folders}
+    held_out = _held_out(manifests)
     num_damaged = 0
     for folder, manifest in manifests.items():
         findings = Findings()
         if isinstance(manifest, Manifest):
-            findings = _verify_one(manifest, console)
+            findings = _verify_one(manifest, console, held_out)
             if against:
                 _compare(manifest, against, SAMPLE if sample is None else sample, findings, console)
         else:
@@ -66,9 +68,25 @@ def _load(folder: Path) -> Manifest | str:
         return str(error)
 
 
-def _verify_one(manifest: Manifest, console: Console) -> Findings:
+def _held_out(manifests: Mapping[Path, Manifest | str]) -> dict[Path, list[HeldOutDocuments]]:
+    """The held-out documents of each folder, where there are several."""
+    there = [each for each in manifests.values() if isinstance(each, Manifest)]
+    return {each.path: held_out_of(each) for each in there} if len(there) > 1 else {}
+
+
+def _verify_one(
+    manifest: Manifest, console: Console, held_out: Mapping[Path, list[HeldOutDocuments]]
+) -> Findings:
+    # Tokens of another tokenizer are never the same text.
+    others = [
+        documents.again()
+        for path, of_folder in held_out.items()
+        for documents in of_folder
+        if path != manifest.path
+    ]
     what, total = f"reading {manifest.path.parent.name}", num_bytes_to_read(manifest)
-    return verify_folder(manifest, partial(byte_progress, console, what, total))
+    progress = partial(byte_progress, console, what, total)
+    return verify_folder(manifest, progress, others=others)
 
 
 def _compare(
