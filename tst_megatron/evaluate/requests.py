@@ -25,6 +25,8 @@ class Texts:
         self.bos = [] if bos_id is None else [bos_id]
         self.before_a_document = documents.facts.eod_id if bos_id is None else bos_id
         """BOS. Without one, what stands before a document in training is the EOD of another."""
+        # The answers to one question come one after the other.
+        self._ids_of_context = functools.lru_cache(maxsize=4)(self.ids)
 
     def ids(self, text: str) -> list[int]:
         """The ids of a text without BOS, which is added where a context is made of it."""
@@ -40,7 +42,7 @@ class Texts:
             The context's, without BOS, and the answer's; either may have none.
         """
         before = context.rstrip()
-        whole, own = self.ids(context + answer), self.ids(before)
+        whole, own = self.ids(context + answer), self._ids_of_context(before)
         # So it is with usual tokenizers, which part texts in front of spaces.
         if len(own) < len(whole) and whole[: len(own)] == own:
             return own, whole[len(own) :]
