@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
+import torch
 import zstandard
 from hugging_face_tokenizers import build_hugging_face
 from pyarrow import parquet
+from safetensors.torch import save_file
 from sentencepiece import SentencePieceTrainer
 from tokenizers import Tokenizer, decoders, models
 from tokenizers.trainers import BpeTrainer
@@ -18,6 +20,10 @@ from transformers import PreTrainedTokenizerFast
 
 from tst_megatron.data.inputs import find
 from tst_megatron.data.prepare import prepare
+from tst_megatron.hf.configuration import read_config
+from tst_megatron.hf.soundness import check_numbers
+from tst_megatron.hf.weights import rules, shapes
+from tst_megatron.hf.whole_model import check_model
 
 PAGE = (Path(__file__).parents[2] / "docs" / "from-outside.md").read_text()
 LINE = b'{"text": "a text"}\n'
@@ -149,3 +155,94 @@ def test_tokenizer_is_taken_or_refused_as_the_page_says(name, verdict, reason, t
         prepare([tmp_path / "a.jsonl"], tokenizer, tmp_path / "out", **call)
     shutil.rmtree(tmp_path / "out.parts", ignore_errors=True)
     assert not (tmp_path / "out").exists()
+
+
+# --- models --------------------------------------------------------------------------------------
+
+CONFIG = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "vocab_size": 100,
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 4,
+    "max_position_embeddings": 32,
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 10000.0,
+    "tie_word_embeddings": False,
+}
+TIED = CONFIG | {"tie_word_embeddings": True}
+
+
+def model(folder, config=CONFIG, *, without=(), **more):
+    folder.mkdir()
+    whole = complete_config(folder, CONFIG | {"tie_word_embeddings": config["tie_word_embeddings"]})
+    torch.manual_seed(0)
+    tensors = {
+        name: torch.randn(shape)
+        for rule in rules(whole)
+        for name, shape in zip(rule.hf, shapes(rule, whole), strict=True)
+    }
+    tensors |= {name: make(tensors) for name, make in more.items()}
+    save_file({k: v for k, v in tensors.items() if k not in without}, folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def complete_config(folder, config):
+    (folder / "config.json").write_text(json.dumps(config))
+    return read_config(folder)
+
+
+def cut_short(folder):
+    path = model(folder) / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def elsewhere(folder):
+    path = model(folder) / "model.safetensors"
+    path.rename(folder.parent / path.name)
+    index = {"weight_map": {"model.norm.weight": "../model.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+TABLE, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+MODELS = {
+    "weights that fit their `config.json`": model,
+    "`rotary_emb.inv_freq` beside the weights": lambda folder: model(
+        folder, **{"model.layers.0.self_attn.rotary_emb.inv_freq": lambda _: torch.ones(2)}
+    ),
+    "tied tables, stored twice": lambda folder: model(
+        folder, TIED, **{HEAD: lambda tensors: tensors[TABLE].clone()}
+    ),
+    "tied tables, and an output layer of its own": lambda folder: model(
+        folder, TIED, **{HEAD: lambda tensors: tensors[TABLE] + 1}
+    ),
+    "a number that is none among the weights": lambda folder: model(
+        folder, **{"model.norm.weight": lambda tensors: torch.full((16,), torch.nan)}
+    ),
+    "a model without attention heads": lambda folder: model(
+        folder, CONFIG | {"num_attention_heads": 0}
+    ),
+    "a safetensors file that is cut short": cut_short,
+    "an index that names a file elsewhere": elsewhere,
+    "a weight that is missing": lambda folder: model(folder, without=["model.norm.weight"]),
+}
+
+
+def test_every_model_folder_has_a_builder():
+    assert [name for name, _, _ in rows("Model folders")] == list(MODELS)
+
+
+@pytest.mark.parametrize(("name", "verdict", "reason"), rows("Model folders"))
+def test_model_folder_is_taken_or_refused_as_the_page_says(name, verdict, reason, tmp_path):
+    MODELS[name](tmp_path / "model")
+    if verdict == "taken":
+        check_numbers(check_model(tmp_path / "model"))
+        return
+    assert verdict == "refused" and reason
+    with pytest.raises(ValueError, match=re.escape(reason)):
+        check_numbers(check_model(tmp_path / "model"))
