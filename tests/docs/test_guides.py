@@ -128,8 +128,9 @@ def test_guide_prepares_with_the_tokenizer_that_it_fetches(model):
     assert {params["eod_token"] for params in prepared} == {end}
 
 
-def test_commands_and_links_of_data_preparation_lead_somewhere():
-    path = ROOT / "docs" / "data-preparation.md"
+@pytest.mark.parametrize("name", ["data-preparation.md", "from-outside.md"])
+def test_commands_and_links_of_a_page_lead_somewhere(name):
+    path = ROOT / "docs" / name
     document = path.read_text(encoding="utf-8")
     assert commands(document)
     for words in commands(document):
