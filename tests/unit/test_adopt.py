@@ -232,6 +232,7 @@ def test_pair_may_be_named_by_either_file_and_both_must_be_there(
 ):
     given = own_pair.with_name(f"own.{end}")
     adopt(given, tokenizer_model, tmp_path / "out", workers=1, **FRACTIONS)
+    assert "is a folder" in refusal(Path("/"), tokenizer_model, tmp_path / "no")
     given.unlink()
     text = refusal(given, tokenizer_model, tmp_path / "no")
     assert text == f"{given}: no such file. Give the common path of .bin and .idx."
@@ -433,8 +434,9 @@ def test_gaps_in_an_ordinary_folder_are_still_damage(adopted):
 def test_merge_refuses_adopted_folders_and_another_split_is_another_text(
     adopted, prepared, pair, tokenizer_model, tmp_path
 ):
-    with pytest.raises(ValueError, match="made by `data adopt`"):
+    with pytest.raises(ValueError, match="made by `data adopt`") as caught:
         merge([prepared.path.parent, adopted.path.parent], tmp_path / "merged")
+    assert len(str(caught.value).splitlines()) == 1
     other = adopt(pair, tokenizer_model, tmp_path / "other", held_out_fraction=0.3, workers=1)
     assert other.train.bin_sha256 == adopted.train.bin_sha256
     assert other.train.text_sha256 != adopted.train.text_sha256

@@ -28,6 +28,8 @@ def pair_problems(prefix: Path) -> list[str]:
     Args:
         prefix: common path of both files, without extension.
     """
+    if not prefix.name:
+        return [f"{prefix}: is a folder. Give the common path of .bin and .idx."]
     files = (bin_path(prefix), idx_path(prefix))
     if missing := [path for path in files if not path.is_file()]:
         fix = "Give the common path of .bin and .idx."

@@ -19,7 +19,7 @@ from tst_megatron.data.inspect import body, visible
 from tst_megatron.data.tokenizer import Tokenizer
 
 NUM_DOCUMENTS = 1000
-NUM_TOKENS = 1 << 21
+NUM_TOKENS = 1 << 20
 """Fewer documents where they are long, to take seconds."""
 LARGEST_CHANGED_FRACTION = 0.01
 """Of documents whose text encodes to other ids, as damaged characters may."""

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from tst_megatron.data.indexed import IndexedReader, idx_path, token_dtype
+from tst_megatron.data.indexed import idx_path, token_dtype
 from tst_megatron.data.inputs import Shard
 from tst_megatron.data.manifest import ADOPTED, Manifest, differs, load_manifest, tokenizer_problems
 from tst_megatron.data.split import SPLIT_RULE
@@ -199,7 +199,7 @@ def mixed_files(manifest: Manifest) -> list[str]:
     problems = tokenizer_problems(manifest)
     for split in manifest.splits().values():
         try:
-            reader = IndexedReader(split.prefix)
+            reader = split.reader()
         except (ValueError, OSError) as error:
             problems.append(str(error))
             continue
