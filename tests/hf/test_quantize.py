@@ -15,6 +15,7 @@ from small_models import save_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tst_megatron.hf import quantize as quantizing
+from tst_megatron.hf.generate import generate_text
 from tst_megatron.hf.quantize import Calibration, quantize
 from tst_megatron.hf.quantized_formats import E2M1, FORMATS
 from tst_megatron.hf.quantized_proof import prove
@@ -408,6 +409,8 @@ def test_quantised_model_is_not_quantised_again(quantised, text, tmp_path):
     _, written, _ = quantised("llama", "fp8")
     with pytest.raises(ValueError, match="it is quantised already"):
         quantize(written, tmp_path / "out", format="fp8", calibration=Calibration(text=text))
+    with pytest.raises(ValueError, match="is quantised, for runtimes that transformers is not"):
+        generate_text(written, "lamp", 1)
 
 
 def test_shapes_without_whole_blocks_are_refused_for_nvfp4_alone(text, tmp_path):

@@ -243,5 +243,12 @@ def _check(hf_dir: Path) -> None:
             "export` wrote with its tokenizer."
         )
     check_config(hf_dir)
+    quantised = written_config(hf_dir).get("quantization_config")
+    if isinstance(quantised, dict) and quantised.get("quant_method") == "modelopt":
+        # transformers takes the rounded numbers for weights and leaves their scales out.
+        raise ValueError(
+            f"{hf_dir}: is quantised, for runtimes that transformers is not. Give the export that "
+            "it was made from, or serve it."
+        )
     if problems := problems_along(hf_dir):
         raise ValueError("\n".join(problems))
