@@ -53,7 +53,7 @@ def make_checked(folder, *overrides):
         "data: {text: 1}\ntst: {bag-size: 4, superposition-fraction: 0.4}\n"
     )
     recipe = load_recipe(folder / "recipe.yaml", overrides)
-    train = SimpleNamespace(bin_sha256="ab12")
+    train = SimpleNamespace(text_sha256="ab12")
     path = folder / "tokenizer.model"
     facts = SimpleNamespace(sha256=file_sha256(path))
     manifest = SimpleNamespace(tokenizer_path=path, tokenizer=facts, train=train, test=None)
@@ -131,7 +131,7 @@ def test_prepared_folder_takes_the_same_recipe_again(run, checked):
 def test_each_difference_is_named_with_both_values(run, checked, tmp_path):
     run.prepare(checked)
     other = make_checked(tmp_path / "other", "lr=0.5", "tst.superposition-fraction=0.5", "seed=7")
-    other.corpora[0].manifest.train.bin_sha256 = "cd34"
+    other.corpora[0].manifest.train.text_sha256 = "cd34"
     problems = {problem.split(":")[0]: problem for problem in run.problems(other, fresh=False)}
     assert sorted(problems) == [
         "lr",

@@ -25,7 +25,7 @@ def checked_with(tokenizer: Path, *overrides: str) -> SimpleNamespace:
         "data: {text: 1}\ntst: {bag-size: 4, superposition-fraction: 0.4}\n"
     )
     recipe = load_recipe(recipe_file, overrides)
-    train = SimpleNamespace(bin_sha256=tokenizer_sha256(tokenizer))
+    train = SimpleNamespace(text_sha256=tokenizer_sha256(tokenizer))
     facts = SimpleNamespace(sha256=tokenizer_sha256(tokenizer))
     manifest = SimpleNamespace(tokenizer_path=tokenizer, tokenizer=facts, train=train, test=None)
     return SimpleNamespace(
