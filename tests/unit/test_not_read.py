@@ -124,9 +124,12 @@ def test_manifest_has_the_documents_of_each_file_and_what_was_not_read(text, tmp
         workers=1,
     )
     contents = manifest.contents
-    assert contents.documents == {"a.jsonl": 40, "b.jsonl": 1}
+    assert [*contents.files] == [
+        {"name": "a.jsonl", "documents": 40},
+        {"name": "b.jsonl", "documents": 1},
+    ]
     documents = sum(split.documents for split in manifest.splits().values())
-    assert sum(contents.documents.values()) == documents
+    assert sum(each["documents"] for each in contents.files) == documents
     left_out = {"name": "notes.txt", "num_bytes": 5, "reason": ".txt is not read"}
     assert contents.not_read == [left_out]
     assert contents.round_trip.compared == 42
@@ -162,3 +165,21 @@ def test_damaged_page_of_a_table_is_found_by_its_checksum(tmp_path):
     path.write_bytes(data)
     with pytest.raises(ValueError, match=r"a\.parquet: cannot be read as Parquet"):
         list(texts([path]))
+
+
+def test_two_files_of_one_name_are_counted_apart(text, tmp_path):
+    for folder, number in (("a", 30), ("b", 12)):
+        (tmp_path / folder).mkdir()
+        lines = (json.dumps({"text": f"{folder} {n}"}) + "\n" for n in range(number))
+        (tmp_path / folder / "x.jsonl").write_text("".join(lines))
+    manifest = prepare(
+        [tmp_path / "a", tmp_path / "b"],
+        text / "tokenizer.model",
+        tmp_path / "out",
+        held_out_fraction=0.3,
+        workers=1,
+    )
+    assert manifest.contents.files == [
+        {"name": "x.jsonl", "documents": 30},
+        {"name": "x.jsonl", "documents": 12},
+    ]

@@ -173,15 +173,16 @@ def load_without_faults(tokenizer: Path, settings: Settings) -> Tokenizer:
         ValueError: it is none by which text can be prepared.
     """
     asked = {"special_tokens_in_text": settings.special_tokens_in_text}
-    if settings.eod_token is None:
-        return _without_faults(tokenizer, load_tokenizer(tokenizer, **asked))
+    # A config.json beside a tokenizer decides too how transformers reads it, and is not copied.
     with tempfile.TemporaryDirectory() as beside:
         try:
             stored = store_tokenizer(tokenizer, Path(beside), eod_token=settings.eod_token)
             return _without_faults(stored, load_tokenizer(stored, **asked))
         except ValueError as error:
             copy = str(Path(beside) / HUGGING_FACE_FOLDER)
-            raise ValueError(str(error).replace(copy, str(tokenizer))) from error
+            raise ValueError(
+                str(error).replace(copy, str(tokenizer)).replace(beside, str(tokenizer.parent))
+            ) from error
 
 
 def _without_faults(source: Path, tokenizer: Tokenizer) -> Tokenizer:

@@ -17,7 +17,7 @@ from rich.console import Console
 from tst_megatron.data.documents import Rejected
 from tst_megatron.data.encode import Encoder, encode_unit
 from tst_megatron.data.indexed import IndexedWriter
-from tst_megatron.data.inputs import NotRead, check_unchanged
+from tst_megatron.data.inputs import Input, NotRead, check_unchanged
 from tst_megatron.data.join import append, first_occurrences
 from tst_megatron.data.manifest import Contents, LeftOut
 from tst_megatron.data.parts import Part, counts_path, delete_parts, load_part, read_hashes
@@ -34,6 +34,8 @@ from tst_megatron.data.units import Unit
 from tst_megatron.data.workers import in_order
 from tst_megatron.files import folder_appearing_whole
 
+DOCUMENTS_FOR_A_SHARE = 1000
+"""After so many that were decoded again, their share is known well enough to stop."""
 MOST_PROBLEMS = 20
 """At so many, a preparation stops looking for more."""
 
@@ -58,7 +60,7 @@ class Job:
 class _Joined:
     """What became of all parts, beside their tokens."""
 
-    documents: dict[str, int] = field(default_factory=dict)
+    documents: dict[Input, int] = field(default_factory=dict)
     """Of each file, without those that are left out as copies."""
     num_empty: int = 0
     num_duplicates: int = 0
@@ -66,13 +68,13 @@ class _Joined:
     """With the names of their files."""
     round_trip: RoundTrip = field(default_factory=RoundTrip)
 
-    def add(self, name: str, part: Part, num_duplicates: int) -> None:
-        """Take a part of the file of this name."""
+    def add(self, file: Input, part: Part, num_duplicates: int) -> None:
+        """Take a part of a file."""
         number = sum(split.num_documents for split in part.splits.values()) - num_duplicates
-        self.documents[name] = self.documents.get(name, 0) + number
+        self.documents[file] = self.documents.get(file, 0) + number
         self.num_empty += part.num_empty
         self.num_duplicates += num_duplicates
-        self.rejected += ((name, each) for each in part.rejected)
+        self.rejected += ((file.name, each) for each in part.rejected)
         self.round_trip.take(part.round_trip)
 
     def left_out(self) -> LeftOut:
@@ -138,7 +140,7 @@ def _fill(
         tokenizer_name=stored.name,
         left_out=joined.left_out(),
         contents=Contents(
-            documents=joined.documents,
+            files=[{"name": f.name, "documents": n} for f, n in joined.documents.items()],
             not_read=[asdict(each) for each in job.not_read],
             round_trip=joined.round_trip,
         ),
@@ -178,11 +180,16 @@ def _join(
             num_duplicates += 0 if mask is None else int((~mask).sum())
         if "train" not in keep:
             counts += np.load(counts_path(part.folder))
-        joined.add(unit.file.name, part, num_duplicates)
+        joined.add(unit.file, part, num_duplicates)
+        if joined.round_trip.compared >= DOCUMENTS_FOR_A_SHARE:
+            # Hours before the end; what is as clear as that does not become better.
+            check_round_trip(
+                joined.round_trip, job.max_changed_fraction, factor=2.0, parts=job.parts
+            )
     num_lines = sum(joined.documents.values()) + joined.num_duplicates + joined.num_empty
     rejected = [each for _, each in joined.rejected]
     _check_rejected(rejected, num_lines, job.encoder.max_rejected_fraction)
-    check_round_trip(joined.round_trip, job.max_changed_fraction)
+    check_round_trip(joined.round_trip, job.max_changed_fraction, parts=job.parts)
     return joined
 
 

@@ -65,7 +65,7 @@ def encode_unit(encoder: Encoder, task: tuple[Unit, Path], advance: Callable[[in
         return  # another file with the same content
     check_unchanged([unit.file])
     rejected: list[Rejected] = []
-    sample = Sample()
+    sample = Sample(unit.is_sampled)
     num_lines = num_empty = 0
     vocab_size = encoder.tokenizer.facts.vocab_size
     counts = np.zeros(vocab_size, dtype=np.int64)

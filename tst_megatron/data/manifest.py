@@ -75,8 +75,8 @@ class LeftOut:
 class Contents:
     """What was seen of the text while it was read. Folders of earlier versions do not say it."""
 
-    documents: Mapping[str, int]
-    """File -> documents of it in the splits, in the order of the files."""
+    files: Sequence[Mapping[str, Any]]
+    """name and documents in the splits of each file, in their order; two may have the same name."""
     not_read: Sequence[Mapping[str, Any]]
     """What lay in the folders that were named, and is no text (``inputs.NotRead``)."""
     round_trip: RoundTrip
@@ -304,7 +304,10 @@ def _from_json(path: Path, values: dict[str, Any]) -> Manifest:
 
 def _contents_from_json(values: dict[str, Any]) -> Contents:
     return Contents(
-        documents={str(name): int(number) for name, number in values["documents"].items()},
+        files=[
+            {"name": str(each["name"]), "documents": int(each["documents"])}
+            for each in values["files"]
+        ],
         not_read=[dict(each) for each in values["not_read"]],
         round_trip=RoundTrip.recorded(values["round_trip"]),
     )

@@ -6,8 +6,7 @@ shard's manifest, hashed for the new one, and its training tokens are counted.
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -169,15 +168,14 @@ def _contents(manifests: Sequence[Manifest]) -> Contents | None:
     each = [manifest.contents for manifest in manifests if manifest.contents is not None]
     if len(each) < len(manifests):
         return None
-    documents: Counter[str] = Counter()
-    not_read: dict[str, Any] = {}
+    not_read: list[Mapping[str, Any]] = []
     round_trip = RoundTrip()
     for contents in each:
-        # Shards of a text may have files of one name, in folders of their own.
-        documents.update(contents.documents)
-        not_read |= {entry["name"]: entry for entry in contents.not_read}
+        # Shards of a text have looked into the same folders.
+        not_read += [entry for entry in contents.not_read if entry not in not_read]
         round_trip.take(contents.round_trip)
-    return Contents(documents=dict(documents), not_read=[*not_read.values()], round_trip=round_trip)
+    files = [entry for contents in each for entry in contents.files]
+    return Contents(files=files, not_read=not_read, round_trip=round_trip)
 
 
 def _join_rejected(folder: Path, manifests: Sequence[Manifest]) -> None:

@@ -31,7 +31,7 @@ from tst_megatron.data.build import Job, build
 from tst_megatron.data.documents import Documents, read_unit
 from tst_megatron.data.encode import Encoder, Settings
 from tst_megatron.data.inputs import Input, Shard, files_of_shard, find
-from tst_megatron.data.manifest import Manifest, Split, load_manifest
+from tst_megatron.data.manifest import FILE_NAME, Manifest, Split, load_manifest
 from tst_megatron.data.parts import (
     begin_parts,
     delete_parts,
@@ -151,6 +151,11 @@ def prepare(
     known = made_by if shard is None else {**made_by, "shard": shard.record(text)}
     parts = parts_folder(output)
     check_before_reading(output, parts, known, loaded if fast else None)
+    units = cut_into_units(files)
+    if not (output / FILE_NAME).is_file():
+        # Hashing terabytes takes hours too.
+        say_before(found.not_read, loaded, console)
+        _look_at_a_few(loaded, units, text_key, max_changed_fraction)
     sums = _hash(files, workers, console)
     recipe = {"inputs": [_entry(each, sums) for each in files], **known}
     there = finished(output, recipe)
@@ -160,9 +165,6 @@ def prepare(
         check_reused(there, max_rejected_fraction, max_changed_fraction, allow_empty_splits)
         return there
     versions = _versions(fast)
-    units = cut_into_units(files)
-    say_before(found.not_read, loaded, console)
-    _look_at_a_few(loaded, units, text_key, max_changed_fraction)
     if fast:
         from tst_megatron.data.fast_tokenizer import fast_tokenizer
 
@@ -194,7 +196,7 @@ def _look_at_a_few(
 ) -> None:
     """Refuse a tokenizer that loses text everywhere before hours of work; the rest comes later."""
     found = tried(tokenizer, _sample(units, text_key, _TEXTS_LOOKED_AT))
-    check_round_trip(found, max(max_changed_fraction, _LOST_EVERYWHERE))
+    check_round_trip(found, max_changed_fraction, at_least=_LOST_EVERYWHERE)
 
 
 def _hash(files: Sequence[Input], workers: int, console: Console | None) -> dict[Path, str]:

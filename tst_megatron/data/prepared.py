@@ -190,21 +190,34 @@ def check_documents(num_documents: Mapping[str, int], recipe: Mapping[str, Any])
         )
 
 
-def check_round_trip(found: RoundTrip, max_changed_fraction: float) -> None:
+def check_round_trip(
+    found: RoundTrip,
+    max_changed_fraction: float,
+    *,
+    factor: float = 1.0,
+    at_least: float = 0.0,
+    parts: Path | None = None,
+) -> None:
     """Whether enough of the text comes back from its tokens.
 
     Args:
         found: what came of documents that were decoded again.
         max_changed_fraction: share of them that may come back otherwise.
+        factor: times that share is refused, of a part of the text.
+        at_least: no smaller share is refused, of a few documents.
+        parts: where what was encoded is kept.
 
     Raises:
         ValueError: more do.
     """
-    if found.is_above(max_changed_fraction):
-        raise ValueError(
-            f"--max-changed-fraction {max_changed_fraction:g}: {found}. A run would learn that "
-            "text. Use another tokenizer, or allow more where this is meant."
-        )
+    if not found.is_above(max(min(1.0, max_changed_fraction * factor), at_least)):
+        return
+    kept = f" What is done is kept in {parts}: the same command goes on from there."
+    raise ValueError(
+        f"--max-changed-fraction {max_changed_fraction:g}: {found}. A run would learn the text as "
+        "it comes back. Use another tokenizer, or allow more where this is meant (1 allows all)."
+        f"{kept if parts else ''}"
+    )
 
 
 def _partial(output: Path) -> Path:

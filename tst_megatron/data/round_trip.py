@@ -1,8 +1,8 @@
 """Does text come back from its tokens? Some documents are decoded again, and compared.
 
-A document comes back if its tokens decode to its text, or to a Unicode normal form of it (NFC,
-NFKC, ...), which many tokenizers make of text. What comes back otherwise was lost: white space,
-characters that the vocabulary lacks, capital letters.
+A document comes back if its tokens decode to its text, to a Unicode normal form of it (NFC, NFKC,
+...), or with a space in front: many tokenizers make that of every text. What comes back otherwise
+was lost: white space, characters that the vocabulary lacks, capital letters.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     from tst_megatron.data.tokenizer import Tokenizer
 
 FIRST_CHARACTERS = 1 << 18
-"""Documents that start in so many characters of a unit are compared,"""
+"""Documents that start in so many characters of a unit are compared; of many small units some."""
 DOCUMENTS_PER_COMPARISON = 256
-"""and beyond them one in so many."""
+"""Beyond them, one in so many."""
 MOST_CHARACTERS = 20
 """Of those that were lost, so many are kept."""
 NORMAL_FORMS: tuple[Literal["NFC", "NFD", "NFKC", "NFKD"], ...] = ("NFC", "NFD", "NFKC", "NFKD")
@@ -40,7 +40,7 @@ class RoundTrip:
 
     compared: int = 0
     normalised: int = 0
-    """Those that come back in a Unicode normal form."""
+    """Those that come back in a Unicode normal form, or with a space in front."""
     changed: dict[str, int] = field(default_factory=dict)
     """Why others do not come back, and how many for each reason."""
     characters: str = ""
@@ -88,8 +88,8 @@ class RoundTrip:
         self.characters = "".join(all_lost)[:MOST_CHARACTERS]
 
     def is_above(self, fraction: float) -> bool:
-        """Whether a larger share than this does not come back."""
-        return self.num_changed > fraction * self.compared
+        """Whether a larger share than this does not come back, and not one or two by chance."""
+        return self.num_changed > max(fraction * self.compared, 2 if fraction else 0)
 
     def __str__(self) -> str:
         """In words, for a person."""
@@ -98,7 +98,7 @@ class RoundTrip:
         if not self.num_changed:
             same = "all come back"
             if self.normalised:
-                same += f", {self.normalised:,} in a Unicode normal form"
+                same += f", {self.normalised:,} in a Unicode normal form or with a space in front"
             return f"{self.compared:,} documents were decoded again, {same}"
         reasons = [f"{why} in {number:,}" for why, number in sorted(self.changed.items())]
         if self.characters:
@@ -117,7 +117,8 @@ def difference(text: str, back: str) -> tuple[str | None, str]:
         text: of a document.
         back: what its tokens decode to.
     """
-    if back == text or any(unicodedata.normalize(form, text) == back for form in NORMAL_FORMS):
+    texts = (text, *(unicodedata.normalize(form, text) for form in NORMAL_FORMS))
+    if back in texts or back.removeprefix(" ") in texts:
         return None, ""
     before, after = (unicodedata.normalize("NFKC", each) for each in (text, back))
     if before.split() == after.split() or "".join(before.split()) == "".join(after.split()):
@@ -150,6 +151,7 @@ def come_back(
 class Sample:
     """Which documents of a unit are decoded again, and what came of them."""
 
+    is_from_the_start: bool = True
     found: RoundTrip = field(default_factory=RoundTrip)
     num_documents: int = 0
     """That were offered."""
@@ -163,7 +165,8 @@ class Sample:
         chosen = []
         for number, text in enumerate(texts):
             place = self.num_documents + number
-            if self.num_characters < FIRST_CHARACTERS or place % DOCUMENTS_PER_COMPARISON == 0:
+            is_first = self.is_from_the_start and self.num_characters < FIRST_CHARACTERS
+            if is_first or (place + 1) % DOCUMENTS_PER_COMPARISON == 0:
                 chosen.append(number)
             self.num_characters += len(text)
         self.num_documents += len(texts)

@@ -23,6 +23,8 @@ from tst_megatron.data.tokenizer import Tokenizer
 from tst_megatron.data.unlike_characters import byte_names
 
 _FILE = "tokenizer.json"
+_BYTES_OF_TEXT = (*range(0xC0), *range(0xC2, 0xF5))
+"""The others are in no text in UTF-8."""
 _CLASS = '"tokenizer_class": "PreTrainedTokenizerFast"'
 
 
@@ -39,8 +41,8 @@ def tokenizer_faults(source: Path, tokenizer: Tokenizer) -> list[str]:
         form = json.loads((source / _FILE).read_bytes())
         faults = _unknown_eos(source, form, tokenizer) + _other_ids(source, tokenizer)
         return [f"{source}: {fault}." for fault in faults]
-    model = source / "tokenizer.model"
-    if not model.is_file():
+    model = next(iter(sorted(source.glob("*.model"))), None)
+    if model is None:
         return []
     return [
         f"{source}: has a {model.name} and no {_FILE}, and what transformers makes of it has other "
@@ -81,7 +83,9 @@ def _other_ids(source: Path, tokenizer: HuggingFaceTokenizer) -> list[str]:
     """Whether the class that transformers takes gives other ids than the folder's own file."""
     own = backend_of((source / _FILE).read_text(encoding="utf-8"), special_tokens_in_text=False)
     taken = backend_of(tokenizer.serialized, special_tokens_in_text=False)
-    for text in (*NAMED_PROBES.values(), *PROBES):
+    for probe in (*NAMED_PROBES.values(), *PROBES):
+        # Older Llama files put a space before a text, and the class only before one without.
+        text = probe.lstrip(" ")
         wanted, ids = (each.encode(text, add_special_tokens=False).ids for each in (own, taken))
         if wanted != ids:
             return [
@@ -106,23 +110,25 @@ def tokenizer_remarks(tokenizer: Tokenizer) -> list[str]:
 def vocabulary_gaps(tokenizer: Tokenizer) -> list[str]:
     """What a vocabulary has no tokens for, with counts."""
     if isinstance(tokenizer, SentencePieceTokenizer):
-        number = tokenizer.num_byte_pieces()
-        if number:
-            return _lacks_bytes(256 - number)
+        if tokenizer.num_byte_pieces():
+            return []  # SentencePiece trains all of them or none.
         return _knows_characters(tokenizer.pieces(), "<unk>")
     form = json.loads(getattr(tokenizer, "serialized"))  # noqa: B009
     vocabulary = _vocabulary(form)
     if _is_byte_level(form):
-        return _lacks_bytes(sum(name not in vocabulary for name in byte_names()))
+        return _lacks_bytes(sum(byte_names()[byte] not in vocabulary for byte in _BYTES_OF_TEXT))
     if form["model"].get("byte_fallback"):
-        return _lacks_bytes(sum(f"<0x{byte:02X}>" not in vocabulary for byte in range(256)))
+        return _lacks_bytes(sum(f"<0x{byte:02X}>" not in vocabulary for byte in _BYTES_OF_TEXT))
     return _knows_characters(vocabulary, unknown_token(form["model"]))
 
 
 def _lacks_bytes(number: int) -> list[str]:
     if not number:
         return []
-    return [f"the vocabulary lacks {number} of the 256 bytes, and characters with them are lost"]
+    return [
+        f"the vocabulary lacks {number} of the {len(_BYTES_OF_TEXT)} bytes of UTF-8, and "
+        "characters with them are lost"
+    ]
 
 
 def _knows_characters(vocabulary: Iterable[str], unknown: str | None) -> list[str]:

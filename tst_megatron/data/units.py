@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -11,6 +11,7 @@ from pyarrow import parquet
 
 from tst_megatron.data.inputs import Input
 from tst_megatron.data.kinds import is_table, packing
+from tst_megatron.data.round_trip import FIRST_CHARACTERS
 
 UNIT_BYTES = 1 << 26
 """About what one unit reads of a file that can be cut: a minute's work, redone after a kill."""
@@ -27,6 +28,8 @@ class Unit:
     num_bytes: int
     """Of the file, about: for progress."""
     is_whole_file: bool
+    is_sampled: bool = True
+    """Whether its first documents are decoded again (`round_trip.py`)."""
 
     @property
     def path(self) -> Path:
@@ -47,7 +50,15 @@ def cut_into_units(inputs: Sequence[Input]) -> list[Unit]:
         units += [Unit(each, *cut, is_whole_file=len(cuts) == 1) for cut in cuts]
     if problems:
         raise ValueError("\n".join(problems))
-    return units
+    return _sampled(units)
+
+
+def _sampled(units: Sequence[Unit]) -> list[Unit]:
+    """Of many small units some are looked at, so that it takes the same share of the time."""
+    wanted = sum(min(unit.num_bytes, FIRST_CHARACTERS) for unit in units)
+    allowed = max(sum(unit.num_bytes for unit in units) // 64, FIRST_CHARACTERS)
+    stride = max(1, wanted // allowed)
+    return [replace(unit, is_sampled=number % stride == 0) for number, unit in enumerate(units)]
 
 
 def _cuts(each: Input, problems: list[str]) -> Iterator[tuple[int, int | None, int]]:

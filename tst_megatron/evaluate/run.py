@@ -23,6 +23,7 @@ from tst_megatron.files import claimed, file_sha256, write_beside
 from tst_megatron.hf.folder import HuggingFaceWeights
 from tst_megatron.hf.generate import positions
 from tst_megatron.hf.safetensors_files import INDEX
+from tst_megatron.hf.whole_model import as_transformers_reads
 from tst_megatron.host.device import find as find_device
 from tst_megatron.outputs import check_output
 
@@ -126,7 +127,7 @@ def _check_model(hf_dir: Path) -> None:
     problems = []
     if not (hf_dir / "config.json").is_file():
         problems.append("config.json is missing")
-    elif "quantization_config" in json.loads((hf_dir / "config.json").read_text()):
+    elif json.loads((hf_dir / "config.json").read_text()).get("quantization_config") is not None:
         problems.append(
             "it is quantised, for runtimes that transformers is not; evaluate the export that it "
             "was made from, or serve it"
@@ -203,16 +204,17 @@ def _load_model(
 ) -> Any:
     from tst_megatron.evaluate.model import DocumentModel
 
-    return DocumentModel(
-        documents,
-        pretrained=str(hf_dir),
-        backend="causal",
-        device=device,
-        dtype=DTYPES[settings.dtype],
-        batch_size=settings.batch_size,
-        # For transformers; other weights are a pickle.
-        use_safetensors=True,
-    )
+    with as_transformers_reads(hf_dir) as folder:
+        return DocumentModel(
+            documents,
+            pretrained=str(folder),
+            backend="causal",
+            device=device,
+            dtype=DTYPES[settings.dtype],
+            batch_size=settings.batch_size,
+            # For transformers; other weights are a pickle.
+            use_safetensors=True,
+        )
 
 
 def _run(model: Any, loaded: Any, limit: int | None) -> Any:

@@ -196,6 +196,12 @@ def _continue(
 
     file = model.generation_config
     ends = eod_id if file.eos_token_id is None else file.eos_token_id
+    listed = ends if isinstance(ends, list) else [ends]
+    if not listed or not all(type(each) is int and each >= 0 for each in listed):
+        raise ValueError(
+            f"generation_config.json: eos_token_id is {ends!r}, and must be an id or some of them. "
+            "Correct it, or take it out"
+        )
     chosen: dict[str, Any] = {"do_sample": False}
     seed = sampling.seed
     if sampling.temperature:
@@ -210,7 +216,7 @@ def _continue(
     model.generation_config = GenerationConfig(
         max_new_tokens=num_tokens,
         eos_token_id=ends,
-        pad_token_id=ends[0] if isinstance(ends, list) else ends,
+        pad_token_id=listed[0],
         **chosen,
     )
     tokens_BT = torch.tensor([ids])

@@ -16,6 +16,9 @@ from tst_megatron.data.verify import Findings, num_bytes_to_read, verify_folder
 
 SAMPLE = 0.001
 
+_HeldOut = tuple[Manifest, list[HeldOutDocuments]]
+"""A folder, and its held-out documents."""
+
 
 def verify(
     folders: Sequence[Path],
@@ -68,21 +71,19 @@ def _load(folder: Path) -> Manifest | str:
         return str(error)
 
 
-def _held_out(manifests: Mapping[Path, Manifest | str]) -> dict[Path, list[HeldOutDocuments]]:
+def _held_out(manifests: Mapping[Path, Manifest | str]) -> list[_HeldOut]:
     """The held-out documents of each folder, where there are several."""
     there = [each for each in manifests.values() if isinstance(each, Manifest)]
-    return {each.path: held_out_of(each) for each in there} if len(there) > 1 else {}
+    return [(each, held_out_of(each)) for each in there] if len(there) > 1 else []
 
 
-def _verify_one(
-    manifest: Manifest, console: Console, held_out: Mapping[Path, list[HeldOutDocuments]]
-) -> Findings:
-    # Tokens of another tokenizer are never the same text.
+def _verify_one(manifest: Manifest, console: Console, held_out: Sequence[_HeldOut]) -> Findings:
     others = [
         documents.again()
-        for path, of_folder in held_out.items()
+        for other, of_folder in held_out
+        # The same tokens of another tokenizer are another text.
+        if other.path != manifest.path and other.tokenizer == manifest.tokenizer
         for documents in of_folder
-        if path != manifest.path
     ]
     what, total = f"reading {manifest.path.parent.name}", num_bytes_to_read(manifest)
     progress = partial(byte_progress, console, what, total)
