@@ -275,10 +275,11 @@ def test_eos_that_the_vocabulary_lacks_is_refused(byte_level, corpus, tmp_path):
         prepare([corpus], folder, tmp_path / "out", workers=1)
 
 
-def test_alphabet_without_latin_letters_is_taken(tmp_path):
+@pytest.mark.parametrize("unk", [None, "<unk>"])
+def test_alphabet_without_latin_letters_is_taken(tmp_path, unk):
     """Its file has no decoder either."""
     texts = ["АБВ ГДЕ жзи", "ГАБВ"] * 20
-    folder = bpe(tmp_path / "t", byte_level=False, unk="<unk>", texts=texts)
+    folder = bpe(tmp_path / "t", byte_level=False, unk=unk, texts=texts)
     form = json.loads((folder / "tokenizer.json").read_text())
     form["decoder"] = None
     template = processors.TemplateProcessing(single=f"{BOS} $A", special_tokens=[(BOS, 0)])
