@@ -27,6 +27,7 @@ from tst_megatron.data.tokenizer import (
     Tokenizer,
     load_tokenizer,
     store_tokenizer,
+    tokenizer_sha256,
 )
 from tst_megatron.data.tokenizer_checks import tokenizer_faults, tokenizer_remarks
 from tst_megatron.system.lock import LOCK, held
@@ -170,9 +171,14 @@ def load_without_faults(tokenizer: Path, settings: Settings) -> Tokenizer:
     """The tokenizer as its copy will be.
 
     Raises:
+        FileNotFoundError: nothing is there.
         ValueError: it is none by which text can be prepared.
     """
     asked = {"special_tokens_in_text": settings.special_tokens_in_text}
+    if not tokenizer.is_dir() and settings.eod_token is None:
+        return load_tokenizer(tokenizer, **asked)
+    if tokenizer.is_dir():
+        tokenizer_sha256(tokenizer)  # That it is none is said of the folder itself.
     # A config.json beside a tokenizer decides too how transformers reads it, and is not copied.
     with tempfile.TemporaryDirectory() as beside:
         try:
@@ -180,9 +186,7 @@ def load_without_faults(tokenizer: Path, settings: Settings) -> Tokenizer:
             return _without_faults(stored, load_tokenizer(stored, **asked))
         except ValueError as error:
             copy = str(Path(beside) / HUGGING_FACE_FOLDER)
-            raise ValueError(
-                str(error).replace(copy, str(tokenizer)).replace(beside, str(tokenizer.parent))
-            ) from error
+            raise ValueError(str(error).replace(copy, str(tokenizer))) from error
 
 
 def _without_faults(source: Path, tokenizer: Tokenizer) -> Tokenizer:
