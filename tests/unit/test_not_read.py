@@ -167,6 +167,17 @@ def test_damaged_page_of_a_table_is_found_by_its_checksum(tmp_path):
         list(texts([path]))
 
 
+def test_of_files_with_the_same_content_one_is_decoded_again(text, tmp_path):
+    lines = "".join(json.dumps({"text": f"{n} " + "word " * 2000}) + "\n" for n in range(40))
+    for name in ("a", "b", "c"):
+        (tmp_path / f"{name}.jsonl").write_text(lines)
+    call = {"held_out_fraction": 0.3, "workers": 1}
+    files = [tmp_path / f"{name}.jsonl" for name in ("a", "b", "c")]
+    manifest = prepare(files, text / "tokenizer.model", tmp_path / "out", **call)
+    assert [each["documents"] for each in manifest.contents.files] == [40, 40, 40]
+    assert manifest.contents.round_trip.compared > 60
+
+
 def test_two_files_of_one_name_are_counted_apart(text, tmp_path):
     for folder, number in (("a", 30), ("b", 12)):
         (tmp_path / folder).mkdir()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Container, Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -217,7 +217,7 @@ def _parts(job: Job) -> Generator[tuple[Unit, Part]]:
         ValueError: after the others have been tried too, with every problem.
     """
     there = {folder for _, folder in job.tasks if folder.is_dir()}
-    missing = {folder: (unit, folder) for unit, folder in job.tasks if folder not in there}
+    missing = _missing(job, there)
     done = sum(unit.num_bytes for unit, folder in job.tasks if folder in there)
     if there and job.console:
         job.console.print(f"going on: {len(there)} of {len(job.tasks)} units are there")
@@ -254,6 +254,15 @@ def _parts(job: Job) -> Generator[tuple[Unit, Part]]:
     if problems:
         kept = f"What is done is kept in {job.parts}: the same command goes on from there."
         raise ValueError("\n".join([*_first(problems), *more, kept]))
+
+
+def _missing(job: Job, there: Container[Path]) -> dict[Path, tuple[Unit, Path]]:
+    """The tasks whose parts are to be made; of files with the same content the first is read."""
+    missing: dict[Path, tuple[Unit, Path]] = {}
+    for unit, folder in job.tasks:
+        if folder not in there:
+            missing.setdefault(folder, (unit, folder))
+    return missing
 
 
 def _check_rejected(
