@@ -14,6 +14,17 @@ from tst_megatron.commands.shared import FAILED, Overrides, RecipePath, checked_
 if TYPE_CHECKING:
     from tst_megatron.data.manifest import Manifest
 
+HeldOutFraction = Annotated[
+    float, typer.Option(help="Share of documents kept for validation, 0-1.")
+]
+TestFraction = Annotated[
+    float, typer.Option(help="Share of documents kept for one test after the last step, 0-1.")
+]
+EodToken = Annotated[
+    str | None,
+    typer.Option(help="Special token that ends documents. Default: the tokenizer's EOS."),
+]
+
 data_app = typer.Typer(no_args_is_help=True, help="Make a tokenizer and prepare training text.")
 
 
@@ -51,16 +62,9 @@ def data_prepare(
         Path, typer.Option(help="Folder for .bin, .idx and manifest.json.", callback=outside_runs)
     ],
     text_key: Annotated[str, typer.Option(help="Key or column of the text.")] = "text",
-    held_out_fraction: Annotated[
-        float, typer.Option(help="Share of documents kept for validation, 0-1.")
-    ] = 0.01,
-    test_fraction: Annotated[
-        float, typer.Option(help="Share of documents kept for one test after the last step, 0-1.")
-    ] = 0.0,
-    eod_token: Annotated[
-        str | None,
-        typer.Option(help="Special token that ends documents. Default: the tokenizer's EOS."),
-    ] = None,
+    held_out_fraction: HeldOutFraction = 0.01,
+    test_fraction: TestFraction = 0.0,
+    eod_token: EodToken = None,
     special_tokens_in_text: Annotated[
         bool,
         typer.Option(
@@ -147,16 +151,9 @@ def data_adopt(
         Path,
         typer.Option(help="Folder for links, indexes and manifest.json.", callback=outside_runs),
     ],
-    held_out_fraction: Annotated[
-        float, typer.Option(help="Share of documents kept for validation, 0-1.")
-    ] = 0.01,
-    test_fraction: Annotated[
-        float, typer.Option(help="Share of documents kept for one test after the last step, 0-1.")
-    ] = 0.0,
-    eod_token: Annotated[
-        str | None,
-        typer.Option(help="Special token that ends documents. Default: the tokenizer's EOS."),
-    ] = None,
+    held_out_fraction: HeldOutFraction = 0.01,
+    test_fraction: TestFraction = 0.0,
+    eod_token: EodToken = None,
     special_tokens_in_text: Annotated[
         bool,
         typer.Option(

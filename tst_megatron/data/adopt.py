@@ -11,12 +11,10 @@ Megatron's tools/preprocess_data.py made of a text is then trained on in the bat
 from __future__ import annotations
 
 import hashlib
-import platform
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +22,6 @@ import numpy as np
 import numpy.typing as npt
 from rich.console import Console
 
-from tst_megatron import __version__
 from tst_megatron.data.adopted_index import write_chosen
 from tst_megatron.data.before import check_settings, load_without_faults
 from tst_megatron.data.encode import Settings
@@ -33,13 +30,12 @@ from tst_megatron.data.foreign_pair import pair_problems, prefix_of
 from tst_megatron.data.foreign_sample import look_at_sample
 from tst_megatron.data.held_out import keeps_text
 from tst_megatron.data.indexed import IndexedFacts, IndexedReader, bin_path, idx_path
-from tst_megatron.data.inspect import body
 from tst_megatron.data.manifest import ADOPTED, LeftOut, Manifest, load_manifest
-from tst_megatron.data.prepared import check_documents, is_free, write_manifest
+from tst_megatron.data.prepared import check_documents, is_free, versions_here, write_manifest
 from tst_megatron.data.progress import byte_progress
 from tst_megatron.data.scan import Faults, block_at, check_block
 from tst_megatron.data.split import SPLITS, split_of
-from tst_megatron.data.tokenizer import Tokenizer, store_tokenizer, tokenizer_sha256
+from tst_megatron.data.tokenizer import Tokenizer, body, store_tokenizer, tokenizer_sha256
 from tst_megatron.data.workers import in_order, num_cores
 from tst_megatron.files import check_not_claimed, file_sha256, folder_appearing_whole
 
@@ -155,7 +151,7 @@ def adopt(
             ),
             # Of which files the documents were is not known.
             contents=None,
-            versions=_versions(),
+            versions=versions_here(),
             dtype=reader.dtype.name,
         )
     return load_manifest(output)
@@ -302,13 +298,4 @@ def _recipe(job: _Adoption, files: Mapping[str, IndexedFacts], tokenizer: Path) 
         "held_out_fraction": settings.held_out_fraction,
         "test_fraction": settings.test_fraction,
         "deduplicate": settings.deduplicate,
-    }
-
-
-def _versions() -> dict[str, str]:
-    packages = ("sentencepiece", "tokenizers", "transformers", "numpy")
-    return {
-        "tst_megatron": __version__,
-        "python": platform.python_version(),
-        **{package: version(package) for package in packages},
     }

@@ -15,8 +15,8 @@ import numpy.typing as npt
 from rich.console import Console
 
 from tst_megatron.data.indexed import IndexedReader, bin_path
-from tst_megatron.data.inspect import body, visible
-from tst_megatron.data.tokenizer import Tokenizer
+from tst_megatron.data.inspect import visible
+from tst_megatron.data.tokenizer import Tokenizer, body
 
 NUM_DOCUMENTS = 1000
 NUM_TOKENS = 1 << 20

@@ -7,7 +7,6 @@ transformers.
 
 from __future__ import annotations
 
-import itertools
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -200,15 +199,18 @@ def _eod_problems(tokenizer: Any, backend: Any, special_tokens_in_text: bool) ->
 
 def _spelled_problems(tokenizer: Any, backend: Any) -> list[str]:
     """Special tokens that text can spell although it is to be text, as words of a vocabulary."""
-    unknown = {tokenizer.unk_token, unknown_token(json.loads(backend.to_str())["model"])}
     spelled = [
         token.content
         for token_id, token in sorted(backend.get_added_tokens_decoder().items())
         if token.special
         # What the vocabulary lacks becomes the unknown token, in any text.
-        and token.content not in unknown
+        and token.content != tokenizer.unk_token
         and token_id in backend.encode(token.content, add_special_tokens=False).ids
     ]
+    if spelled:
+        # What tokenizer_config.json does not name; the whole vocabulary is read for it.
+        unknown = unknown_token(json.loads(backend.to_str())["model"])
+        spelled = [token for token in spelled if token != unknown]
     if not spelled:
         return []
     return [
@@ -231,12 +233,13 @@ def _template(backend: Any) -> tuple[list[int] | None, list[int] | None]:
 
 def _probe(backend: Any) -> str:
     """A text that a tokenizer has tokens for: a letter, or a piece of its vocabulary."""
-    special = {number for number, token in backend.get_added_tokens_decoder().items()}
-    vocabulary = sorted(backend.get_vocab(with_added_tokens=False).values())
-    pieces = (backend.decode([number]) for number in vocabulary if number not in special)
-    for text in itertools.chain([_PROBE], pieces):
-        if backend.encode(text, add_special_tokens=False).ids:
-            return str(text)
+    if backend.encode(_PROBE, add_special_tokens=False).ids:
+        return _PROBE
+    special = set(backend.get_added_tokens_decoder())
+    for number in sorted(backend.get_vocab(with_added_tokens=False).values()):
+        text = str(backend.decode([number]))
+        if number not in special and backend.encode(text, add_special_tokens=False).ids:
+            return text
     return _PROBE
 
 

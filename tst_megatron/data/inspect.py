@@ -12,7 +12,7 @@ from tst_megatron.data.hugging_face_tokenizer import HuggingFaceTokenizer
 from tst_megatron.data.indexed import IndexedReader
 from tst_megatron.data.lengths import Lengths, count_lengths
 from tst_megatron.data.manifest import Manifest, tokenizer_problems
-from tst_megatron.data.tokenizer import Tokenizer, TokenizerFacts, load_tokenizer
+from tst_megatron.data.tokenizer import Tokenizer, body, load_tokenizer
 
 NUM_FREQUENT = 20
 NUM_MEASURED = 100
@@ -168,10 +168,3 @@ def _visible_character(character: str) -> str:
     if code < 0x20:
         return chr(0x2400 + code)
     return "\u2421" if code == 0x7F else f"<U+{code:04X}>"
-
-
-def body(ids: list[int], facts: TokenizerFacts) -> list[int]:
-    """The ids of a document without its BOS and EOD."""
-    start = 1 if facts.bos_id is not None and ids[0] == facts.bos_id else 0
-    stop = len(ids) - 1 if ids[-1] == facts.eod_id else len(ids)
-    return ids[start:stop]

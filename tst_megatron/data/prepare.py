@@ -7,17 +7,14 @@ goes on from its parts. The output is built among them and renamed once it is co
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import asdict
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from tst_megatron import __version__
 from tst_megatron.data.before import (
     check_before_reading,
     check_not_prepared,
@@ -41,6 +38,7 @@ from tst_megatron.data.parts import (
 from tst_megatron.data.prepared import (
     check_round_trip,
     finished,
+    versions_here,
 )
 from tst_megatron.data.progress import byte_progress
 from tst_megatron.data.round_trip import CHANGED_FRACTION, tried
@@ -164,7 +162,7 @@ def prepare(
         delete_parts(parts)
         check_reused(there, max_rejected_fraction, max_changed_fraction, allow_empty_splits)
         return there
-    versions = _versions(fast)
+    versions = versions_here(*["gigatoken"] if fast else [])
     if fast:
         from tst_megatron.data.fast_tokenizer import fast_tokenizer
 
@@ -232,13 +230,3 @@ def _sample(units: Sequence[Unit], text_key: str, number: int) -> list[str]:
             documents = next(read_unit(unit, text_key), Documents())
             texts += documents.texts[:number]
     return texts
-
-
-def _versions(fast: bool) -> dict[str, str]:
-    packages = ["sentencepiece", "tokenizers", "transformers", "numpy"]
-    packages += ["gigatoken"] if fast else []
-    return {
-        "tst_megatron": __version__,
-        "python": platform.python_version(),
-        **{package: version(package) for package in packages},
-    }

@@ -3,10 +3,12 @@
 `prepare` and `merge` write the same folders, and share what must be the same in both.
 """
 
+import platform
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from importlib.metadata import version
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from tst_megatron import __version__
 from tst_megatron.data.counts import entropy_nats
 from tst_megatron.data.indexed import IndexedFacts
 from tst_megatron.data.inputs import Shard
@@ -171,6 +174,16 @@ def write_manifest(
         dtype=dtype,
     )
     (folder / FILE_NAME).write_text(text, encoding="utf-8")
+
+
+def versions_here(*more: str) -> dict[str, str]:
+    """Package to version, of all that decides what a text becomes; and of some more packages."""
+    packages = ("sentencepiece", "tokenizers", "transformers", "numpy", *more)
+    return {
+        "tst_megatron": __version__,
+        "python": platform.python_version(),
+        **{package: version(package) for package in packages},
+    }
 
 
 def check_documents(num_documents: Mapping[str, int], recipe: Mapping[str, Any]) -> None:

@@ -13,12 +13,11 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from tst_megatron.data.probes import NAMED_PROBES, PROBES
+from tst_megatron.data.tokenizer import Tokenizer, body
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
-
-    from tst_megatron.data.tokenizer import Tokenizer
 
 FIRST_CHARACTERS = 1 << 18
 """Documents that start in so many characters of a unit are compared; of many small units some."""
@@ -121,7 +120,7 @@ def difference(text: str, back: str) -> tuple[str | None, str]:
     if back in texts or back.removeprefix(" ") in texts:
         return None, ""
     before, after = (unicodedata.normalize("NFKC", each) for each in (text, back))
-    if before.split() == after.split() or "".join(before.split()) == "".join(after.split()):
+    if "".join(before.split()) == "".join(after.split()):
         return SPACES, ""
     if lost := sorted({each for each in set(text) - set(back) if not each.isspace()}):
         small = set(back.casefold())
@@ -142,9 +141,8 @@ def come_back(
         texts: of them.
         documents: as ``Tokenizer.encode`` gives them.
     """
-    first = 0 if tokenizer.facts.bos_id is None else 1
     for text, ids in zip(texts, documents, strict=True):
-        yield text, tokenizer.decode(ids[first:-1].tolist())
+        yield text, tokenizer.decode(body(ids.tolist(), tokenizer.facts))
 
 
 @dataclass(slots=True)

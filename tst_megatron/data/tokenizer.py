@@ -188,6 +188,13 @@ def tokenizer_sha256(path: Path) -> str:
     return hashlib.sha256(lines.encode()).hexdigest()
 
 
+def body(ids: list[int], facts: TokenizerFacts) -> list[int]:
+    """The ids of a document without its BOS and EOD."""
+    start = 1 if facts.bos_id is not None and ids[0] == facts.bos_id else 0
+    stop = len(ids) - 1 if ids[-1] == facts.eod_id else len(ids)
+    return ids[start:stop]
+
+
 def tokenizer_rules(facts: TokenizerFacts) -> dict[str, str]:
     """What was done to every document, in words."""
     bos = "no BOS" if facts.bos_id is None else f"BOS ({facts.bos_id}) before every document"

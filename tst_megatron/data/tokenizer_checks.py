@@ -113,7 +113,8 @@ def vocabulary_gaps(tokenizer: Tokenizer) -> list[str]:
         if tokenizer.num_byte_pieces():
             return []  # SentencePiece trains all of them or none.
         return _knows_characters(tokenizer.pieces(), "<unk>")
-    form = json.loads(getattr(tokenizer, "serialized"))  # noqa: B009
+    assert isinstance(tokenizer, HuggingFaceTokenizer)
+    form = json.loads(tokenizer.serialized)
     vocabulary = _vocabulary(form)
     if _is_byte_level(form):
         return _lacks_bytes(sum(byte_names()[byte] not in vocabulary for byte in _BYTES_OF_TEXT))
