@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-FIRST_CHARACTERS = 1 << 18
+FIRST_CHARACTERS = 1 << 17
 """Documents that start in so many characters of a unit are compared; of many small units some."""
-DOCUMENTS_PER_COMPARISON = 256
+DOCUMENTS_PER_COMPARISON = 512
 """Beyond them, one in so many."""
 MOST_CHARACTERS = 20
 """Of those that were lost, so many are kept."""
