@@ -32,7 +32,7 @@ test-fast: $(UV)  ## no process groups and no Megatron, for the inner loop
 	$(RUN) pytest -n 2 --dist loadfile tests/unit
 
 fuzz: $(UV)  ## 3,000 keys with values that nobody would mean; all that is accepted is built
-	TST_FUZZ=$${TST_FUZZ:-3000} $(RUN) pytest -q tests/megatron/test_check_fuzz.py
+	TST_FUZZ=$${TST_FUZZ:-3000} $(RUN) pytest -q tests/megatron/recipe/test_check_fuzz.py
 
 test-gpu: $(UV)  ## what needs a CUDA device; skipped by `test` without one
 	$(RUN) pytest -m gpu tests/gpu

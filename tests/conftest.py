@@ -14,9 +14,9 @@ import machine  # noqa: F401 - before anything that starts threads
 @pytest.fixture(scope="session")
 def text(tmp_path_factory) -> Path:
     """A prepared folder: part of the standard library's sources, 512 pieces."""
-    from tst_megatron.data.corpus import write_standard_library_corpus
-    from tst_megatron.data.prepare import prepare
-    from tst_megatron.data.train_tokenizer import train_sentencepiece
+    from tst_megatron.data.text.standard_library import write_standard_library_corpus
+    from tst_megatron.data.prepare.prepare import prepare
+    from tst_megatron.data.tokenizer.train import train_sentencepiece
 
     folder = tmp_path_factory.mktemp("text")
     corpus = folder / "corpus.jsonl"
@@ -41,6 +41,6 @@ def outside_a_job(monkeypatch):
 @pytest.fixture(autouse=True)
 def no_rank(monkeypatch):
     """A rank blocks the stop signals for the rest of its life, and the tests' process is none."""
-    from tst_megatron.training import stopping
+    from tst_megatron.system.processes import signals
 
-    monkeypatch.setattr(stopping, "listen", lambda: None)
+    monkeypatch.setattr(signals, "listen", lambda: None)

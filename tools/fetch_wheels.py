@@ -17,7 +17,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tst_megatron.files import file_sha256, flush_folder
+from tst_megatron.system.files import file_sha256, flush_folder
 
 AT_ONCE = 4
 SCRATCH = ".fetching-"

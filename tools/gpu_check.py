@@ -87,7 +87,7 @@ class Machine:
         self.name, self.memory, self.torch, self.has_engine = json.loads(self._ask(probe))
         self.overrides: list[str] = []
         if not self.has_engine:
-            code = "import json; from tst_megatron.quickstart import GPU_WITHOUT_TRANSFORMER_ENGINE"
+            code = "import json; from tst_megatron.cli.quickstart import GPU_WITHOUT_TRANSFORMER_ENGINE"
             code += "; print(json.dumps(GPU_WITHOUT_TRANSFORMER_ENGINE))"
             self.overrides = ["profile=null", "bf16=true", *json.loads(self._ask(code))]
 
@@ -107,9 +107,9 @@ class Machine:
     def layers_that_fit(self) -> int:
         """Layers of 10B-A1B, at full width and with all experts, that train on this device."""
         count = (
-            "import json; from pathlib import Path; from tst_megatron.host import cpu; "
-            "cpu.install(even_with_gpu=True); from tst_megatron.recipe import load_recipe; "
-            "from tst_megatron.model.parameters import count_parameters as count; "
+            "import json; from pathlib import Path; from tst_megatron.megatron.cpu import host; "
+            "host.install(even_with_gpu=True); from tst_megatron.recipe.recipe import load_recipe; "
+            "from tst_megatron.recipe.parameters import count_parameters as count; "
             f"print(json.dumps([count(load_recipe(Path({str(MOE)!r}), [f'num-layers={{n}}'])).total"
             " for n in (1, 2)]))"
         )

@@ -46,10 +46,10 @@ if torch.version.cuda:
 print(json.dumps(found))
 """
 MEGATRON = """
-from tst_megatron.host import cpu
-if cpu.is_needed():
-    cpu.install()
-import tst_megatron.upstream
+from tst_megatron.megatron.cpu import host
+if host.is_needed():
+    host.install()
+import tst_megatron.megatron
 """
 """Imports all that training does, with or without a GPU."""
 LOCKED = "dependencies.txt"

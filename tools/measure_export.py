@@ -87,10 +87,10 @@ def report(name: str, command: list[str], console: Console) -> int:
 
 def write_random_checkpoint(recipe: Path, folder: Path, *, num_layers: int | None) -> None:
     """The model of a recipe in bf16 with random weights, as a release checkpoint."""
-    from tst_megatron.hf.checkpoint import RELEASE, skeleton
+    from tst_megatron.checkpoint.open import RELEASE, skeleton
     from tst_megatron.hf.importing import CONTENT_METADATA, contents
-    from tst_megatron.hf.seam import seam
-    from tst_megatron.training.checkpoints import TRACKER
+    from tst_megatron.checkpoint.seam import seam
+    from tst_megatron.checkpoint.whole import TRACKER
 
     megatron = seam()
     import torch
@@ -128,8 +128,8 @@ def arguments(recipe: Path, num_layers: int | None) -> argparse.Namespace:
     """Megatron's arguments of a recipe's model in one CPU process, trained in bf16."""
     import torch
 
-    from tst_megatron.model.parameters import arguments_of
-    from tst_megatron.recipe import load_recipe
+    from tst_megatron.recipe.parameters import arguments_of
+    from tst_megatron.recipe.recipe import load_recipe
 
     args = arguments_of(load_recipe(recipe, [f"num-layers={num_layers}"] if num_layers else []))
     args.bf16, args.params_dtype = True, torch.bfloat16
@@ -139,7 +139,7 @@ def arguments(recipe: Path, num_layers: int | None) -> argparse.Namespace:
 
 def export_with_modelopt(folder: Path) -> None:
     """The checkpoint of a folder through nvidia-modelopt, as far as it goes in one process."""
-    from tst_megatron.hf.checkpoint import TrainedWeights, load_model, open_checkpoint
+    from tst_megatron.checkpoint.open import TrainedWeights, load_model, open_checkpoint
 
     loaded = load_model(TrainedWeights(open_checkpoint(folder / "checkpoint")))
     import torch

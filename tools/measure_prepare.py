@@ -57,7 +57,7 @@ def main() -> int:
     from prepare_ways import FEW, python_sources, train_tokenizers, write_corpus
 
     from tst_megatron.bench.results import slug
-    from tst_megatron.files import write_beside
+    from tst_megatron.system.files import write_beside
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -146,7 +146,7 @@ def result(
     import torch
 
     from tst_megatron.bench.results import version_of
-    from tst_megatron.host.meter import Meter
+    from tst_megatron.megatron.cpu.meter import Meter
 
     return {
         "question": "Tokens per second of preparing text",

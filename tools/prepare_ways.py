@@ -23,15 +23,15 @@ from tokenizers import Regex, decoders, models, pre_tokenizers, processors, trai
 from tokenizers import Tokenizer as Backend
 from transformers import PreTrainedTokenizerFast
 
-from tst_megatron.data.corpus import write_standard_library_corpus
-from tst_megatron.data.documents import texts
-from tst_megatron.data.fast_tokenizer import fast_tokenizer
-from tst_megatron.data.hugging_face_tokenizer import HuggingFaceTokenizer
-from tst_megatron.data.indexed import IndexedReader
-from tst_megatron.data.prepare import prepare
-from tst_megatron.data.tokenizer import load_tokenizer
-from tst_megatron.data.train_tokenizer import train_sentencepiece
-from tst_megatron.installed import package_version
+from tst_megatron.data.text.standard_library import write_standard_library_corpus
+from tst_megatron.data.text.documents import texts
+from tst_megatron.data.tokenizer.fast import fast_tokenizer
+from tst_megatron.data.tokenizer.hugging_face import HuggingFaceTokenizer
+from tst_megatron.data.tokens.indexed import IndexedReader
+from tst_megatron.data.prepare.prepare import prepare
+from tst_megatron.data.tokenizer.load import load_tokenizer
+from tst_megatron.data.tokenizer.train import train_sentencepiece
+from tst_megatron.system.packages import package_version
 
 BASELINE = "plain encoding"
 NUM_FILES = 4

@@ -6,15 +6,15 @@ import json
 from pathlib import Path
 from typing import Any
 
-from tst_megatron.host import cpu
+from tst_megatron.megatron.cpu import host
 
 # Megatron's parser knows which spellings mean one flag.
-cpu.install(even_with_gpu=True)
+host.install(even_with_gpu=True)
 
-from tst_megatron import upstream  # noqa: E402
-from tst_megatron.flags import Flags  # noqa: E402
-from tst_megatron.plain_check import with_profile  # noqa: E402
-from tst_megatron.recipe import load_recipe  # noqa: E402
+from tst_megatron import megatron  # noqa: E402
+from tst_megatron.recipe.keys.flags import Flags  # noqa: E402
+from tst_megatron.recipe.check.plain import with_profile  # noqa: E402
+from tst_megatron.recipe.recipe import load_recipe  # noqa: E402
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 GOLDEN = REPOSITORY / "tests" / "golden"
@@ -22,7 +22,7 @@ RECIPES = tuple(
     f"{path.parent.name}/{path.stem}" for path in sorted((REPOSITORY / "examples").glob("*/*.yaml"))
 )
 """Recipes of ``examples`` whose resolved values are held: all."""
-FLAGS = Flags(upstream.argument_parser())
+FLAGS = Flags(megatron.argument_parser())
 
 
 def golden_path(recipe: str) -> Path:

@@ -16,9 +16,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from tst_megatron.environment import VARIABLES
-from tst_megatron.profiles import CHAINS, Setting
-from tst_megatron.recipe import TSTConfig
+from tst_megatron.recipe.environment import VARIABLES
+from tst_megatron.recipe.profiles import CHAINS, Setting
+from tst_megatron.recipe.recipe import TSTConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"

@@ -32,7 +32,7 @@ from packaging.markers import Marker
 from packaging.tags import Tag, sys_tags
 from packaging.utils import canonicalize_name, parse_wheel_filename
 
-from tst_megatron.files import copy_beside, write_beside
+from tst_megatron.system.files import copy_beside, write_beside
 
 ROOT = Path(__file__).resolve().parents[1]
 INSTALLER = Path(__file__).with_name("install_wheels.py")

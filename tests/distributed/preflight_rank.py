@@ -3,9 +3,9 @@
 import os
 import sys
 
-from tst_megatron import cli
-from tst_megatron.cluster import collectives  # noqa: F401 - so that torch is there
-from tst_megatron.host import device  # noqa: F401
+from tst_megatron.cli import app
+from tst_megatron.nodes.preflight import collectives  # noqa: F401 - so that torch is there
+from tst_megatron.megatron.cpu import device  # noqa: F401
 
 
 def run(environment, command):
@@ -15,4 +15,4 @@ def run(environment, command):
             del os.environ[name]
     os.environ.update(environment)
     sys.argv = ["tst-megatron", *command]
-    cli.main()
+    app.main()

@@ -25,9 +25,9 @@ LAYOUTS = {"tp1": (1, False), "tp2": (2, False), "tp2-sequence-parallel": (2, Tr
 
 def embed_on_this_rank():
     """Every layout in one process group, since starting Megatron is what takes time."""
-    from tst_megatron.host import cpu
+    from tst_megatron.megatron.cpu import host
 
-    cpu.install()
+    host.install()
     from megatron.core import parallel_state
 
     elements = count_elements_on_the_wire()
@@ -150,9 +150,9 @@ def test_collective_carries_one_vector_per_bag(layout, bag_size):
 @pytest.mark.parametrize("scatters", [False, True])
 def test_shares_of_many_ranks_cross_in_fp32(monkeypatch, num_ranks, on_the_wire, scatters):
     """Rounded before they are summed, they would double the error over 8 ranks."""
-    from tst_megatron.host import cpu
+    from tst_megatron.megatron.cpu import host
 
-    cpu.install()
+    host.install()
     from tst_megatron.model import embedding
 
     moved = []

@@ -3,7 +3,7 @@
 import torch
 from processes import run_ranks
 
-from tst_megatron.host import gloo
+from tst_megatron.megatron.cpu import gloo
 
 ROWS = (3, 0, 2)
 

@@ -11,7 +11,7 @@ import preflight_rank
 import processes
 import pytest
 
-from tst_megatron.training.launch import free_port
+from tst_megatron.training.run.launch import free_port
 
 
 def start(folder, *, hosts, per_node, ranks=None, options=(), by_rank=None):

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tst_megatron.recipe import load_recipe
-from tst_megatron.rules.tst import tst_problems
+from tst_megatron.recipe.recipe import load_recipe
+from tst_megatron.recipe.rules.tst import tst_problems
 
 ROOT = Path(__file__).parent.parent.parent
 TABLE = re.findall(

@@ -14,9 +14,9 @@ sys.path.insert(0, str(ROOT / "tools"))
 
 import update_readme  # noqa: E402
 
-from tst_megatron import cli  # noqa: E402
-from tst_megatron.profiles import PROFILES  # noqa: E402
-from tst_megatron.recipe import load_recipe  # noqa: E402
+from tst_megatron.cli import app  # noqa: E402
+from tst_megatron.recipe.profiles import PROFILES  # noqa: E402
+from tst_megatron.recipe.recipe import load_recipe  # noqa: E402
 
 GUIDES = {path.parent.name: path for path in update_readme.EXAMPLES}
 NUM_GPUS = {"llama-270m": 8, "llama-600m": 8, "llama-3b": 64, "qwen3-10b-a1b": 64}
@@ -55,7 +55,7 @@ def training_jobs(document):
 def parse(words):
     """Parse a command as the command line would, without running it."""
     words = words[words.index("tst-megatron") + 1 :]
-    command = typer.main.get_command(cli.app)
+    command = typer.main.get_command(app.app)
     while hasattr(command, "commands"):
         command, words = command.commands[words[0]], words[1:]
     return command.make_context(command.name, words).params

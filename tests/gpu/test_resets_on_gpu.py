@@ -5,14 +5,14 @@ import tiny
 import torch
 from devices import num_devices, train
 
-from tst_megatron.compatibility import has_transformer_engine
-from tst_megatron.host import cpu
-from tst_megatron.quickstart import GPU_WITHOUT_TRANSFORMER_ENGINE
+from tst_megatron.recipe.rules.compatibility import has_transformer_engine
+from tst_megatron.megatron.cpu import host
+from tst_megatron.cli.quickstart import GPU_WITHOUT_TRANSFORMER_ENGINE
 
 pytestmark = pytest.mark.gpu
 
 # The tests' own process sees no GPU; it only reads what the run saved.
-cpu.install()
+host.install()
 
 SWITCH, LEARNING_RATE = 4, 1e-3
 

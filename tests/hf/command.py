@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from tst_megatron.cli import main
+from tst_megatron.cli.app import main
 
 
 def run(monkeypatch, capsys, *arguments) -> tuple[int, str]:

@@ -6,7 +6,7 @@ import random
 from pathlib import Path
 from typing import Any
 
-from tst_megatron.evaluate.definitions import TaskData, data_of, task_names
+from tst_megatron.hf.evaluate.definitions import TaskData, data_of, task_names
 
 THINGS = "lamp river stone cloud garden hammer needle orchard pebble quilt rope saddle".split()
 NUM_ITEMS = 6

@@ -12,8 +12,8 @@ from lm_eval.api.instance import Instance
 from small_models import TEXT, save_model
 from tokenizers import Tokenizer
 
-from tst_megatron.data.hugging_face_tokenizer import load_hugging_face
-from tst_megatron.evaluate.model import DocumentModel
+from tst_megatron.data.tokenizer.hugging_face import load_hugging_face
+from tst_megatron.hf.evaluate.model import DocumentModel
 
 TEMPLATES = {
     "BOS": f"{BOS} $A",

@@ -23,9 +23,9 @@ from small_models import save_model
 from tokenizers import Tokenizer, normalizers
 from transformers import AutoModelForCausalLM
 
-from tst_megatron.evaluate import definitions, hub, paper, results, run
-from tst_megatron.evaluate.hub import hub_problem
-from tst_megatron.evaluate.run import Settings, evaluate, load_tasks
+from tst_megatron.hf.evaluate import definitions, hub, paper, results, run
+from tst_megatron.hf.evaluate.hub import hub_problem
+from tst_megatron.hf.evaluate.run import Settings, evaluate, load_tasks
 
 WITH_BOTH = {
     *("hellaswag", "arc_easy", "arc_challenge", "mmlu_continuation", "openbookqa", "piqa"),
@@ -38,7 +38,7 @@ OFFLINE = """
 import socket, sys
 def refuse(*_): raise AssertionError("the network was asked")
 socket.socket.connect = socket.getaddrinfo = refuse
-from tst_megatron.cli import main
+from tst_megatron.cli.app import main
 main()
 """
 

@@ -9,8 +9,8 @@ import huggingface_hub
 import pytest
 import task_data
 
-from tst_megatron.evaluate import definitions, download
-from tst_megatron.evaluate.local_data import check_files, read_splits
+from tst_megatron.hf.evaluate import definitions, download
+from tst_megatron.hf.evaluate.local_data import check_files, read_splits
 
 TASKS = "arc_easy,piqa,mmlu_anatomy,mmlu_anatomy_continuation"
 

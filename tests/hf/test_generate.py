@@ -10,8 +10,8 @@ import torch
 from small_models import save_model
 from transformers import AutoModelForCausalLM
 
-from tst_megatron.cli import main
-from tst_megatron.data.hugging_face_tokenizer import load_hugging_face
+from tst_megatron.cli.app import main
+from tst_megatron.data.tokenizer.hugging_face import load_hugging_face
 from tst_megatron.hf import generate
 from tst_megatron.hf.generate import Sampling, generate_text
 

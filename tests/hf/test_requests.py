@@ -11,10 +11,10 @@ from small_models import TEXT, save_tokenizer
 from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from tst_megatron.data.hugging_face_tokenizer import load_hugging_face
-from tst_megatron.evaluate import requests
-from tst_megatron.evaluate.definitions import task_names
-from tst_megatron.evaluate.run import load_tasks
+from tst_megatron.data.tokenizer.hugging_face import load_hugging_face
+from tst_megatron.hf.evaluate import requests
+from tst_megatron.hf.evaluate.definitions import task_names
+from tst_megatron.hf.evaluate.run import load_tasks
 
 SPECIALS = ["<s>", "</s>", "<unk>"]
 

@@ -4,11 +4,8 @@ import pytest
 import torch
 from reference import multi_hot_loss_and_grad
 
-from tst_megatron.model.loss import (
-    multi_hot_cross_entropy,
-    vocab_parallel_multi_hot_cross_entropy,
-)
-from tst_megatron.model.multi_hot import Bags, columns_of, loss_of, statistics, write_gradient
+from tst_megatron.model.loss import multi_hot_cross_entropy, vocab_parallel_multi_hot_cross_entropy
+from tst_megatron.model.loss_steps import Bags, columns_of, loss_of, statistics, write_gradient
 
 IGNORED = -100
 BAG_SIZES = (1, 2, 3, 4, 6, 8, 16)

@@ -3,9 +3,9 @@
 import pytest
 import tiny
 
-from tst_megatron.host import cpu
+from tst_megatron.megatron.cpu import host
 
-cpu.install()
+host.install()
 
 SHORT = {"train_iters": 24, "save_interval": 4, "eval_interval": 6, "eval_iters": 3}
 SHORT_TST = {"bag-size": 4, "superposition-steps": 8}

@@ -13,7 +13,7 @@ from torch.distributed.checkpoint.metadata import (
     MetadataIndex,
 )
 
-from tst_megatron.training.checkpoint_record import RECORD
+from tst_megatron.checkpoint.record import RECORD
 
 
 def without(checkpoint: Path, key: str) -> None:

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from lm_eval.api.instance import Instance
 
-from tst_megatron.data.hugging_face_tokenizer import load_hugging_face
-from tst_megatron.evaluate.model import DocumentModel
+from tst_megatron.data.tokenizer.hugging_face import load_hugging_face
+from tst_megatron.hf.evaluate.model import DocumentModel
 
 
 def fed(folder: Path, context: str, continuation: str) -> list[int]:

@@ -13,26 +13,26 @@ import torch
 
 def start(recipe: dict[str, Any]) -> Any:
     """Initialise Megatron for a recipe, also where another layout was initialised before."""
-    from tst_megatron.host import cpu
+    from tst_megatron.megatron.cpu import host
 
-    cpu.install()
+    host.install()
     from megatron.core import parallel_state
     from megatron.core.rerun_state_machine import destroy_rerun_state_machine
     from megatron.core.tensor_parallel.random import get_cuda_rng_tracker
     from megatron.training import global_vars
     from megatron.training.initialize import initialize_megatron
 
-    from tst_megatron import upstream
-    from tst_megatron.flags import Flags
+    from tst_megatron import megatron
+    from tst_megatron.recipe.keys.flags import Flags
 
     global_vars.unset_global_variables()
     destroy_rerun_state_machine()
     destroy_groups()
     parallel_state.destroy_model_parallel()
     get_cuda_rng_tracker().reset()
-    flags, problems = Flags(upstream.argument_parser()).convert({**recipe, **cpu.ARGUMENTS})
+    flags, problems = Flags(megatron.argument_parser()).convert({**recipe, **host.ARGUMENTS})
     assert not problems, problems
-    args = upstream.parse_arguments(flags)
+    args = megatron.parse_arguments(flags)
     initialize_megatron(allow_no_cuda=True)
     args.curr_iteration = 0
     return args
@@ -58,7 +58,7 @@ def build(args: Any, *, seed: int = 1) -> list[Any]:
     from megatron.training.training import get_megatron_ddp_config
 
     from tst_megatron.model.gpt import TSTGPTModelConfig
-    from tst_megatron.upstream import make_ready_for_steps, names
+    from tst_megatron.megatron import make_ready_for_steps, names
 
     torch.manual_seed(seed)
     get_cuda_rng_tracker().reset()

@@ -234,7 +234,7 @@ def sharded_buckets(models: Sequence[Any]) -> Iterator[tuple[Any, Any, int, int]
 
 
 def sharded_weights(model: Any) -> dict[str, Any]:
-    from tst_megatron.upstream import checkpoint
+    from tst_megatron.megatron.distributed_checkpoint import model as checkpoint
 
     return checkpoint.sharded_weights(model.module, {"singleton_local_shards": False})
 

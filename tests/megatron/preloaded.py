@@ -7,9 +7,9 @@ does.
 
 import machine  # noqa: F401 - before anything that starts threads
 
-from tst_megatron.host import cpu
+from tst_megatron.megatron.cpu import host
 
-cpu.install()
+host.install()
 
 # What Megatron and torch import when a model is built, saved or stepped.
 import matplotlib.backends.backend_agg
@@ -19,8 +19,8 @@ import megatron.core.tokenizers.text  # noqa: F401
 import torch._dynamo
 import torch.distributed.tensor  # noqa: F401
 
-import tst_megatron.check
-import tst_megatron.cli
-import tst_megatron.rehearsal
+import tst_megatron.training.check
+import tst_megatron.cli.app
+import tst_megatron.training.rehearsal
 import tst_megatron.training.pretrain
 import tst_megatron.training.step  # noqa: F401

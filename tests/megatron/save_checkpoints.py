@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import distributed
 
-from tst_megatron.host import cpu
+from tst_megatron.megatron.cpu import host
 
 EXPERTS = """
 --qk-layernorm --moe-ffn-hidden-size 40 --moe-router-topk 2 --moe-router-dtype fp32
@@ -66,7 +66,7 @@ LAYOUTS = {
 def main() -> None:
     """Save every layout."""
     folder, rank = Path(sys.argv[1]), int(os.environ["RANK"])
-    cpu.install()
+    host.install()
     store = distributed.FileStore(str(folder / "store"), 2)  # type: ignore[attr-defined]
     distributed.init_process_group("gloo", store=store, rank=rank, world_size=2)
     for number, (name, flags) in enumerate(LAYOUTS.items(), start=1):
@@ -81,9 +81,9 @@ def save(folder: Path, flags: list[str], *, iteration: int, seed: int) -> None:
     from megatron.training.argument_utils import gpt_config_from_args
     from megatron.training.models.gpt import GPTModelBuilder
 
-    from tst_megatron import upstream
+    from tst_megatron import megatron
 
-    args = upstream.validate_arguments(flags, world_size=2)
+    args = megatron.validate_arguments(flags, world_size=2)
     args.padded_vocab_size = 1024
     parallel_state.initialize_model_parallel(
         tensor_model_parallel_size=args.tensor_model_parallel_size,

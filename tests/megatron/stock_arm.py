@@ -10,7 +10,7 @@ import sys
 import numpy as np
 import torch
 
-from tst_megatron.host import cpu
+from tst_megatron.megatron.cpu import host
 
 
 class Recorded(torch.utils.data.Dataset):
@@ -43,7 +43,7 @@ def forward_step(data_iterator, model):
 
 
 def main():
-    cpu.install()
+    host.install()
     from megatron.core.enums import ModelType
     from megatron.training import pretrain
     from megatron.training.argument_utils import (

@@ -16,7 +16,7 @@ from pathlib import Path
 import yaml
 from processes import start_server
 
-from tst_megatron.training import launch
+from tst_megatron.training.run import launch
 
 VOCABULARY = 512
 
@@ -213,14 +213,14 @@ def _be_a_rank(
 
 def _tst_megatron(tokens: Path | None, trusts_weights: bool) -> None:
     if trusts_weights:
-        from tst_megatron.training import pretrained
+        from tst_megatron.training.run import pretrained
 
         pretrained.missing_weights = lambda *_: []
     if tokens is not None:
         import recording
 
         recording.record_tokens(tokens)
-    from tst_megatron.cli import main
+    from tst_megatron.cli.app import main
 
     main()
 
@@ -282,7 +282,7 @@ def saved_tensors(checkpoint: Path) -> dict:
     import torch
     from megatron.core import dist_checkpointing
 
-    from tst_megatron.upstream.checkpoint import start_alone
+    from tst_megatron.megatron.distributed_checkpoint.model import start_alone
 
     start_alone()
     loaded = dist_checkpointing.load_plain_tensors(str(checkpoint))

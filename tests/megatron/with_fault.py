@@ -9,7 +9,7 @@ import signal
 import sys
 import time
 
-from tst_megatron.host import cpu
+from tst_megatron.megatron.cpu import host
 
 FAULTS = json.loads(os.environ["FAULTS"])
 
@@ -32,7 +32,7 @@ def fault_the_loss():
     import torch
     from megatron.core.dist_checkpointing.strategies.async_utils import PersistentAsyncCaller
 
-    from tst_megatron import upstream
+    from tst_megatron import megatron
     from tst_megatron.training import step as training_step
 
     loss_func = training_step.loss_func
@@ -50,7 +50,7 @@ def fault_the_loss():
             if evaluated[0] == FAULTS.get("stop-in-evaluation"):
                 signal_the_group()
             return loss_func(mask, name, losses)
-        step = upstream.get_args().curr_iteration + 1
+        step = megatron.get_args().curr_iteration + 1
         if step == FAULTS.get("stop-at") and is_first("stop"):
             signal_the_group()
         if step == FAULTS.get("kill-worker-at") and is_first("kill"):
@@ -72,15 +72,15 @@ def signal_the_group():
 
 
 if __name__ == "__mp_main__" and "slow-writes" in FAULTS:
-    cpu.install()
+    host.install()
     slow_writes(FAULTS["slow-writes"])
 
 if __name__ == "__main__":
     os.setsid()
-    cpu.install()
-    from tst_megatron import upstream
-    from tst_megatron.cli import main
+    host.install()
+    from tst_megatron import megatron
+    from tst_megatron.cli.app import main
 
-    upstream.SPIKE_FACTOR = FAULTS.get("spike-factor", upstream.SPIKE_FACTOR)
+    megatron.SPIKE_FACTOR = FAULTS.get("spike-factor", megatron.SPIKE_FACTOR)
     fault_the_loss()
     sys.exit(main())

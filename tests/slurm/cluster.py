@@ -21,7 +21,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from tst_megatron.training.launch import free_port
+from tst_megatron.training.run.launch import free_port
 
 PACKAGES = ("slurm-wlm", "munge", "libslurm-dev", "gcc", "shellcheck")
 PROGRAMS = ("sbatch", "slurmctld", "slurmd", "munged", "gcc", "shellcheck")

@@ -13,8 +13,8 @@ sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "hf"
 from cluster import Cluster, missing_programs
 from jobs import Jobs
 
-from tst_megatron.data import documents
-from tst_megatron.data.train_tokenizer import train_sentencepiece
+from tst_megatron.data.text import documents
+from tst_megatron.data.tokenizer.train import train_sentencepiece
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import no_slurm
 import pytest
 
-from tst_megatron.commands import train as train_command
+from tst_megatron.cli import train as train_command
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPE = "examples/quickstart/tst.yaml"

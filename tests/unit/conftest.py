@@ -14,8 +14,8 @@ from sentencepiece import SentencePieceProcessor
 from status_folders import folder, running  # noqa: F401 - fixtures
 from text_folder import texts  # noqa: F401 - a fixture
 
-from tst_megatron.data.sentencepiece_tokenizer import load_sentencepiece
-from tst_megatron.data.train_tokenizer import train_sentencepiece
+from tst_megatron.data.tokenizer.sentencepiece import load_sentencepiece
+from tst_megatron.data.tokenizer.train import train_sentencepiece
 
 VOCAB_SIZE = 800
 LITERALS = "</s> <s> <unk> <0x0A>\n"

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tst_megatron.data.prepare import prepare
-from tst_megatron.data.split import split_of
+from tst_megatron.data.prepare.prepare import prepare
+from tst_megatron.data.text.split import split_of
 
 TEXTS = [f"document {number}\n" + "    some text </s>\n" * (number % 7) for number in range(240)]
 FRACTIONS = {"held_out_fraction": 0.1, "test_fraction": 0.2}

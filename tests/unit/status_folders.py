@@ -7,9 +7,9 @@ import time
 import pytest
 import yaml
 
-from tst_megatron.report.status import run_status
-from tst_megatron.training.run_folder import RunFolder
-from tst_megatron.training.run_state import STARTED
+from tst_megatron.cli.views.status import run_status
+from tst_megatron.training.run.folder import RunFolder
+from tst_megatron.training.run.state import STARTED
 
 NOW = 1_800_000_000.0
 """2027-01-15T08:00:00Z."""

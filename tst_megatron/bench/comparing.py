@@ -9,7 +9,7 @@ import torch
 
 from tst_megatron.bench.results import Case, Result
 from tst_megatron.bench.timing import Contender, Timing, measure
-from tst_megatron.host.meter import Meter
+from tst_megatron.megatron.cpu.meter import Meter
 
 Notes = dict[str, float | str]
 

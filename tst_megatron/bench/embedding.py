@@ -20,8 +20,8 @@ from torch.autograd import backward
 from tst_megatron.bench.comparing import Settings, compare_cases
 from tst_megatron.bench.results import Result, contender_version
 from tst_megatron.bench.timing import NOT_COMPILED, Contender
-from tst_megatron.host.meter import Meter
-from tst_megatron.installed import import_if_there
+from tst_megatron.megatron.cpu.meter import Meter
+from tst_megatron.system.packages import import_if_there
 from tst_megatron.model.bag_embedding import bag_embedding
 
 OURS = "bag embedding"
@@ -178,9 +178,9 @@ def _embedding_bag(table: Tensor, tokens: Tensor) -> Tensor:
 
 def _megatron(inputs: Inputs) -> Way:
     """Megatron's own room on all raw tokens, then the mean of each bag, then its transpose."""
-    from tst_megatron import upstream
+    from tst_megatron import megatron
 
-    room = upstream.plain_embedding(inputs.table)
+    room = megatron.plain_embedding(inputs.table)
 
     def way(table: Tensor, tokens: Tensor) -> Tensor:
         batch, length, bag_size = tokens.shape

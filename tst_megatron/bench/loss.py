@@ -23,8 +23,8 @@ from torch.autograd import backward
 from tst_megatron.bench.comparing import Notes, Settings, compare_cases
 from tst_megatron.bench.results import Result, contender_version
 from tst_megatron.bench.timing import NOT_COMPILED, Contender, Timing
-from tst_megatron.host.meter import Meter
-from tst_megatron.installed import import_if_there
+from tst_megatron.megatron.cpu.meter import Meter
+from tst_megatron.system.packages import import_if_there
 from tst_megatron.model.loss import vocab_parallel_multi_hot_cross_entropy
 
 OURS = "one pass, gradient over the logits"
@@ -307,7 +307,7 @@ def _torch_call(logits_NV: Tensor, target_N: Tensor) -> Tensor:
 
 
 def _megatron_call(logits_NV: Tensor, target_N: Tensor) -> Tensor:
-    from tst_megatron import upstream
+    from tst_megatron import megatron as upstream
 
     # It works in the memory of fp32 logits (Megatron-LM pull request 1594), which the next of K
     # calls reads; of bf16 ones it makes its own fp32 copy.

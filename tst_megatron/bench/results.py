@@ -16,8 +16,8 @@ from typing import Any
 from tst_megatron import __version__
 from tst_megatron.bench.profile import table as kernel_table
 from tst_megatron.bench.timing import Timing
-from tst_megatron.files import beside, write_beside
-from tst_megatron.installed import package_version
+from tst_megatron.system.files import beside, write_beside
+from tst_megatron.system.packages import package_version
 
 PACKAGES = ("tst-megatron", "torch", "triton", "megatron-core", "transformer-engine", "numpy")
 

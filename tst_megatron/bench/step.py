@@ -20,13 +20,13 @@ from tst_megatron.bench.comparing import Notes, Settings, compare_cases
 from tst_megatron.bench.profile import differences, kernel_milliseconds
 from tst_megatron.bench.results import Result, contender_version
 from tst_megatron.bench.timing import Contender, Timing
-from tst_megatron.flags import Flags
-from tst_megatron.key_kinds import LAYOUT_KEYS
-from tst_megatron.megatron_keys import argument_parser
-from tst_megatron.plain_check import with_profile
-from tst_megatron.recipe import Recipe, RecipeError
+from tst_megatron.recipe.keys.flags import Flags
+from tst_megatron.recipe.keys.kinds import LAYOUT_KEYS
+from tst_megatron.recipe.keys.megatron import argument_parser
+from tst_megatron.recipe.check.plain import with_profile
+from tst_megatron.recipe.recipe import Recipe, RecipeError
 from tst_megatron.schedule import Phase, Schedule
-from tst_megatron.training.launch import free_port
+from tst_megatron.training.run.launch import free_port
 
 BASELINE = "K = 1"
 NUM_BATCHES = 4
@@ -47,15 +47,15 @@ def compare(
     Raises:
         RecipeError: what the recipe or Megatron refuses.
     """
-    from tst_megatron import upstream
+    from tst_megatron import megatron
     from tst_megatron.model.gpt import TSTGPTModelConfig
 
     flags = flags_of(recipe, settings.device)
     _be_the_only_rank()
-    with upstream.in_silence():
-        upstream.repair_wheel()
-        args = upstream.parse_arguments(flags)
-        trainer = upstream.Trainer(args, TSTGPTModelConfig.from_arguments(args, recipe.tst))
+    with megatron.in_silence():
+        megatron.repair_wheel()
+        args = megatron.parse_arguments(flags)
+        trainer = megatron.Trainer(args, TSTGPTModelConfig.from_arguments(args, recipe.tst))
         contenders = [step_of(trainer, size, seed=settings.seed) for size in (1, *bag_sizes)]
         title = (
             f"{recipe.path.parent.name}/{recipe.path.name}: {args.num_layers} layers of "
@@ -99,7 +99,7 @@ def flags_of(recipe: Recipe, device: torch.device) -> list[str]:
     Raises:
         RecipeError: the recipe's own problems, and keys that Megatron has not.
     """
-    from tst_megatron.host import cpu
+    from tst_megatron.megatron.cpu import host
 
     known = Flags(argument_parser())
     layout = {known.destination(key) for key in LAYOUT_KEYS}
@@ -122,7 +122,7 @@ def flags_of(recipe: Recipe, device: torch.device) -> list[str]:
         "create-attention-mask-in-dataloader": False,
     }
     if device.type == "cpu":
-        fixed |= cpu.ARGUMENTS
+        fixed |= host.ARGUMENTS
     flags, problems = known.convert(known.overlay(own, fixed))
     if problems := [*recipe.problems, *problems]:
         raise RecipeError(problems)

@@ -10,8 +10,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from tst_megatron.data.fingerprint import fingerprint
-from tst_megatron.data.indexed import (
+from tst_megatron.data.tokens.fingerprint import fingerprint
+from tst_megatron.data.tokens.indexed import (
     IndexedFacts,
     IndexedReader,
     bin_path,
@@ -19,10 +19,10 @@ from tst_megatron.data.indexed import (
     token_dtype,
     where_it_leads,
 )
-from tst_megatron.data.round_trip import RoundTrip
-from tst_megatron.data.split import SPLIT_RULE
-from tst_megatron.data.tokenizer import TokenizerFacts, tokenizer_rules, tokenizer_sha256
-from tst_megatron.files import file_sha256
+from tst_megatron.data.tokenizer.round_trip import RoundTrip
+from tst_megatron.data.text.split import SPLIT_RULE
+from tst_megatron.data.tokenizer.load import TokenizerFacts, tokenizer_rules, tokenizer_sha256
+from tst_megatron.system.files import file_sha256
 from tst_megatron.system.paths import is_own_name
 
 FORMAT_VERSION = 3

@@ -13,8 +13,8 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from tst_megatron.hf.families import FAMILIES, family_of_args, not_gpt, scattered_gates
-from tst_megatron.hf.family import Family
+from tst_megatron.hf.families.known import FAMILIES, family_of_args, not_gpt, scattered_gates
+from tst_megatron.hf.families.family import Family
 
 ADVICE = "before training if you want the model in Hugging Face format"
 
@@ -66,8 +66,8 @@ def tokenizer_warnings(tokenizer: Path, args: argparse.Namespace | None = None) 
     if tokenizer.is_dir():
         families = FAMILIES if args is None else (family_of_args(args),)
         return _read_otherwise(tokenizer, families)
-    from tst_megatron.data.sentencepiece_tokenizer import load_sentencepiece
-    from tst_megatron.hf.sentencepiece_form import exact_merges, read_model
+    from tst_megatron.data.tokenizer.sentencepiece import load_sentencepiece
+    from tst_megatron.hf.tokenizer.sentencepiece_form import exact_merges, read_model
 
     try:
         load_sentencepiece(tokenizer)
@@ -106,7 +106,7 @@ def _read_otherwise(folder: Path, families: Sequence[Family]) -> list[str]:
 
 
 def _has_other_ids(folder: Path, family: Family) -> bool:
-    from tst_megatron.hf.tokenizer_files import TokenizerFiles, write_tokenizer
+    from tst_megatron.hf.tokenizer.files import TokenizerFiles, write_tokenizer
 
     with tempfile.TemporaryDirectory() as beside:
         # What of the model's config.json decides how the files are read.

@@ -11,17 +11,17 @@ from typing import Any
 
 import torch
 
-from tst_megatron.data.hugging_face_tokenizer import load_hugging_face
-from tst_megatron.hf.configuration import written_config
-from tst_megatron.hf.safetensors_files import is_buffer
-from tst_megatron.hf.soundness import check_numbers
-from tst_megatron.hf.whole_model import (
+from tst_megatron.data.tokenizer.hugging_face import load_hugging_face
+from tst_megatron.hf.model_folder.configuration import written_config
+from tst_megatron.hf.model_folder.safetensors_files import is_buffer
+from tst_megatron.hf.model_folder.soundness import check_numbers
+from tst_megatron.hf.model_folder.whole_model import (
     as_transformers_reads,
     check_config,
     check_model,
     problems_along,
 )
-from tst_megatron.training.run_folder import RunFolder, run_of
+from tst_megatron.training.run.folder import RunFolder, run_of
 
 _SEEDS = 2**64
 """How many seeds torch has, from 0."""

@@ -20,29 +20,29 @@ import torch
 import yaml
 from torch import Tensor
 
-from tst_megatron.data.tokenizer import HUGGING_FACE_FOLDER, copy_files, tokenizer_sha256
-from tst_megatron.files import folder_appearing_whole
-from tst_megatron.flags import Flags
-from tst_megatron.hf import tokenizer_files
-from tst_megatron.hf.checkpoint import RELEASE, TrainedWeights, open_checkpoint, skeleton
-from tst_megatron.hf.config_problems import config_problems
-from tst_megatron.hf.configuration import (
+from tst_megatron.data.tokenizer.load import HUGGING_FACE_FOLDER, copy_files, tokenizer_sha256
+from tst_megatron.system.files import folder_appearing_whole
+from tst_megatron.recipe.keys.flags import Flags
+from tst_megatron.hf.tokenizer import files as tokenizer_files
+from tst_megatron.checkpoint.open import RELEASE, TrainedWeights, open_checkpoint, skeleton
+from tst_megatron.hf.model_folder.config_problems import config_problems
+from tst_megatron.hf.model_folder.configuration import (
     complete,
     known_family,
     refuse,
     written_config,
 )
-from tst_megatron.hf.family import Family, parts_without_form
-from tst_megatron.hf.folder import HuggingFaceWeights, check_is_free
-from tst_megatron.hf.seam import seam
-from tst_megatron.hf.soundness import check_numbers
+from tst_megatron.hf.families.family import Family, parts_without_form
+from tst_megatron.hf.model_folder.weight_files import HuggingFaceWeights, check_is_free
+from tst_megatron.checkpoint.seam import seam
+from tst_megatron.hf.model_folder.soundness import check_numbers
 from tst_megatron.hf.verify import VerificationReport, verify
 from tst_megatron.hf.weights import Rule, merge, rules
-from tst_megatron.hf.whole_model import problems_along
-from tst_megatron.megatron_keys import argument_parser
-from tst_megatron.system import padding
-from tst_megatron.system.disk import check_room
-from tst_megatron.training.checkpoints import TRACKER, record_save
+from tst_megatron.hf.model_folder.whole_model import problems_along
+from tst_megatron.recipe.keys.megatron import argument_parser
+from tst_megatron.recipe import padding
+from tst_megatron.system.machine.disk import check_room
+from tst_megatron.checkpoint.whole import TRACKER, record_save
 
 MODEL = "model.yaml"
 """Megatron's keys of the model: a recipe to build on."""
@@ -201,12 +201,12 @@ def _divisor(vocab_size: int, tensor_parallel: int | None) -> int:
 
 def _arguments(megatron: Any, keys: Mapping[str, Any], dtype: torch.dtype) -> argparse.Namespace:
     """Megatron's arguments of the model, validated, as a checkpoint holds them."""
-    from tst_megatron.host import cpu
+    from tst_megatron.megatron.cpu import host
 
     types = {torch.bfloat16: {"bf16": True}, torch.float16: {"fp16": True}, torch.float32: {}}
     run = {**_ANY_RUN, "seq-length": keys["max-position-embeddings"], "ckpt-format": "torch_dist"}
     flags, problems = Flags(argument_parser()).convert(
-        {**keys, **types[dtype], **run, **cpu.ARGUMENTS, "tokenizer-type": "NullTokenizer"}
+        {**keys, **types[dtype], **run, **host.ARGUMENTS, "tokenizer-type": "NullTokenizer"}
     )
     assert not problems, problems
     args: argparse.Namespace = megatron.validate_arguments(flags, world_size=1)

@@ -17,13 +17,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tst_megatron.data.hugging_face_tokenizer import load_hugging_face
-from tst_megatron.hf.checkpoint import TrainedWeights, load_model
-from tst_megatron.hf.configuration import read_config
-from tst_megatron.hf.folder import HuggingFaceWeights
+from tst_megatron.data.tokenizer.hugging_face import load_hugging_face
+from tst_megatron.checkpoint.open import TrainedWeights, load_model
+from tst_megatron.hf.model_folder.configuration import read_config
+from tst_megatron.hf.model_folder.weight_files import HuggingFaceWeights
 from tst_megatron.hf.generate import load_in_transformers
-from tst_megatron.hf.memory import available_bytes
-from tst_megatron.hf.seam import seam
+from tst_megatron.system.machine.memory import available_bytes
+from tst_megatron.checkpoint.seam import seam
 from tst_megatron.hf.weights import Form, merge, place_of, rules
 
 LOGIT_BOUND = 1e-5

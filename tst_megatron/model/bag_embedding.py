@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tst_megatron.model.main_grad import main_grad_of, note_added
-from tst_megatron.model.multi_hot import Implementation, uses_triton
+from tst_megatron.model.loss_steps import Implementation, uses_triton
 
 
 def bag_embedding(

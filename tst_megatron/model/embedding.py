@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tst_megatron.model.bag_embedding import bag_embedding
-from tst_megatron.upstream import (
+from tst_megatron.megatron import (
     VocabParallelEmbedding,
     reduce_from_tensor_model_parallel_region,
     reduce_scatter_to_sequence_parallel_region,

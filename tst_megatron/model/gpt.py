@@ -18,9 +18,9 @@ from torch.nn import Parameter
 from tst_megatron.model.embedding import BagEmbedding
 from tst_megatron.model.linear_loss import linear_loss
 from tst_megatron.model.loss import slot_weights, vocab_parallel_multi_hot_cross_entropy
-from tst_megatron.recipe import TSTConfig
+from tst_megatron.recipe.recipe import TSTConfig
 from tst_megatron.schedule import SlotWeights
-from tst_megatron.upstream import (
+from tst_megatron.megatron import (
     GPTModel,
     GPTModelBuilder,
     GPTModelConfig,

@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from tst_megatron.model.bags import IGNORED
-from tst_megatron.model.multi_hot import (
+from tst_megatron.model.loss_steps import (
     Bags,
     Columns,
     Implementation,

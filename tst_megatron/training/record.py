@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tst_megatron.files import write_bytes_beside
+from tst_megatron.system.files import write_bytes_beside
 from tst_megatron.system.records import Damaged, block_of, open_bytes, parse_json, read_bytes
 
 BAG_LOSS = "bag loss"

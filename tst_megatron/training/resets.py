@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tst_megatron import upstream
+from tst_megatron import megatron
 from tst_megatron.model.gpt import VocabularyTable
 
 
@@ -42,26 +42,26 @@ class Resets:
             return
         if self.embeddings:
             # A gather that is still under way would bring the old tables back.
-            upstream.gather_parameters(model_chunks, optimizer)
+            megatron.gather_parameters(model_chunks, optimizer)
             for chunk in model_chunks:
-                tables = upstream.get_attr_wrapped_model(chunk, "vocabulary_tables")()
+                tables = megatron.get_attr_wrapped_model(chunk, "vocabulary_tables")()
                 reset_tables(tables, optimizer, seed=self.seed)
-            upstream.gather_parameters(model_chunks, optimizer)
+            megatron.gather_parameters(model_chunks, optimizer)
             self.say(f"after step {step}: embeddings and output layer drawn anew")
         if self.optimizer:
-            upstream.start_anew(optimizer)
+            megatron.start_anew(optimizer)
             self.say(f"after step {step}: optimizer started anew")
 
 
 def reset_tables(tables: Iterable[VocabularyTable], optimizer: Any, *, seed: int) -> None:
     """Draw tables anew, in every copy that the optimizer keeps, with zero moments."""
-    rank, size = upstream.tensor_parallel_rank(), upstream.tensor_parallel_size()
+    rank, size = megatron.tensor_parallel_rank(), megatron.tensor_parallel_size()
     for table in tables:
         num_rows, width = table.weight.shape
         shape = (num_rows * size, width)
         drawn = draw(table.name, shape, table.initialise, seed=seed)
         rows = drawn[rank * num_rows : (rank + 1) * num_rows]
-        upstream.assign(optimizer, table.weight, rows.to(table.weight.device))
+        megatron.assign(optimizer, table.weight, rows.to(table.weight.device))
 
 
 def draw(

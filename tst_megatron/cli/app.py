@@ -1,0 +1,123 @@
+"""The ``tst-megatron`` command: one thin function per subcommand.
+
+Exit statuses: 0 finished, 75 stopped or to be tried again, 2 bad input, 93 do not restart, anything
+else a failure.
+"""
+
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from tst_megatron import __version__
+from tst_megatron.cli.bench import bench_app
+from tst_megatron.cli.check import check
+from tst_megatron.cli.checkpoint import checkpoint_app
+from tst_megatron.cli.preflight import preflight, preflight_verdict
+from tst_megatron.cli.data import data_app
+from tst_megatron.cli.doctor import doctor
+from tst_megatron.cli.evaluate import evaluate, evaluate_data
+from tst_megatron.cli.hugging_face import export, generate, import_
+from tst_megatron.cli.params import params
+from tst_megatron.cli.quantize import quantize
+from tst_megatron.cli.shared import BAD_INPUT, FAILED, tell
+from tst_megatron.cli.status import status
+from tst_megatron.cli.train import train
+from tst_megatron.recipe.recipe import RecipeError
+from tst_megatron.system.processes.lock import InUse
+from tst_megatron.system.exit_status import STOPPED
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Pre-train Qwen3-family MoE models on Megatron-Core with Token-Superposition Training.",
+)
+app.add_typer(data_app, name="data")
+app.add_typer(checkpoint_app, name="checkpoint")
+app.add_typer(bench_app, name="bench")
+app.command()(export)
+app.command("import")(import_)
+app.command()(generate)
+app.command()(check)
+app.command()(train)
+app.command()(params)
+app.command()(evaluate)
+app.command()(evaluate_data)
+app.command()(quantize)
+app.command()(status)
+app.command()(doctor)
+app.command()(preflight)
+app.command()(preflight_verdict)
+
+WRONG_PATHS = (
+    FileNotFoundError,
+    FileExistsError,
+    NotADirectoryError,
+    IsADirectoryError,
+    PermissionError,
+)
+"""Errors of the operating system that say that a name was wrong."""
+
+TOO_LONG = (
+    "this name is too long. A file system takes 255 bytes for a name and 4,095 for a path. Give a "
+    "shorter one"
+)
+
+
+def main() -> None:
+    """Run the command line; bad input ends in one clear message and status 2."""
+    try:
+        app()
+    except RecipeError as error:
+        console = Console(stderr=True)
+        noun = "problem" if len(error.problems) == 1 else "problems"
+        console.print(f"{len(error.problems)} {noun}:", style="bold red", highlight=False)
+        for problem in error.problems:
+            console.print(f"  - {problem}", highlight=False, markup=False, soft_wrap=True)
+        raise SystemExit(BAD_INPUT) from None
+    except (ValueError, OSError) as error:
+        said, is_bad_input = f"{error}", not isinstance(error, OSError)
+        if isinstance(error, InUse) and error.is_earlier_start:
+            # What is left of it ends by itself.
+            tell(said)
+            raise SystemExit(STOPPED) from None
+        if isinstance(error, OSError):
+            # A full disk, say, is no fault of the input: trying again may help.
+            is_bad_input = isinstance(error, WRONG_PATHS)
+            if error.errno == errno.ENAMETOOLONG:
+                said, is_bad_input = f"{error.filename}: {TOO_LONG}", True
+        Console(stderr=True).print(said, style="red", markup=False, soft_wrap=True)
+        raise SystemExit(BAD_INPUT if is_bad_input else FAILED) from None
+
+
+def _show_version(is_wanted: bool) -> None:
+    if is_wanted:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def quickstart(
+    folder: Annotated[Path, typer.Option(help="Where everything goes.")] = Path("quickstart"),
+    short: Annotated[
+        bool, typer.Option("--short", help="A few steps only: shows the chain, learns nothing.")
+    ] = False,
+) -> None:
+    """See the whole chain in minutes: text, tokenizer, both phases, export, generation."""
+    from tst_megatron.cli.quickstart import quickstart as run_quickstart
+
+    raise typer.Exit(run_quickstart(folder, short=short, console=Console()))

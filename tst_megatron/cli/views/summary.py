@@ -1,0 +1,168 @@
+"""What a start ends with: how far the run is, its losses, where things are, what comes next."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tst_megatron.system.files import write_beside
+from tst_megatron.cli.views.losses import PICTURE, draw_losses
+from tst_megatron.cli.views.run_state import duration
+from tst_megatron.schedule import Schedule
+from tst_megatron.system.records import Damaged
+from tst_megatron.training.record import (
+    BAG_LOSS,
+    LM_LOSS,
+    SAID,
+    TEST_LOSS,
+    VALIDATION_LOSS,
+    read_metrics,
+)
+from tst_megatron.training.run.folder import RunFolder
+
+SUMMARY = "summary.txt"
+"""In the ``report/`` of a run: what its last start said at its end."""
+
+Say = Callable[[str], None]
+
+
+def end_with_summary(
+    run: RunFolder, schedule: Schedule, *, say: Say, seconds: float, log: Path, resume: str
+) -> None:
+    """Draw the losses of a run that has finished or stopped, and say how it stands.
+
+    Nothing here fails a run that has done its work.
+
+    Args:
+        run: its folder, whose ``state.json`` says how it ended.
+        schedule: of the run.
+        say: takes a line for a person.
+        seconds: that this start took.
+        log: of the rank that says it.
+        resume: the command that goes on with a run that has stopped.
+    """
+    picture = draw(run, say=say)
+    state = run.state() or {}
+    shown = [
+        f"{state.get('status', 'ended')}: {state.get('reason', '')}",
+        *_aligned(
+            [
+                *_numbers(run, schedule),
+                ("time", f"{duration(seconds)} for this start"),
+                *_places(run, picture, log),
+                ("next", _next(run, state, resume)),
+            ]
+        ),
+    ]
+    for line in shown:
+        say(line)
+    try:
+        run.report.mkdir(exist_ok=True)
+        write_beside(run.report / SUMMARY, "\n".join(shown) + "\n")
+    except OSError as error:
+        say(f"{run.report / SUMMARY}: was not written: {error}")
+
+
+def say_finished(run: RunFolder, schedule: Schedule, *, say: Say) -> None:
+    """Say that a run was finished before, where it is and what comes next."""
+    say(f"{run.path}: this run is finished.")
+    picture = run.report / PICTURE
+    if not picture.exists() and run.metrics.exists():
+        # Of a version that drew none.
+        picture = draw(run, say=say) or picture
+    found = [*_numbers(run, schedule), *_places(run, picture if picture.exists() else None, None)]
+    for line in _aligned([*found, ("next", export_command(run))]):
+        say(line)
+
+
+def wait_for_summary(run: RunFolder, *, seconds: float = 20.0) -> None:
+    """Wait until the first rank has said how the run ended.
+
+    A scheduler ends the first rank too when another one ends with a status, as all do at a stop.
+    """
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if _changed(run.report / SUMMARY) >= _changed(run.state_file):
+            return
+        time.sleep(0.1)
+
+
+def draw(run: RunFolder, *, say: Say) -> Path | None:
+    """Draw a run's losses into its ``report/``; says why there is no picture, and gives None."""
+    picture = run.report / PICTURE
+    try:
+        run.report.mkdir(exist_ok=True)
+        draw_losses(run.metrics, picture)
+    except Exception as error:
+        # Whatever a damaged record or a broken matplotlib raises: the run has done its work.
+        say(f"{picture}: was not drawn: {error}")
+        return None
+    return picture
+
+
+def export_command(run: RunFolder) -> str:
+    """The command that writes a run's newest checkpoint in Hugging Face format."""
+    output = run.path / "hf"
+    number = 2
+    while os.path.lexists(output):
+        output, number = run.path / f"hf-{number}", number + 1
+    return shlex.join(["tst-megatron", "export", str(run.path), str(output)])
+
+
+def _next(run: RunFolder, state: Mapping[str, Any], resume: str) -> str:
+    return export_command(run) if state.get("status") == "finished" else resume
+
+
+def _numbers(run: RunFolder, schedule: Schedule) -> list[tuple[str, str]]:
+    """Steps, raw tokens and the last of each loss, as far as they are recorded."""
+    steps = _rows(run, "step")
+    step = (run.state() or {}).get("step") or 0
+    found = [
+        ("steps", f"{step:,} of {schedule.num_steps:,}"),
+        ("raw tokens", f"{schedule.raw_tokens_before(step):,}"),
+    ]
+    wanted = (
+        (BAG_LOSS, steps),
+        (LM_LOSS, steps),
+        (VALIDATION_LOSS, _rows(run, "validation")),
+        (TEST_LOSS, _rows(run, "test")),
+    )
+    for name, rows in wanted:
+        row = next((row for row in reversed(rows) if isinstance(row.get(name), int | float)), None)
+        if row is not None:
+            found.append((SAID[name], f"{row[name]:.4f} nats at step {row['step']:,}"))
+    return found
+
+
+def _rows(run: RunFolder, event: str) -> Sequence[Mapping[str, Any]]:
+    try:
+        return read_metrics(run.metrics, event=event)
+    except (Damaged, OSError):
+        # The picture, or its lack, tells of it.
+        return []
+
+
+def _places(run: RunFolder, picture: Path | None, log: Path | None) -> list[tuple[str, str]]:
+    places = [
+        ("run folder", run.path),
+        ("checkpoint", run.last_checkpoint()),
+        ("losses", picture),
+        ("log", log),
+    ]
+    return [(name, str(path)) for name, path in places if path is not None]
+
+
+def _aligned(lines: Sequence[tuple[str, str]]) -> list[str]:
+    width = max(len(name) for name, _ in lines)
+    return [f"{name:<{width}}  {text}" for name, text in lines]
+
+
+def _changed(path: Path) -> float:
+    try:
+        return path.stat().st_mtime_ns
+    except OSError:
+        return 0

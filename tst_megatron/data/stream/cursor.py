@@ -1,0 +1,72 @@
+"""What a checkpoint says of the token stream, and what a resumed run compares it with.
+
+The position in the stream is arithmetic on the step, so the cursor moves nothing: it is the proof
+that the run which goes on reads the stream that the run before it read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tst_megatron.data.stream.corpora import Corpus
+    from tst_megatron.data.stream.plan import StreamPlan
+
+ORDER_VERSION = 1
+"""Raised by any change of this code after which a sample number means other text."""
+
+
+def stream_facts(plan: StreamPlan, corpora: Sequence[Corpus]) -> dict[str, Any]:
+    """Everything that decides what a sample reads, as plain values."""
+    schedule = plan.schedule
+    facts: dict[str, Any] = {
+        "order version": ORDER_VERSION,
+        "seed": plan.seed,
+        "seq-length": schedule.num_latent_positions,
+        "tst.stream-unit-bags": plan.unit_chunks,
+        "global-batch-size": schedule.global_batch_size,
+        "phases": [[phase.bag_size, phase.num_steps] for phase in schedule.phases],
+        "tst.inputs": schedule.phases[0].inputs,
+        "tst.targets": schedule.phases[0].targets,
+        "tokenizer": corpora[0].manifest.tokenizer.sha256,
+        "number of corpora": len(corpora),
+    }
+    for number, corpus in enumerate(corpora, start=1):
+        facts |= {
+            f"weight of corpus {number}": corpus.weight,
+            f"train.bin of corpus {number}": corpus.manifest.train.bin_fingerprint,
+            f"train.idx of corpus {number}": corpus.manifest.train.idx_fingerprint,
+        }
+    return facts
+
+
+def cursor(plan: StreamPlan, step: int) -> dict[str, Any]:
+    """Where the stream stands after ``step`` steps, as plain values."""
+    schedule = plan.schedule
+    phase = next(
+        (number for number, phase in enumerate(schedule.phases) if step < phase.last_step),
+        len(schedule.phases) - 1,
+    )
+    return {
+        "step": step,
+        "phase": phase,
+        "samples": step * schedule.global_batch_size,
+        "raw tokens": schedule.raw_tokens_before(step),
+        "chunks of corpora": plan.chunks_before(step),
+    }
+
+
+def differences(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What differs between a checkpoint's facts or cursor and this run's, a sentence each."""
+    return [
+        f"{key}: the checkpoint was trained with {shown(saved, key)}, and this run has "
+        f"{shown(now, key)}"
+        for key in dict.fromkeys([*saved, *now])
+        if saved.get(key) != now.get(key)
+    ]
+
+
+def shown(values: Mapping[str, Any], key: str) -> str:
+    """A value as a message shows it, also where there is none."""
+    return repr(values[key]) if key in values else "nothing"

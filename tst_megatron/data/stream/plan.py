@@ -1,0 +1,287 @@
+"""The token stream as arithmetic: what every sample reads, and how far each corpus is read by then.
+
+The rule (docs/data-stream.md draws it):
+
+1. The documents of a corpus in a seeded permutation are concatenated and cut into *units* of U * L
+   raw tokens, U being the same in every arm of a comparison. The units are permuted. What is left
+   at the end, shorter than one unit and its look-ahead, is the *tail*: dropped and counted. Each
+   epoch has permutations of its own.
+2. A unit is U *chunks* of L raw tokens. A sample of a phase whose latent positions read K tokens
+   takes K neighbouring chunks of one unit, and as many tokens of look-ahead as a position predicts,
+   which are targets only.
+3. A phase starts at the first chunk that the phases before it did not take, also inside a unit.
+4. The samples that a phase takes of an epoch are permuted inside blocks, so that neighbours in the
+   text do not share a batch. Phases that read alike, as all do when only the targets are bags
+   (``tst.inputs: tokens``), are one here: such a run reads exactly what ordinary training reads.
+5. Of several corpora, each phase deals its samples by weight (``blend.py``), phases that read alike
+   as one, and the samples of one optimizer step are permuted, so that no rank always reads the same
+   corpus.
+
+So each raw token is an input once per epoch at the most, whatever the phases are, and the position
+at any step follows from the number of steps. Nothing here reads a file.
+"""
+
+from __future__ import annotations
+
+import itertools
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from tst_megatron.data.stream.blend import Blend
+from tst_megatron.data.stream.sample_order import PhaseOrder, allocate, count_units, permutation
+from tst_megatron.schedule import Schedule
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CorpusSize:
+    """What the arithmetic must know of a corpus."""
+
+    name: str
+    """For messages."""
+    weight: float
+    """Relative to those of the other corpora; above 0."""
+    num_tokens: int
+    """Raw tokens of the training split."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Place:
+    """Where a sample starts."""
+
+    phase: int
+    num_inputs: int
+    """Raw tokens that a latent position reads, and so the chunks that the sample takes."""
+    num_tokens: int
+    """Raw tokens of the sample, look-ahead included."""
+    corpus: int
+    epoch: int
+    """From 0."""
+    unit: int
+    """Rank in the permuted order of the epoch's units, from 0."""
+    chunk: int
+    """Inside the unit, from 0."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Reading:
+    """Neighbouring phases whose latent positions read equally many raw tokens."""
+
+    num_inputs: int
+    first_step: int
+    num_steps: int
+
+
+class StreamPlan:
+    """What a run reads: the place of every sample, by arithmetic on its number.
+
+    Sample i belongs to optimizer step ``i // global_batch_size``; the schedule says its phase, and
+    with it the raw tokens of the sample.
+    """
+
+    def __init__(
+        self,
+        corpora: Sequence[CorpusSize],
+        schedule: Schedule,
+        *,
+        unit_chunks: int,
+        seed: int,
+        max_epochs: int = 1,
+    ) -> None:
+        """Divide the corpora over the phases.
+
+        Args:
+            corpora: in the recipe's order.
+            schedule: phases, latent length and global batch.
+            unit_chunks: U (``tst.stream-unit-bags``), the same in all arms that are compared.
+            seed: of every permutation.
+            max_epochs: passes over a corpus that may be made (``tst.max-epochs``).
+
+        Raises:
+            ValueError: a corpus is too small for the run, or a bag size does not divide the unit;
+                the message has a line for each.
+        """
+        self.corpora = tuple(corpora)
+        self.schedule = schedule
+        self.unit_chunks = unit_chunks
+        self.seed = seed
+        self._batch = schedule.global_batch_size
+        self.num_samples = schedule.num_steps * self._batch
+        self._blend = Blend([corpus.weight for corpus in corpora])
+        self._readings = _readings(schedule)
+        self._first_samples = [reading.first_step * self._batch for reading in self._readings]
+        self.units_per_epoch = tuple(
+            count_units(
+                corpus.num_tokens,
+                unit_chunks=unit_chunks,
+                num_latent_positions=schedule.num_latent_positions,
+            )
+            for corpus in corpora
+        )
+        if problems := self._problems(max_epochs):
+            raise ValueError("\n".join(problems))
+        self._orders = [self._order_of(number, max_epochs) for number in range(len(self.corpora))]
+        self._dealt: tuple[int, list[tuple[int, int]]] | None = None
+
+    def _order_of(self, number: int, max_epochs: int) -> list[PhaseOrder]:
+        try:
+            return allocate(
+                units_per_epoch=self.units_per_epoch[number],
+                unit_chunks=self.unit_chunks,
+                phases=[(num_inputs, samples[number]) for num_inputs, samples in self._shares()],
+                seed=self.seed,
+                num_epochs=max_epochs,
+            )
+        except ValueError as error:
+            raise ValueError(f"{self.corpora[number].name}: {error}") from error
+
+    def _shares(self) -> list[tuple[int, list[int]]]:
+        """(raw tokens per latent position, samples of each corpus) of each reading."""
+        return self._shares_before(self.schedule.num_steps)
+
+    def _shares_before(self, step: int) -> list[tuple[int, list[int]]]:
+        return _shares_before(step, self._readings, self._blend, self._batch)
+
+    def _problems(self, max_epochs: int) -> list[str]:
+        problems = [
+            f"bag size {phase.bag_size} does not divide the stream unit of {self.unit_chunks} bags"
+            for phase in self.schedule.phases
+            if self.unit_chunks % phase.bag_size
+        ]
+        for corpus, units, wanted in zip(
+            self.corpora, self.units_per_epoch, self.raw_tokens_of_corpora(), strict=True
+        ):
+            held = units * self.unit_chunks * self.schedule.num_latent_positions
+            if wanted > held * max_epochs:
+                problems.append(
+                    f"the run reads {wanted:,} raw tokens of {corpus.name}, which holds {held:,} "
+                    f"in whole units: {wanted / max(held, 1):.2f} epochs, and tst.max-epochs is "
+                    f"{max_epochs}. Use more text or fewer steps, or allow more epochs"
+                )
+        return problems
+
+    def raw_tokens_of_corpora(self) -> list[int]:
+        """Raw tokens that the whole run reads of each corpus, look-ahead not counted."""
+        chunks = self.chunks_before(self.schedule.num_steps)
+        return [number * self.schedule.num_latent_positions for number in chunks]
+
+    def chunks_before(self, step: int) -> list[int]:
+        """Chunks of L raw tokens read of each corpus by the first ``step`` steps."""
+        return _chunks_of(self._shares_before(step))
+
+    def corpus_lines(self) -> list[str]:
+        """How much of each corpus the run reads, a line each."""
+        return [
+            f"{corpus.name}: {wanted / corpus.num_tokens:.2f} epochs over {corpus.num_tokens:,} "
+            f"tokens, of which an epoch leaves out {self.num_tail_tokens(number):,}"
+            for number, (corpus, wanted) in enumerate(
+                zip(self.corpora, self.raw_tokens_of_corpora(), strict=True)
+            )
+        ]
+
+    def epochs_of(self, corpus: int) -> int:
+        """Epochs that the run begins to read of a corpus."""
+        last_unit = max(order.last_unit for order in self._orders[corpus])
+        return last_unit // max(1, self.units_per_epoch[corpus]) + 1
+
+    def num_tail_tokens(self, corpus: int) -> int:
+        """Raw tokens after a corpus's last unit, which are no input in their epoch."""
+        used = self.units_per_epoch[corpus] * self.unit_chunks * self.schedule.num_latent_positions
+        return self.corpora[corpus].num_tokens - used
+
+    def place(self, sample: int) -> Place:
+        """Where a sample of the run starts.
+
+        Raises:
+            IndexError: the run has no such sample.
+        """
+        if not 0 <= sample < self.num_samples:
+            raise IndexError(
+                f"sample {sample}: this run has the samples 0 to {self.num_samples - 1}"
+            )
+        reading = bisect_right(self._first_samples, sample) - 1
+        corpus, number = self._corpus_and_number(reading, sample - self._first_samples[reading])
+        order: PhaseOrder = self._orders[corpus][reading]
+        unit, chunk = order.unit_and_chunk(number)
+        epoch, unit = divmod(unit, self.units_per_epoch[corpus])
+        phase = self.schedule.phase_at(sample // self._batch)
+        return Place(
+            phase=self.schedule.phases.index(phase),
+            num_inputs=phase.num_inputs,
+            num_tokens=self.schedule.raw_tokens_per_sample(phase),
+            corpus=corpus,
+            epoch=epoch,
+            unit=unit,
+            chunk=chunk,
+        )
+
+    def _corpus_and_number(self, reading: int, sample: int) -> tuple[int, int]:
+        """Corpus of a reading's sample, and the sample's number among those of that corpus."""
+        if len(self.corpora) == 1:
+            return 0, sample
+        step, place = divmod(sample, self._batch)
+        first = self._first_samples[reading] + step * self._batch
+        if self._dealt is None or self._dealt[0] != first:
+            dealt = self._blend.deal(step * self._batch, self._batch)
+            order = permutation(f"{self.seed}/phase-{reading}/step-{step}", self._batch)
+            self._dealt = (first, [dealt[number] for number in order])
+        return self._dealt[1][place]
+
+
+def raw_tokens_of(weights: Sequence[float], schedule: Schedule) -> list[int]:
+    """Raw tokens that a whole run reads of each corpus, look-ahead not counted.
+
+    Args:
+        weights: of the corpora, each above 0.
+        schedule: phases, latent length and global batch.
+    """
+    batch, readings = schedule.global_batch_size, _readings(schedule)
+    shares = _shares_before(schedule.num_steps, readings, Blend(weights), batch)
+    return [number * schedule.num_latent_positions for number in _chunks_of(shares)]
+
+
+def smallest_text(num_raw_tokens: int, schedule: Schedule, *, unit_chunks: int) -> int:
+    """Tokens that a corpus must have so that an epoch of it reads so many.
+
+    Args:
+        num_raw_tokens: that are read, look-ahead not counted.
+        schedule: for the latent length.
+        unit_chunks: U (``tst.stream-unit-bags``).
+    """
+    unit = unit_chunks * schedule.num_latent_positions
+    return -(-num_raw_tokens // unit) * unit + unit_chunks
+
+
+def _shares_before(
+    step: int, readings: Sequence[_Reading], blend: Blend, batch: int
+) -> list[tuple[int, list[int]]]:
+    """(raw tokens per latent position, samples of each corpus) of each reading."""
+    return [
+        (
+            reading.num_inputs,
+            blend.dealt_before(max(0, min(step - reading.first_step, reading.num_steps)) * batch),
+        )
+        for reading in readings
+    ]
+
+
+def _chunks_of(shares: Sequence[tuple[int, Sequence[int]]]) -> list[int]:
+    """Chunks of each corpus that shares of readings take."""
+    by_corpus = zip(
+        *([num_inputs * n for n in samples] for num_inputs, samples in shares), strict=True
+    )
+    return [sum(chunks) for chunks in by_corpus]
+
+
+def _readings(schedule: Schedule) -> list[_Reading]:
+    return [
+        _Reading(
+            num_inputs=num_inputs,
+            first_step=phases[0].first_step,
+            num_steps=sum(phase.num_steps for phase in phases),
+        )
+        for num_inputs, alike in itertools.groupby(
+            schedule.phases, key=lambda phase: phase.num_inputs
+        )
+        for phases in [list(alike)]
+    ]

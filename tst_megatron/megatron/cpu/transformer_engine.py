@@ -1,0 +1,59 @@
+"""Which Transformer Engine a job runs under, said once, for machines that have none.
+
+A recipe is checked on login nodes, without a GPU and often without Transformer Engine. Megatron's
+validation then finds version 0 and no fused kernel, and would refuse what the job can do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from megatron.core import utils
+from megatron.core.models.common.embeddings import rope_utils
+from megatron.core.transformer.moe import moe_utils
+from packaging.version import Version
+
+from tst_megatron.system.packages import has_transformer_engine
+
+TESTED_TRANSFORMER_ENGINE = "2.20.2"
+"""The version that GPU profiles are checked for; that of the extra ``gpu`` in pyproject.toml."""
+
+_KERNELS = (
+    (rope_utils, "fused_apply_rotary_pos_emb"),
+    (rope_utils, "fused_apply_rotary_pos_emb_thd"),
+    (moe_utils, "fused_permute"),
+    (moe_utils, "fused_permute_with_probs"),
+    (moe_utils, "fused_sort_chunks_by_index"),
+    (moe_utils, "fused_sort_chunks_by_index_with_probs"),
+    (moe_utils, "fused_unpermute"),
+)
+"""What the configuration of a model asks to be there, beside the version."""
+
+
+@contextmanager
+def transformer_engine_of_the_job() -> Iterator[None]:
+    """Let validation answer for the tested Transformer Engine where there is none, and no GPU.
+
+    On a machine with a GPU, where the job itself may run, what is installed is asked. Remove when
+    validation takes the version from its arguments.
+    """
+    if has_transformer_engine() or torch.cuda.is_available():
+        yield
+        return
+    before = [(utils, "_te_version", utils._te_version)]
+    before += [(module, name, getattr(module, name)) for module, name in _KERNELS]
+    utils._te_version = Version(TESTED_TRANSFORMER_ENGINE)
+    for module, name in _KERNELS:
+        setattr(module, name, _not_here)
+    try:
+        yield
+    finally:
+        for module, name, value in before:
+            setattr(module, name, value)
+
+
+def _not_here(*_: Any, **__: Any) -> Any:
+    raise RuntimeError("this kernel is Transformer Engine's, which is not installed")

@@ -1,0 +1,152 @@
+"""Everything that Megatron builds before its first step, for a job of any size, in one process.
+
+Process groups are torch's fakes, whose collectives do nothing, and tensors are on the meta device
+(``host/cpu.py``, ``install_without_values``). So this costs one or two seconds for a job of 64
+GPUs, and runs the code that a start of that job runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import importlib
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from megatron.core.num_microbatches_calculator import (
+    destroy_num_microbatches_calculator,
+    init_num_microbatches_calculator,
+)
+from megatron.core.transformer.transformer_block import get_num_layers_to_build
+
+from tst_megatron.megatron import names
+from tst_megatron.megatron.cpu.transformer_engine import transformer_engine_of_the_job
+
+NOT_ON_META: Mapping[str, Any] = {
+    "transformer_impl": "local",
+    "no_persist_layer_norm": True,
+    "masked_softmax_fusion": False,
+    "bias_dropout_fusion": False,
+    "bias_swiglu_fusion": False,
+    "apply_rope_fusion": False,
+    "gradient_accumulation_fusion": False,
+    "moe_grouped_gemm": False,
+    "moe_permute_fusion": False,
+    "moe_router_fusion": False,
+    "moe_token_dispatcher_type": "alltoall",
+    "moe_enable_deepep": False,
+    "moe_shared_expert_overlap": False,
+    "overlap_moe_expert_parallel_comm": False,
+    "delay_wgrad_compute": False,
+    "fp8": None,
+    "fp8_param_gather": False,
+    "reuse_grad_buf_for_mxfp8_param_ag": False,
+    "fp4": None,
+    "fp4_param_gather": False,
+    "tp_comm_overlap": False,
+    "cuda_graph_impl": "none",
+    "cuda_graph_modules": [],
+    "use_precision_aware_optimizer": False,
+    "use_transformer_engine_op_fuser": False,
+    "cross_entropy_loss_fusion": False,
+    "record_memory_history": False,
+}
+"""What only a GPU or Transformer Engine can build, with the plain way to build the same."""
+
+
+def set_up_whole(args: argparse.Namespace, model_config: Any, *, of: argparse.Namespace) -> None:
+    """Build model, data parallelism, optimizer and schedule as the first rank of a job does.
+
+    A job that this process belonged to is forgotten: call it in a forked process.
+
+    Args:
+        args: the ``plain_arguments`` of the job's.
+        model_config: makes the model from them.
+        of: the job's own arguments, for its groups of ranks.
+
+    Raises:
+        Exception: whatever Megatron raises in building them.
+    """
+    forget_the_job()
+    _fake_groups(of)
+    names.global_vars.set_args(args)
+    names.global_vars._set_timers(args)
+    init_num_microbatches_calculator(
+        0, None, args.global_batch_size, args.micro_batch_size, args.data_parallel_size, False
+    )
+    with torch.device("meta"), transformer_engine_of_the_job():
+        names.training.setup_model_and_optimizer(
+            names.ModelType.encoder_or_decoder,
+            cfg_container=names.pretrain_cfg_container_from_args(args, model_config),
+            pg_collection=names.ProcessGroupCollection.use_mpu_process_groups(),
+        )
+
+
+def plain_arguments(args: argparse.Namespace) -> argparse.Namespace:
+    """The arguments of the same model, optimizer and schedule without kernels and files."""
+    plain = copy.copy(args)
+    for name, value in NOT_ON_META.items():
+        if getattr(plain, name) != value:
+            setattr(plain, name, value)
+    plain.rank = plain.local_rank = 0
+    plain.use_cpu_initialization, plain.perform_initialization = True, False
+    plain.load = plain.save = plain.pretrained_checkpoint = None
+    # Attention over parts of a sequence is Transformer Engine's alone.
+    plain.context_parallel_size = 1
+    if args.use_precision_aware_optimizer:
+        types = ("main_grads_dtype", "main_params_dtype", "exp_avg_dtype", "exp_avg_sq_dtype")
+        for name in types:
+            setattr(plain, name, torch.float32)
+    return plain
+
+
+def layers_of_stages(args: argparse.Namespace) -> list[int]:
+    """How many layers each pipeline stage gets, virtual stages added up.
+
+    Empty for a layout of stages, which validation has looked at.
+    """
+    if args.pipeline_model_parallel_layout:
+        return []
+    with transformer_engine_of_the_job():
+        config = names.gpt_config_from_args(copy.copy(args))
+    chunks = args.virtual_pipeline_model_parallel_size
+    stages = [None] if chunks is None else list(range(chunks))
+    return [
+        sum(get_num_layers_to_build(config, vp_stage=stage, pp_rank=rank) for stage in stages)
+        for rank in range(args.pipeline_model_parallel_size)
+    ]
+
+
+def forget_the_job() -> None:
+    """Leave what a forked process has of the job that its parent belongs to."""
+    # Its groups are left undestroyed: that would wait for their threads, which a fork lacks.
+    torch.distributed.group.WORLD = None
+    importlib.reload(names.parallel_state)
+    destroy_num_microbatches_calculator()
+    names.global_vars.unset_global_variables()
+
+
+def _fake_groups(args: argparse.Namespace) -> None:
+    # torch has no public name for them; its own tests and Megatron's fake-process-group use these.
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    new_group = torch.distributed.new_group
+
+    def new_fake_group(*positional: Any, **named: Any) -> Any:
+        return new_group(*positional, **{**named, "backend": "fake", "pg_options": None})
+
+    torch.distributed.new_group = new_fake_group
+    torch.distributed.init_process_group(
+        "fake", store=FakeStore(), rank=0, world_size=args.world_size
+    )
+    names.parallel_state.initialize_model_parallel(
+        args.tensor_model_parallel_size,
+        args.pipeline_model_parallel_size,
+        args.virtual_pipeline_model_parallel_size,
+        context_parallel_size=args.context_parallel_size,
+        expert_model_parallel_size=args.expert_model_parallel_size,
+        num_distributed_optimizer_instances=args.num_distributed_optimizer_instances,
+        expert_tensor_parallel_size=args.expert_tensor_parallel_size,
+        create_gloo_process_groups=True,
+    )

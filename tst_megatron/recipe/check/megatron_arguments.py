@@ -1,0 +1,83 @@
+"""Megatron's validated arguments of a recipe, or its complaint in a sentence."""
+
+from __future__ import annotations
+
+import argparse
+import traceback
+from collections.abc import Sequence
+
+from tst_megatron.data.manifest import Manifest
+from tst_megatron.recipe.recipe import RecipeError
+from tst_megatron.checkpoint.resharding import padded_vocabulary
+
+
+def ask_megatron(flags: Sequence[str], world_size: int) -> argparse.Namespace:
+    """Let Megatron validate what passed our own checks; it stops at its first complaint.
+
+    Args:
+        flags: Megatron's command line.
+        world_size: ranks of the job.
+
+    Raises:
+        RecipeError: with that complaint.
+    """
+    from tst_megatron import megatron
+
+    try:
+        args = megatron.validate_arguments(flags, world_size=world_size)
+        megatron.validate_configurations(args)
+    except (Exception, SystemExit) as error:
+        # Validation reads files and divides by what it is given, so it may raise anything; after
+        # some of its complaints it ends the process.
+        raise RecipeError([f"Megatron refuses the recipe: {reason_of(error)}"]) from error
+    return args
+
+
+def reason_of(error: BaseException) -> str:
+    """Why something was raised, in a line.
+
+    Many of Megatron's assertions have no words, and then their line of source is the best there is.
+    """
+    said = " ".join(str(error).split())
+    if isinstance(error, KeyError | AttributeError | TypeError | ZeroDivisionError | SystemExit):
+        said = f"{type(error).__name__}: {said}"
+    if said:
+        return said
+    lines = [frame.line for frame in traceback.extract_tb(error.__traceback__) if frame.line]
+    return lines[-1] if lines else type(error).__name__
+
+
+NO_TOKENIZER = 32_000
+"""Pieces of the vocabulary where neither the recipe nor a text says how many."""
+
+
+def fixed_flags(values: argparse.Namespace, manifest: Manifest | None) -> list[str]:
+    """What the training loop of this project needs of Megatron, whatever the recipe.
+
+    Args:
+        values: what the recipe's keys came to.
+        manifest: of the text; None for a recipe that is checked without it.
+    """
+    flags = ["--dataloader-type", "single"]
+    if manifest is None:
+        flags += ["--tokenizer-type", "NullTokenizer"]
+        vocab_size = values.vocab_size or NO_TOKENIZER
+    else:
+        flags += ["--tokenizer-type", f"{manifest.tokenizer.kind}Tokenizer"]
+        flags += ["--tokenizer-model", str(manifest.tokenizer_path)]
+        vocab_size = values.vocab_size or manifest.tokenizer.vocab_size
+    if values.vocab_size is None:
+        flags += ["--vocab-size", str(vocab_size)]
+    if values.padded_vocab_size is None:
+        # Megatron would give the model the tokenizer's rows, whatever the vocab-size.
+        flags += ["--padded-vocab-size", str(padded_vocabulary(vocab_size, values))]
+    if values.max_position_embeddings is None:
+        flags += ["--max-position-embeddings", str(values.seq_length)]
+    if not values.exit_duration_in_mins:
+        # Ten years: the timed exit is how a stop is agreed on, so it must be on
+        # (upstream.request_stop).
+        flags += ["--exit-duration-in-mins", "5256000"]
+    # Each step is recorded from what Megatron writes to TensorBoard.
+    flags += ["--tensorboard-log-interval", "1"]
+    # Bags have no token-level mask, and causal attention needs none.
+    return [*flags, "--no-create-attention-mask-in-dataloader"]

@@ -1,0 +1,81 @@
+"""Packages that a recipe's keys need and that this environment may lack."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+from pathlib import Path
+
+from tst_megatron.recipe.recipe import Recipe
+
+DRIVERS = ("/dev/nvidiactl", "/dev/nvidia0", "/dev/dxg", "/proc/driver/nvidia/version")
+"""Where a driver of NVIDIA's shows itself, on Linux and under Windows."""
+
+
+def sees_gpu() -> bool:
+    """Whether this machine seems to have a GPU; asked without torch, which takes seconds."""
+    return any(Path(place).exists() for place in DRIVERS)
+
+
+def package_remarks(recipe: Recipe, values: argparse.Namespace) -> tuple[list[str], list[str]]:
+    """Packages that this environment lacks and a start of the recipe would import.
+
+    A login node may lack what the job has, so there they are notes. Where the recipe itself would
+    run, with the CPU host or a GPU, they are problems.
+
+    Args:
+        recipe: for its profile.
+        values: what the recipe's keys came to.
+
+    Returns:
+        (problems, notes).
+    """
+    missing = [
+        f"{key}: needs {package}, which this environment lacks"
+        for key, module, package in _needs(values)
+        if importlib.util.find_spec(module) is None
+    ]
+    if recipe.profile == "cpu" or sees_gpu():
+        return [f"{what}. Install it, or remove the key" for what in missing], []
+    return [], [f"{what}; that of the job must have it" for what in missing]
+
+
+def _needs(values: argparse.Namespace) -> list[tuple[str, str, str]]:
+    """(key, module, package) of every optional package that the run imports."""
+    flex = values.moe_flex_dispatcher_backend if values.moe_token_dispatcher_type == "flex" else ""
+    wanted = (
+        ("wandb-project", values.wandb_project, "wandb", "wandb"),
+        (
+            f"optimizer: {values.optimizer}",
+            values.optimizer not in ("adam", "sgd"),
+            "emerging_optimizers",
+            "emerging-optimizers",
+        ),
+        (
+            "gradient-accumulation-fusion",
+            values.gradient_accumulation_fusion,
+            "fused_weight_gradient_mlp_cuda",
+            "Apex with its CUDA extensions",
+        ),
+        ("moe-enable-deepep", values.moe_enable_deepep, "deep_ep", "DeepEP"),
+        (
+            f"moe-flex-dispatcher-backend: {flex}",
+            flex in ("deepep", "hybridep"),
+            "deep_ep",
+            "DeepEP",
+        ),
+        ("use-kitchen-attention", values.use_kitchen_attention, "nvidia_kitchen", "nvidia-kitchen"),
+        (
+            "inprocess-restart",
+            values.inprocess_restart,
+            "nvidia_resiliency_ext",
+            "nvidia-resiliency-ext",
+        ),
+        (
+            "enable-ft-package",
+            values.enable_ft_package,
+            "nvidia_resiliency_ext",
+            "nvidia-resiliency-ext",
+        ),
+    )
+    return [(key, module, package) for key, is_set, module, package in wanted if is_set]

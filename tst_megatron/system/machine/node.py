@@ -1,0 +1,105 @@
+"""What a node can say of itself without a GPU: versions, shared memory, disks, its clock."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import socket
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from tst_megatron import __version__
+from tst_megatron.system.files import beside
+from tst_megatron.system.packages import package_version
+
+SHARED_MEMORY = Path("/dev/shm")
+MIN_SHARED_MEMORY_GIB = 1.0
+"""NCCL and the workers of data loaders pass through it. Containers start with 64 MiB."""
+
+MIN_FREE_GIB = 1.0
+"""Of a disk that logs and small files go to; a checkpoint needs more."""
+
+PROBE_BYTES = 2**20
+
+MOST_SKEW_SECONDS = 5.0
+"""Far above what reading the clocks in turn takes, far below what a node without NTP drifts to."""
+
+DRIVER = Path("/sys/module/nvidia/version")
+
+
+def host_name() -> str:
+    """This node's name as Slurm spells it, where Slurm started this process."""
+    return os.environ.get("SLURMD_NODENAME") or socket.gethostname()
+
+
+def versions() -> dict[str, str]:
+    """Versions that must be one on all nodes, of what can be asked without importing it."""
+    found = {"python": platform.python_version(), "tst_megatron": __version__}
+    for package in ("torch", "megatron-core", "transformer-engine"):
+        found[package] = package_version(package) or "none"
+    found["driver"] = driver_version() or "none"
+    return found
+
+
+def driver_version() -> str | None:
+    """The version of NVIDIA's kernel module; None where it is not loaded."""
+    try:
+        return DRIVER.read_text(encoding="utf-8").strip()
+    except OSError:
+        return None
+
+
+def free_gib(folder: Path) -> float:
+    """Free space of the file system that a folder is in."""
+    return shutil.disk_usage(folder).free / 2**30
+
+
+def space_problems(name: str, free: float, needed: float) -> list[str]:
+    """Whether a file system has room, both in GiB."""
+    if free >= needed:
+        return []
+    return [f"{name}: {free:.1f} GiB free, {needed:g} are needed"]
+
+
+def probe_seconds(folder: Path) -> float:
+    """Write a small file, bring it to disk, read it back, remove it: how long that took.
+
+    Raises:
+        OSError: the disk failed, or gave back something else.
+    """
+    path = beside(folder / "probe")
+    content = os.urandom(PROBE_BYTES)
+    start = time.perf_counter()
+    try:
+        with path.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        if path.read_bytes() != content:
+            raise OSError(f"{path}: {PROBE_BYTES} bytes were read back with another content")
+    finally:
+        path.unlink(missing_ok=True)
+    return time.perf_counter() - start
+
+
+def clock_problems(times: Sequence[float], rank: int) -> list[str]:
+    """Whether a rank's clock is off.
+
+    It is compared with the clock that most ranks agree with, rank 0's if there is no such: were it
+    always rank 0's, a wrong clock there would make every other node sick.
+
+    Args:
+        times: of all ranks at one moment, in seconds, by rank.
+        rank: whose clock it is about.
+    """
+
+    def num_agreeing(time_: float) -> int:
+        return sum(abs(time_ - other) <= MOST_SKEW_SECONDS for other in times)
+
+    skew = times[rank] - max(times, key=num_agreeing)
+    if abs(skew) <= MOST_SKEW_SECONDS:
+        return []
+    side = "ahead of" if skew > 0 else "behind"
+    return [f"clock: {abs(skew):.1f} s {side} the other nodes. Look at its time service"]

@@ -1,0 +1,79 @@
+"""Where a command may not write: into a checkpoint, or into what a run keeps for itself."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+from pathlib import Path
+
+from tst_megatron.system.files import beside, unfinished
+from tst_megatron.system.machine.disk import check_writable
+from tst_megatron.system.paths import is_there
+
+_CHECKPOINT = re.compile(r"iter_[0-9]{7,}")
+_TRACKER = "latest_checkpointed_iteration.txt"
+_OF_A_RUN = ("resolved.yaml", "state.json", "versions.json", "metrics.jsonl")
+"""A folder with one of these is a run's."""
+_FILES_OF_A_RUN = (*_OF_A_RUN, "recipe.yaml", "metrics.dropped.jsonl", "STOP")
+_FOLDERS_OF_A_RUN = ("checkpoints", "tensorboard", "logs", "slurm")
+"""What a run, its job scripts and Megatron write to and delete from; beside them there is room for
+others, such as an export ``RUN/hf``."""
+
+
+def check_output(output: Path) -> None:
+    """Refuse an output where a run would take it for its own, or it would damage the run's.
+
+    Args:
+        output: a file or folder that is to be made.
+
+    Raises:
+        ValueError: it is in a checkpoint, or among what a run keeps for itself, or nothing can be
+            made there.
+        OSError: the place cannot be looked at.
+    """
+    # Links and ".." may lead there too.
+    real = Path(os.path.realpath(output))
+    _check_length(output, real)
+    for folder in (real, *real.parents):
+        if place := _owned(folder, folder == real):
+            raise ValueError(
+                f"{output}: is in {place}. Name a place outside, such as a folder of its own "
+                "beside it"
+            )
+    # What is there is reused, or refused by who makes it.
+    if not is_there(real):
+        check_writable(real)
+
+
+def _check_length(output: Path, real: Path) -> None:
+    # What is made beside it has the longer name. The root has none.
+    for hidden in (beside(real), unfinished(real)) if real.name else ():
+        try:
+            hidden.lstat()
+        except (FileNotFoundError, NotADirectoryError):
+            pass
+        except OSError as error:
+            if error.errno != errno.ENAMETOOLONG:
+                raise
+            raise ValueError(
+                f"{output}: this name is too long. A file system takes 255 bytes for a name and "
+                "4,095 for a path, and what is written has a longer hidden name until it is "
+                "whole. Give a shorter one"
+            ) from error
+
+
+def _owned(folder: Path, is_output: bool) -> str | None:
+    """What a folder, or the output itself, belongs to, if it is not free to write to."""
+    is_of_run = any(is_there(folder.parent / name) for name in _OF_A_RUN)
+    if folder.is_dir() and _CHECKPOINT.fullmatch(folder.name):
+        return f"{folder}, which is a checkpoint"
+    if (folder / _TRACKER).is_file():
+        return f"{folder}, where checkpoints are"
+    if (folder / ".metadata").is_file() and (folder / "metadata.json").is_file():
+        return f"{folder}, which is a checkpoint"
+    if is_of_run and folder.name in _FOLDERS_OF_A_RUN:
+        return f"{folder}, which the run in {folder.parent} keeps for itself"
+    if is_of_run and is_output and folder.name in _FILES_OF_A_RUN:
+        return f"the run {folder.parent}, which has a file of that name"
+    return None

@@ -1,0 +1,85 @@
+"""The token stream and the held-out texts as the data sets that Megatron's loaders read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tst_megatron import megatron
+from tst_megatron.data.stream.corpora import Corpus
+from tst_megatron.data.stream.plan import StreamPlan
+from tst_megatron.data.stream.stream import HeldOutPositions, TokenStream
+
+
+class TrainingSamples(torch.utils.data.Dataset[dict[str, Tensor]]):
+    """Sample i of the run, of whatever phase it belongs to."""
+
+    split = megatron.Split.train
+
+    def __init__(self, stream: TokenStream) -> None:
+        """Read from a stream."""
+        self._stream = stream
+
+    def __len__(self) -> int:
+        """Samples of the whole run."""
+        return self._stream.plan.num_samples
+
+    def __getitem__(self, sample: int) -> dict[str, Tensor]:
+        """``tokens``: [T] int64 raw tokens, look-ahead included."""
+        return {"tokens": torch.from_numpy(self._stream.tokens(sample))}
+
+
+class HeldOutSamples(torch.utils.data.Dataset[dict[str, Tensor]]):
+    """The same positions again for each evaluation, since Megatron's loader only goes forward."""
+
+    def __init__(self, positions: HeldOutPositions, *, split: Any, num_evaluations: int) -> None:
+        """Repeat the positions of a split for a number of evaluations."""
+        self.split = split
+        self._positions = positions
+        self._num_evaluations = num_evaluations
+
+    def __len__(self) -> int:
+        """Samples of all evaluations together."""
+        return self._positions.num_samples * self._num_evaluations
+
+    def __getitem__(self, sample: int) -> dict[str, Tensor]:
+        """``tokens``: [L + 1] int64 raw tokens."""
+        place = sample % self._positions.num_samples
+        return {"tokens": torch.from_numpy(self._positions.tokens(place))}
+
+
+def make_dataset_provider(plan: StreamPlan, corpora: Sequence[Corpus]) -> Callable[..., Any]:
+    """What ``pretrain`` calls on every rank to get its training, validation and test data."""
+
+    def provide(
+        num_samples: Sequence[int], vp_stage: int | None = None
+    ) -> tuple[TrainingSamples | None, HeldOutSamples | None, HeldOutSamples | None]:
+        args = megatron.get_args()
+        megatron.count_whole_evaluations(args)
+        if megatron.tensor_parallel_rank() != 0 or not megatron.holds_a_batch(vp_stage):
+            return None, None, None
+        training = TrainingSamples(TokenStream(plan, corpora))
+        if not args.eval_interval or not args.eval_iters:
+            return training, None, None
+        per_evaluation = args.eval_iters * args.eval_global_batch_size
+
+        def held_out(split: Any, name: str, num_evaluations: int) -> HeldOutSamples:
+            positions = HeldOutPositions(
+                [corpus.manifest.splits()[name] for corpus in corpora],
+                [corpus.weight for corpus in corpora],
+                num_samples=per_evaluation,
+                num_latent_positions=plan.schedule.num_latent_positions,
+            )
+            return HeldOutSamples(positions, split=split, num_evaluations=num_evaluations)
+
+        # One more than Megatron asks for: it evaluates once again after the last step.
+        num_evaluations = num_samples[1] // per_evaluation + 1
+        validation = held_out(megatron.Split.valid, "validation", num_evaluations)
+        if corpora[0].manifest.test is None:
+            return training, validation, None
+        return training, validation, held_out(megatron.Split.test, "test", 1)
+
+    return provide
