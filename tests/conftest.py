@@ -14,8 +14,8 @@ import machine  # noqa: F401 - before anything that starts threads
 @pytest.fixture(scope="session")
 def text(tmp_path_factory) -> Path:
     """A prepared folder: part of the standard library's sources, 512 pieces."""
-    from tst_megatron.data.text.standard_library import write_standard_library_corpus
     from tst_megatron.data.prepare.prepare import prepare
+    from tst_megatron.data.text.standard_library import write_standard_library_corpus
     from tst_megatron.data.tokenizer.train import train_sentencepiece
 
     folder = tmp_path_factory.mktemp("text")

@@ -87,8 +87,9 @@ class Machine:
         self.name, self.memory, self.torch, self.has_engine = json.loads(self._ask(probe))
         self.overrides: list[str] = []
         if not self.has_engine:
-            code = "import json; from tst_megatron.cli.quickstart import GPU_WITHOUT_TRANSFORMER_ENGINE"
-            code += "; print(json.dumps(GPU_WITHOUT_TRANSFORMER_ENGINE))"
+            name = "GPU_WITHOUT_TRANSFORMER_ENGINE"
+            code = f"import json; from tst_megatron.cli.quickstart import {name}"
+            code += f"; print(json.dumps({name}))"
             self.overrides = ["profile=null", "bf16=true", *json.loads(self._ask(code))]
 
     def _ask(self, code: str) -> str:

@@ -49,7 +49,7 @@ MEGATRON = """
 from tst_megatron.megatron.cpu import host
 if host.is_needed():
     host.install()
-import tst_megatron.megatron
+import tst_megatron.megatron.loop
 """
 """Imports all that training does, with or without a GPU."""
 LOCKED = "dependencies.txt"

@@ -25,9 +25,9 @@ from torch.distributed import checkpoint as dcp
 from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
 from torch.distributed.checkpoint.filesystem import FileSystemWriter
 
-from tst_megatron.system.pickles.metadata_file import read_description
 from tst_megatron.checkpoint.whole import examine, record_save
 from tst_megatron.megatron.distributed_checkpoint.reading import load_tensor, read_item
+from tst_megatron.system.pickles.metadata_file import read_description
 
 STEP = 8
 ROUNDS = 3

@@ -88,9 +88,9 @@ def report(name: str, command: list[str], console: Console) -> int:
 def write_random_checkpoint(recipe: Path, folder: Path, *, num_layers: int | None) -> None:
     """The model of a recipe in bf16 with random weights, as a release checkpoint."""
     from tst_megatron.checkpoint.open import RELEASE, skeleton
-    from tst_megatron.hf.importing import CONTENT_METADATA, contents
     from tst_megatron.checkpoint.seam import seam
     from tst_megatron.checkpoint.whole import TRACKER
+    from tst_megatron.hf.importing import CONTENT_METADATA, contents
 
     megatron = seam()
     import torch

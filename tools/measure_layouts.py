@@ -21,8 +21,8 @@ import machine  # noqa: E402, F401 - before anything that starts threads
 import parity  # noqa: E402
 from layouts import ALONE, LAYOUTS, MEASURED, PHASES, SWITCHES, TOLERANCE, Case  # noqa: E402
 
-from tst_megatron.data.text.standard_library import write_standard_library_corpus  # noqa: E402
 from tst_megatron.data.text.documents import texts  # noqa: E402
+from tst_megatron.data.text.standard_library import write_standard_library_corpus  # noqa: E402
 from tst_megatron.data.tokenizer.train import train_sentencepiece  # noqa: E402
 
 DOCUMENT = ROOT / "docs" / "layouts.md"

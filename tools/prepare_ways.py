@@ -23,14 +23,14 @@ from tokenizers import Regex, decoders, models, pre_tokenizers, processors, trai
 from tokenizers import Tokenizer as Backend
 from transformers import PreTrainedTokenizerFast
 
-from tst_megatron.data.text.standard_library import write_standard_library_corpus
+from tst_megatron.data.prepare.prepare import prepare
 from tst_megatron.data.text.documents import texts
+from tst_megatron.data.text.standard_library import write_standard_library_corpus
 from tst_megatron.data.tokenizer.fast import fast_tokenizer
 from tst_megatron.data.tokenizer.hugging_face import HuggingFaceTokenizer
-from tst_megatron.data.tokens.indexed import IndexedReader
-from tst_megatron.data.prepare.prepare import prepare
 from tst_megatron.data.tokenizer.load import load_tokenizer
 from tst_megatron.data.tokenizer.train import train_sentencepiece
+from tst_megatron.data.tokens.indexed import IndexedReader
 from tst_megatron.system.packages import package_version
 
 BASELINE = "plain encoding"

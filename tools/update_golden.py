@@ -11,9 +11,9 @@ from tst_megatron.megatron.cpu import host
 # Megatron's parser knows which spellings mean one flag.
 host.install(even_with_gpu=True)
 
-from tst_megatron import megatron  # noqa: E402
-from tst_megatron.recipe.keys.flags import Flags  # noqa: E402
+from tst_megatron.megatron import loop  # noqa: E402
 from tst_megatron.recipe.check.plain import with_profile  # noqa: E402
+from tst_megatron.recipe.keys.flags import Flags  # noqa: E402
 from tst_megatron.recipe.recipe import load_recipe  # noqa: E402
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -22,7 +22,7 @@ RECIPES = tuple(
     f"{path.parent.name}/{path.stem}" for path in sorted((REPOSITORY / "examples").glob("*/*.yaml"))
 )
 """Recipes of ``examples`` whose resolved values are held: all."""
-FLAGS = Flags(megatron.argument_parser())
+FLAGS = Flags(loop.argument_parser())
 
 
 def golden_path(recipe: str) -> Path:

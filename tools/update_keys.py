@@ -1,4 +1,4 @@
-"""Write ``tst_megatron/recipe/keys/megatron.json`` from the parser of the installed Megatron.
+"""Write ``tst_megatron/recipe/keys/table.json`` from the parser of the installed Megatron.
 
 Run it after changing Megatron's version: ``uv run python tools/update_keys.py``.
 """
@@ -8,16 +8,16 @@ from __future__ import annotations
 import json
 
 from tst_megatron.megatron.cpu import host
-from tst_megatron.recipe.keys.megatron import TABLE, table_of
+from tst_megatron.recipe.keys.table import TABLE, table_of
 
 
 def main() -> None:
     """Write the table, an option on each line."""
     if host.is_needed():
         host.install()
-    from tst_megatron import megatron
+    from tst_megatron.megatron import loop
 
-    lines = (json.dumps(option) for option in table_of(megatron.argument_parser()))
+    lines = (json.dumps(option) for option in table_of(loop.argument_parser()))
     TABLE.write_text("[\n" + ",\n".join(lines) + "\n]\n", encoding="utf-8")
     print(f"{TABLE} is written")
 

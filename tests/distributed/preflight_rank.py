@@ -4,8 +4,8 @@ import os
 import sys
 
 from tst_megatron.cli import app
-from tst_megatron.nodes.preflight import collectives  # noqa: F401 - so that torch is there
 from tst_megatron.megatron.cpu import device  # noqa: F401
+from tst_megatron.nodes.preflight import collectives  # noqa: F401 - so that torch is there
 
 
 def run(environment, command):

@@ -18,12 +18,12 @@ from tokenizers import Tokenizer, decoders, models
 from tokenizers.trainers import BpeTrainer
 from transformers import PreTrainedTokenizerFast
 
-from tst_megatron.data.text.inputs import find
 from tst_megatron.data.prepare.prepare import prepare
+from tst_megatron.data.text.inputs import find
 from tst_megatron.hf.model_folder.configuration import read_config
 from tst_megatron.hf.model_folder.soundness import check_numbers
-from tst_megatron.hf.weights import rules, shapes
 from tst_megatron.hf.model_folder.whole_model import check_model
+from tst_megatron.hf.weights import rules, shapes
 
 PAGE = (Path(__file__).parents[2] / "docs" / "from-outside.md").read_text()
 LINE = b'{"text": "a text"}\n'

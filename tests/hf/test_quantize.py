@@ -14,11 +14,11 @@ from safetensors.torch import load_file, save_file
 from small_models import save_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from tst_megatron.hf.quantize import quantize as quantizing
 from tst_megatron.hf.generate import generate_text
-from tst_megatron.hf.quantize.quantize import Calibration, quantize
+from tst_megatron.hf.quantize import quantize as quantizing
 from tst_megatron.hf.quantize.formats import E2M1, FORMATS
 from tst_megatron.hf.quantize.proof import prove
+from tst_megatron.hf.quantize.quantize import Calibration, quantize
 
 CASES = [("qwen3_moe", "fp8"), ("qwen3_moe", "nvfp4"), ("llama", "fp8"), ("qwen3", "nvfp4")]
 NUM_SEQUENCES, LENGTH = 6, 64

@@ -38,9 +38,10 @@ image = ["uv"]
 PROJECT = {
     "tst_megatron/__init__.py": "",
     "tst_megatron/cli/app.py": "def main():\n    print('0.1.0')\n",
-    "tst_megatron/host/__init__.py": "",
+    "tst_megatron/megatron/cpu/__init__.py": "",
     "tst_megatron/megatron/cpu/host.py": "def is_needed():\n    return False\n",
-    "tst_megatron/upstream/__init__.py": "import torch, pillow\n",
+    "tst_megatron/megatron/__init__.py": "",
+    "tst_megatron/megatron/loop.py": "import torch, pillow\n",
 }
 
 
@@ -55,7 +56,8 @@ def write_project(folder, needs=NEEDS):
             **PROJECT,
             f"{info}/METADATA": "\n".join([*head, *lines, ""]),
             f"{info}/WHEEL": "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
-            f"{info}/entry_points.txt": "[console_scripts]\ntst-megatron = tst_megatron.cli.app:main\n",
+            f"{info}/entry_points.txt": "[console_scripts]\n"
+            "tst-megatron = tst_megatron.cli.app:main\n",
             f"{info}/RECORD": "",
         }.items():
             wheel.writestr(name, text)

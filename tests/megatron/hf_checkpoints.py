@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from tst_megatron.data.tokenizer.train import train_sentencepiece
 from tst_megatron.checkpoint.seam import seam
+from tst_megatron.data.tokenizer.train import train_sentencepiece
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = Path(__file__).with_name("save_checkpoints.py")

@@ -22,7 +22,7 @@ def start(recipe: dict[str, Any]) -> Any:
     from megatron.training import global_vars
     from megatron.training.initialize import initialize_megatron
 
-    from tst_megatron import megatron
+    from tst_megatron.megatron import loop
     from tst_megatron.recipe.keys.flags import Flags
 
     global_vars.unset_global_variables()
@@ -30,9 +30,9 @@ def start(recipe: dict[str, Any]) -> Any:
     destroy_groups()
     parallel_state.destroy_model_parallel()
     get_cuda_rng_tracker().reset()
-    flags, problems = Flags(megatron.argument_parser()).convert({**recipe, **host.ARGUMENTS})
+    flags, problems = Flags(loop.argument_parser()).convert({**recipe, **host.ARGUMENTS})
     assert not problems, problems
-    args = megatron.parse_arguments(flags)
+    args = loop.parse_arguments(flags)
     initialize_megatron(allow_no_cuda=True)
     args.curr_iteration = 0
     return args
@@ -57,8 +57,9 @@ def build(args: Any, *, seed: int = 1) -> list[Any]:
     )
     from megatron.training.training import get_megatron_ddp_config
 
+    from tst_megatron.megatron import names
+    from tst_megatron.megatron.single_step import make_ready_for_steps
     from tst_megatron.model.gpt import TSTGPTModelConfig
-    from tst_megatron.megatron import make_ready_for_steps, names
 
     torch.manual_seed(seed)
     get_cuda_rng_tracker().reset()

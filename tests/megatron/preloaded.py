@@ -19,8 +19,8 @@ import megatron.core.tokenizers.text  # noqa: F401
 import torch._dynamo
 import torch.distributed.tensor  # noqa: F401
 
-import tst_megatron.training.check
 import tst_megatron.cli.app
-import tst_megatron.training.rehearsal
+import tst_megatron.training.check
 import tst_megatron.training.pretrain
+import tst_megatron.training.rehearsal
 import tst_megatron.training.step  # noqa: F401

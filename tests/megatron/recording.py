@@ -13,7 +13,7 @@ def record_tokens(folder: Path) -> None:
     """Let this rank note each micro-batch that it trains on, as its step has it in hand."""
     from megatron.core import parallel_state
 
-    from tst_megatron import megatron
+    from tst_megatron.megatron import loop, names
     from tst_megatron.training import step
 
     read = step.read_raw_tokens
@@ -23,10 +23,10 @@ def record_tokens(folder: Path) -> None:
         # Evaluation reads through the same function, without gradients.
         if torch.is_grad_enabled():
             row = {
-                "step": megatron.get_args().curr_iteration,
+                "step": names.get_args().curr_iteration,
                 "replica": parallel_state.get_data_parallel_rank(),
                 "tokens": tokens_BT.tolist(),
-                "end of document": megatron.end_of_document_id(),
+                "end of document": loop.end_of_document_id(),
             }
             with (folder / f"rank-{torch.distributed.get_rank()}.jsonl").open("a") as file:
                 file.write(json.dumps(row) + "\n")

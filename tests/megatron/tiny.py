@@ -261,11 +261,16 @@ def state(folder: Path) -> dict:
 
 def loss_bits(folder: Path, event: str = "step") -> dict[int, list[str]]:
     """Every loss and gradient norm of a run's metrics, bit for bit, by step."""
+    return bits_of(metrics(folder, event))
+
+
+def bits_of(rows: list[dict]) -> dict[int, list[str]]:
+    """The same of some rows."""
     return {
         row["step"]: [
             struct.pack("<d", row[key]).hex() for key in row if "loss" in key or key == "grad-norm"
         ]
-        for row in metrics(folder, event)
+        for row in rows
     }
 
 

@@ -32,7 +32,7 @@ def fault_the_loss():
     import torch
     from megatron.core.dist_checkpointing.strategies.async_utils import PersistentAsyncCaller
 
-    from tst_megatron import megatron
+    from tst_megatron.megatron import names
     from tst_megatron.training import step as training_step
 
     loss_func = training_step.loss_func
@@ -50,7 +50,7 @@ def fault_the_loss():
             if evaluated[0] == FAULTS.get("stop-in-evaluation"):
                 signal_the_group()
             return loss_func(mask, name, losses)
-        step = megatron.get_args().curr_iteration + 1
+        step = names.get_args().curr_iteration + 1
         if step == FAULTS.get("stop-at") and is_first("stop"):
             signal_the_group()
         if step == FAULTS.get("kill-worker-at") and is_first("kill"):
@@ -78,9 +78,9 @@ if __name__ == "__mp_main__" and "slow-writes" in FAULTS:
 if __name__ == "__main__":
     os.setsid()
     host.install()
-    from tst_megatron import megatron
     from tst_megatron.cli.app import main
+    from tst_megatron.megatron import loop
 
-    megatron.SPIKE_FACTOR = FAULTS.get("spike-factor", megatron.SPIKE_FACTOR)
+    loop.SPIKE_FACTOR = FAULTS.get("spike-factor", loop.SPIKE_FACTOR)
     fault_the_loss()
     sys.exit(main())

@@ -6,10 +6,10 @@ import sys
 import pytest
 
 from tst_megatron.cli.app import main
-from tst_megatron.system.machine.nvidia_smi import FIELDS, parse
 from tst_megatron.nodes.doctor import gather
 from tst_megatron.nodes.doctor.diagnose import findings_of
 from tst_megatron.nodes.doctor.facts import Copy, Disk, Facts, GPUs, Machine, Packages, Probe
+from tst_megatron.system.machine.nvidia_smi import FIELDS, parse
 
 SITE = "/env/site-packages"
 HEALTH = "".join(f"{gpu}, 0, No, No, Completed, {30 + gpu}, 4\n" for gpu in range(8))

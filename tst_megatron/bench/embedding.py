@@ -21,8 +21,8 @@ from tst_megatron.bench.comparing import Settings, compare_cases
 from tst_megatron.bench.results import Result, contender_version
 from tst_megatron.bench.timing import NOT_COMPILED, Contender
 from tst_megatron.megatron.cpu.meter import Meter
-from tst_megatron.system.packages import import_if_there
 from tst_megatron.model.bag_embedding import bag_embedding
+from tst_megatron.system.packages import import_if_there
 
 OURS = "bag embedding"
 COMPILED = "compiled gather and mean"
@@ -178,9 +178,9 @@ def _embedding_bag(table: Tensor, tokens: Tensor) -> Tensor:
 
 def _megatron(inputs: Inputs) -> Way:
     """Megatron's own room on all raw tokens, then the mean of each bag, then its transpose."""
-    from tst_megatron import megatron
+    from tst_megatron.megatron import single_step
 
-    room = megatron.plain_embedding(inputs.table)
+    room = single_step.plain_embedding(inputs.table)
 
     def way(table: Tensor, tokens: Tensor) -> Tensor:
         batch, length, bag_size = tokens.shape

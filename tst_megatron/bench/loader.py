@@ -18,17 +18,17 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from tst_megatron import megatron
 from tst_megatron.bench.results import Case, Result, contender_version
 from tst_megatron.bench.timing import Spread, Timing
 from tst_megatron.data.stream.corpora import Corpus, open_corpora
-from tst_megatron.training.dataset import TrainingSamples
 from tst_megatron.data.stream.plan import StreamPlan
-from tst_megatron.training.run.indexes import make_ready
 from tst_megatron.data.stream.stream import TokenStream
+from tst_megatron.megatron import single_step
 from tst_megatron.megatron.cpu.meter import Meter
 from tst_megatron.recipe.recipe import RecipeError
 from tst_megatron.schedule import Schedule, resolve_phases
+from tst_megatron.training.dataset import TrainingSamples
+from tst_megatron.training.run.indexes import make_ready
 
 NEEDED_PER_NODE = 2 * 3.0e6
 GPUS_PER_NODE = 8
@@ -135,7 +135,7 @@ def _plan(
 
 def _batches(dataset: TrainingSamples, workers: int) -> Iterator[dict[str, torch.Tensor]]:
     """The micro-batches of one rank, as Megatron's loader gives them, over and over."""
-    sampler = megatron.pretraining_sampler(len(dataset), micro_batch_size=MICRO_BATCH)
+    sampler = single_step.pretraining_sampler(len(dataset), micro_batch_size=MICRO_BATCH)
     options: dict[str, Any] = {"num_workers": workers, "persistent_workers": workers > 0}
     loader = torch.utils.data.DataLoader(dataset, batch_sampler=sampler, **options)
     while True:

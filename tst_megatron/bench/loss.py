@@ -24,8 +24,8 @@ from tst_megatron.bench.comparing import Notes, Settings, compare_cases
 from tst_megatron.bench.results import Result, contender_version
 from tst_megatron.bench.timing import NOT_COMPILED, Contender, Timing
 from tst_megatron.megatron.cpu.meter import Meter
-from tst_megatron.system.packages import import_if_there
 from tst_megatron.model.loss import vocab_parallel_multi_hot_cross_entropy
+from tst_megatron.system.packages import import_if_there
 
 OURS = "one pass, gradient over the logits"
 BAG_SIZES = (1, 4, 16)
@@ -307,13 +307,13 @@ def _torch_call(logits_NV: Tensor, target_N: Tensor) -> Tensor:
 
 
 def _megatron_call(logits_NV: Tensor, target_N: Tensor) -> Tensor:
-    from tst_megatron import megatron as upstream
+    from tst_megatron.megatron import single_step
 
     # It works in the memory of fp32 logits (Megatron-LM pull request 1594), which the next of K
     # calls reads; of bf16 ones it makes its own fp32 copy.
     if logits_NV.dtype == torch.float32:
         logits_NV = logits_NV.clone()
-    return upstream.single_label_cross_entropy(logits_NV, target_N)
+    return single_step.single_label_cross_entropy(logits_NV, target_N)
 
 
 def _engine_call(engine: Any, logits_NV: Tensor, target_N: Tensor) -> Tensor:

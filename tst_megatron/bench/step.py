@@ -20,10 +20,10 @@ from tst_megatron.bench.comparing import Notes, Settings, compare_cases
 from tst_megatron.bench.profile import differences, kernel_milliseconds
 from tst_megatron.bench.results import Result, contender_version
 from tst_megatron.bench.timing import Contender, Timing
+from tst_megatron.recipe.check.plain import with_profile
 from tst_megatron.recipe.keys.flags import Flags
 from tst_megatron.recipe.keys.kinds import LAYOUT_KEYS
-from tst_megatron.recipe.keys.megatron import argument_parser
-from tst_megatron.recipe.check.plain import with_profile
+from tst_megatron.recipe.keys.table import argument_parser
 from tst_megatron.recipe.recipe import Recipe, RecipeError
 from tst_megatron.schedule import Phase, Schedule
 from tst_megatron.training.run.launch import free_port
@@ -47,15 +47,16 @@ def compare(
     Raises:
         RecipeError: what the recipe or Megatron refuses.
     """
-    from tst_megatron import megatron
+    from tst_megatron.megatron import loop, single_step
+    from tst_megatron.megatron.repairs import repairs
     from tst_megatron.model.gpt import TSTGPTModelConfig
 
     flags = flags_of(recipe, settings.device)
     _be_the_only_rank()
-    with megatron.in_silence():
-        megatron.repair_wheel()
-        args = megatron.parse_arguments(flags)
-        trainer = megatron.Trainer(args, TSTGPTModelConfig.from_arguments(args, recipe.tst))
+    with loop.in_silence():
+        repairs.repair_wheel()
+        args = loop.parse_arguments(flags)
+        trainer = single_step.Trainer(args, TSTGPTModelConfig.from_arguments(args, recipe.tst))
         contenders = [step_of(trainer, size, seed=settings.seed) for size in (1, *bag_sizes)]
         title = (
             f"{recipe.path.parent.name}/{recipe.path.name}: {args.num_layers} layers of "

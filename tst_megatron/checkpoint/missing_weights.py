@@ -1,7 +1,7 @@
 """Whether a checkpoint has every weight of a model, asked in a process of its own.
 
 A model is built to know how Megatron names its weights, which the ranks of a job, with another
-device and groups of processes, cannot do beside their own. Run by ``training/pretrained.py``.
+device and groups of processes, cannot do beside their own. Run by ``run/pretrained.py``.
 """
 
 from __future__ import annotations

@@ -17,12 +17,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tst_megatron.hf.families.known import not_gpt, scattered_gates
+from tst_megatron.checkpoint import saved_state
 from tst_megatron.checkpoint.one_process import for_one_process
 from tst_megatron.checkpoint.seam import seam
-from tst_megatron.system.records import Damaged, read_text
-from tst_megatron.checkpoint import saved_state
 from tst_megatron.checkpoint.whole import TRACKER, WHAT_TO_GIVE, problems
+from tst_megatron.hf.families.known import not_gpt, scattered_gates
+from tst_megatron.system.records import Damaged, read_text
 
 RELEASE = "release"
 """Megatron's name, for folder and tracker, of a checkpoint that is of no step: an imported one."""

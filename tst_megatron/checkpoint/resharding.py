@@ -26,8 +26,8 @@ import argparse
 from collections.abc import Mapping
 from typing import Any
 
-from tst_megatron.recipe.keys.kinds import SIZE_KEYS, TRANSPORT_KEYS
 from tst_megatron.recipe import padding
+from tst_megatron.recipe.keys.kinds import SIZE_KEYS, TRANSPORT_KEYS
 
 FULLY_RESHARDABLE = "fully_reshardable"
 """Megatron's name of the format that loads into any layout."""

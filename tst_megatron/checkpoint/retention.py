@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tst_megatron.system.paths import is_there
 from tst_megatron.checkpoint.record import RECORD
 from tst_megatron.checkpoint.whole import (
     checkpoint_of,
@@ -24,6 +23,7 @@ from tst_megatron.checkpoint.whole import (
     record_save,
     step_of,
 )
+from tst_megatron.system.paths import is_there
 
 _DELETED = ".deleted-"
 """Start of the name that a checkpoint has while it is being deleted."""

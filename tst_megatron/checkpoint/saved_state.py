@@ -25,8 +25,10 @@ def read(checkpoint: Path, *, advice: str) -> dict[str, Any]:
         OSError: the machine did not give them.
     """
     # Imports Megatron: the CPU host must be in place where there is no GPU.
-    from tst_megatron.megatron import CheckpointException, reason_of
+    from torch.distributed.checkpoint.api import CheckpointException
+
     from tst_megatron.megatron.distributed_checkpoint.model import read_saved_state
+    from tst_megatron.megatron.distributed_checkpoint.saving import reason_of
 
     try:
         state = read_saved_state(checkpoint)

@@ -14,16 +14,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tst_megatron.system.files import write_beside
-from tst_megatron.recipe.recipe import RecipeError
-from tst_megatron.system.paths import is_own_name, is_there
-from tst_megatron.system.records import Damaged, parse_json, read_bytes, read_text
-from tst_megatron.system.pickles.metadata_file import read_description
 from tst_megatron.checkpoint.content.content import Findings, OnProgress, content_findings
 from tst_megatron.checkpoint.content.facts import read_facts, step_problems
 from tst_megatron.checkpoint.content.model import model_problems, weight_shapes
-from tst_megatron.checkpoint.record import MANIFEST, RECORD, record_problems, write_record
 from tst_megatron.checkpoint.content.tables import shard_problems, table_problems
+from tst_megatron.checkpoint.record import MANIFEST, RECORD, record_problems, write_record
+from tst_megatron.recipe.recipe import RecipeError
+from tst_megatron.system.files import write_beside
+from tst_megatron.system.paths import is_own_name, is_there
+from tst_megatron.system.pickles.metadata_file import read_description
+from tst_megatron.system.records import Damaged, parse_json, read_bytes, read_text
 
 TRACKER = "latest_checkpointed_iteration.txt"
 """Megatron's file with the step of the newest checkpoint, which is the one it loads."""

@@ -17,19 +17,19 @@ from tst_megatron import __version__
 from tst_megatron.cli.bench import bench_app
 from tst_megatron.cli.check import check
 from tst_megatron.cli.checkpoint import checkpoint_app
-from tst_megatron.cli.preflight import preflight, preflight_verdict
 from tst_megatron.cli.data import data_app
 from tst_megatron.cli.doctor import doctor
 from tst_megatron.cli.evaluate import evaluate, evaluate_data
 from tst_megatron.cli.hugging_face import export, generate, import_
 from tst_megatron.cli.params import params
+from tst_megatron.cli.preflight import preflight, preflight_verdict
 from tst_megatron.cli.quantize import quantize
 from tst_megatron.cli.shared import BAD_INPUT, FAILED, tell
 from tst_megatron.cli.status import status
 from tst_megatron.cli.train import train
 from tst_megatron.recipe.recipe import RecipeError
-from tst_megatron.system.processes.lock import InUse
 from tst_megatron.system.exit_status import STOPPED
+from tst_megatron.system.processes.lock import InUse
 
 app = typer.Typer(
     no_args_is_help=True,

@@ -19,8 +19,8 @@ from tst_megatron.cli.shared import (
     install_host,
     tell,
 )
-from tst_megatron.system.files import write_beside
 from tst_megatron.recipe.recipe import RecipeError, load_recipe
+from tst_megatron.system.files import write_beside
 
 if TYPE_CHECKING:
     from tst_megatron.recipe.check.plain import NoTextError, PlainCheck
@@ -127,9 +127,9 @@ def _check_the_rest(error: NoTextError, console: Console) -> None:
 
 
 def _show_rest(plain: PlainCheck, console: Console) -> None:
-    from tst_megatron.training.check import validated
     from tst_megatron.hf.export_warnings import export_warnings
     from tst_megatron.recipe.check.megatron_arguments import NO_TOKENIZER
+    from tst_megatron.training.check import validated
 
     with asking_megatron():
         install_host(plain.recipe.profile)

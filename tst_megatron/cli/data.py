@@ -103,8 +103,8 @@ def data_prepare(
     ] = False,
 ) -> None:
     """Tokenise text once, into the form that a recipe's data: block names."""
-    from tst_megatron.data.text.inputs import shard_named
     from tst_megatron.data.prepare.prepare import prepare
+    from tst_megatron.data.text.inputs import shard_named
     from tst_megatron.hf.export_warnings import tokenizer_warnings
 
     # Before the work: another tokenizer makes another text.
@@ -251,9 +251,9 @@ def data_trace(
     ] = 0,
 ) -> None:
     """Show what a step reads: where each sample starts, the phase, and raw tokens so far."""
-    from tst_megatron.training.run.indexes import make_ready
     from tst_megatron.data.stream.stream import TokenStream
     from tst_megatron.data.stream.trace import trace_lines
+    from tst_megatron.training.run.indexes import make_ready
 
     console = Console()
     checked = checked_recipe(recipe, overrides, None)
@@ -314,9 +314,9 @@ def data_inspect(
     ] = None,
 ) -> None:
     """Show what a prepared folder holds: lengths, frequent tokens and documents as text."""
-    from tst_megatron.data.verify.inspect import inspect
-    from tst_megatron.data.manifest import load_manifest
     from tst_megatron.cli.views.inspection import draw_lengths, lines
+    from tst_megatron.data.manifest import load_manifest
+    from tst_megatron.data.verify.inspect import inspect
 
     found = inspect(load_manifest(prepared), split=split, num_samples=samples, seed=seed)
     for line in lines(found):

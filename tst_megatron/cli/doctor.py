@@ -45,11 +45,11 @@ def doctor(
         fix = f"uv pip install --python {sys.executable} packaging"
         typer.echo(f"packaging: {error}. Fix: {fix}", err=True)
         raise typer.Exit(UNFIT) from None
-    from tst_megatron.system.machine.node import host_name
     from tst_megatron.nodes.doctor.diagnose import Diagnosis, findings_of
     from tst_megatron.nodes.doctor.gather import gather
     from tst_megatron.nodes.doctor.gpus import default_profile
     from tst_megatron.nodes.doctor.show import as_json, show
+    from tst_megatron.system.machine.node import host_name
 
     facts = gather(folder=folder, with_imports=with_imports)
     meant = profile or default_profile(facts)

@@ -9,8 +9,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from tst_megatron.system.machine.node import MIN_FREE_GIB
 from tst_megatron.cli.shared import rank_of_environment
+from tst_megatron.system.machine.node import MIN_FREE_GIB
 
 
 class Backend(StrEnum):

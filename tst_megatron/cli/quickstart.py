@@ -19,16 +19,17 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from tst_megatron.data.text.standard_library import write_standard_library_corpus
-from tst_megatron.data.text.documents import texts
+import tst_megatron
 from tst_megatron.data.manifest import Manifest
 from tst_megatron.data.prepare.prepare import prepare
+from tst_megatron.data.text.documents import texts
+from tst_megatron.data.text.standard_library import write_standard_library_corpus
 from tst_megatron.data.tokenizer.sentencepiece import load_sentencepiece
 from tst_megatron.data.tokenizer.train import train_sentencepiece
 from tst_megatron.megatron.cpu import host
 from tst_megatron.system.packages import package_version
-from tst_megatron.system.processes.lock import held
 from tst_megatron.system.processes import signals
+from tst_megatron.system.processes.lock import held
 from tst_megatron.training.record import BAG_LOSS, VALIDATION_LOSS, read_metrics
 from tst_megatron.training.run.folder import RunFolder
 

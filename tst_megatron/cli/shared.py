@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from tst_megatron.system.outputs import check_output
 from tst_megatron.recipe.recipe import RecipeError, load_recipe
 from tst_megatron.system.imports import collecting_later
+from tst_megatron.system.outputs import check_output
 from tst_megatron.system.processes.ranks import variables_of_a_rank
 
 if TYPE_CHECKING:
@@ -45,8 +45,8 @@ def checked_recipe(recipe: Path, overrides: list[str] | None, nproc: int | None)
     Raises:
         RecipeError: with every problem that was found.
     """
-    from tst_megatron.training.check import check_with_megatron
     from tst_megatron.recipe.check.plain import check_plainly
+    from tst_megatron.training.check import check_with_megatron
     from tst_megatron.training.run.launch import is_started_here
 
     loaded = load_recipe(recipe, overrides or [])

@@ -29,8 +29,8 @@ from tst_megatron.system.exit_status import BAD_INPUT, FAILED, FINISHED, STOPPED
 from tst_megatron.training.run.state import STARTED
 
 if TYPE_CHECKING:
-    from tst_megatron.recipe.check.checked import CheckedRecipe
     from tst_megatron.checkpoint.whole import Start
+    from tst_megatron.recipe.check.checked import CheckedRecipe
     from tst_megatron.training.run.folder import RunFolder
 
 
@@ -74,8 +74,8 @@ def train_run(
     recipe: Path, overrides: list[str], folder: Path, *, nproc: int | None, fresh: bool = False
 ) -> int:
     """Train in a run folder, as one rank or by starting all of them, and return the exit status."""
-    from tst_megatron.training.run import launch, stacks
     from tst_megatron.system.processes import signals
+    from tst_megatron.training.run import launch, stacks
 
     begun = time.monotonic()
     if nproc is None:
@@ -132,8 +132,8 @@ def _launch_ranks(
     checked: CheckedRecipe, run: RunFolder, command: list[str], nproc: int, *, fresh: bool
 ) -> int:
     """Make the run folder ready, and start the ranks."""
-    from tst_megatron.training.run.launch import launch
     from tst_megatron.system.processes.signals import INTERRUPTED
+    from tst_megatron.training.run.launch import launch
 
     _make_ready(checked, run, fresh=fresh)
     if _is_finished(checked, run, is_first=True):
@@ -202,8 +202,8 @@ def _train_as_a_rank(
         begun: when this process began, by ``time.monotonic``.
         command: words of the command line that this rank was started with.
     """
-    from tst_megatron.training.run.indexes import wait_until_ready
     from tst_megatron.training.run.folder import check_run
+    from tst_megatron.training.run.indexes import wait_until_ready
 
     rank, start = rank_of_environment(), None
     if rank in (None, 0):
@@ -218,8 +218,8 @@ def _train_as_a_rank(
     if _is_finished(checked, run, is_first=rank in (None, 0)):
         return 0
 
-    from tst_megatron.training.run.launch import is_started_here
     from tst_megatron.training.pretrain import redirect_output_to
+    from tst_megatron.training.run.launch import is_started_here
     from tst_megatron.training.run.records import clear_log
 
     again = _command_again(command, rank)

@@ -10,6 +10,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from tst_megatron.data.text.split import SPLIT_RULE
+from tst_megatron.data.tokenizer.load import TokenizerFacts, tokenizer_rules, tokenizer_sha256
+from tst_megatron.data.tokenizer.round_trip import RoundTrip
 from tst_megatron.data.tokens.fingerprint import fingerprint
 from tst_megatron.data.tokens.indexed import (
     IndexedFacts,
@@ -19,9 +22,6 @@ from tst_megatron.data.tokens.indexed import (
     token_dtype,
     where_it_leads,
 )
-from tst_megatron.data.tokenizer.round_trip import RoundTrip
-from tst_megatron.data.text.split import SPLIT_RULE
-from tst_megatron.data.tokenizer.load import TokenizerFacts, tokenizer_rules, tokenizer_sha256
 from tst_megatron.system.files import file_sha256
 from tst_megatron.system.paths import is_own_name
 

@@ -12,11 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tst_megatron.system.files import folder_appearing_whole
 from tst_megatron.checkpoint.open import TrainedWeights, find_checkpoint, open_checkpoint
 from tst_megatron.hf.families.known import family_of_args
-from tst_megatron.hf.model_folder.weight_files import check_is_free, write_json, write_weights
 from tst_megatron.hf.model_card import model_card
+from tst_megatron.hf.model_folder.weight_files import check_is_free, write_json, write_weights
 from tst_megatron.hf.tokenizer.files import (
     GENERATION,
     NO_TOKENIZER,
@@ -26,8 +25,9 @@ from tst_megatron.hf.tokenizer.files import (
 from tst_megatron.hf.verify import VerificationReport
 from tst_megatron.hf.verify import verify as verify_export
 from tst_megatron.hf.weights import rules, shapes, split
-from tst_megatron.system.packages import package_version
+from tst_megatron.system.files import folder_appearing_whole
 from tst_megatron.system.machine.disk import check_room
+from tst_megatron.system.packages import package_version
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

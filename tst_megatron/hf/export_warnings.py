@@ -13,8 +13,8 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from tst_megatron.hf.families.known import FAMILIES, family_of_args, not_gpt, scattered_gates
 from tst_megatron.hf.families.family import Family
+from tst_megatron.hf.families.known import FAMILIES, family_of_args, not_gpt, scattered_gates
 
 ADVICE = "before training if you want the model in Hugging Face format"
 

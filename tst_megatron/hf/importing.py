@@ -20,11 +20,11 @@ import torch
 import yaml
 from torch import Tensor
 
-from tst_megatron.data.tokenizer.load import HUGGING_FACE_FOLDER, copy_files, tokenizer_sha256
-from tst_megatron.system.files import folder_appearing_whole
-from tst_megatron.recipe.keys.flags import Flags
-from tst_megatron.hf.tokenizer import files as tokenizer_files
 from tst_megatron.checkpoint.open import RELEASE, TrainedWeights, open_checkpoint, skeleton
+from tst_megatron.checkpoint.seam import seam
+from tst_megatron.checkpoint.whole import TRACKER, record_save
+from tst_megatron.data.tokenizer.load import HUGGING_FACE_FOLDER, copy_files, tokenizer_sha256
+from tst_megatron.hf.families.family import Family, parts_without_form
 from tst_megatron.hf.model_folder.config_problems import config_problems
 from tst_megatron.hf.model_folder.configuration import (
     complete,
@@ -32,17 +32,17 @@ from tst_megatron.hf.model_folder.configuration import (
     refuse,
     written_config,
 )
-from tst_megatron.hf.families.family import Family, parts_without_form
-from tst_megatron.hf.model_folder.weight_files import HuggingFaceWeights, check_is_free
-from tst_megatron.checkpoint.seam import seam
 from tst_megatron.hf.model_folder.soundness import check_numbers
+from tst_megatron.hf.model_folder.weight_files import HuggingFaceWeights, check_is_free
+from tst_megatron.hf.model_folder.whole_model import problems_along
+from tst_megatron.hf.tokenizer import files as tokenizer_files
 from tst_megatron.hf.verify import VerificationReport, verify
 from tst_megatron.hf.weights import Rule, merge, rules
-from tst_megatron.hf.model_folder.whole_model import problems_along
-from tst_megatron.recipe.keys.megatron import argument_parser
 from tst_megatron.recipe import padding
+from tst_megatron.recipe.keys.flags import Flags
+from tst_megatron.recipe.keys.table import argument_parser
+from tst_megatron.system.files import folder_appearing_whole
 from tst_megatron.system.machine.disk import check_room
-from tst_megatron.checkpoint.whole import TRACKER, record_save
 
 MODEL = "model.yaml"
 """Megatron's keys of the model: a recipe to build on."""

@@ -17,14 +17,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tst_megatron.data.tokenizer.hugging_face import load_hugging_face
 from tst_megatron.checkpoint.open import TrainedWeights, load_model
+from tst_megatron.checkpoint.seam import seam
+from tst_megatron.data.tokenizer.hugging_face import load_hugging_face
+from tst_megatron.hf.generate import load_in_transformers
 from tst_megatron.hf.model_folder.configuration import read_config
 from tst_megatron.hf.model_folder.weight_files import HuggingFaceWeights
-from tst_megatron.hf.generate import load_in_transformers
-from tst_megatron.system.machine.memory import available_bytes
-from tst_megatron.checkpoint.seam import seam
 from tst_megatron.hf.weights import Form, merge, place_of, rules
+from tst_megatron.system.machine.memory import available_bytes
 
 LOGIT_BOUND = 1e-5
 """Largest allowed difference of two logits, per unit of the largest logit (at least 1)."""

@@ -17,12 +17,16 @@ from typing import Any, Protocol
 
 import torch
 
-from tst_megatron.system.machine.node import host_name
 from tst_megatron.megatron import names
-from tst_megatron.megatron.repairs.repairs import gpt_config_from_args
 from tst_megatron.megatron.cpu.transformer_engine import transformer_engine_of_the_job
+from tst_megatron.megatron.distributed_checkpoint.reading import read_checked
+from tst_megatron.megatron.repairs.repairs import gpt_config_from_args
 from tst_megatron.megatron.wrapping import wrap
 from tst_megatron.megatron.writers import tensorboard_writer, wandb_writer
+from tst_megatron.system.machine.node import host_name
+
+# Whoever trains reads checkpoints so: that nothing in them runs must not be asked for.
+read_checked()
 
 SPIKE_FACTOR = 10
 """A loss above this multiple of the largest seen is a spike; the factor of Megatron's GPT

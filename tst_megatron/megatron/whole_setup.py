@@ -1,7 +1,7 @@
 """Everything that Megatron builds before its first step, for a job of any size, in one process.
 
 Process groups are torch's fakes, whose collectives do nothing, and tensors are on the meta device
-(``host/cpu.py``, ``install_without_values``). So this costs one or two seconds for a job of 64
+(``cpu/host.py``, ``install_without_values``). So this costs one or two seconds for a job of 64
 GPUs, and runs the code that a start of that job runs.
 """
 

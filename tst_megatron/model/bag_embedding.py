@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tst_megatron.model.main_grad import main_grad_of, note_added
 from tst_megatron.model.loss_steps import Implementation, uses_triton
+from tst_megatron.model.main_grad import main_grad_of, note_added
 
 
 def bag_embedding(

@@ -8,12 +8,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tst_megatron.model.bag_embedding import bag_embedding
-from tst_megatron.megatron import (
+from tst_megatron.megatron.names import (
     VocabParallelEmbedding,
     reduce_from_tensor_model_parallel_region,
     reduce_scatter_to_sequence_parallel_region,
 )
+from tst_megatron.model.bag_embedding import bag_embedding
 
 
 class BagEmbedding(VocabParallelEmbedding):

@@ -21,7 +21,6 @@ from torch.distributed import ProcessGroup
 
 from tst_megatron.model.bags import IGNORED
 from tst_megatron.model.loss import bags_of, check_shapes, gather_statistics, slot_weights
-from tst_megatron.model.main_grad import add_matmul, main_grad_of, note_added
 from tst_megatron.model.loss_steps import (
     Bags,
     Columns,
@@ -32,6 +31,7 @@ from tst_megatron.model.loss_steps import (
     uses_triton,
     write_gradient,
 )
+from tst_megatron.model.main_grad import add_matmul, main_grad_of, note_added
 from tst_megatron.schedule import SlotWeights
 
 Mode = Literal["auto", "save", "recompute"]

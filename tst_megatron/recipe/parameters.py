@@ -14,13 +14,12 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from tst_megatron.recipe import profiles
+from tst_megatron.recipe import padding, profiles
+from tst_megatron.recipe.check.megatron_arguments import ask_megatron
 from tst_megatron.recipe.keys.flags import Flags
 from tst_megatron.recipe.keys.kinds import LAYOUT_KEYS
-from tst_megatron.recipe.check.megatron_arguments import ask_megatron
-from tst_megatron.recipe.keys.megatron import argument_parser
+from tst_megatron.recipe.keys.table import argument_parser
 from tst_megatron.recipe.recipe import Recipe, RecipeError
-from tst_megatron.recipe import padding
 
 EMBEDDINGS, OUTPUT_LAYER = "input embeddings", "output layer"
 TIED = "input embeddings and output layer, one table"

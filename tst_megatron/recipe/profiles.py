@@ -117,7 +117,7 @@ CPU = (
         needs=(EXPERTS,),
     ),
 )
-"""What the CPU host leaves to the recipe; what it forces is ``ARGUMENTS`` of ``host/cpu.py``."""
+"""What the CPU host leaves to the recipe; what it forces is ``ARGUMENTS`` of ``cpu/host.py``."""
 
 BF16 = (
     Setting(

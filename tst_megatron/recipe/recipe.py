@@ -10,7 +10,7 @@ A recipe's keys are Megatron's own flags without the dashes (``num-layers: 32``)
 Later values win: base, then the recipe, then ``key=value`` from the command line, where dots reach
 into a block (``tst.bag-size=4``). A key stands once in a file; an empty ``tst:`` or ``data:``
 leaves the base's as it is. Words mean what they say (``strict_yaml.py``). Whether the result makes
-sense is ``plain_check.py``'s and ``check.py``'s question.
+sense is ``check/plain.py``'s and ``check.py``'s question.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Every check of a recipe that can be made before a queue wait, all problems at once.
 
-What Megatron is not needed for is answered first (``plain_check.py``). Only a recipe without such a
+What Megatron is not needed for is answered first (``check/plain.py``). Only a recipe without such a
 problem is shown to Megatron, and then all that a start builds is built, as far as that goes without
 a GPU (``rehearsal.py``).
 """
@@ -10,14 +10,14 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from tst_megatron.recipe.check.checked import CheckedRecipe
-from tst_megatron.recipe.rules.compatibility import profile_problems
-from tst_megatron.recipe.environment import environment_of
 from tst_megatron.hf.export_warnings import export_warnings, tokenizer_warnings
+from tst_megatron.recipe import padding
+from tst_megatron.recipe.check.checked import CheckedRecipe
 from tst_megatron.recipe.check.megatron_arguments import ask_megatron, fixed_flags
 from tst_megatron.recipe.check.plain import PlainCheck, check_plainly
+from tst_megatron.recipe.environment import environment_of
 from tst_megatron.recipe.recipe import Recipe, RecipeError
-from tst_megatron.recipe import padding
+from tst_megatron.recipe.rules.compatibility import profile_problems
 
 
 def check_recipe(

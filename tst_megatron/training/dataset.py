@@ -8,16 +8,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tst_megatron import megatron
 from tst_megatron.data.stream.corpora import Corpus
 from tst_megatron.data.stream.plan import StreamPlan
 from tst_megatron.data.stream.stream import HeldOutPositions, TokenStream
+from tst_megatron.megatron import loop, names
 
 
 class TrainingSamples(torch.utils.data.Dataset[dict[str, Tensor]]):
     """Sample i of the run, of whatever phase it belongs to."""
 
-    split = megatron.Split.train
+    split = names.Split.train
 
     def __init__(self, stream: TokenStream) -> None:
         """Read from a stream."""
@@ -57,9 +57,9 @@ def make_dataset_provider(plan: StreamPlan, corpora: Sequence[Corpus]) -> Callab
     def provide(
         num_samples: Sequence[int], vp_stage: int | None = None
     ) -> tuple[TrainingSamples | None, HeldOutSamples | None, HeldOutSamples | None]:
-        args = megatron.get_args()
-        megatron.count_whole_evaluations(args)
-        if megatron.tensor_parallel_rank() != 0 or not megatron.holds_a_batch(vp_stage):
+        args = names.get_args()
+        loop.count_whole_evaluations(args)
+        if loop.tensor_parallel_rank() != 0 or not loop.holds_a_batch(vp_stage):
             return None, None, None
         training = TrainingSamples(TokenStream(plan, corpora))
         if not args.eval_interval or not args.eval_iters:
@@ -77,9 +77,9 @@ def make_dataset_provider(plan: StreamPlan, corpora: Sequence[Corpus]) -> Callab
 
         # One more than Megatron asks for: it evaluates once again after the last step.
         num_evaluations = num_samples[1] // per_evaluation + 1
-        validation = held_out(megatron.Split.valid, "validation", num_evaluations)
+        validation = held_out(names.Split.valid, "validation", num_evaluations)
         if corpora[0].manifest.test is None:
             return training, validation, None
-        return training, validation, held_out(megatron.Split.test, "test", 1)
+        return training, validation, held_out(names.Split.test, "test", 1)
 
     return provide

@@ -18,7 +18,7 @@ from typing import Any, TextIO
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from tst_megatron import megatron
+from tst_megatron.megatron import loop, names, writers
 from tst_megatron.schedule import Schedule
 from tst_megatron.training.record import (
     BAG_LOSS,
@@ -84,7 +84,7 @@ class Recorder:
             "latent positions": schedule.latent_positions_before(step),
             "raw tokens per second": raw_tokens / seconds,
             "latent positions per second": latent_positions / seconds,
-            "TFLOP/s per device": megatron.teraflops_per_device(megatron.get_args(), seconds),
+            "TFLOP/s per device": loop.teraflops_per_device(names.get_args(), seconds),
             "step seconds": seconds,
         }
         theirs = {name: scalars[name] for name in FROM_MEGATRON if name in scalars}
@@ -124,7 +124,7 @@ class Recorder:
 
 
 def _to_writers(scalars: Mapping[str, float], step: int) -> None:
-    tensorboard, wandb = megatron.tensorboard_writer(), megatron.wandb_writer()
+    tensorboard, wandb = writers.tensorboard_writer(), writers.wandb_writer()
     if tensorboard is not None:
         for name, value in scalars.items():
             tensorboard.add_scalar(name, value, step)

@@ -13,19 +13,19 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from tst_megatron.recipe.check.checked import CheckedRecipe
-from tst_megatron.data.stream.cursor import cursor, stream_facts
-from tst_megatron.recipe.environment import differences
-from tst_megatron.system.processes import signals
-from tst_megatron.checkpoint.whole import Start, step_of, tracked_step, write_tracker
-from tst_megatron.system.exit_status import BAD_INPUT, DO_NOT_RESTART, FAILED, FINISHED, STOPPED
-from tst_megatron.training.run.identity import identity
 from tst_megatron.checkpoint.resharding import layout_of
 from tst_megatron.checkpoint.retention import Keeper, KeepingRule, always_kept, finish_deleting
+from tst_megatron.checkpoint.whole import Start, step_of, tracked_step, write_tracker
+from tst_megatron.data.stream.cursor import cursor, stream_facts
+from tst_megatron.recipe.check.checked import CheckedRecipe
+from tst_megatron.recipe.environment import differences
+from tst_megatron.system.exit_status import BAD_INPUT, DO_NOT_RESTART, FAILED, FINISHED, STOPPED
+from tst_megatron.system.processes import signals
 from tst_megatron.training.run.folder import RunFolder, saves_manifest
+from tst_megatron.training.run.identity import identity
+from tst_megatron.training.run.start import fall_back
 from tst_megatron.training.run.state import ALL_STEPS, STARTED
 from tst_megatron.training.run.versions import write_versions
-from tst_megatron.training.run.start import fall_back
 
 if TYPE_CHECKING:
     # Imports Megatron: the CPU host must be in place before.
@@ -90,7 +90,10 @@ def pretrain(
 
         host.install()
     # Megatron is imported from here on: the CPU host must be in place before.
-    from tst_megatron import megatron
+    from torch.distributed.checkpoint import api
+
+    from tst_megatron.megatron.distributed_checkpoint import loading, saving
+    from tst_megatron.megatron.repairs import repairs
 
     rank = int(os.environ["RANK"])
     device = "cpu" if is_on_cpu else _device_name()
@@ -105,16 +108,16 @@ def pretrain(
         status, word, reason, sick_node = _meaning_of_exit(exit_.code, rank)
         if status == STOPPED and run.is_finished(checked):
             status, word, reason = FINISHED, "finished", run.reason_of_end(checked)
-    except megatron.NothingToLoad as error:
+    except loading.NothingToLoad as error:
         # A person has to bring a checkpoint back, which no traceback helps with.
         print(error, flush=True)
         if rank == 0:
             console.print(f"{error}", style="red", markup=False, soft_wrap=True)
         status, word, reason = BAD_INPUT, "failed", str(error)
-    except (Exception, megatron.CheckpointException) as error:
+    except (Exception, api.CheckpointException) as error:
         # To this rank's log: the caller's own input was checked before, so this is no bad input.
         traceback.print_exc()
-        status, word, reason = FAILED, "failed", f"rank {rank}: {megatron.reason_of(error)}"
+        status, word, reason = FAILED, "failed", f"rank {rank}: {saving.reason_of(error)}"
     try:
         # A rank that fails may be the only one that knows: the first is then ended from outside.
         # At once: what waits for this rank fails when it ends, and its own reason comes second.
@@ -125,7 +128,7 @@ def pretrain(
     finally:
         _say_if_failed(status, rank, console, reason, run.log(rank))
         # Also on a full disk: Python waits for them without a limit.
-        megatron.end_checkpoint_worker()
+        repairs.end_checkpoint_worker()
         signals.end_children()
         finish_deleting()
     return status
@@ -137,10 +140,10 @@ def note_start(run: RunFolder, device: str) -> None:
 
 
 def _device_name() -> str:
-    from tst_megatron import megatron
+    from tst_megatron.megatron import loop
 
     try:
-        return megatron.device_name()
+        return loop.device_name()
     except Exception:
         # What ends the run is told by its first use of a device, which every rank makes.
         traceback.print_exc()
@@ -185,9 +188,9 @@ def _meaning_of_exit(code: object, rank: int) -> tuple[int, str, str, str | None
         traceback.print_exc()
         said = code if isinstance(code, str) else f"exit status {code}"
         return FAILED, "failed", f"rank {rank}: {said}", None
-    from tst_megatron import megatron
+    from tst_megatron.megatron import loop
 
-    what, node, state = megatron.refused_result()
+    what, node, state = loop.refused_result()
     status, word, verdict = _MEANING_OF_REFUSAL[state]
     reason = f"{what}, {verdict.format(node=node or 'one of the nodes')}"
     return status, word, reason, node if status == STOPPED else None
@@ -197,18 +200,19 @@ def _train(
     checked: CheckedRecipe, run: RunFolder, *, start: Start | None, console: Console, device: str
 ) -> None:
     """Announce to Megatron what the recipe says, and run its training loop."""
-    from tst_megatron import megatron
-    from tst_megatron.training.dataset import make_dataset_provider
+    from tst_megatron.megatron import initial_weights, loop, writers
+    from tst_megatron.megatron.repairs import repairs
     from tst_megatron.model.gpt import TSTGPTModelConfig
+    from tst_megatron.training.dataset import make_dataset_provider
     from tst_megatron.training.metrics import Recorder
     from tst_megatron.training.record import LOSS_NAMES
     from tst_megatron.training.resets import Resets
     from tst_megatron.training.step import make_forward_step
 
-    megatron.repair_wheel()
-    megatron.hold_wandb_back()
-    megatron.draw_by_place()
-    args = megatron.parse_arguments([*checked.flags, *_run_flags(run, checked)])
+    repairs.repair_wheel()
+    writers.hold_wandb_back()
+    initial_weights.draw_by_place()
+    args = loop.parse_arguments([*checked.flags, *_run_flags(run, checked)])
     # Into every checkpoint, with Megatron's own arguments.
     facts = stream_facts(checked.stream, checked.corpora)
     args.tst = {**checked.recipe.resolved()["tst"], "phases": facts["phases"], "stream": facts}
@@ -223,7 +227,7 @@ def _train(
     if args.rank == 0:
         for difference in differences(checked.environment, os.environ):
             say(f"warning: {difference}")
-    megatron.observe_training(
+    loop.observe_training(
         observer,
         loss_names=LOSS_NAMES,
         before_step=Resets(
@@ -238,11 +242,11 @@ def _train(
         checked, run, args, say=say, flush=observer.flush if observer else None
     )
     _follow_loading(checked, run, args, start, observer, keeper, device=device, say=say)
-    signals.pass_on_to(megatron.request_stop)
+    signals.pass_on_to(loop.request_stop)
     if args.rank == 0:
         signals.pass_on_to(_once(lambda: say(ASKED_TO_STOP)))
     try:
-        megatron.run_pretraining(
+        loop.run_pretraining(
             args,
             model_config=TSTGPTModelConfig.from_arguments(args, checked.recipe.tst),
             datasets=make_dataset_provider(checked.stream, checked.corpora),
@@ -265,7 +269,8 @@ def _follow_loading(
     say: Callable[[str], None],
 ) -> None:
     """Go back to an older checkpoint where one is damaged, and go on with the curves after it."""
-    from tst_megatron import megatron
+    from tst_megatron.megatron import writers
+    from tst_megatron.megatron.distributed_checkpoint import loading
     from tst_megatron.training.record import newest_step
     from tst_megatron.training.wandb_run import start_wandb
 
@@ -280,13 +285,13 @@ def _follow_loading(
 
     def on_load(step: int) -> None:
         assert observer is not None
-        megatron.drop_tensorboard_after(step)
+        writers.drop_tensorboard_after(step)
         # Before the rows that say what was dropped are moved away.
         newest = newest_step(run.metrics, last_step=checked.schedule.num_steps)
         start_wandb(run.path, args, step=step, newest=newest, say=say)
         observer.on_load(step)
 
-    megatron.observe_loading(start.step if start else None, on_load if observer else None, older)
+    loading.observe_loading(start.step if start else None, on_load if observer else None, older)
 
 
 def _keep_checkpoints(
@@ -298,7 +303,7 @@ def _keep_checkpoints(
     flush: Callable[[], None] | None,
 ) -> Keeper:
     """Save where the recipe's phases need it, and delete by rule after each save."""
-    from tst_megatron import megatron
+    from tst_megatron.megatron.distributed_checkpoint import saving
 
     def before(step: int) -> None:
         args.tst.update(cursor=cursor(checked.stream, step))
@@ -308,7 +313,7 @@ def _keep_checkpoints(
 
     rule = KeepingRule(
         keep_last=checked.recipe.tst.keep_last_checkpoints,
-        keep_every=megatron.take_retention(args),
+        keep_every=saving.take_retention(args),
         always=frozenset(always_kept(args, switch_step=checked.schedule.switch_step)),
     )
     keeper = Keeper(run.checkpoints, rule, say=say, has_manifest=saves_manifest(checked))
@@ -321,7 +326,7 @@ def _keep_checkpoints(
             say(f"{run.saves}: was not written: {error}")
         keeper.after_save(step)
 
-    megatron.observe_saving(
+    saving.observe_saving(
         before=before,
         clear=keeper.clear,
         after=after,

@@ -118,10 +118,10 @@ def _stage_problem(layers: list[int], num_layers: int) -> str | None:
 def _build(args: argparse.Namespace, tst: TSTConfig) -> str:
     import torch
 
-    from tst_megatron.megatron.cpu import host
-    from tst_megatron.model.gpt import TSTGPTModelConfig
     from tst_megatron.megatron import whole_setup
+    from tst_megatron.megatron.cpu import host
     from tst_megatron.megatron.cpu.transformer_engine import transformer_engine_of_the_job
+    from tst_megatron.model.gpt import TSTGPTModelConfig
 
     used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()  # noqa: SIM115
     resource.setrlimit(resource.RLIMIT_AS, (used + MOST_MEMORY, used + MOST_MEMORY))

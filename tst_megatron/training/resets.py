@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tst_megatron import megatron
+from tst_megatron.megatron import loop, names
+from tst_megatron.megatron import optimizer as megatron_optimizer
 from tst_megatron.model.gpt import VocabularyTable
 
 
@@ -42,26 +43,26 @@ class Resets:
             return
         if self.embeddings:
             # A gather that is still under way would bring the old tables back.
-            megatron.gather_parameters(model_chunks, optimizer)
+            megatron_optimizer.gather_parameters(model_chunks, optimizer)
             for chunk in model_chunks:
-                tables = megatron.get_attr_wrapped_model(chunk, "vocabulary_tables")()
+                tables = names.get_attr_wrapped_model(chunk, "vocabulary_tables")()
                 reset_tables(tables, optimizer, seed=self.seed)
-            megatron.gather_parameters(model_chunks, optimizer)
+            megatron_optimizer.gather_parameters(model_chunks, optimizer)
             self.say(f"after step {step}: embeddings and output layer drawn anew")
         if self.optimizer:
-            megatron.start_anew(optimizer)
+            megatron_optimizer.start_anew(optimizer)
             self.say(f"after step {step}: optimizer started anew")
 
 
 def reset_tables(tables: Iterable[VocabularyTable], optimizer: Any, *, seed: int) -> None:
     """Draw tables anew, in every copy that the optimizer keeps, with zero moments."""
-    rank, size = megatron.tensor_parallel_rank(), megatron.tensor_parallel_size()
+    rank, size = loop.tensor_parallel_rank(), loop.tensor_parallel_size()
     for table in tables:
         num_rows, width = table.weight.shape
         shape = (num_rows * size, width)
         drawn = draw(table.name, shape, table.initialise, seed=seed)
         rows = drawn[rank * num_rows : (rank + 1) * num_rows]
-        megatron.assign(optimizer, table.weight, rows.to(table.weight.device))
+        megatron_optimizer.assign(optimizer, table.weight, rows.to(table.weight.device))
 
 
 def draw(

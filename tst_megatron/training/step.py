@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tst_megatron import megatron
+from tst_megatron.megatron import loop, names
 from tst_megatron.model.bags import IGNORED, fold, ignore_after
 from tst_megatron.schedule import Phase, Schedule
 from tst_megatron.training.record import BAG_LOSS, LM_LOSS
@@ -66,7 +66,7 @@ def on_this_context_parallel_rank(batch: Batch) -> Batch:
     """
     fields = [field.name for field in dataclasses.fields(batch)]
     whole = {name: getattr(batch, name) for name in fields}
-    return Batch(**megatron.slices_of_this_context_parallel_rank(whole))
+    return Batch(**loop.slices_of_this_context_parallel_rank(whole))
 
 
 def make_forward_step(schedule: Schedule) -> Callable[..., Any]:
@@ -84,18 +84,18 @@ def make_forward_step(schedule: Schedule) -> Callable[..., Any]:
     ) -> Any:
         # The plan of the same computation, which Megatron then runs piece by piece.
         compute = model.build_schedule_plan if return_schedule_plan else model
-        args = megatron.get_args()
+        args = names.get_args()
         phase = schedule.phase_at(args.curr_iteration) if model.training else _EVALUATION
         _require_no_heads(phase, args.mtp_num_layers)
-        if not megatron.holds_a_batch(megatron.get_attr_wrapped_model(model, "vp_stage")):
+        if not loop.holds_a_batch(names.get_attr_wrapped_model(model, "vp_stage")):
             # A stage in the middle works on the hidden states that it was sent.
             return compute(None, None, None), None
-        timers = megatron.get_timers()
+        timers = names.get_timers()
         timers("batch-generator", log_level=2).start()
         micro_batch = args.micro_batch_size if model.training else args.eval_micro_batch_size
         num_raw_tokens = schedule.raw_tokens_per_sample(phase)
         tokens_BT = read_raw_tokens(data_iterator, (micro_batch, num_raw_tokens))
-        end_of_document = megatron.end_of_document_id() if args.eod_mask_loss else None
+        end_of_document = loop.end_of_document_id() if args.eod_mask_loss else None
         batch = make_batch(tokens_BT, phase, masked_after=end_of_document)
         batch = on_this_context_parallel_rank(batch)
         timers("batch-generator").stop()
@@ -126,14 +126,14 @@ def read_raw_tokens(
         data_iterator: on tensor-parallel rank 0; None on the others, which have no data.
         shape: (B, T), known on every rank from the phase.
     """
-    device = megatron.current_device()
-    if megatron.tensor_parallel_rank() == 0:
+    device = loop.current_device()
+    if loop.tensor_parallel_rank() == 0:
         assert data_iterator is not None
         tokens_BT = next(data_iterator)["tokens"].to(device, non_blocking=True)
         assert tokens_BT.shape == shape, f"read {tuple(tokens_BT.shape)} raw tokens, not {shape}"
     else:
         tokens_BT = torch.empty(shape, dtype=torch.int64, device=device)
-    return megatron.broadcast_from_tensor_parallel_rank_0(tokens_BT)
+    return loop.broadcast_from_tensor_parallel_rank_0(tokens_BT)
 
 
 def loss_func(
@@ -169,8 +169,8 @@ def loss_func(
 
 def _validate(loss_sum: Tensor, *, context: str) -> None:
     """The checks of Megatron's own GPT script; a spike is measured against its own phase."""
-    args = megatron.get_args()
-    machine = megatron.get_rerun_state_machine()
+    args = names.get_args()
+    machine = names.get_rerun_state_machine()
     if args.check_for_nan_in_loss_and_grad:
         for rejects, what in ((torch.isnan, "NaN"), (torch.isinf, "Inf")):
             machine.validate_result(
@@ -187,7 +187,7 @@ def _validate(loss_sum: Tensor, *, context: str) -> None:
         machine.validate_result(
             result=loss_sum,
             rejection_func=functools.partial(
-                machine.is_unexpectedly_large, threshold=megatron.SPIKE_FACTOR, context=context
+                machine.is_unexpectedly_large, threshold=loop.SPIKE_FACTOR, context=context
             ),
             message=f"spiky {context}",
             tolerance=0.0,

@@ -15,7 +15,7 @@ import secrets
 from collections.abc import Callable
 from pathlib import Path
 
-from tst_megatron import megatron
+from tst_megatron.megatron import writers
 from tst_megatron.system.files import write_beside
 from tst_megatron.system.records import Damaged, read_json
 
@@ -47,7 +47,7 @@ def start_wandb(
             f"Weights & Biases: {' and '.join(chosen)} chooses the run, so {RECORD} is not used, "
             "and curves of steps that are trained again are not taken back"
         )
-        megatron.start_wandb()
+        writers.start_wandb()
         return
     place = {"project": args.wandb_project, "entity": args.wandb_entity}
     known = _read(folder / RECORD, place, say)
@@ -59,13 +59,13 @@ def start_wandb(
         known = _write(folder / RECORD, place, say, group=known.get("group") or known["id"])
     group = {} if "WANDB_RUN_GROUP" in os.environ else {"group": known.get("group")}
     # Keys that may change over the life of a run are in its configuration.
-    megatron.start_wandb(id=known["id"], resume="allow", allow_val_change=True, **group)
+    writers.start_wandb(id=known["id"], resume="allow", allow_val_change=True, **group)
 
 
 def _rewound(run_id: str | None, step: int, say: Callable[[str], None]) -> bool:
     moment = f"{run_id}?_step={step}"
     try:
-        megatron.start_wandb(id=run_id, resume_from=moment, allow_val_change=True)
+        writers.start_wandb(id=run_id, resume_from=moment, allow_val_change=True)
     except Exception as error:
         # Of many kinds, from the library, the network and the server; training does not need it.
         say(

@@ -8,7 +8,6 @@ import shutil
 import pytest
 import tiny
 from damage import flip, overwrite
-from test_resume import numbers
 
 from tst_megatron.checkpoint.open import open_checkpoint
 from tst_megatron.checkpoint.whole import TRACKER, find_start, list_checkpoints, problems, step_of
@@ -156,7 +155,7 @@ def test_run_goes_on_exactly_from_the_newest_whole_checkpoint(uninterrupted, res
     assert [int(number) for number in loaded] == [step]
     for event in ("step", "validation"):
         before, after = (tiny.metrics(folder, event) for folder in (uninterrupted[1], run))
-        assert numbers(after) == numbers(before)
+        assert tiny.bits_of(after) == tiny.bits_of(before)
         assert len(after) == len(before)
     dropped = (run / "metrics.dropped.jsonl").read_bytes().splitlines()
     assert json.loads(dropped[0])["step"] == step + 1
@@ -273,7 +272,7 @@ def test_full_disk_is_a_failure_that_leaves_the_earlier_checkpoint_whole(after_a
 
 def test_run_goes_on_exactly_after_a_full_disk(uninterrupted, after_a_full_disk):
     run, *_ = after_a_full_disk
-    assert numbers(tiny.metrics(run)) == numbers(tiny.metrics(uninterrupted[1]))
+    assert tiny.loss_bits(run) == tiny.loss_bits(uninterrupted[1])
 
 
 def test_part_of_a_checkpoint_is_gone_before_its_step_is_saved_again(after_a_full_disk):

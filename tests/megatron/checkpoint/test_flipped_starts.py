@@ -39,10 +39,12 @@ class Job:
     def __init__(self, recipe, run, num_ranks):
         import os
 
-        from tst_megatron import megatron
-        from tst_megatron.training.check import check_recipe
+        from tst_megatron.megatron import loop, single_step
+        from tst_megatron.megatron.distributed_checkpoint import loading
+        from tst_megatron.megatron.repairs import repairs
         from tst_megatron.model.gpt import TSTGPTModelConfig
         from tst_megatron.recipe.recipe import load_recipe
+        from tst_megatron.training.check import check_recipe
         from tst_megatron.training.run.folder import RunFolder
         from tst_megatron.training.run.start import fall_back
 
@@ -50,13 +52,13 @@ class Job:
         self.is_first = os.environ["RANK"] == "0"
         self.said = []
         checked = check_recipe(load_recipe(recipe, []), world_size=num_ranks)
-        megatron.repair_wheel()
-        self._args = megatron.parse_arguments(checked.flags)
-        self._trainer = megatron.Trainer(
+        repairs.repair_wheel()
+        self._args = loop.parse_arguments(checked.flags)
+        self._trainer = single_step.Trainer(
             self._args, TSTGPTModelConfig.from_arguments(self._args, checked.recipe.tst)
         )
         self._args.load = str(self.checkpoints)
-        megatron.observe_loading(
+        loading.observe_loading(
             NEWEST if self.is_first else None,
             None,
             functools.partial(

@@ -13,13 +13,13 @@ import recording
 import tiny
 from interrupted import interrupted_at
 
-from tst_megatron.cli import app
-from tst_megatron.recipe.keys import kinds
-from tst_megatron import megatron
 from tst_megatron.checkpoint import resharding
 from tst_megatron.checkpoint.whole import problems
-from tst_megatron.megatron.repairs import repairs
+from tst_megatron.cli import app
+from tst_megatron.megatron import loop
 from tst_megatron.megatron.distributed_checkpoint.model import pending_rerun, read_saved_state
+from tst_megatron.megatron.repairs import repairs
+from tst_megatron.recipe.keys import kinds
 
 SWITCH, STEPS = 12, 26
 SUPERPOSITION, RECOVERY = 8, 16
@@ -309,7 +309,7 @@ def test_check_says_where_a_start_in_another_layout_would_begin(
 
 
 def test_layout_keys_are_megatrons_and_read_by_the_right_name():
-    parser = megatron.argument_parser()
+    parser = loop.argument_parser()
     options = {
         option.removeprefix("--"): action
         for action in parser._actions

@@ -18,11 +18,11 @@ from megatron.core.tokenizers import MegatronTokenizer
 from streams import make_plan, open_stream
 
 from tst_megatron.data.adopt.adopt import adopt
-from tst_megatron.data.stream.corpora import Corpus
 from tst_megatron.data.manifest import Manifest
 from tst_megatron.data.prepare.prepare import prepare
-from tst_megatron.data.text.split import split_of
+from tst_megatron.data.stream.corpora import Corpus
 from tst_megatron.data.stream.stream import HeldOutPositions
+from tst_megatron.data.text.split import split_of
 from tst_megatron.data.tokenizer.train import train_sentencepiece
 
 TEXTS = [

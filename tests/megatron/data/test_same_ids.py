@@ -26,12 +26,12 @@ host.install()
 
 import recording
 
+from tst_megatron.checkpoint.seam import seam
 from tst_megatron.cli.app import app
-from tst_megatron.data.tokens.indexed import IndexedReader
 from tst_megatron.data.manifest import load_manifest
 from tst_megatron.data.prepare.prepare import prepare
+from tst_megatron.data.tokens.indexed import IndexedReader
 from tst_megatron.hf.export import export
-from tst_megatron.checkpoint.seam import seam
 
 TEMPLATES = {"BOS": f"{BOS} $A", "none": None, "EOS": f"$A {EOS}"}
 CONTEXT, CONTINUATION = f"def f({BOS}):\n  {EOS}", f" {PLAIN_ADDED}{OTHER}{EOS} end {{}}"

@@ -10,13 +10,13 @@ from damage import flip, overwrite, with_a_command, without, without_a_part
 from hf_checkpoints import save_once, with_arguments
 from typer.testing import CliRunner
 
+from tst_megatron.checkpoint.seam import seam
 from tst_megatron.cli.app import app
 from tst_megatron.hf.export import export
 from tst_megatron.hf.export_warnings import export_warnings
-from tst_megatron.hf.families.known import FAMILIES
 from tst_megatron.hf.families.family import OPPOSITE, recipe_key
-from tst_megatron.checkpoint.seam import seam
-from tst_megatron.megatron import argument_parser
+from tst_megatron.hf.families.known import FAMILIES
+from tst_megatron.megatron.loop import argument_parser
 
 
 @pytest.fixture(scope="session")

@@ -12,10 +12,10 @@ import torch
 from hf_checkpoints import save_once, with_arguments
 from safetensors import safe_open
 
-from tst_megatron.hf import export, verify, weights
-from tst_megatron.hf.model_folder import weight_files as folder
 from tst_megatron.checkpoint.open import TrainedWeights, load_model, open_checkpoint
+from tst_megatron.hf import export, verify, weights
 from tst_megatron.hf.generate import generate_text
+from tst_megatron.hf.model_folder import weight_files as folder
 from tst_megatron.hf.weights import Form, Rule
 from tst_megatron.recipe.padding import cost
 

@@ -11,17 +11,17 @@ import pytest
 import torch
 import yaml
 from hf_checkpoints import save_once, with_arguments
+from hf_models import tensors, write_model
 from safetensors.torch import load_file, save_file
 from transformers import (
-    AutoModelForCausalLM,
     LlamaConfig,
     PretrainedConfig,
     Qwen3Config,
     Qwen3MoeConfig,
 )
 
-from tst_megatron.hf import importing
 from tst_megatron.checkpoint.open import TrainedWeights, open_checkpoint
+from tst_megatron.hf import importing
 from tst_megatron.hf.export import export
 from tst_megatron.hf.importing import import_model
 
@@ -40,15 +40,6 @@ LAYOUTS = {
 @pytest.fixture(scope="session")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_once(tmp_path_factory.getbasetemp())
-
-
-def tensors(folder: Path) -> dict[str, torch.Tensor]:
-    """Every tensor of a folder in Hugging Face format."""
-    return {
-        name: tensor
-        for file in sorted(folder.glob("*.safetensors"))
-        for name, tensor in load_file(file).items()
-    }
 
 
 def assert_equal(first: Path, second: Path) -> None:
@@ -127,18 +118,6 @@ CONFIGS: dict[str, PretrainedConfig] = {
         },
     ),
 }
-
-
-def write_model(config: PretrainedConfig, folder: Path, dtype: torch.dtype) -> Path:
-    """A model as transformers makes and saves it, norms away from 1."""
-    torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(config).to(dtype)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            low, high = (0.5, 1.5) if "norm" in name else (-0.25, 0.25)
-            parameter.uniform_(low, high)
-    model.save_pretrained(folder)
-    return folder
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from hf_checkpoints import save_once
-from test_hf_families import tensors
+from hf_models import tensors
 
 from tst_megatron.checkpoint.open import TrainedWeights, load_model, open_checkpoint
 from tst_megatron.hf.export import export

@@ -43,7 +43,9 @@ def weights_of_all_cases(tokenizer):
 
 def drawn(recipe):
     """The weights as a run builds them, and whether Megatron's start draws anything before."""
-    from tst_megatron.megatron import GPTModelBuilder, gpt_config_from_args, names
+    from tst_megatron.megatron import names
+    from tst_megatron.megatron.names import GPTModelBuilder
+    from tst_megatron.megatron.repairs.repairs import gpt_config_from_args
 
     args = one_step.start(recipe)
     before = torch.get_rng_state()

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from tst_megatron import megatron
+from tst_megatron.megatron import optimizer
 
 
 def fused(step):
@@ -21,7 +21,7 @@ def fused(step):
 def test_count_of_a_group_starts_anew_and_the_rate_goes_on(step):
     parts = [fused(step), fused(step)]
     chained = SimpleNamespace(chained_optimizers=[part for part, _ in parts])
-    megatron.start_anew(chained)
+    optimizer.start_anew(chained)
     for part, main in parts:
         (group,) = part.param_groups
         assert group["step"] == 0 and type(group["step"]) is type(step)
@@ -35,7 +35,7 @@ def test_value_reaches_the_main_copy_of_its_own_optimizer_alone():
     parameter = torch.nn.Parameter(torch.zeros(4, dtype=torch.bfloat16))
     parameter.main_param = main
     value = torch.full((4,), 0.1)
-    megatron.assign(SimpleNamespace(chained_optimizers=[one, other]), parameter, value)
+    optimizer.assign(SimpleNamespace(chained_optimizers=[one, other]), parameter, value)
     assert torch.equal(main, value)
     assert torch.equal(parameter, value.bfloat16())
     assert not one.optimizer.state[main]["exp_avg"].any()

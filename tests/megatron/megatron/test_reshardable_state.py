@@ -101,7 +101,7 @@ def state_of(weight):
 
 def shards(models, optimizer):
     """Each parameter with this rank's part of its state, the tensors themselves."""
-    from tst_megatron.megatron import optimizers_of
+    from tst_megatron.megatron.optimizer import optimizers_of
 
     for part in optimizers_of(optimizer):
         for parameter in part.model_param_group_index_map:
@@ -157,7 +157,8 @@ def save_all(tokenizer, folder, num_ranks):
 
 def compare_with_upstreams(optimizer, state, metadata):
     """By optimizer: tensors that upstream alone saves wrong, what a repair of the repaired says."""
-    from tst_megatron.megatron import names, optimizers_of
+    from tst_megatron.megatron import names
+    from tst_megatron.megatron.optimizer import optimizers_of
     from tst_megatron.megatron.repairs.reshardable_state import without_padding
 
     if metadata["distrib_optim_sharding_type"] != "fully_reshardable":

@@ -6,8 +6,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from tst_megatron.megatron.distributed_checkpoint import loading, saving
 from tst_megatron.megatron import names
+from tst_megatron.megatron.distributed_checkpoint import loading, saving
 
 
 def original(function):

@@ -21,13 +21,14 @@ from megatron.core.rerun_state_machine import RerunState, RerunStateMachine
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
 from torch.distributed.checkpoint.filesystem import FileSystemReader
 
-from tst_megatron import megatron
-from tst_megatron.megatron.cpu import host
-from tst_megatron.schedule import Phase
 from tst_megatron.checkpoint import whole
-from tst_megatron.training import pretrain, step
-from tst_megatron.megatron import names
+from tst_megatron.megatron import loop, names
+from tst_megatron.megatron import names as megatron_names
+from tst_megatron.megatron.cpu import host
 from tst_megatron.megatron.repairs import repairs
+from tst_megatron.megatron.repairs import repairs as megatron_repairs
+from tst_megatron.schedule import Phase
+from tst_megatron.training import pretrain, step
 
 CALLER = names.async_utils.PersistentAsyncCaller
 
@@ -44,7 +45,7 @@ def parameters(function):
 
 
 def test_version_is_the_tested_one():
-    assert importlib.metadata.version("megatron-core") == megatron.TESTED_MEGATRON
+    assert importlib.metadata.version("megatron-core") == megatron_names.TESTED_MEGATRON
 
 
 @pytest.mark.parametrize(
@@ -79,16 +80,16 @@ def test_version_is_the_tested_one():
         (names.arguments.validate_args, ["args", "defaults"]),
         (names.gpt_config_from_args, ["args", "model_config_cls"]),
         (names.pretrain_cfg_container_from_args, ["args", "model_cfg"]),
-        (megatron.GPTModelBuilder.build_model, ["pg_collection", "vp_stage"]),
+        (megatron_names.GPTModelBuilder.build_model, ["pg_collection", "vp_stage"]),
         (
-            megatron.LanguageModule.compute_language_model_loss,
+            megatron_names.LanguageModule.compute_language_model_loss,
             ["self", "labels", "logits"],
         ),
         (
-            megatron.GPTModel.forward,
+            megatron_names.GPTModel.forward,
             [*MODEL_INPUTS, "output_processor"],
         ),
-        (megatron.GPTModel.build_schedule_plan, [*MODEL_INPUTS, "output_processor"]),
+        (megatron_names.GPTModel.build_schedule_plan, [*MODEL_INPUTS, "output_processor"]),
         (
             names.training.train_step,
             [
@@ -114,7 +115,7 @@ def test_version_is_the_tested_one():
             names.PipelineParallelLayerLayout.from_str,
             ["layout", "pipeline_model_parallel_size"],
         ),
-        (megatron.VocabParallelEmbedding.forward, ["self", "input_"]),
+        (megatron_names.VocabParallelEmbedding.forward, ["self", "input_"]),
         (
             names.tensor_parallel_layers._initialize_affine_weight_cpu,
             ["weight", "init_method", "skip_set_tensor_parallel_attributes"],
@@ -122,8 +123,8 @@ def test_version_is_the_tested_one():
         (names.GPTModel.setup_embeddings_and_output_layer, ["self"]),
         (names.Router.reset_parameters, ["self"]),
         (names.SequentialMLP.__init__, ["self", "num_local_experts", "pg_collection"]),
-        (megatron.reduce_from_tensor_model_parallel_region, ["input_", "group"]),
-        (megatron.reduce_scatter_to_sequence_parallel_region, ["input_", "group"]),
+        (megatron_names.reduce_from_tensor_model_parallel_region, ["input_", "group"]),
+        (megatron_names.reduce_scatter_to_sequence_parallel_region, ["input_", "group"]),
         (
             names.distrib_optimizer.DistributedOptimizer.sharded_state_dict,
             ["self", "model_sharded_state_dict", "is_loading"],
@@ -141,7 +142,7 @@ def test_version_is_the_tested_one():
             names.distrib_optimizer.DistributedOptimizer._get_model_param_range_map,
             ["self", "param"],
         ),
-        (megatron.GPTModelBuilder.__init__, ["self", "model_config"]),
+        (megatron_names.GPTModelBuilder.__init__, ["self", "model_config"]),
         (CALLER.schedule_async_call, ["self", "async_req"]),
         (CALLER.is_current_async_call_done, ["self", "blocking", "no_dist"]),
         (CALLER._get_process, ["rank", "mp_mode"]),
@@ -161,7 +162,7 @@ def test_signature_has_what_is_relied_on(function, relied_on):
 
 
 def test_output_processor_is_given_what_the_linear_loss_takes():
-    source = inspect.getsource(megatron.GPTModel._postprocess)
+    source = inspect.getsource(megatron_names.GPTModel._postprocess)
     call = source[source.index("return output_processor(") :]
     for name in ("hidden_states", "output_layer", "output_weight", "labels", "config"):
         assert f"{name}=" in call[: call.index(")\n\n")]
@@ -177,13 +178,13 @@ def test_gradients_are_told_as_the_kernels_tell_them():
 
 
 def test_embedding_has_what_the_bag_embedding_reads():
-    source = inspect.getsource(megatron.VocabParallelEmbedding)
+    source = inspect.getsource(megatron_names.VocabParallelEmbedding)
     for name in ("self.weight", "vocab_start_index", "reduce_scatter_embeddings", "self.tp_group"):
         assert name in source
 
 
 def test_tables_are_drawn_anew_as_the_model_initialises_them():
-    source = "".join(inspect.getsource(megatron.GPTModel.__init__).split())
+    source = "".join(inspect.getsource(megatron_names.GPTModel.__init__).split())
     assert (
         "init_method=(config.embedding_init_methodifconfig.use_mup"
         "andnotself.share_embeddings_and_output_weightselseconfig.init_method)" in source
@@ -245,7 +246,7 @@ def test_a_schedule_plan_embeds_and_computes_the_loss_through_the_model():
     """The exchanged embedding and loss are reached by the plan because its nodes ask the model."""
     assert "self.model._preprocess(" in inspect.getsource(plan_nodes.PreProcessNode.forward_impl)
     assert "self.model._postprocess(" in inspect.getsource(plan_nodes.PostProcessNode.forward_impl)
-    source = inspect.getsource(megatron.GPTModel._postprocess)
+    source = inspect.getsource(megatron_names.GPTModel._postprocess)
     assert "self.compute_language_model_loss(labels, logits)" in source
 
 
@@ -276,7 +277,7 @@ def test_a_stage_with_heads_holds_a_batch_wherever_a_layout_puts_it(monkeypatch)
         found = []
         for rank in range(2):
             monkeypatch.setattr(state, "get_pipeline_model_parallel_rank", lambda rank=rank: rank)
-            found += [megatron.holds_a_batch(vp_stage) for vp_stage in range(2)]
+            found += [loop.holds_a_batch(vp_stage) for vp_stage in range(2)]
         return found
 
     # By rank, then by virtual stage: Et and m on the first, t and L on the second.
@@ -296,8 +297,8 @@ def test_heads_are_not_on_while_bags_are_read():
 def test_workarounds_are_put_in_place_once():
     before = names.training.initialize_megatron
     host.install()
-    megatron.repair_wheel()
-    megatron.allow_no_cuda()
+    megatron_repairs.repair_wheel()
+    megatron_repairs.allow_no_cuda()
     assert names.training.initialize_megatron is before
 
 
@@ -323,8 +324,8 @@ def test_host_refuses_to_come_after_megatron(monkeypatch):
 def test_worker_of_asynchronous_saves_ends_with_its_rank():
     """On every host the loop that is started is ours, by a name that a new process can import."""
     assert CALLER.async_loop is host._checkpoint_worker
-    assert megatron.checkpoint_worker.__module__ == "tst_megatron.megatron.repairs.repairs"
-    assert "die_with_parent()" in inspect.getsource(megatron.checkpoint_worker)
+    assert megatron_repairs.checkpoint_worker.__module__ == "tst_megatron.megatron.repairs.repairs"
+    assert "die_with_parent()" in inspect.getsource(megatron_repairs.checkpoint_worker)
     assert "upstream.checkpoint_worker(*args)" in inspect.getsource(host._checkpoint_worker)
 
 
@@ -375,7 +376,7 @@ def test_a_load_reads_where_all_ranks_agree():
 
 
 def test_megatron_is_imported_without_what_it_does_not_use():
-    """Most of a start's time was that of these; see ``upstream/heavy_imports.py``."""
+    """Most of a start's time was that of these; see ``megatron/heavy_imports.py``."""
     code = (
         "from tst_megatron.megatron.cpu import host\nhost.install()\nimport gc, sys\n"
         "loaded = {'modelopt', 'transformers', 'sklearn'} & set(sys.modules)\n"

@@ -16,13 +16,12 @@ from tst_megatron.megatron.cpu import host
 
 host.install()
 
-from tst_megatron import megatron
-from tst_megatron.training.check import check_recipe
-from tst_megatron.recipe.keys.megatron import argument_parser
+from tst_megatron.megatron import loop, single_step, whole_setup
 from tst_megatron.model.gpt import TSTGPTModelConfig
+from tst_megatron.recipe.keys.table import argument_parser
 from tst_megatron.recipe.recipe import RecipeError, load_recipe
+from tst_megatron.training.check import check_recipe
 from tst_megatron.training.run.pretrained import pretrained_problems
-from tst_megatron.megatron import whole_setup
 
 EXAMPLES = int(os.environ.get("TST_FUZZ", "300"))
 """Keys with a value each."""
@@ -64,8 +63,8 @@ def end_of_a_real_start(checked) -> str:
             os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1")
             os.environ["MASTER_PORT"] = str(tiny.launch.free_port())
             whole_setup.forget_the_job()
-            args = megatron.parse_arguments(checked.flags)
-            megatron.Trainer(args, TSTGPTModelConfig.from_arguments(args, checked.recipe.tst))
+            args = loop.parse_arguments(checked.flags)
+            single_step.Trainer(args, TSTGPTModelConfig.from_arguments(args, checked.recipe.tst))
         except BaseException:
             said = traceback.format_exc()
         os.write(writing, said.encode()[-60_000:])

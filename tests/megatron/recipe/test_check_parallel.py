@@ -33,7 +33,9 @@ def test_heads_on_a_stage_of_their_own_are_refused_on_the_cpu_host_alone(text):
 def test_context_parallelism_is_refused_without_transformer_engine(
     text, monkeypatch, changes, is_installed, said
 ):
-    monkeypatch.setattr("tst_megatron.recipe.rules.compatibility.has_transformer_engine", lambda: is_installed)
+    monkeypatch.setattr(
+        "tst_megatron.recipe.rules.compatibility.has_transformer_engine", lambda: is_installed
+    )
     problem = only_problem(text, TST, profile=None, context_parallel_size=2, **changes)
     assert problem.startswith("context-parallel-size: 2 needs Transformer Engine's attention")
     assert said in problem
@@ -42,7 +44,9 @@ def test_context_parallelism_is_refused_without_transformer_engine(
 def test_latent_positions_must_divide_into_two_chunks_for_each_context_parallel_rank(
     text, monkeypatch
 ):
-    monkeypatch.setattr("tst_megatron.recipe.rules.compatibility.has_transformer_engine", lambda: True)
+    monkeypatch.setattr(
+        "tst_megatron.recipe.rules.compatibility.has_transformer_engine", lambda: True
+    )
     wanted = {"profile": None, "context_parallel_size": 4}
     assert only_problem(text, TST, seq_length=36, **wanted) == (
         "seq-length: 36 latent positions do not divide into 2 x context-parallel-size 4 = 8 "

@@ -2,22 +2,22 @@
 
 import json
 
-from tst_megatron.recipe.keys import megatron
-from tst_megatron import megatron
+from tst_megatron.megatron import loop
+from tst_megatron.recipe.keys import table as keys
 from tst_megatron.recipe.keys.flags import Flags
 
-OWN = megatron.argument_parser()
+OWN = loop.argument_parser()
 
 
 def test_table_is_that_of_the_installed_megatron():
-    table = json.loads(megatron.TABLE.read_text())
-    assert table == megatron.table_of(OWN), "run tools/update_keys.py"
+    table = json.loads(keys.TABLE.read_text())
+    assert table == keys.table_of(OWN), "run tools/update_keys.py"
 
 
 def test_parser_of_the_table_has_the_same_table():
-    assert megatron.table_of(megatron.argument_parser()) != []
-    again = json.loads(json.dumps(megatron.table_of(megatron.argument_parser())))
-    own = json.loads(megatron.TABLE.read_text())
+    assert keys.table_of(loop.argument_parser()) != []
+    again = json.loads(json.dumps(keys.table_of(loop.argument_parser())))
+    own = json.loads(keys.TABLE.read_text())
     for ours, theirs in zip(again, own, strict=True):
         assert {**ours, "type": None} == {**theirs, "type": None}
 
@@ -35,13 +35,13 @@ def test_the_same_values_make_the_same_flags():
         "offload-modules": ["core_attn"],
         "overlap-p2p-communication": False,
     }
-    ours = Flags(megatron.argument_parser()).convert(recipe)
+    ours = Flags(loop.argument_parser()).convert(recipe)
     assert ours == Flags(OWN).convert(recipe)
     assert ours[1] == []
 
 
 def test_defaults_are_the_same_but_for_names_of_members():
-    ours = vars(megatron.argument_parser().parse_args([]))
+    ours = vars(loop.argument_parser().parse_args([]))
     theirs = vars(OWN.parse_args([]))
     assert set(ours) == set(theirs)
     different = {name for name, value in ours.items() if value != theirs[name]}

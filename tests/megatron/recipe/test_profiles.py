@@ -16,19 +16,19 @@ from checks import check, problems
 from megatron.core import utils
 from megatron.core.transformer.enums import CudaGraphModule
 
-from tst_megatron.recipe.rules import compatibility
-from tst_megatron.recipe import profiles
-from tst_megatron import megatron
-from tst_megatron.recipe.keys.flags import Flags
+from tst_megatron.megatron import loop, names
+from tst_megatron.megatron.cpu import transformer_engine as te
+from tst_megatron.megatron.repairs import repairs
 from tst_megatron.model.gpt import TSTGPTModelConfig
+from tst_megatron.recipe import profiles
+from tst_megatron.recipe.keys.flags import Flags
 from tst_megatron.recipe.profiles import CHAINS, GPU_PROFILES, PROFILES, given_by
 from tst_megatron.recipe.recipe import TSTConfig
+from tst_megatron.recipe.rules import compatibility
 from tst_megatron.recipe.rules.defaults import DANGEROUS_DEFAULTS, DANGEROUS_MOE_DEFAULTS
-from tst_megatron.megatron import names
-from tst_megatron.megatron.cpu import transformer_engine as te
 
 ROOT = Path(__file__).resolve().parents[3]
-FLAGS = Flags(megatron.argument_parser())
+FLAGS = Flags(loop.argument_parser())
 TST = {"bag-size": 4, "superposition-steps": 8}
 NUM_RANKS = 8
 OF_A_PROFILE = ("use-distributed-optimizer", "moe-token-dispatcher-type")
@@ -438,4 +438,4 @@ def test_te_rng_tracker_reaches_the_model_which_upstreams_function_forgets(text)
         theirs = names.gpt_config_from_args(args)
         # When this fails, `upstream.gpt_config_from_args` has nothing left to do.
         assert theirs.transformer.use_te_rng_tracker is False
-        assert megatron.gpt_config_from_args(args).transformer.use_te_rng_tracker is True
+        assert repairs.gpt_config_from_args(args).transformer.use_te_rng_tracker is True

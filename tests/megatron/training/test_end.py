@@ -6,11 +6,13 @@ import traceback
 from types import SimpleNamespace
 
 import pytest
+from torch.distributed.checkpoint import api
 
-from tst_megatron import megatron
+from tst_megatron.megatron import loop
+from tst_megatron.megatron.repairs import repairs
+from tst_megatron.system.processes import signals
 from tst_megatron.training import pretrain as main_job
 from tst_megatron.training.run import folder as run_folder
-from tst_megatron.system.processes import signals
 from tst_megatron.training.run.folder import RunFolder
 
 NO_SPACE = OSError(28, "No space left on device")
@@ -24,8 +26,8 @@ class Job:
         self.ended = []
         self.shown = io.StringIO()
         self._monkeypatch = monkeypatch
-        monkeypatch.setattr(megatron, "device_name", lambda: "a device")
-        monkeypatch.setattr(megatron, "end_checkpoint_worker", lambda: self.ended.append("worker"))
+        monkeypatch.setattr(loop, "device_name", lambda: "a device")
+        monkeypatch.setattr(repairs, "end_checkpoint_worker", lambda: self.ended.append("worker"))
         monkeypatch.setattr(signals, "end_children", lambda: self.ended.append("children"))
 
     def rank(self, number, train):
@@ -62,7 +64,7 @@ def fails(error):
 
 def test_failed_save_ends_as_every_failure_does(job):
     """Torch's exception for it is none of Python's ``Exception``."""
-    error = megatron.CheckpointException("write", {0: (NO_SPACE, traceback.StackSummary())})
+    error = api.CheckpointException("write", {0: (NO_SPACE, traceback.StackSummary())})
     assert job.rank(0, fails(error)) == 1
     cause = "rank 0: checkpoint write: OSError(28, 'No space left on device') on rank 0"
     assert job.told() == ("failed", cause)
@@ -99,7 +101,7 @@ def test_run_that_stops_or_finishes_says_nothing_of_failure(job, monkeypatch):
 def test_machine_without_its_driver_leaves_a_state_and_a_word(job, monkeypatch):
     """Before anything of training has begun."""
     no_driver = fails(RuntimeError("Found no NVIDIA driver on your system"))
-    monkeypatch.setattr(megatron, "device_name", no_driver)
+    monkeypatch.setattr(loop, "device_name", no_driver)
     assert job.rank(0, no_driver) == job.told_status() == 1
     reason = "rank 0: RuntimeError('Found no NVIDIA driver on your system')"
     assert job.told() == ("failed", reason)
@@ -134,7 +136,7 @@ def test_state_has_the_status_that_the_process_ends_with(job, monkeypatch, megat
 
 def test_refused_result_on_the_same_node_is_not_to_be_restarted(job, monkeypatch):
     refused = ("loss is NaN", "node7", "RERUNNING_AGAIN_FROM_CHECKPOINT")
-    monkeypatch.setattr(megatron, "refused_result", lambda: refused)
+    monkeypatch.setattr(loop, "refused_result", lambda: refused)
     assert job.rank(0, fails(SystemExit(16))) == job.told_status() == 93
 
 
@@ -155,7 +157,7 @@ def test_no_rank_ends_before_the_first_has_said_how_the_run_stopped(job, monkeyp
 def test_node_that_a_restart_must_avoid_is_in_the_state(job, monkeypatch):
     monkeypatch.setattr(RunFolder, "is_finished", lambda *_: False)
     refused = ("loss is NaN", "node7", "WILL_RERUN_FROM_CHECKPOINT")
-    monkeypatch.setattr(megatron, "refused_result", lambda: refused)
+    monkeypatch.setattr(loop, "refused_result", lambda: refused)
     assert job.rank(0, fails(SystemExit(16))) == job.told_status() == 75
     assert job.run.state()["sick_node"] == "node7"
     assert job.rank(0, fails(SystemExit(0))) == 75

@@ -6,7 +6,7 @@ import pytest
 import tiny
 import torch
 
-from tst_megatron import megatron
+from tst_megatron.megatron import names
 from tst_megatron.training import step as training_step
 
 SWITCH, STEPS = 40, 90
@@ -123,6 +123,6 @@ def first_step(monkeypatch):
     machine = RerunStateMachine(mode=RerunMode.VALIDATE_RESULTS)
     machine.state = RerunState.INITIAL_RUN
     args = SimpleNamespace(check_for_nan_in_loss_and_grad=True, check_for_spiky_loss=False)
-    monkeypatch.setattr(megatron, "get_args", lambda: args)
-    monkeypatch.setattr(megatron, "get_rerun_state_machine", lambda: machine)
+    monkeypatch.setattr(names, "get_args", lambda: args)
+    monkeypatch.setattr(names, "get_rerun_state_machine", lambda: machine)
     return machine

@@ -9,18 +9,18 @@ import pytest
 import torch
 import yaml
 from damage import overwrite, without
+from hf_models import tensors, write_model
 from interrupted import interrupted_at
-from test_hf_families import tensors
 from tiny import TINY, fork_ranks, loss_bits, metrics, run, saved_weights, wait, write_recipe
 from transformers import Qwen3MoeConfig
 
-from tst_megatron.training.check import check_recipe
 from tst_megatron.checkpoint.open import open_checkpoint
 from tst_megatron.hf.export import export
 from tst_megatron.hf.generate import load_in_transformers
 from tst_megatron.hf.importing import import_model
-from tst_megatron.recipe.recipe import load_recipe
 from tst_megatron.recipe import padding
+from tst_megatron.recipe.recipe import load_recipe
+from tst_megatron.training.check import check_recipe
 from tst_megatron.training.run.pretrained import pretrained_problems
 
 STEPS = {"train_iters": 6, "lr_wsd_decay_iters": 2, "save_interval": 3, "eval_interval": 6}
@@ -31,7 +31,6 @@ VOCABULARY = 516
 @pytest.fixture(scope="module")
 def imported(tmp_path_factory) -> Path:
     """TINY's model as transformers makes it, imported."""
-    from test_hf_families import write_model
 
     folder = tmp_path_factory.mktemp("imported")
     config = Qwen3MoeConfig(

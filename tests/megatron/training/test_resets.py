@@ -128,7 +128,7 @@ def train_once(args, models, optimizer, step):
 
 def snapshot(models, optimizer):
     """Every parameter, its fp32 main part on this rank, and all that torch's optimizers keep."""
-    from tst_megatron.megatron import optimizers_of
+    from tst_megatron.megatron.optimizer import optimizers_of
 
     parts = optimizers_of(optimizer)
     parameters, mains = {}, {}

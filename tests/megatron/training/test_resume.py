@@ -3,7 +3,6 @@
 import json
 import shutil
 import signal
-import struct
 import time
 from dataclasses import replace
 from itertools import batched
@@ -16,9 +15,9 @@ from interrupted import interrupted_at
 from tst_megatron.cli.check import check
 from tst_megatron.cli.train import train_run
 from tst_megatron.data.stream.cursor import stream_facts
+from tst_megatron.megatron.repairs import repairs
 from tst_megatron.recipe.recipe import RecipeError, load_recipe
 from tst_megatron.training.run.start import check_checkpoint
-from tst_megatron.megatron.repairs import repairs
 
 SWITCH, STEPS = 16, 36
 
@@ -58,16 +57,6 @@ def last_step(run):
     return tiny.metrics(run)[-1]["step"]
 
 
-def numbers(rows):
-    def bits(value):
-        return struct.pack("<d", value).hex()
-
-    return {
-        row["step"]: [bits(row[key]) for key in row if "loss" in key or key == "grad-norm"]
-        for row in rows
-    }
-
-
 @pytest.fixture(scope="module")
 def resumed(uninterrupted, tmp_path_factory):
     """Runs resumed from each of ``RESUMED``, two at a time."""
@@ -86,7 +75,7 @@ def resumed(uninterrupted, tmp_path_factory):
 def assert_equal_to_the_end(run, after):
     before = tiny.metrics(run)
     assert [row["step"] for row in after] == list(range(1, STEPS + 1))
-    assert numbers(after) == numbers(before)
+    assert tiny.bits_of(after) == tiny.bits_of(before)
 
 
 @pytest.mark.parametrize("where", RESUMED)
@@ -96,7 +85,9 @@ def test_losses_after_a_resume_are_bit_identical(uninterrupted, resumed, where):
     assert_equal_to_the_end(run, tiny.metrics(folder))
     dropped = (folder / "metrics.dropped.jsonl").read_text().splitlines()
     assert json.loads(dropped[0])["step"] == RESUMED[where] + 1
-    assert numbers(tiny.metrics(folder, "validation")) == numbers(tiny.metrics(run, "validation"))
+    assert tiny.bits_of(tiny.metrics(folder, "validation")) == tiny.bits_of(
+        tiny.metrics(run, "validation")
+    )
 
 
 def test_two_resumes_in_a_row_are_bit_identical(uninterrupted, tmp_path):

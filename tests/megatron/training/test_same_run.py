@@ -12,10 +12,10 @@ from tst_megatron.megatron.cpu import host
 
 host.install()
 
+from tst_megatron.megatron import loop
 from tst_megatron.recipe.keys import kinds
-from tst_megatron import megatron
-from tst_megatron.training.check import check_recipe
 from tst_megatron.recipe.recipe import load_recipe
+from tst_megatron.training.check import check_recipe
 from tst_megatron.training.run.identity import differences, identity, notes
 
 TST = {"bag-size": 4, "superposition-steps": 8}
@@ -51,7 +51,7 @@ def keys_of(problems):
 
 
 def test_every_key_of_megatron_has_one_kind():
-    parser = megatron.argument_parser()
+    parser = loop.argument_parser()
     first = {action.option_strings[0].removeprefix("--") for action in parser._actions}
     assert first - {"-h", "help"} == set(kinds.KINDS)
     lists = (

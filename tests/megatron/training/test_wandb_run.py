@@ -110,8 +110,7 @@ def test_recipe_without_a_project_starts_nothing(wandb, tmp_path):
 
 def test_run_is_started_as_megatron_does_and_only_when_asked(monkeypatch, tmp_path):
     """Megatron's own call, with what we add to it; not while the arguments are parsed."""
-    from tst_megatron import megatron
-    from tst_megatron.megatron import names
+    from tst_megatron.megatron import names, writers
 
     calls = []
     library = SimpleNamespace(init=lambda **settings: calls.append(settings))
@@ -129,14 +128,14 @@ def test_run_is_started_as_megatron_does_and_only_when_asked(monkeypatch, tmp_pa
     monkeypatch.setattr(names.global_vars, "_GLOBAL_ARGS", args)
     monkeypatch.setattr(names.global_vars, "_GLOBAL_WANDB_WRITER", None)
     init = library.init
-    megatron.hold_wandb_back()
+    writers.hold_wandb_back()
     names.global_vars._set_wandb_writer(args)
-    assert calls == [] and megatron.wandb_writer() is None
-    megatron.start_wandb(id="a1", resume="allow")
+    assert calls == [] and writers.wandb_writer() is None
+    writers.start_wandb(id="a1", resume="allow")
     (settings,) = calls
     assert settings.pop("config")["wandb_project"] == "p"
     assert settings == {
         **{"dir": str(tmp_path / "w"), "name": "n", "project": "p", "entity": "e"},
         **{"id": "a1", "resume": "allow"},
     }
-    assert megatron.wandb_writer() is library and library.init is init
+    assert writers.wandb_writer() is library and library.init is init

@@ -9,7 +9,6 @@ import torch
 from torch.distributed import checkpoint as dcp
 from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
 
-from tst_megatron.recipe.recipe import RecipeError
 from tst_megatron.checkpoint.whole import (
     TRACKER,
     examine,
@@ -22,6 +21,7 @@ from tst_megatron.checkpoint.whole import (
     tracked_step,
     write_tracker,
 )
+from tst_megatron.recipe.recipe import RecipeError
 
 SHARD = "__0_0.distcp"
 COMMON = "common_state/shard_0_1"

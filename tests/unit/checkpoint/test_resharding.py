@@ -4,7 +4,6 @@ from types import SimpleNamespace
 
 import pytest
 
-from tst_megatron.recipe.keys.kinds import LAYOUT_KEYS
 from tst_megatron.checkpoint.resharding import (
     changes,
     layout_of,
@@ -12,6 +11,7 @@ from tst_megatron.checkpoint.resharding import (
     reshard_notes,
     reshard_problems,
 )
+from tst_megatron.recipe.keys.kinds import LAYOUT_KEYS
 
 BUCKETS = {"distrib_optim_sharding_type": "dp_reshardable"}
 MODEL = {"distrib_optim_sharding_type": "fully_reshardable"}

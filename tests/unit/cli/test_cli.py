@@ -11,15 +11,15 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from tst_megatron import __version__
-from tst_megatron.training import check
 from tst_megatron.cli import app as cli
-from tst_megatron.cli.app import app, main
 from tst_megatron.cli import check as check_command
 from tst_megatron.cli import train as train_command
-from tst_megatron.training.run import indexes as data_ready
+from tst_megatron.cli.app import app, main
 from tst_megatron.megatron.cpu import device
 from tst_megatron.recipe.recipe import RecipeError
 from tst_megatron.schedule import Schedule, resolve_phases
+from tst_megatron.training import check
+from tst_megatron.training.run import indexes as data_ready
 from tst_megatron.training.run import launch
 from tst_megatron.training.run.state import STARTED
 

@@ -15,12 +15,17 @@ from merge_shards import TEXTS, flip_last_byte, write_jsonl
 from streams import corpus_of, make_plan, open_stream
 
 from tst_megatron.cli.app import main
+from tst_megatron.cli.views.inspection import lines
 from tst_megatron.data.adopt import adopt as adopting
 from tst_megatron.data.adopt import foreign_sample
-from tst_megatron.data.tokens import gaps
 from tst_megatron.data.adopt.adopt import adopt
-from tst_megatron.data.verify.source_text import compare_with_inputs
+from tst_megatron.data.manifest import Manifest, changed_files, load_manifest
+from tst_megatron.data.prepare.merge import merge
+from tst_megatron.data.prepare.prepare import prepare
 from tst_megatron.data.stream.corpora import Corpus
+from tst_megatron.data.stream.stream import HeldOutPositions
+from tst_megatron.data.tokenizer.load import load_tokenizer
+from tst_megatron.data.tokens import gaps
 from tst_megatron.data.tokens.indexed import (
     HEADER,
     IndexedReader,
@@ -29,13 +34,8 @@ from tst_megatron.data.tokens.indexed import (
     idx_path,
 )
 from tst_megatron.data.verify.inspect import inspect
-from tst_megatron.data.manifest import Manifest, changed_files, load_manifest
-from tst_megatron.data.prepare.merge import merge
-from tst_megatron.data.prepare.prepare import prepare
-from tst_megatron.data.stream.stream import HeldOutPositions
-from tst_megatron.data.tokenizer.load import load_tokenizer
+from tst_megatron.data.verify.source_text import compare_with_inputs
 from tst_megatron.data.verify.verify import num_bytes_to_read, verify_folder
-from tst_megatron.cli.views.inspection import lines
 
 FRACTIONS = {"held_out_fraction": 0.1, "test_fraction": 0.1}
 INT32 = 70_000
@@ -46,7 +46,7 @@ def encoded(tokenizer: Path, texts: list[str]) -> list[list[int]]:
 
 
 def write_pair(prefix: Path, documents: list[list[int]], vocab_size: int = 800) -> Path:
-    """What Megatron's builder writes, byte for byte (tests/megatron/data/test_indexed_dataset.py)."""
+    """What Megatron's builder writes, byte for byte (test_indexed_dataset.py)."""
     with IndexedWriter(prefix, vocab_size=vocab_size) as writer:
         for document in documents:
             writer.add_document(document)

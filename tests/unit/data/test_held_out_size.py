@@ -11,10 +11,10 @@ import pytest
 from merge_shards import TEXTS, write_jsonl
 
 from tst_megatron.cli.app import main
-from tst_megatron.data.stream.corpora import Corpus, held_out_problems
-from tst_megatron.data.verify.held_out_size import fraction_for, held_out_warnings, num_sequences
 from tst_megatron.data.manifest import Manifest, Split, load_manifest
 from tst_megatron.data.prepare.prepare import prepare
+from tst_megatron.data.stream.corpora import Corpus, held_out_problems
+from tst_megatron.data.verify.held_out_size import fraction_for, held_out_warnings, num_sequences
 
 
 def manifest_of(**splits: tuple[int, int]) -> Manifest:

@@ -12,8 +12,12 @@ from forged_folders import documents_of, whole_once, with_bos_once  # noqa: F401
 from merge_shards import TEXTS, flip_last_byte, write_jsonl
 
 from tst_megatron.cli.app import main
-from tst_megatron.data.verify import inspect as inspecting
+from tst_megatron.cli.views import inspection as showing
+from tst_megatron.data.manifest import load_manifest
+from tst_megatron.data.prepare.prepare import prepare
+from tst_megatron.data.tokenizer.load import load_tokenizer
 from tst_megatron.data.tokens.indexed import IndexedReader, idx_path
+from tst_megatron.data.verify import inspect as inspecting
 from tst_megatron.data.verify.inspect import (
     frequent_tokens,
     inspect,
@@ -21,10 +25,6 @@ from tst_megatron.data.verify.inspect import (
     token_text,
     visible,
 )
-from tst_megatron.data.manifest import load_manifest
-from tst_megatron.data.prepare.prepare import prepare
-from tst_megatron.data.tokenizer.load import load_tokenizer
-from tst_megatron.cli.views import inspection as showing
 
 NASTY = (
     "\x1b[31mred\x1b[0m\ttab :smile: [bold]x[/bold] \u202eright to left\u202c nul\x00 del\x7f\r\n"

@@ -10,11 +10,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from merge_shards import FRACTIONS, TEXTS, TRAINED_ON, contents, write_jsonl
 
-from tst_megatron.data.stream.corpora import open_corpora
-from tst_megatron.data.tokens.indexed import IndexedReader
 from tst_megatron.data.manifest import Manifest, load_manifest
 from tst_megatron.data.prepare.merge import merge
 from tst_megatron.data.prepare.prepare import prepare
+from tst_megatron.data.stream.corpora import open_corpora
+from tst_megatron.data.tokens.indexed import IndexedReader
 
 # A file without a document is left out only if that is asked for.
 OPTIONS = {"workers": 1, "max_rejected_fraction": 0.01, **FRACTIONS}

@@ -11,8 +11,8 @@ from merge_shards import TEXTS, contents, edit, flip_last_byte, write_jsonl
 
 from tst_megatron.data.prepare import merge as merging
 from tst_megatron.data.prepare.merge import merge
-from tst_megatron.data.prepare.prepare import prepare
 from tst_megatron.data.prepare.output_folder import built_beside
+from tst_megatron.data.prepare.prepare import prepare
 from tst_megatron.data.tokenizer.train import train_sentencepiece
 
 

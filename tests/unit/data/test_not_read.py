@@ -9,9 +9,9 @@ import pytest
 import zstandard
 from pyarrow import parquet
 
+from tst_megatron.data.prepare.prepare import prepare
 from tst_megatron.data.text.documents import texts
 from tst_megatron.data.text.inputs import find
-from tst_megatron.data.prepare.prepare import prepare
 
 LINE = b'{"text": "some text"}\n'
 PACKERS = {"": bytes, "gz": gzip.compress, "zst": zstandard.ZstdCompressor().compress}

@@ -9,12 +9,12 @@ from merge_shards import FRACTIONS, TEXTS, edit, write_jsonl
 from typer.testing import CliRunner
 
 from tst_megatron.cli.app import app
-from tst_megatron.data.verify.source_text import compare_with_inputs
-from tst_megatron.data.text.inputs import Input, Shard, files_of_shard, shard_named
 from tst_megatron.data.manifest import load_manifest
 from tst_megatron.data.prepare.merge import merge
 from tst_megatron.data.prepare.parts import begin_parts
 from tst_megatron.data.prepare.prepare import prepare
+from tst_megatron.data.text.inputs import Input, Shard, files_of_shard, shard_named
+from tst_megatron.data.verify.source_text import compare_with_inputs
 from tst_megatron.data.verify.verify import share_notes
 
 NUM_SHARDS = 3

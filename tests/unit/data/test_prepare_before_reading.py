@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 from text_folder import OPTIONS
 
-from tst_megatron.data.tokenizer import fast
 from tst_megatron.data.prepare import prepare as preparing
 from tst_megatron.data.prepare.parts import parts_folder
 from tst_megatron.data.prepare.prepare import prepare
+from tst_megatron.data.tokenizer import fast
 from tst_megatron.system.processes.lock import held
 
 

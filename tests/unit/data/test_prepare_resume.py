@@ -16,13 +16,13 @@ from text_folder import NUM_FILES, OPTIONS, parts_of, write_folder
 from typer.testing import CliRunner
 
 from tst_megatron.cli.app import app
-from tst_megatron.data.prepare import join_parts, encode
-from tst_megatron.data.tokenizer import fast as fast_tokenizer
+from tst_megatron.data.prepare import encode, join_parts
 from tst_megatron.data.prepare import parts as parts_module
-from tst_megatron.data.tokens.indexed import IndexedReader
 from tst_megatron.data.prepare.parts import begin_parts, delete_parts, parts_folder
 from tst_megatron.data.prepare.prepare import prepare
+from tst_megatron.data.tokenizer import fast as fast_tokenizer
 from tst_megatron.data.tokenizer.load import load_tokenizer
+from tst_megatron.data.tokens.indexed import IndexedReader
 from tst_megatron.system.processes.lock import held
 
 NEVER_DONE = """

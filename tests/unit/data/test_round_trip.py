@@ -12,9 +12,12 @@ from transformers import PreTrainedTokenizerFast
 from typer.testing import CliRunner
 
 from tst_megatron.cli.app import app
-from tst_megatron.data.text.inputs import find_inputs
 from tst_megatron.data.manifest import load_manifest
 from tst_megatron.data.prepare.prepare import prepare
+from tst_megatron.data.text.inputs import find_inputs
+from tst_megatron.data.text.units import cut_into_units
+from tst_megatron.data.tokenizer.checks import tokenizer_faults, vocabulary_gaps
+from tst_megatron.data.tokenizer.load import load_tokenizer
 from tst_megatron.data.tokenizer.round_trip import (
     CHARACTERS,
     LETTERS,
@@ -24,9 +27,6 @@ from tst_megatron.data.tokenizer.round_trip import (
     Sample,
     difference,
 )
-from tst_megatron.data.tokenizer.load import load_tokenizer
-from tst_megatron.data.tokenizer.checks import tokenizer_faults, vocabulary_gaps
-from tst_megatron.data.text.units import cut_into_units
 
 TEXTS = [f"def f{number}(x):\n    return  x + {number}\n" for number in range(60)]
 

@@ -12,13 +12,13 @@ from merge_shards import TEXTS, edit, write_jsonl
 from rich.console import Console
 
 from tst_megatron.cli.app import main
-from tst_megatron.data.verify import source_text
-from tst_megatron.data.verify.source_text import compare_with_inputs, compare_with_texts
+from tst_megatron.cli.views import prepared
 from tst_megatron.data.manifest import load_manifest
 from tst_megatron.data.prepare.merge import merge
 from tst_megatron.data.prepare.prepare import prepare
 from tst_megatron.data.tokenizer.load import load_tokenizer
-from tst_megatron.cli.views import prepared
+from tst_megatron.data.verify import source_text
+from tst_megatron.data.verify.source_text import compare_with_inputs, compare_with_texts
 
 
 @pytest.fixture
@@ -44,7 +44,9 @@ def test_merged_shards_are_compared_with_all_their_files(
 ) -> None:
     manifest = merge(shards, tmp_path / "merged")
     parts = [tmp_path / f"part{number}.jsonl" for number in range(2)]
-    assert compare_with_inputs(manifest, parts, sample=1.0) == source_text.Comparison(len(TEXTS), [])
+    assert compare_with_inputs(manifest, parts, sample=1.0) == source_text.Comparison(
+        len(TEXTS), []
+    )
 
 
 def test_deduplicated_text_is_compared_without_its_copies(

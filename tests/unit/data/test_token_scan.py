@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tst_megatron.data.verify import token_scan as scanning
+from tst_megatron.data.tokenizer.load import TokenizerFacts
 from tst_megatron.data.tokens.counts import count_tokens, entropy_nats
 from tst_megatron.data.tokens.indexed import IndexedReader, IndexedWriter, bin_path
+from tst_megatron.data.verify import token_scan as scanning
 from tst_megatron.data.verify.token_scan import scan
-from tst_megatron.data.tokenizer.load import TokenizerFacts
 
 BOS, EOD = 1, 2
 UINT16, INT32 = 500, 200_000

@@ -18,15 +18,15 @@ from merge_shards import TEXTS, edit, flip_last_byte, write_jsonl
 from rich.console import Console
 
 from tst_megatron.cli.app import main
+from tst_megatron.cli.views import prepared
 from tst_megatron.data import manifest as manifests
-from tst_megatron.data.verify import verify as verifying
-from tst_megatron.data.verify.held_out_copies import keeps_text
-from tst_megatron.data.tokens.indexed import bin_path, idx_path
 from tst_megatron.data.manifest import load_manifest
 from tst_megatron.data.prepare.prepare import prepare
 from tst_megatron.data.tokenizer.load import load_tokenizer
+from tst_megatron.data.tokens.indexed import bin_path, idx_path
+from tst_megatron.data.verify import verify as verifying
+from tst_megatron.data.verify.held_out_copies import keeps_text
 from tst_megatron.data.verify.verify import share_notes, verify_folder
-from tst_megatron.cli.views import prepared
 
 
 @pytest.fixture

@@ -5,9 +5,9 @@ import math
 
 import pytest
 
-from tst_megatron.hf.model_folder.configuration import read_block, read_config
 from tst_megatron.hf.families.family import parts_without_form
 from tst_megatron.hf.families.qwen3_moe import QWEN3_MOE
+from tst_megatron.hf.model_folder.configuration import read_block, read_config
 from tst_megatron.hf.model_folder.whole_model import check_config
 
 MOE = {

@@ -14,10 +14,10 @@ from tokenizers import decoders  # type: ignore[import-untyped, unused-ignore]
 from transformers import AutoTokenizer
 
 from tst_megatron.data.tokenizer.train import train_sentencepiece
-from tst_megatron.hf.tokenizer import sentencepiece as hf_tokenizer
 from tst_megatron.hf.export_warnings import tokenizer_warnings
-from tst_megatron.hf.tokenizer.sentencepiece_form import exact_merges, read_model
+from tst_megatron.hf.tokenizer import sentencepiece as hf_tokenizer
 from tst_megatron.hf.tokenizer.sentencepiece import export_tokenizer
+from tst_megatron.hf.tokenizer.sentencepiece_form import exact_merges, read_model
 
 SPACE = "\u2581"
 

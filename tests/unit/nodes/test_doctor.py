@@ -11,10 +11,10 @@ import pytest
 from doctor_facts import by_level, healthy, without_gpu, without_shared_memory
 
 from tst_megatron.cli.app import main
-from tst_megatron.system.machine.nvidia_smi import FIELDS, Answer, parse
 from tst_megatron.nodes.doctor.diagnose import findings_of
 from tst_megatron.nodes.doctor.facts import Image, Probe
 from tst_megatron.nodes.doctor.gpus import default_profile
+from tst_megatron.system.machine.nvidia_smi import FIELDS, Answer, parse
 
 ROOT = Path(__file__).resolve().parents[3]
 B200 = {"name": "NVIDIA B200", "capability": [10, 0]}
@@ -266,8 +266,8 @@ def test_profile_that_does_not_exist_is_bad_input(monkeypatch, capsys):
 
 def test_command_imports_neither_torch_nor_numpy_nor_megatron():
     code = (
-        "import sys, tst_megatron.cli.app, tst_megatron.nodes.doctor.gather, tst_megatron.nodes.doctor.show, "
-        "tst_megatron.nodes.doctor.diagnose; "
+        "import sys, tst_megatron.cli.app, tst_megatron.nodes.doctor.gather, "
+        "tst_megatron.nodes.doctor.show, tst_megatron.nodes.doctor.diagnose; "
         "print([name for name in ('torch', 'numpy', 'megatron') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -4,8 +4,8 @@ import doctor_facts as of
 import pytest
 from doctor_facts import by_level, healthy, without_gpu, without_shared_memory
 
-from tst_megatron.system.machine.nvidia_smi import FIELDS, Answer, parse
 from tst_megatron.nodes.doctor.facts import Disk, Image, Probe
+from tst_megatron.system.machine.nvidia_smi import FIELDS, Answer, parse
 
 V100 = {"name": "Tesla V100", "capability": [7, 0]}
 

@@ -9,11 +9,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from tst_megatron.system.machine import nvidia_smi
 from tst_megatron.nodes.doctor import gather, gather_machine, probe
 from tst_megatron.nodes.doctor.facts import Image
 from tst_megatron.nodes.doctor.packages import metadata_findings
 from tst_megatron.nodes.doctor.probe import ask
+from tst_megatron.system.machine import nvidia_smi
 
 
 def put(folder, **files):

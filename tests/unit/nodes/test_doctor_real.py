@@ -13,7 +13,9 @@ import pytest
 from tst_megatron.nodes.doctor import gather, packages, probe
 
 ROOT = Path(__file__).resolve().parents[3]
-START = "import sys; sys.path.extend(sys.argv.pop(1).split(':')); from tst_megatron.cli.app import main"
+START = (
+    "import sys; sys.path.extend(sys.argv.pop(1).split(':')); from tst_megatron.cli.app import main"
+)
 
 
 @pytest.fixture(scope="module")

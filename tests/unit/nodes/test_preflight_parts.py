@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pytest
 
-from tst_megatron.system.machine import node
 from tst_megatron.nodes.preflight.baseline import (
     Baseline,
     add_baseline,
@@ -13,6 +12,7 @@ from tst_megatron.nodes.preflight.baseline import (
 )
 from tst_megatron.nodes.preflight.rank import place_of_environment
 from tst_megatron.nodes.preflight.report import GaveUp, Progress, RankReport
+from tst_megatron.system.machine import node
 
 
 def progress_in(folder, **keywords):

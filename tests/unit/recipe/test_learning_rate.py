@@ -4,7 +4,7 @@ import argparse
 
 import pytest
 
-from tst_megatron.recipe.keys.megatron import argument_parser
+from tst_megatron.recipe.keys.table import argument_parser
 from tst_megatron.recipe.rules.learning_rate import (
     LearningRate,
     learning_rate_problems,

@@ -5,7 +5,7 @@ import math
 import pytest
 
 from tst_megatron.recipe.keys.kinds import KINDS
-from tst_megatron.recipe.keys.megatron import argument_parser
+from tst_megatron.recipe.keys.table import argument_parser
 from tst_megatron.recipe.rules.numbers import MAY_BE_NEGATIVE, MAY_BE_ZERO, MOST, number_problems
 
 PARSER = argument_parser()

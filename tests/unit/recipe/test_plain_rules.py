@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tst_megatron.recipe.keys.megatron import argument_parser
+from tst_megatron.recipe.keys.table import argument_parser
 from tst_megatron.recipe.recipe import Recipe, TSTConfig
 from tst_megatron.recipe.rules import packages
 from tst_megatron.recipe.rules.keys import REFUSED_KEYS, key_problems

@@ -22,7 +22,8 @@ from tst_megatron.system.processes.lock import InUse, held, holder, join, read_h
 def start(body, *arguments, **environment):
     """A process that runs ``body`` and prints lines."""
     head = "import os, signal, sys, time\nfrom pathlib import Path\n"
-    head += "from tst_megatron.system.processes.lock import held, holder, join\nfolder = Path(sys.argv[1])\n"
+    head += "from tst_megatron.system.processes.lock import held, holder, join\n"
+    head += "folder = Path(sys.argv[1])\n"
     return subprocess.Popen(
         [sys.executable, "-c", head + textwrap.dedent(body), *map(str, arguments)],
         stdin=subprocess.PIPE,
@@ -180,7 +181,8 @@ import sys, time; from pathlib import Path; from tst_megatron.system.processes.l
 folder = Path(sys.argv[1]); join(folder); (folder / "joined").touch(); time.sleep(60)
 """
 JOIN_WITH_PARENT = """
-import os, time; from pathlib import Path; from tst_megatron.system.processes.lock import join_with_parent
+import os, time; from pathlib import Path
+from tst_megatron.system.processes.lock import join_with_parent
 join_with_parent(); (Path(os.environ["TST_LOCKED_FOLDER"]) / "joined").touch(); time.sleep(60)
 """
 

@@ -14,7 +14,7 @@ from tst_megatron.system.processes import signals
 
 
 def start(body, **options):
-    head = "import os, signal, sys, time\nfrom tst_megatron.training import stopping\n"
+    head = "import os, signal, sys, time\nfrom tst_megatron.system.processes import signals\n"
     return subprocess.Popen(
         [sys.executable, "-c", head + textwrap.dedent(body)],
         stdin=subprocess.PIPE,
@@ -40,10 +40,10 @@ STOP_SIGNALS = [signal.SIGTERM, signal.SIGUSR2, signal.SIGINT]
 @pytest.mark.parametrize("number", STOP_SIGNALS)
 def test_signal_that_came_early_is_passed_on_when_there_is_a_run(number):
     process = start("""
-        stopping.listen()
+        signals.listen()
         print("ready", flush=True)
         sys.stdin.readline()
-        stopping.pass_on_to(lambda: (print("stop", flush=True), os._exit(75)))
+        signals.pass_on_to(lambda: (print("stop", flush=True), os._exit(75)))
         time.sleep(20)
     """)
     ready(process)
@@ -56,9 +56,9 @@ def test_signal_that_came_early_is_passed_on_when_there_is_a_run(number):
 
 def test_signal_while_it_runs_is_passed_on_at_once():
     process = start("""
-        stopping.listen()
-        stopping.listen()
-        stopping.pass_on_to(lambda: os._exit(75))
+        signals.listen()
+        signals.listen()
+        signals.pass_on_to(lambda: os._exit(75))
         print("ready", flush=True)
         time.sleep(20)
     """)
@@ -70,9 +70,9 @@ def test_signal_while_it_runs_is_passed_on_at_once():
 @pytest.mark.parametrize("first", STOP_SIGNALS)
 def test_interrupt_that_comes_later_ends_at_once(first):
     process = start("""
-        stopping.SECONDS_OF_ONE_STOP = 0.2
-        stopping.listen()
-        stopping.pass_on_to(lambda: print("stop", flush=True))
+        signals.SECONDS_OF_ONE_STOP = 0.2
+        signals.listen()
+        signals.pass_on_to(lambda: print("stop", flush=True))
         print("ready", flush=True)
         time.sleep(20)
     """)
@@ -91,7 +91,7 @@ def test_interrupt_that_comes_later_ends_at_once(first):
 CHILDREN = """
     import multiprocessing
     if __name__ == "__main__":
-        stopping.listen()
+        signals.listen()
         context = multiprocessing.get_context({method!r})
         process = context.Process(target=time.sleep, args=(60,), daemon=True)
         process.start()
@@ -117,8 +117,8 @@ def test_children_survive_a_signal_to_the_whole_group_and_end_with_their_parent(
 def test_process_started_while_blocked_gets_the_signal_when_it_listens():
     body = """
         sys.stdin.readline()
-        stopping.pass_on_to(lambda: (print("stop", flush=True), os._exit(75)))
-        stopping.listen()
+        signals.pass_on_to(lambda: (print("stop", flush=True), os._exit(75)))
+        signals.listen()
         time.sleep(20)
     """
     with signals.blocked():
@@ -133,9 +133,9 @@ def test_worker_ends_with_the_process_that_it_works_for(method):
     """Killed, that process cannot end it, and the worker hears no SIGTERM."""
     process = start(f"""
         import multiprocessing
-        stopping.listen()
-        work = "from tst_megatron.training import stopping; import time; "
-        work += "stopping.die_with_parent(); print('ready', flush=True); time.sleep(60)"
+        signals.listen()
+        work = "from tst_megatron.system.processes import signals; import time; "
+        work += "signals.die_with_parent(); print('ready', flush=True); time.sleep(60)"
         worker = multiprocessing.get_context("{method}").Process(target=exec, args=(work,))
         worker.start()
         print(worker.pid, flush=True)
@@ -157,7 +157,7 @@ def test_forked_workers_end_with_a_killed_rank():
     """At work, they would look for their parent only when that is done."""
     process = start("""
         import multiprocessing
-        stopping.listen()
+        signals.listen()
         def work():
             os.fork()
             # At once, where `print` may write the end of the line by itself, between the other's.

@@ -51,8 +51,8 @@ def wait_long(item: int, advance) -> None:
 
 def test_workers_end_with_their_killed_parent(tmp_path: Path) -> None:
     code = (
-        f"import sys; sys.path.insert(0, {str(Path(__file__).parent.parent)!r})\n"
-        "from test_workers import in_order, wait_long\n"
+        f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
+        "from test_worker_pool import in_order, wait_long\n"
         "if __name__ == '__main__':\n"
         "    list(in_order(wait_long, [1, 2], workers=2, advance=print))\n"
     )

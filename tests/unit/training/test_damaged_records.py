@@ -11,12 +11,12 @@ import pytest
 from status_folders import NOW, Folder
 from test_run_folder import make_checked, save_checkpoint
 
-from tst_megatron.cli.app import main
-from tst_megatron.training.run import folder as run_folder
 from tst_megatron.checkpoint.whole import TRACKER
-from tst_megatron.training.run.identity import identity
+from tst_megatron.cli.app import main
 from tst_megatron.training.record import drop_lines_after, events_at, read_metrics
+from tst_megatron.training.run import folder as run_folder
 from tst_megatron.training.run.folder import RunFolder
+from tst_megatron.training.run.identity import identity
 from tst_megatron.training.run.records import clear_log, notes_of
 from tst_megatron.training.run.versions import write_versions
 

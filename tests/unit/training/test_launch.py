@@ -14,8 +14,8 @@ from types import SimpleNamespace
 import pytest
 from rich.console import Console
 
-from tst_megatron.training.run import launch as launcher
 from tst_megatron.system.processes import signals
+from tst_megatron.training.run import launch as launcher
 from tst_megatron.training.run.launch import free_port, launch
 
 PYTHON = sys.executable

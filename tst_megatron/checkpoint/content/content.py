@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tst_megatron.system.machine.errors import machine_error, os_error
 from tst_megatron.checkpoint.content.buckets import Bucket, WeightIndex, buckets_of, check_bucket
 from tst_megatron.checkpoint.content.facts import OPTIMIZER, Facts, read_object
 from tst_megatron.checkpoint.content.optimizer import (
@@ -26,7 +25,6 @@ from tst_megatron.checkpoint.content.optimizer import (
     master_problems,
     state_problems,
 )
-from tst_megatron.checkpoint.record import MANIFEST
 from tst_megatron.checkpoint.content.values import (
     Chunk,
     DamagedItem,
@@ -34,6 +32,8 @@ from tst_megatron.checkpoint.content.values import (
     read_chunk,
     value_problem,
 )
+from tst_megatron.checkpoint.record import MANIFEST
+from tst_megatron.system.machine.errors import machine_error, os_error
 
 NUM_THREADS = min(8, os.cpu_count() or 1)
 """Items read at once; checksums are taken outside Python's lock."""

@@ -8,11 +8,11 @@ from pathlib import Path
 
 from rich.console import Console
 
-from tst_megatron.data.verify.source_text import compare_with_inputs
-from tst_megatron.data.verify.held_out_copies import HeldOutDocuments, held_out_of
 from tst_megatron.data.manifest import Manifest, load_manifest
-from tst_megatron.system.progress import byte_progress, document_progress
+from tst_megatron.data.verify.held_out_copies import HeldOutDocuments, held_out_of
+from tst_megatron.data.verify.source_text import compare_with_inputs
 from tst_megatron.data.verify.verify import Findings, num_bytes_to_read, verify_folder
+from tst_megatron.system.progress import byte_progress, document_progress
 
 SAMPLE = 0.001
 

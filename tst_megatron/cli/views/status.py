@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from tst_megatron.checkpoint.whole import step_of
 from tst_megatron.cli.views.events import (
     START,
     Event,
@@ -22,7 +23,6 @@ from tst_megatron.cli.views.events import (
 from tst_megatron.cli.views.run_state import State, judge
 from tst_megatron.schedule import Phase, Schedule, resolve_phases
 from tst_megatron.system.records import Damaged, read_yaml
-from tst_megatron.checkpoint.whole import step_of
 from tst_megatron.training.record import BAG_LOSS, LM_LOSS, VALIDATION_LOSS, read_newest
 from tst_megatron.training.run.folder import RunFolder, run_of
 from tst_megatron.training.run.state import read_state

@@ -23,26 +23,26 @@ import numpy.typing as npt
 from rich.console import Console
 
 from tst_megatron.data.adopt.adopted_index import write_chosen
-from tst_megatron.data.prepare.before_reading import check_settings, load_without_faults
-from tst_megatron.data.prepare.encode import Settings
-from tst_megatron.data.tokens.fingerprint import fingerprint
 from tst_megatron.data.adopt.foreign_pair import pair_problems, prefix_of
 from tst_megatron.data.adopt.foreign_sample import look_at_sample
-from tst_megatron.data.verify.held_out_copies import keeps_text
-from tst_megatron.data.tokens.indexed import IndexedFacts, IndexedReader, bin_path, idx_path
 from tst_megatron.data.manifest import ADOPTED, LeftOut, Manifest, load_manifest
+from tst_megatron.data.prepare.before_reading import check_settings, load_without_faults
+from tst_megatron.data.prepare.encode import Settings
 from tst_megatron.data.prepare.output_folder import (
     check_documents,
     is_free,
     versions_here,
     write_manifest,
 )
-from tst_megatron.system.progress import byte_progress
-from tst_megatron.data.verify.token_scan import Faults, block_at, check_block
 from tst_megatron.data.text.split import SPLITS, split_of
 from tst_megatron.data.tokenizer.load import Tokenizer, body, store_tokenizer, tokenizer_sha256
-from tst_megatron.system.processes.worker_pool import in_order, num_cores
+from tst_megatron.data.tokens.fingerprint import fingerprint
+from tst_megatron.data.tokens.indexed import IndexedFacts, IndexedReader, bin_path, idx_path
+from tst_megatron.data.verify.held_out_copies import keeps_text
+from tst_megatron.data.verify.token_scan import Faults, block_at, check_block
 from tst_megatron.system.files import check_not_claimed, file_sha256, folder_appearing_whole
+from tst_megatron.system.processes.worker_pool import in_order, num_cores
+from tst_megatron.system.progress import byte_progress
 
 UNIT_TOKENS = 1 << 23
 """About so many tokens are one worker's at a time."""

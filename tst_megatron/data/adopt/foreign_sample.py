@@ -14,9 +14,9 @@ from typing import Any
 import numpy.typing as npt
 from rich.console import Console
 
+from tst_megatron.data.tokenizer.load import Tokenizer, body
 from tst_megatron.data.tokens.indexed import IndexedReader, bin_path
 from tst_megatron.data.verify.inspect import visible
-from tst_megatron.data.tokenizer.load import Tokenizer, body
 
 NUM_DOCUMENTS = 1000
 NUM_TOKENS = 1 << 20

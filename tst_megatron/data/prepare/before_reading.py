@@ -10,18 +10,17 @@ from typing import Any
 
 from rich.console import Console
 
-from tst_megatron.data.prepare.encode import Settings
-from tst_megatron.data.text.inputs import Input, NotRead, Shard
 from tst_megatron.data.manifest import FILE_NAME, Manifest
-from tst_megatron.data.prepare.parts import is_parts_folder, parts_folder
+from tst_megatron.data.prepare.encode import Settings
 from tst_megatron.data.prepare.output_folder import (
     REJECTED_NAME,
     check_documents,
     check_round_trip,
     output_problems,
 )
-from tst_megatron.system.progress import say_warning
-from tst_megatron.data.tokenizer.round_trip import CHANGED_FRACTION
+from tst_megatron.data.prepare.parts import is_parts_folder, parts_folder
+from tst_megatron.data.text.inputs import Input, NotRead, Shard
+from tst_megatron.data.tokenizer.checks import tokenizer_faults, tokenizer_remarks
 from tst_megatron.data.tokenizer.load import (
     HUGGING_FACE_FOLDER,
     Tokenizer,
@@ -29,8 +28,9 @@ from tst_megatron.data.tokenizer.load import (
     store_tokenizer,
     tokenizer_sha256,
 )
-from tst_megatron.data.tokenizer.checks import tokenizer_faults, tokenizer_remarks
+from tst_megatron.data.tokenizer.round_trip import CHANGED_FRACTION
 from tst_megatron.system.processes.lock import LOCK, held
+from tst_megatron.system.progress import say_warning
 
 _SHOWN = 8
 

@@ -10,14 +10,14 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from tst_megatron.data.text.documents import Documents, Rejected, read_unit, text_hash
-from tst_megatron.data.tokens.indexed import IndexedWriter
-from tst_megatron.data.text.inputs import check_unchanged
 from tst_megatron.data.prepare.parts import counts_path, hashes_path, write_part
-from tst_megatron.data.tokenizer.round_trip import Sample
+from tst_megatron.data.text.documents import Documents, Rejected, read_unit, text_hash
+from tst_megatron.data.text.inputs import check_unchanged
 from tst_megatron.data.text.split import SPLITS, split_of
-from tst_megatron.data.tokenizer.load import Tokenizer
 from tst_megatron.data.text.units import Unit
+from tst_megatron.data.tokenizer.load import Tokenizer
+from tst_megatron.data.tokenizer.round_trip import Sample
+from tst_megatron.data.tokens.indexed import IndexedWriter
 from tst_megatron.system.files import folder_appearing_whole
 
 MOST_REJECTED = 10_000

@@ -14,25 +14,25 @@ import numpy as np
 import numpy.typing as npt
 from rich.console import Console
 
-from tst_megatron.data.text.documents import Rejected
-from tst_megatron.data.prepare.encode import Encoder, encode_unit
-from tst_megatron.data.tokens.indexed import IndexedWriter
-from tst_megatron.data.text.inputs import Input, NotRead, check_unchanged
-from tst_megatron.data.tokens.append import append, first_occurrences
 from tst_megatron.data.manifest import Contents, LeftOut
-from tst_megatron.data.prepare.parts import Part, counts_path, delete_parts, load_part, read_hashes
+from tst_megatron.data.prepare.encode import Encoder, encode_unit
 from tst_megatron.data.prepare.output_folder import (
     REJECTED_NAME,
     check_documents,
     check_round_trip,
     write_manifest,
 )
-from tst_megatron.system.progress import byte_progress
-from tst_megatron.data.tokenizer.round_trip import RoundTrip
-from tst_megatron.data.tokenizer.load import store_tokenizer
+from tst_megatron.data.prepare.parts import Part, counts_path, delete_parts, load_part, read_hashes
+from tst_megatron.data.text.documents import Rejected
+from tst_megatron.data.text.inputs import Input, NotRead, check_unchanged
 from tst_megatron.data.text.units import Unit
-from tst_megatron.system.processes.worker_pool import in_order
+from tst_megatron.data.tokenizer.load import store_tokenizer
+from tst_megatron.data.tokenizer.round_trip import RoundTrip
+from tst_megatron.data.tokens.append import append, first_occurrences
+from tst_megatron.data.tokens.indexed import IndexedWriter
 from tst_megatron.system.files import folder_appearing_whole
+from tst_megatron.system.processes.worker_pool import in_order
+from tst_megatron.system.progress import byte_progress
 
 DOCUMENTS_FOR_A_SHARE = 1000
 """After so many that were decoded again, their share is known well enough to stop."""

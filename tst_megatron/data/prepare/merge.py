@@ -15,8 +15,6 @@ import numpy as np
 import numpy.typing as npt
 from rich.console import Console
 
-from tst_megatron.data.tokens.indexed import IndexedFacts, IndexedWriter, bin_path, idx_path
-from tst_megatron.data.tokens.append import append
 from tst_megatron.data.manifest import (
     FILE_NAME,
     Contents,
@@ -24,6 +22,15 @@ from tst_megatron.data.manifest import (
     Manifest,
     differs,
     load_manifest,
+)
+from tst_megatron.data.prepare.merge_checks import (
+    SETTINGS,
+    incomplete_texts,
+    inputs_of,
+    load_shards,
+    mixed_files,
+    repeated_inputs,
+    shard_problems,
 )
 from tst_megatron.data.prepare.output_folder import (
     REJECTED_NAME,
@@ -34,19 +41,12 @@ from tst_megatron.data.prepare.output_folder import (
     unfinished_problems,
     write_manifest,
 )
-from tst_megatron.system.progress import byte_progress
-from tst_megatron.data.tokenizer.round_trip import RoundTrip
-from tst_megatron.data.prepare.merge_checks import (
-    SETTINGS,
-    incomplete_texts,
-    inputs_of,
-    load_shards,
-    mixed_files,
-    repeated_inputs,
-    shard_problems,
-)
 from tst_megatron.data.tokenizer.load import store_tokenizer
+from tst_megatron.data.tokenizer.round_trip import RoundTrip
+from tst_megatron.data.tokens.append import append
+from tst_megatron.data.tokens.indexed import IndexedFacts, IndexedWriter, bin_path, idx_path
 from tst_megatron.system.machine.disk import check_room
+from tst_megatron.system.progress import byte_progress
 
 TOKENIZER_KEYS = ("tokenizer_sha256", "eod_token", "special_tokens_in_text")
 """Of a recipe; shards whose tokenizers are the same may differ in them, and the first's count."""

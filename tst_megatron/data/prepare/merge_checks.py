@@ -8,10 +8,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from tst_megatron.data.tokens.indexed import idx_path, token_dtype
-from tst_megatron.data.text.inputs import Shard
 from tst_megatron.data.manifest import ADOPTED, Manifest, differs, load_manifest, tokenizer_problems
+from tst_megatron.data.text.inputs import Shard
 from tst_megatron.data.text.split import SPLIT_RULE
+from tst_megatron.data.tokens.indexed import idx_path, token_dtype
 
 SETTINGS = ("text_key", "held_out_fraction", "test_fraction")
 """Keys of a recipe that must be the same in all shards."""

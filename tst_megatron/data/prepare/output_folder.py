@@ -17,9 +17,6 @@ import numpy as np
 import numpy.typing as npt
 
 from tst_megatron import __version__
-from tst_megatron.data.tokens.counts import entropy_nats
-from tst_megatron.data.tokens.indexed import IndexedFacts
-from tst_megatron.data.text.inputs import Shard
 from tst_megatron.data.manifest import (
     FILE_NAME,
     Contents,
@@ -29,8 +26,11 @@ from tst_megatron.data.manifest import (
     manifest_json,
     verify_files,
 )
-from tst_megatron.data.tokenizer.round_trip import RoundTrip
+from tst_megatron.data.text.inputs import Shard
 from tst_megatron.data.tokenizer.load import TokenizerFacts
+from tst_megatron.data.tokenizer.round_trip import RoundTrip
+from tst_megatron.data.tokens.counts import entropy_nats
+from tst_megatron.data.tokens.indexed import IndexedFacts
 from tst_megatron.system.files import folder_appearing_whole
 from tst_megatron.system.processes.lock import held
 

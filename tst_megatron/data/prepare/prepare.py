@@ -1,8 +1,8 @@
 """Text to Megatron token files: parallel, resumable, the same for any number of workers.
 
 The text is cut into units; a worker makes a part of each (`encode.py`), which stays on disk until
-all are there, and this process joins the parts in their order (`join.py`). A run that was killed
-goes on from its parts. The output is built among them and renamed once it is complete.
+all are there, and this process joins the parts in their order (`join_parts.py`). A run that was
+killed goes on from its parts. The output is built among them and renamed once it is complete.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any
 
 from rich.console import Console
 
+from tst_megatron.data.manifest import FILE_NAME, Manifest, Split, load_manifest
 from tst_megatron.data.prepare.before_reading import (
     check_before_reading,
     check_not_prepared,
@@ -24,20 +25,19 @@ from tst_megatron.data.prepare.before_reading import (
     load_without_faults,
     say_before,
 )
-from tst_megatron.data.prepare.join_parts import Job, build
-from tst_megatron.data.text.documents import Documents, read_unit
 from tst_megatron.data.prepare.encode import Encoder, Settings
-from tst_megatron.data.text.inputs import Input, Shard, files_of_shard, find
-from tst_megatron.data.manifest import FILE_NAME, Manifest, Split, load_manifest
-from tst_megatron.data.prepare.parts import begin_parts, delete_parts, part_folder, parts_folder
+from tst_megatron.data.prepare.join_parts import Job, build
 from tst_megatron.data.prepare.output_folder import check_round_trip, finished, versions_here
-from tst_megatron.system.progress import byte_progress
-from tst_megatron.data.tokenizer.round_trip import CHANGED_FRACTION, tried
-from tst_megatron.data.tokenizer.load import Tokenizer, tokenizer_sha256
+from tst_megatron.data.prepare.parts import begin_parts, delete_parts, part_folder, parts_folder
+from tst_megatron.data.text.documents import Documents, read_unit
+from tst_megatron.data.text.inputs import Input, Shard, files_of_shard, find
 from tst_megatron.data.text.units import UNIT_BYTES, Unit, cut_into_units
-from tst_megatron.system.processes.worker_pool import in_order, num_cores
+from tst_megatron.data.tokenizer.load import Tokenizer, tokenizer_sha256
+from tst_megatron.data.tokenizer.round_trip import CHANGED_FRACTION, tried
 from tst_megatron.system.files import file_sha256
 from tst_megatron.system.processes.lock import held
+from tst_megatron.system.processes.worker_pool import in_order, num_cores
+from tst_megatron.system.progress import byte_progress
 
 __all__ = ["Manifest", "Split", "load_manifest", "prepare"]
 
@@ -93,7 +93,7 @@ def prepare(
         max_changed_fraction: share of the documents that are decoded again (0-1) that may not come
             back (`round_trip.py`).
         deduplicate: leave out documents whose text an earlier one has.
-        fast: encode by gigatoken, checked against the tokenizer (`fast_tokenizer.py`); the
+        fast: encode by gigatoken, checked against the tokenizer (`tokenizer/fast.py`); the
             files are the same.
         workers: processes that encode; by default one per available core. More than 1 needs
             the calling script to have an `if __name__ == "__main__"` guard.

@@ -1,7 +1,7 @@
 """The text of a run, sample by sample: the plan's places, looked up in the token files.
 
 What a sample reads is arithmetic (``plan.py``); where that stands is in the corpora's indexes
-(``index.py``).
+(``stream/corpus_index.py``).
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from tst_megatron.data.manifest import Split
 from tst_megatron.data.stream.blend import Blend
 from tst_megatron.data.stream.corpora import Corpus
 from tst_megatron.data.stream.corpus_index import CorpusIndex, IndexFacts, ensure_index
-from tst_megatron.data.manifest import Split
 from tst_megatron.data.stream.plan import StreamPlan
 from tst_megatron.system.files import allow_open_files
 

@@ -15,9 +15,9 @@ from typing import Any
 import pyarrow as pa
 from pyarrow import parquet
 
+from tst_megatron.data.text.file_kinds import is_table
 from tst_megatron.data.text.inputs import find_inputs
 from tst_megatron.data.text.jsonl import line_batches, lines_before
-from tst_megatron.data.text.file_kinds import is_table
 from tst_megatron.data.text.units import Unit, cut_into_units, unreadable
 
 _ROWS_PER_BATCH = 256

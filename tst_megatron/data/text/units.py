@@ -9,8 +9,8 @@ from pathlib import Path
 import pyarrow as pa
 from pyarrow import parquet
 
-from tst_megatron.data.text.inputs import Input
 from tst_megatron.data.text.file_kinds import is_table, packing
+from tst_megatron.data.text.inputs import Input
 from tst_megatron.data.tokenizer.round_trip import FIRST_CHARACTERS
 
 UNIT_BYTES = 1 << 26

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from tst_megatron.data.tokenizer.hugging_face import HuggingFaceTokenizer, backend_of, unknown_token
+from tst_megatron.data.tokenizer.load import Tokenizer
 from tst_megatron.data.tokenizer.probes import NAMED_PROBES, PROBES
 from tst_megatron.data.tokenizer.round_trip import changed_probes
 from tst_megatron.data.tokenizer.sentencepiece import SentencePieceTokenizer
-from tst_megatron.data.tokenizer.load import Tokenizer
 from tst_megatron.data.tokenizer.unicode_differences import byte_names
 
 _FILE = "tokenizer.json"

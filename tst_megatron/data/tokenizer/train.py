@@ -1,8 +1,8 @@
 """Train a SentencePiece tokenizer that gives every text back.
 
-BPE, not unigram: its merges are whole numbers in a fixed order, so the Hugging Face form
-(`hf/tokenizer.py`) can be proven to give the same ids. A unigram model decides by sums of float32
-scores, which `tokenizers` adds up in float64, and there "</s>" in text becomes the special id.
+BPE, not unigram: its merges are whole numbers in a fixed order, so that the Hugging Face form can
+be proven to give the same ids. A unigram model decides by sums of float32 scores, which
+`tokenizers` adds up in float64, and there "</s>" in text becomes the special id.
 """
 
 import io

@@ -11,10 +11,10 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
-from tst_megatron.data.tokens.indexed import IndexedReader
 from tst_megatron.data.manifest import Manifest
-from tst_megatron.data.verify.token_scan import scan
 from tst_megatron.data.tokenizer.load import Tokenizer
+from tst_megatron.data.tokens.indexed import IndexedReader
+from tst_megatron.data.verify.token_scan import scan
 
 # What normalisation changes: runs of spaces, line ends, compatibility forms, accents, case, control
 # and invisible characters.

@@ -10,14 +10,14 @@ from pathlib import Path
 
 import numpy as np
 
-from tst_megatron.data.text.documents import read_unit, text_hash
-from tst_megatron.data.tokens.indexed import IndexedReader, bin_path
-from tst_megatron.data.text.inputs import Input, Shard, files_of_shard, find_inputs
 from tst_megatron.data.manifest import ADOPTED, FILE_NAME, Manifest
 from tst_megatron.data.prepare.merge_checks import inputs_of
+from tst_megatron.data.text.documents import read_unit, text_hash
+from tst_megatron.data.text.inputs import Input, Shard, files_of_shard, find_inputs
 from tst_megatron.data.text.split import split_of
-from tst_megatron.data.tokenizer.load import Tokenizer, load_tokenizer
 from tst_megatron.data.text.units import cut_into_units
+from tst_megatron.data.tokenizer.load import Tokenizer, load_tokenizer
+from tst_megatron.data.tokens.indexed import IndexedReader, bin_path
 
 DOCUMENTS_PER_STEP = 1000
 """Of the progress."""

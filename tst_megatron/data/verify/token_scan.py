@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from tst_megatron.data.tokenizer.load import TokenizerFacts
 from tst_megatron.data.tokens.counts import count_tokens
 from tst_megatron.data.tokens.indexed import IndexedReader, bin_path
-from tst_megatron.data.tokenizer.load import TokenizerFacts
 
 BLOCK_TOKENS = 1 << 19
 """A block and what is computed of it stay in a core's cache."""

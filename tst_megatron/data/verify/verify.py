@@ -16,11 +16,6 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from tst_megatron.data.tokens.counts import entropy_nats
-from tst_megatron.data.tokens.fingerprint import fingerprint
-from tst_megatron.data.verify.held_out_copies import HeldOutDocuments, keeps_text
-from tst_megatron.data.tokens.indexed import IndexedReader, bin_path, idx_path, token_dtype
-from tst_megatron.data.text.inputs import Shard
 from tst_megatron.data.manifest import (
     ADOPTED,
     FILE_NAME,
@@ -30,8 +25,13 @@ from tst_megatron.data.manifest import (
     missing,
     tokenizer_problems,
 )
-from tst_megatron.data.verify.token_scan import TakeHashes, scan
+from tst_megatron.data.text.inputs import Shard
 from tst_megatron.data.tokenizer.load import Tokenizer, TokenizerFacts, load_tokenizer
+from tst_megatron.data.tokens.counts import entropy_nats
+from tst_megatron.data.tokens.fingerprint import fingerprint
+from tst_megatron.data.tokens.indexed import IndexedReader, bin_path, idx_path, token_dtype
+from tst_megatron.data.verify.held_out_copies import HeldOutDocuments, keeps_text
+from tst_megatron.data.verify.token_scan import TakeHashes, scan
 from tst_megatron.system.files import file_sha256
 
 AGAIN = "Prepare the text again."

@@ -19,12 +19,12 @@ from tst_megatron.hf.evaluate import requests, results
 from tst_megatron.hf.evaluate.definitions import data_of, manager, task_names, write_overlay
 from tst_megatron.hf.evaluate.hub import hub_problem
 from tst_megatron.hf.evaluate.local_data import COMMAND, MANIFEST, check_files
-from tst_megatron.system.files import claimed, file_sha256, write_beside
-from tst_megatron.hf.model_folder.weight_files import HuggingFaceWeights
 from tst_megatron.hf.generate import positions
 from tst_megatron.hf.model_folder.safetensors_files import INDEX
+from tst_megatron.hf.model_folder.weight_files import HuggingFaceWeights
 from tst_megatron.hf.model_folder.whole_model import as_transformers_reads
 from tst_megatron.megatron.cpu.device import find as find_device
+from tst_megatron.system.files import claimed, file_sha256, write_beside
 from tst_megatron.system.outputs import check_output
 
 DTYPES = {"auto": "auto", "fp32": "float32", "bf16": "bfloat16"}

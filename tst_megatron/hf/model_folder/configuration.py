@@ -7,9 +7,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from tst_megatron.hf.model_folder.config_problems import config_problems
-from tst_megatron.hf.families.known import family_of_config
 from tst_megatron.hf.families.family import Family
+from tst_megatron.hf.families.known import family_of_config
+from tst_megatron.hf.model_folder.config_problems import config_problems
 from tst_megatron.system.records import Damaged, block_of, read_text
 
 CONFIG = "config.json"

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from tst_megatron.hf.families.family import Family, parts_without_form
+from tst_megatron.hf.families.known import FAMILIES
 from tst_megatron.hf.model_folder.config_problems import config_problems
 from tst_megatron.hf.model_folder.configuration import (
     complete,
@@ -16,10 +18,8 @@ from tst_megatron.hf.model_folder.configuration import (
     refuse,
     written_config,
 )
-from tst_megatron.hf.families.known import FAMILIES
-from tst_megatron.hf.families.family import Family, parts_without_form
-from tst_megatron.hf.model_folder.weight_files import HuggingFaceWeights
 from tst_megatron.hf.model_folder.safetensors_files import INDEX
+from tst_megatron.hf.model_folder.weight_files import HuggingFaceWeights
 from tst_megatron.system.records import Damaged, read_json
 
 _ALONG = (

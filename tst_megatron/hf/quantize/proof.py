@@ -19,8 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tst_megatron.hf.model_folder.weight_files import HEAD, HuggingFaceWeights, is_same
 from tst_megatron.hf.generate import load_in_transformers
+from tst_megatron.hf.model_folder.weight_files import HEAD, HuggingFaceWeights, is_same
 from tst_megatron.hf.quantize.formats import BLOCK, Format
 from tst_megatron.hf.weights import place_of
 

@@ -26,17 +26,17 @@ from torch import Tensor
 from tst_megatron.data.text.documents import texts
 from tst_megatron.data.tokenizer.hugging_face import load_hugging_face
 from tst_megatron.data.tokenizer.load import copy_files
-from tst_megatron.system.files import folder_appearing_whole
-from tst_megatron.hf.model_folder.configuration import CONFIG, written_config
-from tst_megatron.hf.model_folder.weight_files import HuggingFaceWeights, check_is_free, write_json
 from tst_megatron.hf.generate import load_in_transformers
-from tst_megatron.system.machine.memory import available_bytes
+from tst_megatron.hf.model_folder.configuration import CONFIG, written_config
+from tst_megatron.hf.model_folder.soundness import not_numbers
+from tst_megatron.hf.model_folder.weight_files import HuggingFaceWeights, check_is_free, write_json
+from tst_megatron.hf.model_folder.whole_model import check_model, problems_along
 from tst_megatron.hf.quantize.formats import BLOCK, FORMATS
 from tst_megatron.hf.quantize.proof import QUANTISED, QuantizationProof, prove
-from tst_megatron.hf.model_folder.soundness import not_numbers
 from tst_megatron.hf.tokenizer.files import GENERATION
-from tst_megatron.hf.model_folder.whole_model import check_model, problems_along
 from tst_megatron.megatron.cpu.device import find as find_device
+from tst_megatron.system.files import folder_appearing_whole
+from tst_megatron.system.machine.memory import available_bytes
 
 _PROOF_SEQUENCES, _PROOF_TOKENS = 2, 256
 _TOO_LARGE = (

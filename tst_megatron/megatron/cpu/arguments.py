@@ -9,7 +9,7 @@ ARGUMENTS: Mapping[str, Any] = {
     "transformer-impl": "local",  # Transformer Engine needs CUDA
     "distributed-backend": "gloo",  # NCCL needs CUDA
     "attention-backend": "unfused",  # the fused ones belong to Transformer Engine
-    # Megatron draws on the CPU; upstream/initial_weights.py makes that independent of the layout.
+    # Megatron draws on the CPU; megatron/initial_weights.py makes that independent of the layout.
     "use-cpu-initialization": True,
     "masked-softmax-fusion": False,  # the fused kernels of the next lines are CUDA-only
     "bias-dropout-fusion": False,
@@ -18,4 +18,4 @@ ARGUMENTS: Mapping[str, Any] = {
     "rope-fusion": False,
     "no-persist-layer-norm": True,
 }
-"""``plain_check.py`` overlays them with ``profile: cpu``; the reason stands beside each."""
+"""``check/plain.py`` overlays them with ``profile: cpu``; the reason stands beside each."""

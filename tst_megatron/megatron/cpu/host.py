@@ -157,9 +157,9 @@ def _cuda(
 def _checkpoint_worker(*args: Any) -> None:
     # A fresh process, which belongs to a rank that runs under this host already.
     install(even_with_gpu=True)
-    from tst_megatron import megatron
+    from tst_megatron.megatron.repairs import repairs
 
-    megatron.checkpoint_worker(*args)
+    repairs.checkpoint_worker(*args)
 
 
 _RNG = "tensor_parallel.random and checkpointing keep CUDA's RNG state"
@@ -305,14 +305,15 @@ def install(*, even_with_gpu: bool = False) -> None:
         if fake.target.startswith("torch"):
             _replace(fake.target, fake.replacement)
     # Imported now and not above: importing Megatron already needs those of torch.
-    from tst_megatron import megatron
+    from tst_megatron.megatron import initial_weights
+    from tst_megatron.megatron.repairs import repairs
 
     for fake in FAKES:
         if fake.target.startswith("megatron"):
             _replace(fake.target, fake.replacement)
-    megatron.allow_no_cuda()
-    megatron.repair_wheel()
-    megatron.draw_by_place()
+    repairs.allow_no_cuda()
+    repairs.repair_wheel()
+    initial_weights.draw_by_place()
     # Validation demands it of every GPU before Blackwell when tensor parallelism is on.
     os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
     mode = _CUDAOnCPU()
@@ -331,10 +332,10 @@ def install_without_values() -> None:
     for fake in FAKES:
         _replace(fake.target, fake.replacement)
     torch.cuda.current_device = lambda: DEVICE  # type: ignore[assignment,return-value]
-    from tst_megatron import megatron
+    from tst_megatron.megatron.repairs import repairs
 
-    megatron.allow_no_cuda()
-    megatron.repair_wheel()
+    repairs.allow_no_cuda()
+    repairs.repair_wheel()
     if not is_installed():
         _CUDAOnCPU().__enter__()  # type: ignore[no-untyped-call]
 

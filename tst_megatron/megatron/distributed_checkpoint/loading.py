@@ -17,11 +17,11 @@ from typing import Any
 import torch
 from torch.distributed.checkpoint.api import CheckpointException
 
-from tst_megatron.system.machine.errors import machine_error
 from tst_megatron.megatron import names
 from tst_megatron.megatron.distributed_checkpoint.reading import Unreadable
 from tst_megatron.megatron.distributed_checkpoint.saving import is_first_rank, reason_of
 from tst_megatron.megatron.wrapping import wrap
+from tst_megatron.system.machine.errors import machine_error
 
 _DEFAULT_STRICTNESS = "assume_ok_unexpected"
 

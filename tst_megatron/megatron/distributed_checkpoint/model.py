@@ -20,9 +20,13 @@ from megatron.core.transformer.enums import AttnBackend
 from torch import distributed, nn
 
 from tst_megatron.megatron import names
-from tst_megatron.megatron.repairs.repairs import gpt_config_from_args
-from tst_megatron.megatron.loop import argument_parser, validate_arguments
+from tst_megatron.megatron.distributed_checkpoint.reading import read_checked
 from tst_megatron.megatron.distributed_checkpoint.weights import SavedWeights, write_checkpoint
+from tst_megatron.megatron.loop import argument_parser, validate_arguments
+from tst_megatron.megatron.repairs.repairs import gpt_config_from_args
+
+# Whoever opens checkpoints reads them so: that nothing in them runs must not be asked for.
+read_checked()
 
 __all__ = [
     "SavedWeights",

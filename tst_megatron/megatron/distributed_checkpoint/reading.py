@@ -10,8 +10,7 @@ for a whole run and for each command that opens a checkpoint:
     load_common                       common.pt            names are listed
     maybe_load_config                 metadata.json        any error is said of the file
 
-Remove each line when upstream reads so itself. ``tests/megatron/megatron/test_upstream_contract.py`` pins
-what is replaced.
+Remove each line when upstream reads so itself. ``test_upstream_contract.py`` pins what is replaced.
 """
 
 from __future__ import annotations
@@ -33,6 +32,9 @@ from torch.distributed.checkpoint.metadata import StorageMeta
 from torch.distributed.checkpoint.planner import LoadItemType
 from torch.futures import Future
 
+from tst_megatron.megatron import names
+from tst_megatron.megatron.wrapping import wrap
+from tst_megatron.system.pickles.metadata_file import read_description
 from tst_megatron.system.pickles.restricted_unpickler import Class, Refused, enum_of
 from tst_megatron.system.pickles.torch_archive import archive_problem
 from tst_megatron.system.pickles.torch_pickles import (
@@ -42,9 +44,6 @@ from tst_megatron.system.pickles.torch_pickles import (
     check_extra_states,
     load_archive,
 )
-from tst_megatron.system.pickles.metadata_file import read_description
-from tst_megatron.megatron import names
-from tst_megatron.megatron.wrapping import wrap
 
 
 class Unreadable(CheckpointException):

@@ -29,8 +29,8 @@ from torch.distributed.checkpoint.metadata import (
 from torch.distributed.checkpoint.planner import TensorWriteData, WriteItem, WriteItemType
 from torch.distributed.checkpoint.state_dict_saver import save
 
-from tst_megatron.system.pickles.metadata_file import read_description
 from tst_megatron.megatron.distributed_checkpoint.reading import Unreadable, load_tensor, read_item
+from tst_megatron.system.pickles.metadata_file import read_description
 
 
 def shards_of(entry: Any) -> list[Any]:

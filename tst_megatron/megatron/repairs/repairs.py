@@ -15,11 +15,11 @@ from typing import Any
 
 import torch
 
-from tst_megatron.system.processes.lock import join_with_parent
-from tst_megatron.system.processes.signals import die_with_parent
 from tst_megatron.megatron import names
 from tst_megatron.megatron.repairs.reshardable_state import without_padding
 from tst_megatron.megatron.wrapping import wrap
+from tst_megatron.system.processes.lock import join_with_parent
+from tst_megatron.system.processes.signals import die_with_parent
 
 
 def allow_no_cuda() -> None:

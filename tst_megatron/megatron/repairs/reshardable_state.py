@@ -22,8 +22,8 @@ def without_padding(sharded_param_state: Callable[..., Any]) -> Callable[..., An
     """Cut parameters out of the gathered state where they are, and prove it before a save.
 
     Remove when the wheel has pull request 5077, with which upstream takes the padding off itself:
-    ``tests/megatron/megatron/test_reshardable_state.py`` says when. Both together would shift the state the
-    other way, which is refused before anything is written.
+    ``test_reshardable_state.py`` says when. Both together would shift the state the other way,
+    which is refused before anything is written.
     """
     signature = inspect.signature(sharded_param_state)
 

@@ -20,11 +20,11 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 import tst_megatron
-from tst_megatron.system.machine import node, nvidia_smi
 from tst_megatron.nodes.doctor.facts import Copy, Facts, GPUs, Image, Packages
 from tst_megatron.nodes.doctor.gather_machine import machine
 from tst_megatron.nodes.doctor.packages import OURS
 from tst_megatron.nodes.doctor.probe import DEEP_EP, MODULES, SECONDS, WGRAD, ask
+from tst_megatron.system.machine import node, nvidia_smi
 
 IMAGE = Path("/opt/tst_megatron/image.json")
 """What an image was built with: {"versions": {distribution: version}, "apex": bool}."""

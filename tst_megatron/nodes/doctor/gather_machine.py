@@ -17,9 +17,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tst_megatron.system.machine import node
 from tst_megatron.nodes.doctor.facts import Disk, Machine
 from tst_megatron.nodes.doctor.limits import LIMITS, UNLIMITED
+from tst_megatron.system.machine import node
 
 CAP_IPC_LOCK = 14
 """The number of the capability; ``capabilities(7)``."""

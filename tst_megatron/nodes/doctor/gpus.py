@@ -9,11 +9,11 @@ from typing import Any
 
 from packaging.version import InvalidVersion, Version
 
-from tst_megatron.system.machine import nvidia_smi
 from tst_megatron.nodes.doctor import fixes
 from tst_megatron.nodes.doctor.facts import Facts
 from tst_megatron.nodes.doctor.finding import Finding, note, ok, problem
 from tst_megatron.recipe.profiles import GPU_PROFILES
+from tst_megatron.system.machine import nvidia_smi
 
 DRIVERS = {"12": 525, "13": 580}
 """The oldest driver branch for each CUDA, without packages for forward compatibility.

@@ -6,11 +6,11 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 
-from tst_megatron.system.machine import node
 from tst_megatron.nodes.doctor.facts import Disk, Machine
 from tst_megatron.nodes.doctor.finding import Finding, note, ok, problem
 from tst_megatron.recipe.environment import strange_values
 from tst_megatron.recipe.profiles import GPU_PROFILES
+from tst_megatron.system.machine import node
 
 SECONDS_OF_A_DAY = 86400.0
 """Files may come from a machine whose clock is a little ahead."""

@@ -189,7 +189,7 @@ def _megatron() -> dict[str, Any]:
 
     if host.is_needed():
         host.install()
-    importlib.import_module("tst_megatron.megatron")
+    importlib.import_module("tst_megatron.megatron.loop")
     return {}
 
 

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from tst_megatron.nodes.preflight.report import numbers
 from tst_megatron.megatron.cpu.meter import Meter
+from tst_megatron.nodes.preflight.report import numbers
 
 NUM_ROUNDS = 5
 """Measured rounds, after one that is checked alone: it builds the connections."""

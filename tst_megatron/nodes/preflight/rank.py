@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tst_megatron.system.machine import node, nvidia_smi
 from tst_megatron.nodes.preflight.baseline import (
     Baseline,
     add_baseline,
@@ -24,6 +23,7 @@ from tst_megatron.nodes.preflight.report import (
     numbers,
 )
 from tst_megatron.system.exit_status import FINISHED, STOPPED
+from tst_megatron.system.machine import node, nvidia_smi
 
 if TYPE_CHECKING:
     from tst_megatron.nodes.preflight.collectives import AllReduce, Meeting
@@ -186,8 +186,8 @@ def _add_up(
     baselines: list[Baseline],
 ) -> None:
     """All-reduce within the node and over all nodes, compared with the baseline."""
-    from tst_megatron.nodes.preflight import collectives
     from tst_megatron.megatron.cpu import device
+    from tst_megatron.nodes.preflight import collectives
 
     report = progress.report
     num_bytes = wanted.num_bytes or NUM_BYTES[backend]

@@ -13,8 +13,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tst_megatron.system.files import write_beside
 from tst_megatron.system.exit_status import STOPPED
+from tst_megatron.system.files import write_beside
 
 CHECKS = (
     *("start", "nvidia-smi", "memory and disks"),

@@ -6,9 +6,9 @@ import argparse
 import traceback
 from collections.abc import Sequence
 
+from tst_megatron.checkpoint.resharding import padded_vocabulary
 from tst_megatron.data.manifest import Manifest
 from tst_megatron.recipe.recipe import RecipeError
-from tst_megatron.checkpoint.resharding import padded_vocabulary
 
 
 def ask_megatron(flags: Sequence[str], world_size: int) -> argparse.Namespace:
@@ -21,11 +21,11 @@ def ask_megatron(flags: Sequence[str], world_size: int) -> argparse.Namespace:
     Raises:
         RecipeError: with that complaint.
     """
-    from tst_megatron import megatron
+    from tst_megatron.megatron import loop
 
     try:
-        args = megatron.validate_arguments(flags, world_size=world_size)
-        megatron.validate_configurations(args)
+        args = loop.validate_arguments(flags, world_size=world_size)
+        loop.validate_configurations(args)
     except (Exception, SystemExit) as error:
         # Validation reads files and divides by what it is given, so it may raise anything; after
         # some of its complaints it ends the process.

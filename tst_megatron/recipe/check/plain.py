@@ -9,13 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tst_megatron.recipe.check.checked import plan_lines
-from tst_megatron.recipe.rules.compatibility import (
-    async_save,
-    combination_problems,
-    parallel_problems,
-    smallest_world_size,
-)
+from tst_megatron.data.manifest import load_manifest
 from tst_megatron.data.stream.corpora import (
     Corpus,
     corpora_problems,
@@ -25,13 +19,19 @@ from tst_megatron.data.stream.corpora import (
     needed_lines,
     open_corpora,
 )
-from tst_megatron.data.manifest import load_manifest
 from tst_megatron.data.stream.plan import StreamPlan
-from tst_megatron.recipe.keys.flags import Flags
 from tst_megatron.megatron.cpu.arguments import ARGUMENTS
-from tst_megatron.recipe.keys.megatron import argument_parser
+from tst_megatron.recipe.check.checked import plan_lines
+from tst_megatron.recipe.keys.flags import Flags
+from tst_megatron.recipe.keys.table import argument_parser
 from tst_megatron.recipe.profiles import PROFILES, given_by
 from tst_megatron.recipe.recipe import Recipe, RecipeError
+from tst_megatron.recipe.rules.compatibility import (
+    async_save,
+    combination_problems,
+    parallel_problems,
+    smallest_world_size,
+)
 from tst_megatron.recipe.rules.defaults import NEEDED, default_warnings
 from tst_megatron.recipe.rules.keys import key_problems
 from tst_megatron.recipe.rules.learning_rate import (

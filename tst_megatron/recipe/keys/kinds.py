@@ -12,8 +12,8 @@ makes another run:
 ``WRITES``, ``REPORTS``  where it writes, and what it reports how often
 ======================  =========================================================================
 
-Keys have Megatron's first spelling. ``tests/megatron/training/test_same_run.py`` holds the table against
-its parser, so that a key of a new Megatron has to be given a kind.
+Keys have Megatron's first spelling. ``test_same_run.py`` holds the table against its parser, so
+that a key of a new Megatron has to be given a kind.
 """
 
 from __future__ import annotations

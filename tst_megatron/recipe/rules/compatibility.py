@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 import math
 
-from tst_megatron.system.packages import has_nvidia_resiliency_ext, has_transformer_engine
 from tst_megatron.recipe.profiles import GPU_PROFILES
 from tst_megatron.recipe.recipe import Recipe
+from tst_megatron.system.packages import has_nvidia_resiliency_ext, has_transformer_engine
 
 REFUSED = {
     "mtp-num-layers": "multi-token prediction shifts labels by one token, which means nothing for "

@@ -8,7 +8,7 @@ import math
 from collections.abc import Collection, Iterator
 from typing import Any
 
-from tst_megatron.recipe.keys.megatron import argument_parser
+from tst_megatron.recipe.keys.table import argument_parser
 
 MAY_BE_ZERO = frozenset(
     """

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from tst_megatron.system.paths import is_own_name
-from tst_megatron.system.records import read_bytes
 from tst_megatron.system.pickles.restricted_unpickler import (
     Class,
     Function,
@@ -21,6 +20,7 @@ from tst_megatron.system.pickles.restricted_unpickler import (
     unpickled,
 )
 from tst_megatron.system.pickles.torch_pickles import dtypes, layout, paths
+from tst_megatron.system.records import read_bytes
 
 _DCP = "torch.distributed.checkpoint"
 

@@ -13,14 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from tst_megatron.system.files import copy_beside, is_beside, write_beside
-from tst_megatron.system.outputs import check_output
-from tst_megatron.recipe.recipe import RecipeError
-from tst_megatron.system.processes import lock
-from tst_megatron.system.processes.holder import Holder
-from tst_megatron.system.machine.errors import raise_passing
-from tst_megatron.system.paths import is_there
-from tst_megatron.system.records import Damaged
+from tst_megatron.checkpoint.known_saves import SAVES, known_saves, note_save, noted_save
+from tst_megatron.checkpoint.retention import delete, remove_leftovers
 from tst_megatron.checkpoint.whole import (
     Start,
     checkpoint_of,
@@ -31,12 +25,18 @@ from tst_megatron.checkpoint.whole import (
     step_of,
     tracked_step,
 )
+from tst_megatron.recipe.recipe import RecipeError
 from tst_megatron.system.exit_status import FINISHED
+from tst_megatron.system.files import copy_beside, is_beside, write_beside
+from tst_megatron.system.machine.errors import raise_passing
+from tst_megatron.system.outputs import check_output
+from tst_megatron.system.paths import is_there
+from tst_megatron.system.processes import lock
+from tst_megatron.system.processes.holder import Holder
+from tst_megatron.system.records import Damaged
+from tst_megatron.training.record import events_at
 from tst_megatron.training.run.identity import differences, identity
 from tst_megatron.training.run.identity import notes as notes_of_identity
-from tst_megatron.checkpoint.known_saves import SAVES, known_saves, note_save, noted_save
-from tst_megatron.training.record import events_at
-from tst_megatron.checkpoint.retention import delete, remove_leftovers
 from tst_megatron.training.run.records import (
     RESOLVED,
     VERSIONS,

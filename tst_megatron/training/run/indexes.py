@@ -14,9 +14,9 @@ from rich.console import Console
 from tst_megatron.data.stream.corpora import Corpus, changed_text
 from tst_megatron.data.stream.corpus_index import problem_of
 from tst_megatron.data.stream.plan import StreamPlan
-from tst_megatron.system.progress import document_progress
 from tst_megatron.data.stream.stream import ensure_indexes, index_facts
 from tst_megatron.recipe.recipe import RecipeError
+from tst_megatron.system.progress import document_progress
 
 SECONDS_TO_BUILD = 4 * 3600.0
 """How long other ranks wait for indexes: far more than those of 2T tokens take."""

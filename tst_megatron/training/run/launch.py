@@ -16,9 +16,9 @@ from types import FrameType
 
 from rich.console import Console
 
+from tst_megatron.system.exit_status import STOPPED
 from tst_megatron.system.machine.cores import num_cores
 from tst_megatron.system.processes import signals as stopping
-from tst_megatron.system.exit_status import STOPPED
 
 PASSED_ON = stopping.STOP_SIGNALS
 """Signals to this command that every rank gets."""

@@ -11,11 +11,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tst_megatron.checkpoint.whole import TRACKER
 from tst_megatron.system.files import copy_beside
 from tst_megatron.system.machine.errors import raise_passing
 from tst_megatron.system.paths import is_there
 from tst_megatron.system.records import Damaged, aside, move_aside, open_bytes, read_yaml
-from tst_megatron.checkpoint.whole import TRACKER
 from tst_megatron.training.record import DROPPED
 from tst_megatron.training.run.state import read_state
 from tst_megatron.training.run.versions import read_layouts, write_layouts

@@ -11,11 +11,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from tst_megatron.recipe.check.checked import CheckedRecipe
-from tst_megatron.data.stream.corpora import changed_text
-from tst_megatron.data.stream.cursor import cursor, differences, stream_facts
-from tst_megatron.recipe.recipe import RecipeError
 from tst_megatron.checkpoint import saved_state
+from tst_megatron.checkpoint.resharding import reshard_notes, reshard_problems
 from tst_megatron.checkpoint.whole import (
     Start,
     checkpoint_of,
@@ -24,9 +21,12 @@ from tst_megatron.checkpoint.whole import (
     whole_before,
     write_tracker,
 )
-from tst_megatron.training.run.pretrained import pretrained_problems
-from tst_megatron.checkpoint.resharding import reshard_notes, reshard_problems
+from tst_megatron.data.stream.corpora import changed_text
+from tst_megatron.data.stream.cursor import cursor, differences, stream_facts
+from tst_megatron.recipe.check.checked import CheckedRecipe
+from tst_megatron.recipe.recipe import RecipeError
 from tst_megatron.training.run.folder import RunFolder, saves_manifest
+from tst_megatron.training.run.pretrained import pretrained_problems
 from tst_megatron.training.run.records import damage_of, read_resolved
 
 

@@ -10,8 +10,8 @@ from typing import Any
 
 from tst_megatron import __version__
 from tst_megatron.system.files import write_beside
-from tst_megatron.system.packages import package_version
 from tst_megatron.system.machine.errors import raise_passing
+from tst_megatron.system.packages import package_version
 from tst_megatron.system.records import Damaged, block_of, read_json
 
 PACKAGES = (

@@ -12,9 +12,8 @@ from rich.console import Console
 from test_checkpoints import SHARD, folder, saved  # noqa: F401
 from torch.distributed.checkpoint.api import CheckpointException
 
-from tst_megatron.cli.views.checkpoints import verify
-from tst_megatron.system.machine.errors import machine_error
 from tst_megatron.checkpoint.record import RECORD
+from tst_megatron.checkpoint.retention import Keeper, KeepingRule
 from tst_megatron.checkpoint.whole import (
     TRACKER,
     examine,
@@ -25,7 +24,8 @@ from tst_megatron.checkpoint.whole import (
     step_of,
     whole_before,
 )
-from tst_megatron.checkpoint.retention import Keeper, KeepingRule
+from tst_megatron.cli.views.checkpoints import verify
+from tst_megatron.system.machine.errors import machine_error
 from tst_megatron.training.run.folder import RunFolder
 from tst_megatron.training.run.records import damaged_records
 from tst_megatron.training.run.tokenizer import is_tokenizer

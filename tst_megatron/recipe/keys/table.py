@@ -1,8 +1,8 @@
 """Megatron's command-line options, without Megatron: a table and the parser that is made of it.
 
 Importing Megatron takes seconds, and most mistakes in a recipe can be told from the names, types
-and defaults of its options. ``megatron_keys.json`` has them, for the version that this project is
-pinned to; ``tools/update_keys.py`` writes it, and ``tests/megatron/recipe/test_megatron_keys.py`` holds it
+and defaults of its options. ``table.json`` has them, for the version that this project is pinned
+to; ``tools/update_keys.py`` writes it, and ``test_megatron_keys.py`` holds it
 against Megatron's own parser.
 """
 
@@ -69,7 +69,7 @@ def _settings(option: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def table_of(parser: argparse.ArgumentParser) -> list[dict[str, Any]]:
-    """The table of a parser's options, as ``megatron_keys.json`` has it.
+    """The table of a parser's options, as ``table.json`` has it.
 
     Args:
         parser: Megatron's own.

@@ -20,13 +20,13 @@ import torch
 from test_checkpoints import saved  # noqa: F401
 from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex
 
-from tst_megatron.cli.app import main
-from tst_megatron.system.pickles.inert_pickle import Placeholder, _Inert
-from tst_megatron.system.pickles.restricted_unpickler import Refused, enum_of
-from tst_megatron.system.pickles.torch_pickles import check_extra_state, load_archive
-from tst_megatron.system.pickles.metadata_file import read_description
 from tst_megatron.checkpoint.content.facts import read_facts, read_object
 from tst_megatron.checkpoint.whole import problems
+from tst_megatron.cli.app import main
+from tst_megatron.system.pickles.inert_pickle import Placeholder, _Inert
+from tst_megatron.system.pickles.metadata_file import read_description
+from tst_megatron.system.pickles.restricted_unpickler import Refused, enum_of
+from tst_megatron.system.pickles.torch_pickles import check_extra_state, load_archive
 
 
 class Calls:
