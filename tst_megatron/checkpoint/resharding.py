@@ -26,7 +26,6 @@ import argparse
 from collections.abc import Mapping
 from typing import Any
 
-from tst_megatron.recipe import padding
 from tst_megatron.recipe.keys.kinds import SIZE_KEYS, TRANSPORT_KEYS
 
 FULLY_RESHARDABLE = "fully_reshardable"
@@ -240,15 +239,3 @@ def _bucket_size(args: argparse.Namespace) -> str:
     replicas = args.data_parallel_size * args.context_parallel_size
     size = args.ddp_bucket_size
     return f"{max(40_000_000, 1_000_000 * replicas) if size is None else size:,} parameters"
-
-
-def padded_vocabulary(vocab_size: int, args: argparse.Namespace) -> int:
-    """The rows of an embedding, as ``calculate_padded_vocab_size`` of Megatron has them.
-
-    Args:
-        vocab_size: tokens, which may be more than the tokenizer has.
-        args: Megatron's arguments of the layout.
-    """
-    return padding.padded(
-        vocab_size, args.make_vocab_size_divisible_by, args.tensor_model_parallel_size
-    )

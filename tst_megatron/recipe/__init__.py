@@ -1,1 +1,1 @@
-"""TODO."""
+"""A recipe: read, completed by a profile, checked, and made into Megatron's arguments."""

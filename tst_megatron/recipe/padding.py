@@ -11,6 +11,7 @@ log Z is 11 loses 0.002 nats, and one that was trained to log Z = 0 loses 4.86.
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
 from pathlib import Path
@@ -34,6 +35,16 @@ def padded(vocab_size: int, divisor: int, ranks: int) -> int:
         ranks: ``tensor-model-parallel-size``.
     """
     return math.ceil(vocab_size / (divisor * ranks)) * divisor * ranks
+
+
+def padded_vocabulary(vocab_size: int, args: argparse.Namespace) -> int:
+    """The rows of an embedding, as ``calculate_padded_vocab_size`` of Megatron has them.
+
+    Args:
+        vocab_size: tokens, which may be more than the tokenizer has.
+        args: Megatron's arguments of the layout.
+    """
+    return padded(vocab_size, args.make_vocab_size_divisible_by, args.tensor_model_parallel_size)
 
 
 def sizes_without_padding(vocab_size: int) -> list[int]:

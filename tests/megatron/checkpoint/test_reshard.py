@@ -19,6 +19,7 @@ from tst_megatron.cli import app
 from tst_megatron.megatron import loop
 from tst_megatron.megatron.distributed_checkpoint.model import pending_rerun, read_saved_state
 from tst_megatron.megatron.repairs import repairs
+from tst_megatron.recipe import padding
 from tst_megatron.recipe.keys import kinds
 
 SWITCH, STEPS = 12, 26
@@ -353,7 +354,7 @@ def test_bucket_and_vocabulary_sizes_are_megatrons(monkeypatch):
         assert said == ("all parameters" if wanted is None else f"{wanted:,} parameters")
     args = SimpleNamespace(make_vocab_size_divisible_by=12, tensor_model_parallel_size=4)
     wanted = calculate_padded_vocab_size(1001, 12, 4, False)
-    assert resharding.padded_vocabulary(1001, args) == wanted
+    assert padding.padded_vocabulary(1001, args) == wanted
 
 
 def test_search_for_a_fault_is_seen_in_a_checkpoint(runs):

@@ -7,11 +7,11 @@ import pytest
 from tst_megatron.checkpoint.resharding import (
     changes,
     layout_of,
-    padded_vocabulary,
     reshard_notes,
     reshard_problems,
 )
 from tst_megatron.recipe.keys.kinds import LAYOUT_KEYS
+from tst_megatron.recipe.padding import padded_vocabulary
 
 BUCKETS = {"distrib_optim_sharding_type": "dp_reshardable"}
 MODEL = {"distrib_optim_sharding_type": "fully_reshardable"}

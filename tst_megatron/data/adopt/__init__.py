@@ -1,1 +1,1 @@
-"""TODO."""
+"""Token files that another tool wrote, taken as they are."""

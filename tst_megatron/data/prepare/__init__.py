@@ -1,1 +1,1 @@
-"""TODO."""
+"""Text to token files: in parallel, in parts that survive a kill, joined in order."""

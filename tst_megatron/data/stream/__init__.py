@@ -1,1 +1,1 @@
-"""TODO."""
+"""The order in which a run reads its tokens: every sample's place by arithmetic."""

@@ -1,1 +1,1 @@
-"""TODO."""
+"""The text: which files it consists of, and the documents in them."""

@@ -1,1 +1,1 @@
-"""TODO."""
+"""Tokenizers: what a document becomes, whichever library makes it."""

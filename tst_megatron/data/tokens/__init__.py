@@ -1,1 +1,1 @@
-"""TODO."""
+"""Token files on disk: Megatron's .bin/.idx format, written and read."""

@@ -1,1 +1,1 @@
-"""TODO."""
+"""Look at finished token files: are they what was written, and what do they hold?"""

@@ -1,1 +1,1 @@
-"""TODO."""
+"""FP8 and NVFP4 of an export, and the proof of them."""

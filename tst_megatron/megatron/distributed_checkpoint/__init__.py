@@ -1,1 +1,1 @@
-"""TODO."""
+"""Megatron's distributed checkpoints: saved, loaded, and read without a job."""

@@ -1,1 +1,1 @@
-"""TODO."""
+"""Check a recipe before it waits in a queue: without Megatron first, then by Megatron itself."""

@@ -6,8 +6,8 @@ import argparse
 import traceback
 from collections.abc import Sequence
 
-from tst_megatron.checkpoint.resharding import padded_vocabulary
 from tst_megatron.data.manifest import Manifest
+from tst_megatron.recipe.padding import padded_vocabulary
 from tst_megatron.recipe.recipe import RecipeError
 
 

@@ -1,1 +1,1 @@
-"""TODO."""
+"""Megatron's option keys without Megatron: their names, types, defaults and kinds."""

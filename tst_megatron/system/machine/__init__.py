@@ -1,1 +1,1 @@
-"""TODO."""
+"""What this machine is and has: its cores, disks, memory, GPUs and name."""

@@ -1,1 +1,1 @@
-"""TODO."""
+"""Processes: their signals, locks, ranks and workers."""
