@@ -56,7 +56,7 @@ def cut_into_units(inputs: Sequence[Input]) -> list[Unit]:
 def _sampled(units: Sequence[Unit]) -> list[Unit]:
     """Of many small units some are looked at, so that it takes the same share of the time."""
     wanted = sum(min(unit.num_bytes, FIRST_CHARACTERS) for unit in units)
-    allowed = max(sum(unit.num_bytes for unit in units) // 64, FIRST_CHARACTERS)
+    allowed = max(sum(unit.num_bytes for unit in units) // 256, FIRST_CHARACTERS)
     stride = max(1, wanted // allowed)
     return [replace(unit, is_sampled=number % stride == 0) for number, unit in enumerate(units)]
 
