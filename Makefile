@@ -18,7 +18,7 @@ endif
 # Images of Python set it, and then each process compiles all of Megatron anew: most of its start.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: quickstart test test-fast test-gpu test-slurm gpu-check image-check wheelhouse-check soak \
+.PHONY: quickstart test test-fast test-room test-gpu test-slurm gpu-check image-check wheelhouse-check soak \
 	layouts export-full-size measure-prepare measure-checks measure-start fuzz lint
 .DEFAULT_GOAL := quickstart
 
@@ -30,6 +30,18 @@ test: lint  ## everything that CI runs
 
 test-fast: $(UV)  ## no process groups and no Megatron, for the inner loop
 	$(RUN) pytest -n 2 --dist loadfile tests/unit
+
+# Folders of tests mirror the rooms of the package; those that do not are named here.
+TESTS_OF_model := tests/kernels $(wildcard tests/distributed/test_*bag*.py tests/distributed/test_*loss*.py)
+TESTS_OF_nodes := $(wildcard tests/distributed/test_preflight*.py)
+TESTS_OF_megatron := $(wildcard tests/distributed/test_gloo*.py)
+TESTS_OF_ROOM = $(filter-out tests/megatron tests/unit,$(wildcard tests/unit/$(ROOM) \
+	tests/unit/test_$(ROOM).py tests/megatron/$(ROOM) tests/$(ROOM))) $(TESTS_OF_$(ROOM))
+
+test-room: $(UV)  ## ROOM=data: the tests of one room of the package, those with Megatron too
+	$(if $(and $(ROOM),$(strip $(TESTS_OF_ROOM))),,$(error ROOM is '$(ROOM)': name a room that has \
+	tests, such as ROOM=data. CONTRIBUTING.md lists the rooms))
+	$(RUN) pytest -n 2 --dist loadfile $(TESTS_OF_ROOM)
 
 fuzz: $(UV)  ## 3,000 keys with values that nobody would mean; all that is accepted is built
 	TST_FUZZ=$${TST_FUZZ:-3000} $(RUN) pytest -q tests/megatron/recipe/test_check_fuzz.py

@@ -110,7 +110,7 @@ def test_guide_says_what_has_not_been_measured(model):
     text = " ".join(GUIDES[model].read_text(encoding="utf-8").split())
     assert "Nothing here has run on a GPU" in text
     assert "FP8 and MXFP8 are untested on hardware" in text
-    assert "The whole text was not prepared here" in text
+    assert "The complete text was not prepared here" in text
 
 
 TOKENIZERS = {"qwen3-10b-a1b": "data/qwen3-tokenizer"}
