@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from tst_megatron.megatron import names
-from tst_megatron.megatron.wrapping import wrap
+from tst_megatron.megatron.repairs.wrapping import wrap
 
 _DRAW = "tst_megatron_draw"
 """Attribute of a weight that is being built: draws its values, once more."""

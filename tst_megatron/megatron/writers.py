@@ -6,7 +6,7 @@ import functools
 from typing import Any
 
 from tst_megatron.megatron import names
-from tst_megatron.megatron.wrapping import wrap
+from tst_megatron.megatron.repairs.wrapping import wrap
 
 
 def tensorboard_writer() -> Any:

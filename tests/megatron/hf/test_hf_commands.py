@@ -16,7 +16,7 @@ from tst_megatron.hf.export import export
 from tst_megatron.hf.export_warnings import export_warnings
 from tst_megatron.hf.families.family import OPPOSITE, recipe_key
 from tst_megatron.hf.families.known import FAMILIES
-from tst_megatron.megatron.loop import argument_parser
+from tst_megatron.megatron.arguments import argument_parser
 
 
 @pytest.fixture(scope="session")
