@@ -205,7 +205,7 @@ def test_tracker_file_and_folders_are_named_as_we_read_and_write_them():
 
 
 def test_a_step_is_saved_by_interval_and_saved_once_before_an_exit():
-    """What ``saving.force`` relies on: the interval in the arguments decides, and nothing else."""
+    """``saving.force`` relies on it: the interval in the arguments decides, and nothing else."""
     decide = names.training.checkpoint_and_decide_exit
     source = inspect.getsource(getattr(decide, "tst_megatron_original", decide))
     assert "iteration % args.save_interval == 0" in source
@@ -331,7 +331,7 @@ def test_worker_of_asynchronous_saves_ends_with_its_rank():
 
 
 def test_checkpoints_are_read_in_the_places_that_are_replaced():
-    """What unpickles without a look upstream; each line of ``reading.py`` goes with its own."""
+    """Upstream unpickles there without a look; each line of ``reading.py`` goes with one of them."""
     from megatron.core.dist_checkpointing.strategies import (
         cached_metadata_filesystem_reader as cached,
     )

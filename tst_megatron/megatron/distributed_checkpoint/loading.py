@@ -17,7 +17,7 @@ from typing import Any
 from torch.distributed.checkpoint.api import CheckpointException
 
 from tst_megatron.megatron import names
-from tst_megatron.megatron.distributed_checkpoint.reading import Unreadable
+from tst_megatron.megatron.distributed_checkpoint.reading import Unreadable, read_checked
 from tst_megatron.megatron.distributed_checkpoint.saving import reason_of
 from tst_megatron.megatron.ranks import (
     from_all_ranks,
@@ -27,6 +27,9 @@ from tst_megatron.megatron.ranks import (
 )
 from tst_megatron.megatron.repairs.wrapping import wrap
 from tst_megatron.system.machine.errors import machine_error
+
+# Every load of a run comes through here. Nothing in what it reads may run.
+read_checked()
 
 _DEFAULT_STRICTNESS = "assume_ok_unexpected"
 
