@@ -86,7 +86,7 @@ def _draws(model: Any) -> Iterator[tuple[str, Callable[[], Any]]]:
 
 
 def _modules(module: Any, place: str) -> Iterator[tuple[str, Any]]:
-    """List a module and all inside it; layers and experts have the numbers of the complete model."""
+    """List a module and all inside it; layers and experts are numbered as in the complete model."""
     yield place, module
     first = 0
     if isinstance(module, names.SequentialMLP):

@@ -331,7 +331,7 @@ def test_worker_of_asynchronous_saves_ends_with_its_rank():
 
 
 def test_checkpoints_are_read_in_the_places_that_are_replaced():
-    """Upstream unpickles there without a look; each line of ``reading.py`` goes with one of them."""
+    """Upstream unpickles there without a look; each line of ``reading.py`` belongs to one."""
     from megatron.core.dist_checkpointing.strategies import (
         cached_metadata_filesystem_reader as cached,
     )
