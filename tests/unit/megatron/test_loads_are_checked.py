@@ -69,7 +69,7 @@ def test_nothing_is_unpickled_but_by_listed_names():
         for node in ast.walk(tree)
         if isinstance(node, ast.Call)
         and is_one_of(ast.unparse(node.func), UNPICKLE)
-        and "weights_only=True" not in ast.unparse(node)
+        and not any(harmless in ast.unparse(node) for harmless in HARMLESS)
     ]
     assert found == []
 
