@@ -11,7 +11,7 @@ from tst_megatron.megatron.cpu import host
 # Megatron's parser knows which spellings mean one flag.
 host.install(even_with_gpu=True)
 
-from tst_megatron.megatron import loop  # noqa: E402
+from tst_megatron.megatron import arguments  # noqa: E402
 from tst_megatron.recipe.check.plain import with_profile  # noqa: E402
 from tst_megatron.recipe.keys.flags import Flags  # noqa: E402
 from tst_megatron.recipe.recipe import load_recipe  # noqa: E402
@@ -22,7 +22,7 @@ RECIPES = tuple(
     f"{path.parent.name}/{path.stem}" for path in sorted((REPOSITORY / "examples").glob("*/*.yaml"))
 )
 """Recipes of ``examples`` whose resolved values are held: all."""
-FLAGS = Flags(loop.argument_parser())
+FLAGS = Flags(arguments.argument_parser())
 
 
 def golden_path(recipe: str) -> Path:

@@ -15,9 +15,9 @@ def main() -> None:
     """Write the table, an option on each line."""
     if host.is_needed():
         host.install()
-    from tst_megatron.megatron import loop
+    from tst_megatron.megatron import arguments
 
-    lines = (json.dumps(option) for option in table_of(loop.argument_parser()))
+    lines = (json.dumps(option) for option in table_of(arguments.argument_parser()))
     TABLE.write_text("[\n" + ",\n".join(lines) + "\n]\n", encoding="utf-8")
     print(f"{TABLE} is written")
 

@@ -39,7 +39,7 @@ def capabilities() -> list[list[int]]:
 
 
 def num_devices() -> int:
-    """How many GPUs torch finds."""
+    """Return the number of GPUs that torch finds."""
     return len(capabilities())
 
 

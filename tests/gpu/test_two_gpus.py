@@ -1,4 +1,4 @@
-"""What needs two GPUs: Transformer Engine's context parallelism, and a schedule plan that overlaps.
+"""Train on two GPUs: Transformer Engine's context parallelism, and a schedule plan that overlaps.
 
 Neither means anything on one. A context-parallel group of one rank has nothing to cut; and the plan
 frees what it has sent to other ranks, which of one rank alone is what it has received.

@@ -22,7 +22,7 @@ def start(recipe: dict[str, Any]) -> Any:
     from megatron.training import global_vars
     from megatron.training.initialize import initialize_megatron
 
-    from tst_megatron.megatron import loop
+    from tst_megatron.megatron import arguments
     from tst_megatron.recipe.keys.flags import Flags
 
     global_vars.unset_global_variables()
@@ -30,9 +30,9 @@ def start(recipe: dict[str, Any]) -> Any:
     destroy_groups()
     parallel_state.destroy_model_parallel()
     get_cuda_rng_tracker().reset()
-    flags, problems = Flags(loop.argument_parser()).convert({**recipe, **host.ARGUMENTS})
+    flags, problems = Flags(arguments.argument_parser()).convert({**recipe, **host.ARGUMENTS})
     assert not problems, problems
-    args = loop.parse_arguments(flags)
+    args = arguments.parse_arguments(flags)
     initialize_megatron(allow_no_cuda=True)
     args.curr_iteration = 0
     return args

@@ -81,9 +81,9 @@ def save(folder: Path, flags: list[str], *, iteration: int, seed: int) -> None:
     from megatron.training.argument_utils import gpt_config_from_args
     from megatron.training.models.gpt import GPTModelBuilder
 
-    from tst_megatron.megatron import loop
+    from tst_megatron.megatron import arguments
 
-    args = loop.validate_arguments(flags, world_size=2)
+    args = arguments.validate_arguments(flags, world_size=2)
     args.padded_vocab_size = 1024
     parallel_state.initialize_model_parallel(
         tensor_model_parallel_size=args.tensor_model_parallel_size,

@@ -47,15 +47,16 @@ def compare(
     Raises:
         RecipeError: what the recipe or Megatron refuses.
     """
-    from tst_megatron.megatron import loop, single_step
-    from tst_megatron.megatron.repairs import repairs
+    from tst_megatron.megatron import arguments, single_step
+    from tst_megatron.megatron.repairs.apply import repair_wheel
+    from tst_megatron.megatron.silence import in_silence
     from tst_megatron.model.gpt import TSTGPTModelConfig
 
     flags = flags_of(recipe, settings.device)
     _be_the_only_rank()
-    with loop.in_silence():
-        repairs.repair_wheel()
-        args = loop.parse_arguments(flags)
+    with in_silence():
+        repair_wheel()
+        args = arguments.parse_arguments(flags)
         trainer = single_step.Trainer(args, TSTGPTModelConfig.from_arguments(args, recipe.tst))
         contenders = [step_of(trainer, size, seed=settings.seed) for size in (1, *bag_sizes)]
         title = (

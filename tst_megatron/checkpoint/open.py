@@ -141,8 +141,7 @@ def load_model(weights: TrainedWeights, *, dtype: torch.dtype | None = None) -> 
         RuntimeError: this process cannot be a Megatron job of its own.
     """
     megatron, opened = seam(), weights.opened
-    with megatron.quietly():
-        model = megatron.build_gpt(for_one_process(opened.args, dtype or opened.args.params_dtype))
+    model = megatron.build_gpt(for_one_process(opened.args, dtype or opened.args.params_dtype))
     # Norms are built in float32 here whatever the type of the rest.
     model = model.to(dtype or opened.args.params_dtype)
     with torch.no_grad():
@@ -165,11 +164,10 @@ def skeleton(
         under another name, the first name -> the second.
     """
     megatron = seam()
-    with megatron.quietly():
-        model = megatron.build_gpt_on_meta(for_one_process(args, args.params_dtype))
-        local: dict[str, Any] = megatron.sharded_weights(model, content_metadata)
-        megatron.name_norms_as_transformer_engine(model)
-        with_te = megatron.sharded_weights(model, content_metadata)
+    model = megatron.build_gpt_on_meta(for_one_process(args, args.params_dtype))
+    local: dict[str, Any] = megatron.sharded_weights(model, content_metadata)
+    megatron.name_norms_as_transformer_engine(model)
+    with_te = megatron.sharded_weights(model, content_metadata)
     aliases = {
         entry.key: with_te[name].key
         for name, entry in local.items()

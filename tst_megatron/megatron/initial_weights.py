@@ -1,12 +1,13 @@
-"""Initial weights drawn on the CPU: each for its place in the model, whatever the layout.
+"""Draw initial weights on the CPU so that they do not depend on the parallel layout.
 
 Megatron draws them from one generator in the order in which a rank builds its part. With
 ``use-cpu-initialization`` that generator is the same on every rank of an expert-parallel group, so
-two ranks would start with the same experts, and whatever a rank does not build shifts all that
+two ranks would start with the same experts. And a layer that a rank does not build shifts all that
 comes after it. Here every weight has a generator of its own, seeded by the run's seed and by the
-weight's name in the whole model: ``decoder.layers.7.mlp.experts.local_experts.3.linear_fc1.weight``
-is the same with one rank and with eight, and on a GPU with the same key as on the CPU host. Layers
-of Transformer Engine are left as Megatron draws them.
+weight's name in the complete model. Example:
+``decoder.layers.7.mlp.experts.local_experts.3.linear_fc1.weight`` is the same with one rank and
+with eight, and on a GPU with the same key as on the CPU host. Layers of Transformer Engine keep the
+weights that Megatron draws.
 
 Remove when Megatron's weights no longer depend on the layout with ``use-cpu-initialization``.
 """
@@ -21,20 +22,20 @@ from typing import Any
 import torch
 
 from tst_megatron.megatron import names
-from tst_megatron.megatron.wrapping import wrap
+from tst_megatron.megatron.repairs.wrapping import wrap
 
 _DRAW = "tst_megatron_draw"
-"""Attribute of a weight that is being built: draws its values, once more."""
+"""Attribute of a weight that is being built: a function that draws its values again."""
 
 
 def draw_by_place() -> None:
-    """Let every GPT that is built draw each weight for its place in the whole model."""
+    """Let every GPT that is built draw each weight for its place in the complete model."""
     wrap(names.tensor_parallel_layers, "_initialize_affine_weight_cpu", _remembered)
     wrap(names.GPTModel, "__init__", _drawn_by_place)
 
 
 def _remembered(initialise: Callable[..., Any]) -> Callable[..., Any]:
-    """How Megatron fills a weight is kept on it: the method, the whole shape, this rank's part."""
+    """Keep on a weight how Megatron fills it: the method, the full shape, this rank's part."""
 
     @functools.wraps(initialise)
     def wrapper(weight: Any, *args: Any, **kwargs: Any) -> Any:
@@ -53,7 +54,7 @@ def _drawn_by_place(build: Callable[..., None]) -> Callable[..., None]:
         if not (self.config.perform_initialization and self.config.use_cpu_initialization):
             return
         if names.global_vars._GLOBAL_ARGS is None:
-            # Built outside a run, which has no seed: what is loaded into it counts.
+            # Built outside a run, without a seed: its weights will be loaded.
             return
         with torch.random.fork_rng(devices=[]):
             for place, draw in _draws(self):
@@ -69,7 +70,7 @@ def _drawn_by_place(build: Callable[..., None]) -> Callable[..., None]:
 
 
 def _draws(model: Any) -> Iterator[tuple[str, Callable[[], Any]]]:
-    """Each random weight of a stage: its name in the whole model, and what draws it."""
+    """List each random weight of a stage: its name in the complete model, and what draws it."""
     for place, module in _modules(model, ""):
         for name, weight in module.named_parameters(recurse=False):
             draw = weight.__dict__.pop(_DRAW, None)
@@ -85,7 +86,7 @@ def _draws(model: Any) -> Iterator[tuple[str, Callable[[], Any]]]:
 
 
 def _modules(module: Any, place: str) -> Iterator[tuple[str, Any]]:
-    """Every module below one, with its name in the whole model: layers and experts are counted."""
+    """List a module and all inside it; layers and experts are numbered as in the complete model."""
     yield place, module
     first = 0
     if isinstance(module, names.SequentialMLP):
@@ -102,9 +103,9 @@ def _modules(module: Any, place: str) -> Iterator[tuple[str, Any]]:
 
 
 def _draw_offsets(attention: Any) -> None:
-    """One number for each head, of which this tensor-parallel rank has some."""
+    """Draw one number for each head, and keep those of this tensor-parallel rank."""
     offsets, num_heads = attention.softmax_offset.data, attention.config.num_attention_heads
-    whole = offsets.new_empty(num_heads)
-    attention.config.init_method(whole)
+    all_heads = offsets.new_empty(num_heads)
+    attention.config.init_method(all_heads)
     first = attention.pg_collection.tp.rank() * len(offsets)
-    offsets.copy_(whole[first : first + len(offsets)])
+    offsets.copy_(all_heads[first : first + len(offsets)])

@@ -1,31 +1,28 @@
-"""Megatron's arguments, process groups and training loop, in our own words."""
+"""Run Megatron's training loop, watch every step of it, and stop it.
+
+``run_pretraining`` is Megatron's ``pretrain`` on a model, data and step of ours.
+``observe_training`` goes before it: Megatron has no callbacks, so three of its functions are
+wrapped. ``request_stop`` ends the loop at the end of a step, and ``refused_result`` says why
+Megatron ended it.
+"""
 
 from __future__ import annotations
 
 import argparse
-import copy
 import functools
 import inspect
-import io
-import logging
-import sys
 import time
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stdout
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
-import torch
-
 from tst_megatron.megatron import names
-from tst_megatron.megatron.cpu.transformer_engine import transformer_engine_of_the_job
 from tst_megatron.megatron.distributed_checkpoint.reading import read_checked
-from tst_megatron.megatron.repairs.repairs import gpt_config_from_args
-from tst_megatron.megatron.wrapping import wrap
+from tst_megatron.megatron.ranks import from_all_ranks
+from tst_megatron.megatron.repairs.wrapping import wrap
 from tst_megatron.megatron.writers import tensorboard_writer, wandb_writer
 from tst_megatron.system.machine.node import host_name
 
-# Whoever trains reads checkpoints so: that nothing in them runs must not be asked for.
+# A training process loads checkpoints. Nothing in them may run, and nobody has to ask for that.
 read_checked()
 
 SPIKE_FACTOR = 10
@@ -33,191 +30,20 @@ SPIKE_FACTOR = 10
 script."""
 
 
-@contextmanager
-def in_silence() -> Iterator[None]:
-    """Without the hundreds of lines that Megatron prints of its arguments, buckets and options."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with redirect_stdout(io.StringIO()), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)
-
-
-# --- arguments -----------------------------------------------------------------------------------
-
-
-def argument_parser() -> argparse.ArgumentParser:
-    """Megatron's own argument parser: the names, types and defaults that a recipe is checked by."""
-    parser = argparse.ArgumentParser(allow_abbrev=False)
-    names.arguments.add_megatron_arguments(parser)
-    return parser
-
-
-def parse_arguments(flags: Sequence[str]) -> argparse.Namespace:
-    """Parse and validate flags as Megatron does, and make them its global arguments."""
-    with _command_line(flags):
-        args: argparse.Namespace = names.arguments.parse_and_validate_args()
-    return args
-
-
-def validate_arguments(flags: Sequence[str], *, world_size: int) -> argparse.Namespace:
-    """Parse and validate flags for a job of ``world_size`` ranks without starting anything.
-
-    Raises:
-        AssertionError, ValueError, RuntimeError: what Megatron raises on a combination it refuses.
-    """
-    with _command_line(flags), in_silence():
-        args: argparse.Namespace = names.arguments.parse_args()
-        args.rank, args.world_size = 0, world_size
-        with _architecture_of_the_job(args), transformer_engine_of_the_job():
-            names.arguments.validate_args(args)
-    return args
-
-
-def validate_configurations(args: argparse.Namespace) -> None:
-    """Make of validated arguments what a job makes of them first, which has checks of its own.
-
-    Raises:
-        AssertionError, ValueError, RuntimeError: what the configuration of the model or of data
-            parallelism refuses.
-    """
-    with in_silence(), transformer_engine_of_the_job():
-        gpt_config_from_args(copy.copy(args)).finalize()
-        names.training.get_megatron_ddp_config(args)
-
-
-@contextmanager
-def _architecture_of_the_job(args: argparse.Namespace) -> Iterator[None]:
-    """Answer validation's questions for the GPU on a machine that has none, as login nodes do.
-
-    The newest architecture is answered: what depends on an older one is asked again when the job
-    starts. Remove when validation does not touch the device.
-    """
-    before = names.arguments.get_device_arch_version, torch.cuda.get_device_capability
-    if not torch.cuda.is_available():
-        names.arguments.get_device_arch_version = lambda: 10
-        if args.transformer_impl == "transformer_engine":
-            # Not for the CPU host, whose job would be asked the same and have no answer.
-            torch.cuda.get_device_capability = lambda device=None: (10, 0)
-    try:
-        yield
-    finally:
-        names.arguments.get_device_arch_version, torch.cuda.get_device_capability = before
-
-
-@contextmanager
-def _command_line(flags: Sequence[str]) -> Iterator[None]:
-    # Megatron reads sys.argv and offers no other way in.
-    before = sys.argv
-    sys.argv = [before[0], *flags]
-    try:
-        yield
-    finally:
-        sys.argv = before
-
-
-# --- where this process stands -------------------------------------------------------------------
-
-
-def holds_a_batch(vp_stage: int | None) -> bool:
-    """Whether this pipeline stage reads tokens: the first embeds them, the last predicts them.
-
-    One with heads for multi-token prediction, which a layout may put in the middle, embeds them
-    again.
-    """
-    return bool(names.is_first_or_last_pipeline_stage(vp_stage)) or _has_heads(vp_stage)
-
-
-def _has_heads(vp_stage: int | None) -> bool:
-    args = names.get_args()
-    layout = args.pipeline_model_parallel_layout
-    if isinstance(layout, str):
-        # The model's configuration has it parsed, the arguments have not.
-        layout = names.PipelineParallelLayerLayout.from_str(
-            layout=layout, pipeline_model_parallel_size=args.pipeline_model_parallel_size
-        )
-    return bool(
-        names.mtp_on_this_rank(
-            layout=layout,
-            mtp_num_layers=args.mtp_num_layers,
-            ignore_virtual=False,
-            vp_stage=vp_stage,
-        )
-    )
-
-
-def tensor_parallel_size() -> int:
-    """Ranks that share one copy of a pipeline stage."""
-    return int(names.parallel_state.get_tensor_model_parallel_world_size())
-
-
-def tensor_parallel_rank() -> int:
-    """Rank in the tensor-parallel group; rank 0 is the one that reads data."""
-    return int(names.parallel_state.get_tensor_model_parallel_rank())
-
-
-def broadcast_from_tensor_parallel_rank_0(tensor: torch.Tensor) -> torch.Tensor:
-    """Give every tensor-parallel rank the tensor of rank 0, in place."""
-    group = names.parallel_state.get_tensor_model_parallel_group()
-    if group.size() > 1:
-        source = names.parallel_state.get_tensor_model_parallel_src_rank()
-        torch.distributed.broadcast(tensor, source, group=group)
-    return tensor
-
-
-def slices_of_this_context_parallel_rank(
-    tensors: Mapping[str, torch.Tensor],
-) -> dict[str, torch.Tensor]:
-    """What this context-parallel rank has of tensors [B, L, ...]: two chunks of its positions.
-
-    Causal attention costs more the later a position is, so of 2C chunks rank r takes chunk r and
-    chunk 2C-1-r (Megatron's order, which its rotary embedding and the attention kernels share).
-
-    Args:
-        tensors: of one shape up to L, which 2C divides. No attention mask: its positions are not
-            those of dimension 1.
-
-    Returns:
-        [B, L / C, ...] tensors under the same names; with one rank, the tensors as they are.
-    """
-    assert "attention_mask" not in tensors
-    sliced: dict[str, torch.Tensor] = names.get_batch_on_this_cp_rank(
-        dict(tensors),
-        is_hybrid_cp=False,
-        cp_group=names.parallel_state.get_context_parallel_group(),
-    )
-    return sliced
-
-
-def current_device() -> Any:
-    """The device of this rank's model, as ``Tensor.to`` takes it."""
-    return torch.cuda.current_device()
-
-
-def end_of_document_id() -> int:
-    """The token that ends every document of the training text."""
-    return int(names.global_vars.get_tokenizer().eod)
-
-
-def device_name() -> str:
-    """The name of this rank's accelerator, for the run's records."""
-    return torch.cuda.get_device_name()
-
-
-# --- one run -------------------------------------------------------------------------------------
-
-
 class StepObserver(Protocol):
-    """What training tells of itself while it runs."""
+    """The functions that training calls while it runs."""
 
     def on_step(self, step: int, seconds: float, scalars: Mapping[str, float]) -> None:
-        """After each optimizer step: steps completed, its duration, what Megatron logged of it."""
+        """Record an optimizer step.
+
+        Args:
+            step: steps completed, this one included.
+            seconds: its duration.
+            scalars: the curves that Megatron logged of it, by name.
+        """
 
     def on_evaluation(self, step: int, scalars: Mapping[str, float]) -> None:
-        """After each evaluation, on validation or test text."""
+        """Record an evaluation on validation or test text, after ``step`` completed steps."""
 
 
 def run_pretraining(
@@ -241,8 +67,8 @@ def run_pretraining(
 def count_whole_evaluations(args: argparse.Namespace) -> None:
     """Let the next evaluation begin at its first sample, also after one that a stop cut off.
 
-    Megatron counts the samples that the cut-off one had read and would go on behind them for the
-    rest of the run. Remove when it saves whole evaluations.
+    Megatron counts the samples that the cut-off evaluation had read. All later evaluations would
+    then begin behind them. Remove when it counts complete evaluations alone.
     """
     if args.eval_interval and args.eval_iters:
         per_evaluation = args.eval_iters * args.eval_global_batch_size
@@ -250,7 +76,7 @@ def count_whole_evaluations(args: argparse.Namespace) -> None:
 
 
 def teraflops_per_device(args: argparse.Namespace, seconds: float) -> float:
-    """TFLOP/s per device of a step, by Megatron's own count of a step's FLOPs."""
+    """Return the TFLOP/s per device of a step, by Megatron's own count of a step's FLOPs."""
     operations = names.training.num_floating_point_operations(args, args.global_batch_size)
     return float(operations / seconds / args.world_size / 1e12)
 
@@ -268,7 +94,7 @@ def observe_training(
 
     Args:
         observer: of the last rank, where the loss is; None on the others.
-        loss_names: loss curves of ours. Megatron's log goes on printing a curve that has ended as
+        loss_names: loss curves of ours. Megatron's log keeps printing a curve that has ended, as
             0.000000E+00, so those without a value in this step are taken out of its totals.
         before_step: called on every rank before each step, with the number of steps completed, the
             model's chunks and the optimizer.
@@ -281,7 +107,7 @@ def observe_training(
 
 
 class _Observation:
-    """What has been seen of the step in progress, and the wrappers that see it."""
+    """The step in progress as the wrappers have seen it, and the wrappers."""
 
     def __init__(
         self,
@@ -300,6 +126,7 @@ class _Observation:
         self._before_step = before_step
 
     def time_step(self, train_step: Callable[..., Any]) -> Callable[..., Any]:
+        """Measure a step, and call what must come before it."""
         signature = inspect.signature(train_step)
 
         @functools.wraps(train_step)
@@ -317,6 +144,7 @@ class _Observation:
         return wrapper
 
     def report_step(self, training_log: Callable[..., Any]) -> Callable[..., Any]:
+        """Tell the observer of a step what Megatron logs of it."""
         signature = inspect.signature(training_log)
 
         @functools.wraps(training_log)
@@ -327,7 +155,7 @@ class _Observation:
             for name in self._loss_names:
                 if name not in call["loss_dict"]:
                     call["total_loss_dict"].pop(name, None)
-            # Megatron asks the scheduler after it has moved on: for the rate of the next step.
+            # Megatron asks after the scheduler has stepped, and would log the next step's rate.
             call["learning_rate"] = self._learning_rate
             self._scalars.clear()
             result = training_log(*bound.args, **bound.kwargs)
@@ -338,6 +166,7 @@ class _Observation:
         return wrapper
 
     def report_validation(self, evaluate: Callable[..., Any]) -> Callable[..., Any]:
+        """Tell the observer what Megatron writes in an evaluation."""
         signature = inspect.signature(evaluate)
 
         @functools.wraps(evaluate)
@@ -355,11 +184,12 @@ class _Observation:
         return wrapper
 
     def follow_tensorboard(self) -> None:
-        """Also keep what Megatron writes to TensorBoard, so both records have one source.
+        """Keep every value that Megatron writes to TensorBoard, so both records have one source.
 
-        Two kinds of values are not written. Megatron evaluates once more after the last step, on
-        the same positions. And it repeats curves over samples, which a resume could not cut: it
-        names one step for all curves (``drop_tensorboard_after``).
+        Two kinds of values are not written. One is the evaluation after the last step, which
+        repeats the one before on the same positions. The other is the copy of each curve over
+        samples: a resume could not cut it, since it names one step for all curves
+        (``drop_tensorboard_after``).
         """
         tensorboard = tensorboard_writer()
         if tensorboard is None:
@@ -380,7 +210,7 @@ class _Observation:
         tensorboard.add_scalar = add_and_keep
 
     def _follow_wandb(self) -> None:
-        """Let Weights & Biases have the same names, once its run has been started."""
+        """Give Weights & Biases the same names, once its run has been started."""
         wandb = wandb_writer()
         if wandb is None or self._follows_wandb:
             return
@@ -398,29 +228,33 @@ class _Observation:
 
 
 def _learning_rate(optimizer: Any) -> float | None:
-    """The rate of an optimizer's next step, as a number: Megatron may change a tensor in place."""
+    """Return the rate of an optimizer's next step."""
     if optimizer is None:
         return None
     rate = names.training.get_canonical_lr_for_logging(optimizer.param_groups)
+    # As a number: Megatron may change a tensor in place.
     return None if rate is None else float(rate)
 
 
-def refused_result() -> tuple[str, str | None, str]:
-    """Ask all ranks which result was refused, where, and how far the search for the cause is.
+def end_of_document_id() -> int:
+    """Return the token id that ends each document of the training text."""
+    return int(names.global_vars.get_tokenizer().eod)
 
-    Every rank calls this together, after Megatron has ended the run for such a result.
+
+def refused_result() -> tuple[str, str | None, str]:
+    """Ask all ranks which result the rerun state machine refused, and on which node.
+
+    All ranks call this together, after Megatron has ended the run for such a result.
 
     Returns:
-        The message of the check, the node that made it (as Slurm spells it; None where no rank
-        knows), and the name of the rerun state machine's state.
+        The message of the check, the node that computed the result (as Slurm spells it; None where
+        no rank knows), and the name of the machine's state: how far its search for the cause is.
     """
     machine = names.get_rerun_state_machine()
-    # An older call may still be there, of a result that was let through.
+    # The machine may still hold an older call, of a result that was let through.
     is_ours = machine.rerun_requested and machine.failed_validation_call is not None
     ours = (machine.failed_validation_call.caller.message, host_name()) if is_ours else None
-    of_ranks: list[Any] = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(of_ranks, ours)
-    refused = [of_rank for of_rank in of_ranks if of_rank is not None]
+    refused = [of_rank for of_rank in from_all_ranks(ours) if of_rank is not None]
     what, where = refused[0] if refused else ("an unexpected result", None)
     return what, where, machine.state.name
 
@@ -428,7 +262,7 @@ def refused_result() -> tuple[str, str | None, str]:
 def request_stop() -> None:
     """Make Megatron save and stop all ranks together at the end of this step.
 
-    Its timed exit is agreed on by all ranks after every step and every evaluation iteration, so it
+    After every step and every evaluation iteration all ranks agree on Megatron's timed exit. So it
     is enough that one of them runs out of time.
     """
     names.get_args().exit_duration_in_mins = 1e-9

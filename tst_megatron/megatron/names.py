@@ -1,22 +1,60 @@
-"""Megatron's names, imported in one place and in silence."""
+"""Import Megatron's unstable names, in one place and in silence.
+
+Every other module of this project takes them from here, so that a name which a new Megatron has
+moved or renamed is mended in one file.
+"""
 
 from __future__ import annotations
 
-import logging
-import warnings
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 from tst_megatron import __version__
-from tst_megatron.megatron.heavy_imports import without_modelopt
+from tst_megatron.megatron.silence import without_warnings
 from tst_megatron.system.imports import collecting_later
 
 TESTED_MEGATRON = "0.19.2"
+"""The version of Megatron-Core that every name and signature here belongs to.
+
+pyproject.toml pins the same one. ``tests/docs/test_megatron_version.py`` holds every other mention
+of a version to it.
+"""
+
+_UNUSED = "modelopt"
+
+
+class _Absent:
+    """A finder of modules that reports one package as not installed."""
+
+    def find_spec(self, name: str, path: Sequence[str] | None = None, target: Any = None) -> None:
+        if name.partition(".")[0] == _UNUSED:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+
+@contextmanager
+def without_modelopt() -> Iterator[None]:
+    """Let Megatron's modules be imported as where nvidia-modelopt is not installed.
+
+    ``megatron.training`` tries to import it, and with it transformers, peft, scikit-learn and
+    pandas: six of the nine CPU seconds that importing Megatron takes. Then it tries
+    ``megatron.post_training``, which the wheel does not have, and continues without both. Remove
+    when Megatron imports nvidia-modelopt where it is used; look again when the wheel has
+    ``megatron.post_training`` (``tests/megatron/megatron/test_upstream_contract.py`` tells).
+    """
+    absent = _Absent()
+    sys.meta_path.insert(0, absent)  # type: ignore[arg-type]
+    try:
+        yield
+    finally:
+        sys.meta_path.remove(absent)  # type: ignore[arg-type]
+
 
 try:
     # Megatron warns of each optional package that is missing, up to twenty times; `versions.json`
     # of a run says it once.
-    with collecting_later(), warnings.catch_warnings(), without_modelopt():
-        warnings.simplefilter("ignore")
-        logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
+    with collecting_later(), without_warnings(), without_modelopt():
         from megatron.core import dist_checkpointing, parallel_state
         from megatron.core.datasets import utils as dataset_utils
         from megatron.core.datasets.utils import Split

@@ -1,8 +1,8 @@
-"""Changing model parameters behind the optimizer's back, in every copy that it keeps.
+"""Change model parameters between steps, in every copy that the optimizer keeps.
 
-A parameter of a bf16 model has an fp32 copy, under the distributed optimizer cut into shards over
-data-parallel ranks, and two moments. A value that is given to the model alone is undone by the next
-step, which writes the fp32 copy back.
+A parameter of a bf16 model has an fp32 copy and two moments. The distributed optimizer cuts them
+into shards over data-parallel ranks. A value that only the model is given is lost at the next step,
+which writes the fp32 copy back.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from tst_megatron.megatron import names
 
 
 def optimizers_of(optimizer: Any) -> list[Any]:
-    """The optimizers that a chained one drives, which have parameters on this rank."""
+    """List the optimizers of a chained one that have parameters on this rank."""
     chained = getattr(optimizer, "chained_optimizers", [optimizer])
     return [part for part in chained if not getattr(part, "is_stub_optimizer", False)]
 
@@ -27,8 +27,8 @@ def optimizers_of(optimizer: Any) -> list[Any]:
 def assign(optimizer: Any, parameter: Parameter, value: Tensor) -> None:
     """Give a parameter a value in every copy of it, and zero moments.
 
-    ``Optimizer.reload_model_params`` would do this for all parameters at once and round the fp32
-    copies of those that nobody means to change.
+    ``Optimizer.reload_model_params`` would do this for all parameters at once, and round the fp32
+    copies of those that are not to change.
 
     Args:
         optimizer: of the run.
@@ -69,7 +69,7 @@ def _set_shard(part: Any, parameter: Parameter, value: Tensor | None) -> None:
     tensors = part._get_main_param_and_optimizer_states(parameter)
     moments = {key: torch.zeros_like(tensors[key]) for key in _moments(tensors)}
     main = tensors["param"] if value is None else value
-    # The step is no tensor to be set here: it is the same for all parameters.
+    # The step is not set here: it is the same for all parameters.
     part._set_main_param_and_optimizer_states(
         parameter, {"step": tensors.get("step"), **moments, "param": main}
     )
@@ -85,9 +85,9 @@ def _moments(state: Mapping[str, Any]) -> list[str]:
 
 
 def gather_parameters(model_chunks: Sequence[Any], optimizer: Any) -> None:
-    """Bring every shard of the parameters to every data-parallel rank now, if that is overlapped.
+    """Give every data-parallel rank the current parameters, if Megatron gathers them later.
 
-    With ``overlap-param-gather`` a rank's parameters are those of the step before until its next
+    With ``overlap-param-gather`` a rank has the parameters of the step before until its next
     forward pass.
     """
     if names.training.should_disable_forward_pre_hook(names.get_args()):

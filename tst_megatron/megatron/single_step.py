@@ -1,4 +1,4 @@
-"""Megatron's own training step on a model and optimizer of a recipe, without its training loop."""
+"""Take Megatron's own training steps without its training loop, for benchmarks and tests."""
 
 from __future__ import annotations
 
@@ -9,12 +9,16 @@ from typing import Any
 import torch
 
 from tst_megatron.megatron import names
+from tst_megatron.megatron.distributed_checkpoint.reading import read_checked
+
+# Megatron's setup loads a checkpoint if its arguments name one. Nothing in it may run.
+read_checked()
 
 
 class Trainer:
-    """What Megatron's loop sets up before its first step, and that step.
+    """Model, optimizer and schedule as Megatron's loop sets them up, and its step on them.
 
-    Nothing is loaded, saved or logged, and no data is opened.
+    Nothing is saved or logged, and no data is opened.
     """
 
     def __init__(self, args: argparse.Namespace, model_config: Any) -> None:
@@ -39,7 +43,7 @@ class Trainer:
         self._config.grad_scale_func = self.optimizer.scale_loss
 
     def step(self, forward_step: Callable[..., Any], data: Iterator[Any]) -> dict[str, Any]:
-        """One optimizer step; returns the losses by name."""
+        """Take one optimizer step; return the losses by name."""
         losses, *_ = names.training.train_step(
             forward_step,
             data,
@@ -71,23 +75,23 @@ def make_ready_for_steps(args: argparse.Namespace, models: Sequence[Any]) -> Any
 
 
 def single_label_cross_entropy(logits: Any, targets: Any) -> Any:
-    """Megatron's fused cross-entropy of whole logits [N, V] with one label each, for comparison."""
+    """Compute Megatron's fused cross-entropy of logits [N, V] with one label each, to compare."""
     group = names.parallel_state.get_tensor_model_parallel_group()
     return names.fused_vocab_parallel_cross_entropy(logits, targets, group)
 
 
 def plain_embedding(weight: torch.nn.Parameter) -> Any:
-    """Megatron's own word embeddings over a given whole table [V, H], for comparison."""
+    """Build Megatron's own word embeddings on a given table [V, H], to compare."""
     config = names.ModelParallelConfig(perform_initialization=False, use_cpu_initialization=True)
-    room = names.VocabParallelEmbedding(
+    embedding = names.VocabParallelEmbedding(
         1, weight.shape[1], init_method=lambda table: table, config=config
     )
-    room.weight = weight
-    return room
+    embedding.weight = weight
+    return embedding
 
 
 def pretraining_sampler(num_samples: int, *, micro_batch_size: int) -> Any:
-    """Megatron's sampler of the micro-batches of a job of one rank."""
+    """Build Megatron's sampler of micro-batches for a job of one rank."""
     return names.MegatronPretrainingSampler(
         total_samples=num_samples,
         consumed_samples=0,

@@ -1,4 +1,4 @@
-"""Megatron's writers of curves: TensorBoard and Weights & Biases, and where a resume goes on."""
+"""Start Megatron's writers of curves so that a resumed run continues its own curves."""
 
 from __future__ import annotations
 
@@ -6,27 +6,27 @@ import functools
 from typing import Any
 
 from tst_megatron.megatron import names
-from tst_megatron.megatron.wrapping import wrap
+from tst_megatron.megatron.repairs.wrapping import wrap
 
 
 def tensorboard_writer() -> Any:
-    """Megatron's TensorBoard writer, or None on every rank but the last."""
+    """Return Megatron's TensorBoard writer, or None on every rank but the last."""
     return names.global_vars.get_tensorboard_writer()
 
 
 def wandb_writer() -> Any:
-    """Megatron's Weights & Biases run, or None."""
+    """Return Megatron's Weights & Biases run, or None."""
     return names.global_vars.get_wandb_writer()
 
 
 def drop_tensorboard_after(step: int) -> None:
-    """Tell TensorBoard to forget what an earlier start wrote of later steps.
+    """Tell TensorBoard to forget the values that an earlier start wrote of later steps.
 
     ``SummaryWriter(purge_step=...)`` does the same, but Megatron makes its writer before it loads
     the checkpoint that says the step. Remove when Megatron makes it afterwards.
 
     Args:
-        step: steps completed when this start goes on; its own curves begin with the next.
+        step: steps completed when this start resumes; its own curves begin with the next step.
     """
     writer = tensorboard_writer()
     if writer is None:
@@ -40,8 +40,8 @@ def drop_tensorboard_after(step: int) -> None:
 def hold_wandb_back() -> None:
     """Let Megatron start no Weights & Biases run when it parses its arguments.
 
-    ``start_wandb`` starts it when the loaded step is known, on which it depends whether earlier
-    curves have to be cut. Remove when Megatron starts it after loading, and lets its id be given.
+    ``start_wandb`` starts it when the loaded step is known, which decides whether earlier curves
+    have to be cut. Remove when Megatron starts it after loading, and lets its id be given.
     """
     wrap(names.global_vars, "_set_wandb_writer", lambda _: lambda args: None)
 
@@ -50,7 +50,7 @@ def start_wandb(**settings: Any) -> None:
     """Start the Weights & Biases run as Megatron does, if its arguments name a project.
 
     Args:
-        settings: given to ``wandb.init`` beside Megatron's own name, project, folder and config.
+        settings: passed to ``wandb.init`` beside Megatron's own name, project, folder and config.
 
     Raises:
         Exception: whatever ``wandb.init`` raises, such as its ``CommError``.

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from tst_megatron.megatron.names import GPTModel, GPTModelBuilder, GPTModelConfig, LanguageModule
-from tst_megatron.megatron.repairs.repairs import gpt_config_from_args
+from tst_megatron.megatron.repairs.gpt_config import gpt_config_from_args
 from tst_megatron.model.embedding import BagEmbedding
 from tst_megatron.model.linear_loss import linear_loss
 from tst_megatron.model.loss import slot_weights, vocab_parallel_multi_hot_cross_entropy

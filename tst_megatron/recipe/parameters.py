@@ -121,8 +121,7 @@ def build_on_meta(args: argparse.Namespace) -> Any:
     from tst_megatron.megatron.distributed_checkpoint import model as checkpoint
 
     checkpoint.start_alone()
-    with checkpoint.quietly():
-        return checkpoint.build_gpt_on_meta(args)
+    return checkpoint.build_gpt_on_meta(args)
 
 
 def model_arguments(recipe: Recipe, known: Flags) -> dict[str, Any]:

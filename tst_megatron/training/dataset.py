@@ -11,7 +11,7 @@ from torch import Tensor
 from tst_megatron.data.stream.corpora import Corpus
 from tst_megatron.data.stream.plan import StreamPlan
 from tst_megatron.data.stream.stream import HeldOutPositions, TokenStream
-from tst_megatron.megatron import loop, names
+from tst_megatron.megatron import loop, names, ranks
 
 
 class TrainingSamples(torch.utils.data.Dataset[dict[str, Tensor]]):
@@ -59,7 +59,7 @@ def make_dataset_provider(plan: StreamPlan, corpora: Sequence[Corpus]) -> Callab
     ) -> tuple[TrainingSamples | None, HeldOutSamples | None, HeldOutSamples | None]:
         args = names.get_args()
         loop.count_whole_evaluations(args)
-        if loop.tensor_parallel_rank() != 0 or not loop.holds_a_batch(vp_stage):
+        if ranks.tensor_parallel_rank() != 0 or not ranks.holds_a_batch(vp_stage):
             return None, None, None
         training = TrainingSamples(TokenStream(plan, corpora))
         if not args.eval_interval or not args.eval_iters:

@@ -93,7 +93,7 @@ def pretrain(
     from torch.distributed.checkpoint import api
 
     from tst_megatron.megatron.distributed_checkpoint import loading, saving
-    from tst_megatron.megatron.repairs import repairs
+    from tst_megatron.megatron.repairs import checkpoint_processes
 
     rank = int(os.environ["RANK"])
     device = "cpu" if is_on_cpu else _device_name()
@@ -128,7 +128,7 @@ def pretrain(
     finally:
         _say_if_failed(status, rank, console, reason, run.log(rank))
         # Also on a full disk: Python waits for them without a limit.
-        repairs.end_checkpoint_worker()
+        checkpoint_processes.end_checkpoint_worker()
         signals.end_children()
         finish_deleting()
     return status
@@ -140,10 +140,10 @@ def note_start(run: RunFolder, device: str) -> None:
 
 
 def _device_name() -> str:
-    from tst_megatron.megatron import loop
+    from tst_megatron.megatron import ranks
 
     try:
-        return loop.device_name()
+        return ranks.device_name()
     except Exception:
         # What ends the run is told by its first use of a device, which every rank makes.
         traceback.print_exc()
@@ -200,8 +200,8 @@ def _train(
     checked: CheckedRecipe, run: RunFolder, *, start: Start | None, console: Console, device: str
 ) -> None:
     """Announce to Megatron what the recipe says, and run its training loop."""
-    from tst_megatron.megatron import initial_weights, loop, writers
-    from tst_megatron.megatron.repairs import repairs
+    from tst_megatron.megatron import arguments, initial_weights, loop, writers
+    from tst_megatron.megatron.repairs.apply import repair_wheel
     from tst_megatron.model.gpt import TSTGPTModelConfig
     from tst_megatron.training.dataset import make_dataset_provider
     from tst_megatron.training.metrics import Recorder
@@ -209,10 +209,10 @@ def _train(
     from tst_megatron.training.resets import Resets
     from tst_megatron.training.step import make_forward_step
 
-    repairs.repair_wheel()
+    repair_wheel()
     writers.hold_wandb_back()
     initial_weights.draw_by_place()
-    args = loop.parse_arguments([*checked.flags, *_run_flags(run, checked)])
+    args = arguments.parse_arguments([*checked.flags, *_run_flags(run, checked)])
     # Into every checkpoint, with Megatron's own arguments.
     facts = stream_facts(checked.stream, checked.corpora)
     args.tst = {**checked.recipe.resolved()["tst"], "phases": facts["phases"], "stream": facts}

@@ -118,7 +118,7 @@ def _stage_problem(layers: list[int], num_layers: int) -> str | None:
 def _build(args: argparse.Namespace, tst: TSTConfig) -> str:
     import torch
 
-    from tst_megatron.megatron import whole_setup
+    from tst_megatron.megatron import setup_without_values
     from tst_megatron.megatron.cpu import host
     from tst_megatron.megatron.cpu.transformer_engine import transformer_engine_of_the_job
     from tst_megatron.model.gpt import TSTGPTModelConfig
@@ -128,13 +128,13 @@ def _build(args: argparse.Namespace, tst: TSTConfig) -> str:
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     host.install_without_values()
-    plain = whole_setup.plain_arguments(args)
+    plain = setup_without_values.plain_arguments(args)
     with transformer_engine_of_the_job():
         model_config = TSTGPTModelConfig.from_arguments(plain, tst)
-    if problem := _stage_problem(whole_setup.layers_of_stages(args), args.num_layers):
+    if problem := _stage_problem(setup_without_values.layers_of_stages(args), args.num_layers):
         return f"{_REFUSED} {problem}"
     try:
-        whole_setup.set_up_whole(plain, model_config, of=args)
+        setup_without_values.set_up(plain, model_config, of=args)
     except ImportError as error:
         # The job's environment may be another; what is missing here is said by rules/packages.py.
         return f"{_MISSING} {reason_of(error)}"

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tst_megatron.megatron import loop, names
+from tst_megatron.megatron import names, ranks
 from tst_megatron.megatron import optimizer as megatron_optimizer
 from tst_megatron.model.gpt import VocabularyTable
 
@@ -56,7 +56,7 @@ class Resets:
 
 def reset_tables(tables: Iterable[VocabularyTable], optimizer: Any, *, seed: int) -> None:
     """Draw tables anew, in every copy that the optimizer keeps, with zero moments."""
-    rank, size = loop.tensor_parallel_rank(), loop.tensor_parallel_size()
+    rank, size = ranks.tensor_parallel_rank(), ranks.tensor_parallel_size()
     for table in tables:
         num_rows, width = table.weight.shape
         shape = (num_rows * size, width)

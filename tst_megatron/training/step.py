@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tst_megatron.megatron import loop, names
+from tst_megatron.megatron import loop, names, ranks
 from tst_megatron.model.bags import IGNORED, fold, ignore_after
 from tst_megatron.schedule import Phase, Schedule
 from tst_megatron.training.record import BAG_LOSS, LM_LOSS
@@ -66,7 +66,7 @@ def on_this_context_parallel_rank(batch: Batch) -> Batch:
     """
     fields = [field.name for field in dataclasses.fields(batch)]
     whole = {name: getattr(batch, name) for name in fields}
-    return Batch(**loop.slices_of_this_context_parallel_rank(whole))
+    return Batch(**ranks.slices_of_this_context_parallel_rank(whole))
 
 
 def make_forward_step(schedule: Schedule) -> Callable[..., Any]:
@@ -87,7 +87,7 @@ def make_forward_step(schedule: Schedule) -> Callable[..., Any]:
         args = names.get_args()
         phase = schedule.phase_at(args.curr_iteration) if model.training else _EVALUATION
         _require_no_heads(phase, args.mtp_num_layers)
-        if not loop.holds_a_batch(names.get_attr_wrapped_model(model, "vp_stage")):
+        if not ranks.holds_a_batch(names.get_attr_wrapped_model(model, "vp_stage")):
             # A stage in the middle works on the hidden states that it was sent.
             return compute(None, None, None), None
         timers = names.get_timers()
@@ -126,14 +126,14 @@ def read_raw_tokens(
         data_iterator: on tensor-parallel rank 0; None on the others, which have no data.
         shape: (B, T), known on every rank from the phase.
     """
-    device = loop.current_device()
-    if loop.tensor_parallel_rank() == 0:
+    device = ranks.current_device()
+    if ranks.tensor_parallel_rank() == 0:
         assert data_iterator is not None
         tokens_BT = next(data_iterator)["tokens"].to(device, non_blocking=True)
         assert tokens_BT.shape == shape, f"read {tuple(tokens_BT.shape)} raw tokens, not {shape}"
     else:
         tokens_BT = torch.empty(shape, dtype=torch.int64, device=device)
-    return loop.broadcast_from_tensor_parallel_rank_0(tokens_BT)
+    return ranks.broadcast_from_tensor_parallel_rank_0(tokens_BT)
 
 
 def loss_func(

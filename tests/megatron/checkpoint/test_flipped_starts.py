@@ -39,9 +39,9 @@ class Job:
     def __init__(self, recipe, run, num_ranks):
         import os
 
-        from tst_megatron.megatron import loop, single_step
+        from tst_megatron.megatron import arguments, single_step
         from tst_megatron.megatron.distributed_checkpoint import loading
-        from tst_megatron.megatron.repairs import repairs
+        from tst_megatron.megatron.repairs.apply import repair_wheel
         from tst_megatron.model.gpt import TSTGPTModelConfig
         from tst_megatron.recipe.recipe import load_recipe
         from tst_megatron.training.check import check_recipe
@@ -52,8 +52,8 @@ class Job:
         self.is_first = os.environ["RANK"] == "0"
         self.said = []
         checked = check_recipe(load_recipe(recipe, []), world_size=num_ranks)
-        repairs.repair_wheel()
-        self._args = loop.parse_arguments(checked.flags)
+        repair_wheel()
+        self._args = arguments.parse_arguments(checked.flags)
         self._trainer = single_step.Trainer(
             self._args, TSTGPTModelConfig.from_arguments(self._args, checked.recipe.tst)
         )

@@ -16,9 +16,9 @@ from interrupted import interrupted_at
 from tst_megatron.checkpoint import resharding
 from tst_megatron.checkpoint.whole import problems
 from tst_megatron.cli import app
-from tst_megatron.megatron import loop
+from tst_megatron.megatron import arguments
 from tst_megatron.megatron.distributed_checkpoint.model import pending_rerun, read_saved_state
-from tst_megatron.megatron.repairs import repairs
+from tst_megatron.megatron.repairs import expert_optimizers
 from tst_megatron.recipe import padding
 from tst_megatron.recipe.keys import kinds
 
@@ -310,7 +310,7 @@ def test_check_says_where_a_start_in_another_layout_would_begin(
 
 
 def test_layout_keys_are_megatrons_and_read_by_the_right_name():
-    parser = loop.argument_parser()
+    parser = arguments.argument_parser()
     options = {
         option.removeprefix("--"): action
         for action in parser._actions
@@ -372,12 +372,12 @@ def test_state_of_one_optimizer_becomes_that_of_two_and_back():
     one = {"optimizer": {"param_groups": [group]}, "kind": "k"}
     first, second = {"param_state": "dense"}, {"param_state": "experts"}
     both = [group, {**group, "is_expert_parallel": True}]
-    found = repairs.as_optimizers({**one, 0: first, 1: second}, 2)
+    found = expert_optimizers.as_optimizers({**one, 0: first, 1: second}, 2)
     assert found == {
         number: {"optimizer": {"param_groups": both}, "kind": "k", **own}
         for number, own in ((0, first), (1, second))
     }
-    found = repairs.as_optimizers({0: one, 1: one, "param_state": "all"}, 1)
+    found = expert_optimizers.as_optimizers({0: one, 1: one, "param_state": "all"}, 1)
     assert found == {"optimizer": {"param_groups": both}, "kind": "k", "param_state": "all"}
     for same in ({**one, **first}, {0: one, 1: one}):
-        assert repairs.as_optimizers(same, 1) is same
+        assert expert_optimizers.as_optimizers(same, 1) is same

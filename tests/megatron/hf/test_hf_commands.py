@@ -16,7 +16,8 @@ from tst_megatron.hf.export import export
 from tst_megatron.hf.export_warnings import export_warnings
 from tst_megatron.hf.families.family import OPPOSITE, recipe_key
 from tst_megatron.hf.families.known import FAMILIES
-from tst_megatron.megatron.loop import argument_parser
+from tst_megatron.megatron.arguments import argument_parser
+from tst_megatron.megatron.names import TESTED_MEGATRON
 
 
 @pytest.fixture(scope="session")
@@ -94,7 +95,7 @@ def test_model_card_has_the_facts_of_training(
         "| Raw tokens read | 123,456,789 |",
         "| Ablation | tst.slot-weights 1/i |",
         "tensors bit for bit those of the checkpoint; logits within ",
-        "megatron-core 0.19.2",
+        f"megatron-core {TESTED_MEGATRON}",
     ):
         assert fact in card
 

@@ -11,7 +11,7 @@ import tiny
 import torch
 
 from tst_megatron.megatron import names
-from tst_megatron.megatron.repairs import repairs
+from tst_megatron.megatron.repairs import dead_worker
 
 SAVED, STOPPED = 8, 13
 
@@ -101,32 +101,32 @@ class DeadWorker:
 
 
 @pytest.fixture
-def dead_worker():
+def worker():
     worker = DeadWorker()
     yield worker
     worker.tasks.cancel_join_thread()
 
 
-def test_join_of_a_dead_workers_queue_ends(dead_worker):
-    with pytest.raises(RuntimeError, match=f"process {dead_worker.process.pid}.* status -9"):
-        repairs._join(dead_worker.tasks, dead_worker.process)
+def test_join_of_a_dead_workers_queue_ends(worker):
+    with pytest.raises(RuntimeError, match=f"process {worker.process.pid}.* status -9"):
+        dead_worker._join(worker.tasks, worker.process)
 
 
-def test_wait_for_a_dead_worker_ends(dead_worker):
-    wait = repairs._unless_the_worker_died(lambda self, blocking, no_dist: pytest.fail("waited"))
+def test_wait_for_a_dead_worker_ends(worker):
+    wait = dead_worker.unless_the_worker_died(lambda self, blocking, no_dist: pytest.fail("waited"))
     with pytest.raises(RuntimeError, match="checkpoint worker"):
-        wait(dead_worker, blocking=True)
+        wait(worker, blocking=True)
 
 
-def test_last_word_of_a_dead_worker_counts(dead_worker):
-    dead_worker._persistent_comp_q.put(7)
-    wait = repairs._unless_the_worker_died(lambda self, blocking, no_dist: self.cur_item)
-    assert wait(dead_worker, blocking=True) == 7
+def test_last_word_of_a_dead_worker_counts(worker):
+    worker._persistent_comp_q.put(7)
+    wait = dead_worker.unless_the_worker_died(lambda self, blocking, no_dist: self.cur_item)
+    assert wait(worker, blocking=True) == 7
 
 
-def test_dead_worker_is_noticed_at_the_next_step(dead_worker, monkeypatch):
+def test_dead_worker_is_noticed_at_the_next_step(worker, monkeypatch):
     caller = names.async_utils.PersistentAsyncCaller
-    monkeypatch.setattr(caller, "_persistent_process", dead_worker.process)
-    finalize = repairs._with_a_worker(lambda self, blocking, no_dist: pytest.fail("went on"))
+    monkeypatch.setattr(caller, "_persistent_process", worker.process)
+    finalize = dead_worker.with_a_worker(lambda self, blocking, no_dist: pytest.fail("went on"))
     with pytest.raises(RuntimeError, match="checkpoint worker"):
         finalize(object())

@@ -45,7 +45,7 @@ def drawn(recipe):
     """The weights as a run builds them, and whether Megatron's start draws anything before."""
     from tst_megatron.megatron import names
     from tst_megatron.megatron.names import GPTModelBuilder
-    from tst_megatron.megatron.repairs.repairs import gpt_config_from_args
+    from tst_megatron.megatron.repairs.gpt_config import gpt_config_from_args
 
     args = one_step.start(recipe)
     before = torch.get_rng_state()

@@ -1,4 +1,4 @@
-"""What happens around a save, in which order, and that no step is saved twice."""
+"""Saves call us before and after in a fixed order, and no step is saved twice."""
 
 import traceback
 from types import SimpleNamespace

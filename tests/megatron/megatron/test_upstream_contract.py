@@ -22,11 +22,11 @@ from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
 from torch.distributed.checkpoint.filesystem import FileSystemReader
 
 from tst_megatron.checkpoint import whole
-from tst_megatron.megatron import loop, names
+from tst_megatron.megatron import names, ranks
 from tst_megatron.megatron import names as megatron_names
 from tst_megatron.megatron.cpu import host
-from tst_megatron.megatron.repairs import repairs
-from tst_megatron.megatron.repairs import repairs as megatron_repairs
+from tst_megatron.megatron.repairs import checkpoint_processes, no_cuda
+from tst_megatron.megatron.repairs.apply import repair_wheel
 from tst_megatron.schedule import Phase
 from tst_megatron.training import pretrain, step
 
@@ -147,7 +147,7 @@ def test_version_is_the_tested_one():
         (CALLER.is_current_async_call_done, ["self", "blocking", "no_dist"]),
         (CALLER._get_process, ["rank", "mp_mode"]),
         (CALLER.close, ["self", "abort"]),
-        (repairs._loop_of_worker, ["rank", "queue", "preload_q", "comp_q"]),
+        (checkpoint_processes._loop_of_worker, ["rank", "queue", "preload_q", "comp_q"]),
         (
             names.async_utils.AsyncCallsQueue.maybe_finalize_async_calls,
             ["self", "blocking", "no_dist"],
@@ -205,7 +205,7 @@ def test_tracker_file_and_folders_are_named_as_we_read_and_write_them():
 
 
 def test_a_step_is_saved_by_interval_and_saved_once_before_an_exit():
-    """What ``saving.force`` relies on: the interval in the arguments decides, and nothing else."""
+    """``saving.force`` relies on it: the interval in the arguments decides, and nothing else."""
     decide = names.training.checkpoint_and_decide_exit
     source = inspect.getsource(getattr(decide, "tst_megatron_original", decide))
     assert "iteration % args.save_interval == 0" in source
@@ -277,7 +277,7 @@ def test_a_stage_with_heads_holds_a_batch_wherever_a_layout_puts_it(monkeypatch)
         found = []
         for rank in range(2):
             monkeypatch.setattr(state, "get_pipeline_model_parallel_rank", lambda rank=rank: rank)
-            found += [loop.holds_a_batch(vp_stage) for vp_stage in range(2)]
+            found += [ranks.holds_a_batch(vp_stage) for vp_stage in range(2)]
         return found
 
     # By rank, then by virtual stage: Et and m on the first, t and L on the second.
@@ -297,8 +297,8 @@ def test_heads_are_not_on_while_bags_are_read():
 def test_workarounds_are_put_in_place_once():
     before = names.training.initialize_megatron
     host.install()
-    megatron_repairs.repair_wheel()
-    megatron_repairs.allow_no_cuda()
+    repair_wheel()
+    no_cuda.allow_no_cuda()
     assert names.training.initialize_megatron is before
 
 
@@ -324,13 +324,14 @@ def test_host_refuses_to_come_after_megatron(monkeypatch):
 def test_worker_of_asynchronous_saves_ends_with_its_rank():
     """On every host the loop that is started is ours, by a name that a new process can import."""
     assert CALLER.async_loop is host._checkpoint_worker
-    assert megatron_repairs.checkpoint_worker.__module__ == "tst_megatron.megatron.repairs.repairs"
-    assert "die_with_parent()" in inspect.getsource(megatron_repairs.checkpoint_worker)
-    assert "upstream.checkpoint_worker(*args)" in inspect.getsource(host._checkpoint_worker)
+    worker = checkpoint_processes.checkpoint_worker
+    assert worker.__module__ == "tst_megatron.megatron.repairs.checkpoint_processes"
+    assert "die_with_parent()" in inspect.getsource(worker)
+    assert "    checkpoint_worker(*args)" in inspect.getsource(host._checkpoint_worker)
 
 
 def test_checkpoints_are_read_in_the_places_that_are_replaced():
-    """What unpickles without a look upstream; each line of ``reading.py`` goes with its own."""
+    """Upstream unpickles there without a look; each line of ``reading.py`` belongs to one."""
     from megatron.core.dist_checkpointing.strategies import (
         cached_metadata_filesystem_reader as cached,
     )
@@ -376,7 +377,7 @@ def test_a_load_reads_where_all_ranks_agree():
 
 
 def test_megatron_is_imported_without_what_it_does_not_use():
-    """Most of a start's time was that of these; see ``megatron/heavy_imports.py``."""
+    """Most of a start's time was that of these; see ``names.without_modelopt``."""
     code = (
         "from tst_megatron.megatron.cpu import host\nhost.install()\nimport gc, sys\n"
         "loaded = {'modelopt', 'transformers', 'sklearn'} & set(sys.modules)\n"

@@ -14,7 +14,7 @@ from checks import check, problems
 
 from tst_megatron.cli import app
 from tst_megatron.data.manifest import load_manifest
-from tst_megatron.megatron import loop
+from tst_megatron.megatron import arguments
 from tst_megatron.recipe import padding
 from tst_megatron.recipe.rules.defaults import DANGEROUS_DEFAULTS, DANGEROUS_MOE_DEFAULTS, NEEDED
 
@@ -96,7 +96,7 @@ def test_what_megatron_refuses_is_passed_on(text, monkeypatch, error):
     def refuse(*_, **__):
         raise error
 
-    monkeypatch.setattr(loop, "validate_arguments", refuse)
+    monkeypatch.setattr(arguments, "validate_arguments", refuse)
     assert problems(text) == ["Megatron refuses the recipe: heads are odd"]
 
 
@@ -148,7 +148,7 @@ def test_plan_of_a_schedule_has_a_line_for_each_phase(text):
 
 def test_flags_say_what_the_recipe_the_host_and_the_data_say(text):
     checked = check(text, TST, rope_fusion=True, exit_duration_in_mins=30)
-    args = loop.argument_parser().parse_args(list(checked.flags))
+    args = arguments.argument_parser().parse_args(list(checked.flags))
     assert (args.num_layers, args.lr, args.layernorm_epsilon) == (2, 0.01, 1e-6)
     assert args.transformer_impl == "local"  # the CPU host's
     assert args.apply_rope_fusion is False  # the CPU host's, against the recipe
@@ -161,7 +161,7 @@ def test_flags_say_what_the_recipe_the_host_and_the_data_say(text):
 
 def test_what_a_recipe_may_leave_out_is_filled_in(text):
     checked = check(text, TST, without=("vocab-size",))
-    args = loop.argument_parser().parse_args(list(checked.flags))
+    args = arguments.argument_parser().parse_args(list(checked.flags))
     assert args.vocab_size == args.padded_vocab_size == tiny.VOCABULARY
     assert args.exit_duration_in_mins == 5256000
 
@@ -229,7 +229,7 @@ def test_dangerous_default_left_alone_is_warned_of_alone(text, key):
 
 def test_dangerous_defaults_are_megatrons_own():
     """The text of a warning says Megatron's default; this holds it to the parser."""
-    parser = loop.argument_parser()
+    parser = arguments.argument_parser()
     defaults = {
         option.removeprefix("--"): action.default
         for action in parser._actions

@@ -16,7 +16,7 @@ from tst_megatron.megatron.cpu import host
 
 host.install()
 
-from tst_megatron.megatron import loop, single_step, whole_setup
+from tst_megatron.megatron import arguments, setup_without_values, single_step
 from tst_megatron.model.gpt import TSTGPTModelConfig
 from tst_megatron.recipe.keys.table import argument_parser
 from tst_megatron.recipe.recipe import RecipeError, load_recipe
@@ -62,8 +62,8 @@ def end_of_a_real_start(checked) -> str:
             os.dup2(quiet, 2)
             os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1")
             os.environ["MASTER_PORT"] = str(tiny.launch.free_port())
-            whole_setup.forget_the_job()
-            args = loop.parse_arguments(checked.flags)
+            setup_without_values.forget_the_job()
+            args = arguments.parse_arguments(checked.flags)
             single_step.Trainer(args, TSTGPTModelConfig.from_arguments(args, checked.recipe.tst))
         except BaseException:
             said = traceback.format_exc()

@@ -8,7 +8,7 @@ host.install()
 
 from checks import check, problems
 
-from tst_megatron.megatron import loop
+from tst_megatron.megatron import arguments
 from tst_megatron.recipe.rules import compatibility
 
 TST = {"bag-size": 4, "superposition-fraction": 0.4}
@@ -38,7 +38,7 @@ def test_nothing_is_added_without_async_save(text):
 
 def test_megatron_saves_asynchronously_after_its_own_validation(text):
     checked = check(text, TST, async_save=True)
-    args = loop.validate_arguments(checked.flags, world_size=1)
+    args = arguments.validate_arguments(checked.flags, world_size=1)
     assert (args.async_save, args.async_strategy) == (True, "mcore")
 
 
@@ -72,6 +72,6 @@ def test_keys_that_contradict_async_save_are_refused(text, changes, said):
 
 def test_checks_of_results_are_on_unless_switched_off():
     """``check`` need not warn of them: these defaults of Megatron's are the safe ones."""
-    defaults = loop.argument_parser().parse_args([])
+    defaults = arguments.argument_parser().parse_args([])
     assert defaults.check_for_nan_in_loss_and_grad is True
     assert defaults.rerun_mode == "validate_results"

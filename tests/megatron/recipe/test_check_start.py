@@ -15,7 +15,7 @@ import typer.testing
 from checks import check
 
 from tst_megatron.cli.app import app
-from tst_megatron.megatron import whole_setup
+from tst_megatron.megatron import setup_without_values
 from tst_megatron.megatron.distributed_checkpoint.model import start_alone
 from tst_megatron.recipe.recipe import RecipeError
 from tst_megatron.training import rehearsal
@@ -164,7 +164,7 @@ def test_what_was_built_leaves_nothing_behind(text, monkeypatch):
 
 def test_building_that_does_not_end_is_ended(text, monkeypatch):
     checked = check(text, TST)
-    monkeypatch.setattr(whole_setup, "set_up_whole", lambda *_, **__: time.sleep(600))
+    monkeypatch.setattr(setup_without_values, "set_up", lambda *_, **__: time.sleep(600))
     monkeypatch.setattr(rehearsal, "SECONDS", 3.0)
     before = time.monotonic()
     found, (note,) = rehearse(checked)
@@ -182,7 +182,7 @@ def test_building_that_does_not_end_is_ended(text, monkeypatch):
 )
 def test_any_end_of_building_is_a_problem_in_a_line(text, monkeypatch, end, said):
     checked = check(text, TST)
-    monkeypatch.setattr(whole_setup, "set_up_whole", end)
+    monkeypatch.setattr(setup_without_values, "set_up", end)
     (problem,), notes = rehearse(checked)
     assert said in problem and problem.startswith("a start would end in building the model")
     assert notes == []
@@ -194,7 +194,7 @@ def test_any_end_of_building_is_a_problem_in_a_line(text, monkeypatch, end, said
 def test_building_that_is_killed_says_nothing_of_the_recipe(text, monkeypatch):
     checked = check(text, TST)
     killed = lambda *_, **__: os.kill(os.getpid(), 9)  # noqa: E731
-    monkeypatch.setattr(whole_setup, "set_up_whole", killed)
+    monkeypatch.setattr(setup_without_values, "set_up", killed)
     found, (note,) = rehearse(checked)
     assert found == [] and note.endswith("was killed, perhaps for want of memory")
 
@@ -204,7 +204,7 @@ def test_package_that_is_missing_here_is_not_a_fault_of_the_model(text, monkeypa
         raise ImportError("emerging-optimizers package is required")
 
     checked = check(text, TST)
-    monkeypatch.setattr(whole_setup, "set_up_whole", needs_a_package)
+    monkeypatch.setattr(setup_without_values, "set_up", needs_a_package)
     found, (note,) = rehearse(checked)
     assert found == [] and "emerging-optimizers package is required" in note
 

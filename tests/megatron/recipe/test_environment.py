@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from tst_megatron.megatron import loop
+from tst_megatron.megatron import arguments
 from tst_megatron.recipe.environment import VARIABLES, differences, environment_of
 from tst_megatron.recipe.keys.flags import Flags
 from tst_megatron.recipe.profiles import GPU_PROFILES, given_by
@@ -16,7 +16,7 @@ EXPERTS = {"num-experts": 8, "expert-model-parallel-size": 8}
 
 @pytest.fixture(scope="module")
 def flags():
-    return Flags(loop.argument_parser())
+    return Flags(arguments.argument_parser())
 
 
 def variables(flags, profile, **recipe):

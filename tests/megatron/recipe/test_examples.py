@@ -10,7 +10,7 @@ from tst_megatron.megatron.cpu import host
 
 host.install()
 
-from tst_megatron.megatron import loop
+from tst_megatron.megatron import arguments
 from tst_megatron.recipe import padding
 from tst_megatron.recipe.keys.flags import Flags
 from tst_megatron.recipe.recipe import RecipeError, load_recipe
@@ -102,7 +102,7 @@ def test_both_arms_of_the_quickstart_differ_in_superposition_alone():
 @pytest.mark.parametrize("name", GOLDEN.RECIPES)
 def test_every_key_of_a_recipe_is_megatrons(name):
     recipe = load_recipe(REPOSITORY / "examples" / f"{name}.yaml")
-    flags, problems = Flags(loop.argument_parser()).convert(recipe.megatron)
+    flags, problems = Flags(arguments.argument_parser()).convert(recipe.megatron)
     assert problems == []
     assert len(flags) >= sum(value is not False for value in recipe.megatron.values()) > 20
 

@@ -16,9 +16,9 @@ from checks import check, problems
 from megatron.core import utils
 from megatron.core.transformer.enums import CudaGraphModule
 
-from tst_megatron.megatron import loop, names
+from tst_megatron.megatron import arguments, names
 from tst_megatron.megatron.cpu import transformer_engine as te
-from tst_megatron.megatron.repairs import repairs
+from tst_megatron.megatron.repairs import gpt_config
 from tst_megatron.model.gpt import TSTGPTModelConfig
 from tst_megatron.recipe import profiles
 from tst_megatron.recipe.keys.flags import Flags
@@ -28,7 +28,7 @@ from tst_megatron.recipe.rules import compatibility
 from tst_megatron.recipe.rules.defaults import DANGEROUS_DEFAULTS, DANGEROUS_MOE_DEFAULTS
 
 ROOT = Path(__file__).resolve().parents[3]
-FLAGS = Flags(loop.argument_parser())
+FLAGS = Flags(arguments.argument_parser())
 TST = {"bag-size": 4, "superposition-steps": 8}
 NUM_RANKS = 8
 OF_A_PROFILE = ("use-distributed-optimizer", "moe-token-dispatcher-type")
@@ -436,6 +436,6 @@ def test_te_rng_tracker_reaches_the_model_which_upstreams_function_forgets(text)
     args = checked(text, "tuned").arguments
     with te.transformer_engine_of_the_job():
         theirs = names.gpt_config_from_args(args)
-        # When this fails, `upstream.gpt_config_from_args` has nothing left to do.
+        # When this fails, `repairs/gpt_config.py` has nothing left to do.
         assert theirs.transformer.use_te_rng_tracker is False
-        assert repairs.gpt_config_from_args(args).transformer.use_te_rng_tracker is True
+        assert gpt_config.gpt_config_from_args(args).transformer.use_te_rng_tracker is True

@@ -12,7 +12,7 @@ from tst_megatron.megatron.cpu import host
 host.install()
 
 from tst_megatron.data.manifest import FILE_NAME
-from tst_megatron.megatron import loop
+from tst_megatron.megatron import arguments
 from tst_megatron.recipe.check.plain import with_profile
 from tst_megatron.recipe.keys.flags import Flags
 from tst_megatron.recipe.parameters import build_on_meta, model_arguments
@@ -21,7 +21,7 @@ from tst_megatron.recipe.recipe import load_recipe
 from tst_megatron.training.check import check_recipe
 
 EXAMPLES = Path(__file__).resolve().parents[3] / "examples"
-FLAGS = Flags(loop.argument_parser())
+FLAGS = Flags(arguments.argument_parser())
 NUM_GPUS = {"llama-270m": 8, "llama-600m": 8, "llama-3b": 64, "qwen3-10b-a1b": 64}
 MODELS = tuple(NUM_GPUS)
 LLAMAS = MODELS[:3]
@@ -112,7 +112,7 @@ def test_recipe_builds_at_full_shape_with_megatrons_layers(model, arm):
     shape = recipe.megatron
     flags, problems = FLAGS.convert(model_arguments(recipe, FLAGS))
     assert problems == []
-    args = loop.validate_arguments(
+    args = arguments.validate_arguments(
         [*flags, "--max-position-embeddings", str(shape["seq-length"])], world_size=1
     )
     built = build_on_meta(args)

@@ -8,8 +8,8 @@ from types import SimpleNamespace
 import pytest
 from torch.distributed.checkpoint import api
 
-from tst_megatron.megatron import loop
-from tst_megatron.megatron.repairs import repairs
+from tst_megatron.megatron import loop, ranks
+from tst_megatron.megatron.repairs import checkpoint_processes
 from tst_megatron.system.processes import signals
 from tst_megatron.training import pretrain as main_job
 from tst_megatron.training.run import folder as run_folder
@@ -26,8 +26,10 @@ class Job:
         self.ended = []
         self.shown = io.StringIO()
         self._monkeypatch = monkeypatch
-        monkeypatch.setattr(loop, "device_name", lambda: "a device")
-        monkeypatch.setattr(repairs, "end_checkpoint_worker", lambda: self.ended.append("worker"))
+        monkeypatch.setattr(ranks, "device_name", lambda: "a device")
+        monkeypatch.setattr(
+            checkpoint_processes, "end_checkpoint_worker", lambda: self.ended.append("worker")
+        )
         monkeypatch.setattr(signals, "end_children", lambda: self.ended.append("children"))
 
     def rank(self, number, train):
@@ -101,7 +103,7 @@ def test_run_that_stops_or_finishes_says_nothing_of_failure(job, monkeypatch):
 def test_machine_without_its_driver_leaves_a_state_and_a_word(job, monkeypatch):
     """Before anything of training has begun."""
     no_driver = fails(RuntimeError("Found no NVIDIA driver on your system"))
-    monkeypatch.setattr(loop, "device_name", no_driver)
+    monkeypatch.setattr(ranks, "device_name", no_driver)
     assert job.rank(0, no_driver) == job.told_status() == 1
     reason = "rank 0: RuntimeError('Found no NVIDIA driver on your system')"
     assert job.told() == ("failed", reason)

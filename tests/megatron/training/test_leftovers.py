@@ -14,11 +14,11 @@ RANK = """
 import sys
 from tst_megatron.megatron.cpu import host as cpu
 cpu.install()
-from tst_megatron import megatron as upstream
+from tst_megatron.megatron.repairs.apply import repair_wheel
 from tst_megatron.system.processes import signals as stopping
 from tst_megatron.megatron import names
 stopping.listen()
-upstream.repair_wheel()
+repair_wheel()
 queue = names.filesystem_async.get_write_results_queue()
 assert names.filesystem_async.get_write_results_queue() is queue
 queue.put("works")

@@ -15,7 +15,7 @@ from interrupted import interrupted_at
 from tst_megatron.cli.check import check
 from tst_megatron.cli.train import train_run
 from tst_megatron.data.stream.cursor import stream_facts
-from tst_megatron.megatron.repairs import repairs
+from tst_megatron.megatron.repairs import torch_adam
 from tst_megatron.recipe.recipe import RecipeError, load_recipe
 from tst_megatron.training.run.start import check_checkpoint
 
@@ -149,7 +149,7 @@ def test_each_parameter_has_an_adam_step_of_its_own_after_a_load():
     class Outer:
         optimizer = Inner()
 
-    loaded = repairs._with_a_step_of_its_own(lambda self, state_dict: None)
+    loaded = torch_adam.with_a_step_of_its_own(lambda self, state_dict: None)
     loaded(Outer, {})
     steps = [state["step"] for state in Outer.optimizer.state.values()]
     assert len({step.data_ptr() for step in steps}) == 3

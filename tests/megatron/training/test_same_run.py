@@ -12,7 +12,7 @@ from tst_megatron.megatron.cpu import host
 
 host.install()
 
-from tst_megatron.megatron import loop
+from tst_megatron.megatron import arguments
 from tst_megatron.recipe.keys import kinds
 from tst_megatron.recipe.recipe import load_recipe
 from tst_megatron.training.check import check_recipe
@@ -51,7 +51,7 @@ def keys_of(problems):
 
 
 def test_every_key_of_megatron_has_one_kind():
-    parser = loop.argument_parser()
+    parser = arguments.argument_parser()
     first = {action.option_strings[0].removeprefix("--") for action in parser._actions}
     assert first - {"-h", "help"} == set(kinds.KINDS)
     lists = (

@@ -1,4 +1,4 @@
-"""What a recipe on the CPU host must set, in Megatron's own flags; torch is not needed here."""
+"""List the flags of Megatron that a recipe on the CPU host must set; torch is not needed here."""
 
 from __future__ import annotations
 

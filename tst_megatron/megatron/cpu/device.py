@@ -1,4 +1,4 @@
-"""The device that a command which runs a model by itself takes."""
+"""Choose the device that a command runs a model on, and say what this machine has."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tst_megatron.megatron.cpu import host
 
 
 def find(device: str | None) -> str:
-    """The device that was asked for, or a GPU if there is one.
+    """Return the device that was asked for, or else a GPU if this machine has one.
 
     Args:
         device: ``cpu``, ``cuda`` or ``cuda:N``; None leaves the choice to the machine.
@@ -33,14 +33,14 @@ def find(device: str | None) -> str:
 
 
 def backend(wanted: str) -> str:
-    """The backend of collectives; ``auto`` takes NCCL if this machine has a GPU, else gloo."""
+    """Return the backend of collectives; ``auto`` is NCCL on a machine with a GPU, else gloo."""
     if wanted == "auto":
         return "gloo" if host.is_needed() else "nccl"
     return wanted
 
 
 def lacks_gpu(local_rank: int) -> str | None:
-    """Why a rank has no GPU of its own here; None if it has one."""
+    """Say why a rank has no GPU of its own here; None if it has one."""
     num_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if local_rank < num_gpus:
         return None
@@ -48,10 +48,10 @@ def lacks_gpu(local_rank: int) -> str | None:
 
 
 def why_not_here(profile: str | None, *, num_ranks: int = 1) -> str | None:
-    """Why a recipe cannot be trained on this machine, with what to do; None if it can.
+    """Say why a recipe cannot be trained on this machine, and what to do; None if it can.
 
     Args:
-        profile: the recipe's; every one but ``cpu`` trains on GPUs, also none at all.
+        profile: of the recipe, or None. Every one but ``cpu`` trains on GPUs, and so does None.
         num_ranks: that are to run on this machine, each with a GPU of its own.
     """
     if profile == "cpu":
@@ -76,7 +76,7 @@ def why_not_here(profile: str | None, *, num_ranks: int = 1) -> str | None:
 
 
 def of_rank(backend: str, local_rank: int) -> torch.device:
-    """The device on which a rank's collectives are, made the current one."""
+    """Return the device of a rank's collectives, and make it the current one."""
     if backend != "nccl":
         return host.DEVICE
     device = torch.device("cuda", local_rank)
@@ -85,7 +85,7 @@ def of_rank(backend: str, local_rank: int) -> torch.device:
 
 
 def library_versions(backend: str) -> dict[str, str]:
-    """Versions of CUDA and NCCL that torch brings, and what carries collectives here."""
+    """List the versions of CUDA and NCCL that torch brings, and the backend of collectives here."""
     found = {"backend": backend, "cuda": str(torch.version.cuda)}
     if backend == "nccl" and torch.cuda.is_available():
         found["nccl"] = _nccl_version()
@@ -93,7 +93,7 @@ def library_versions(backend: str) -> dict[str, str]:
 
 
 def seen_by_torch() -> dict[str, Any]:
-    """What torch says of itself, of the GPUs that it can use, and of what carries collectives.
+    """Ask torch about itself, about the GPUs that it can use, and about backends of collectives.
 
     Returns:
         ``version``, ``cuda`` (None where torch was built without), ``gpus`` (name and compute
@@ -136,7 +136,7 @@ def _nccl_version() -> str:
 
 
 def _start_gloo() -> None:
-    # A host name that leads nowhere shows here.
+    # Fails if the name of this host leads nowhere.
     store = torch.distributed.HashStore()  # type: ignore[attr-defined]
     torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
     torch.distributed.destroy_process_group()

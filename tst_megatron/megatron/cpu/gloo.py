@@ -1,6 +1,6 @@
-"""Collectives that NCCL has and gloo refuses, in terms of those that it has.
+"""Do with gloo the collectives that NCCL has and gloo refuses.
 
-The originals are taken when this module is imported, before ``cpu.install`` replaces them.
+The originals are taken when this module is imported, before ``host.install`` replaces them.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ def all_to_all_with_list_splits(
     group: Any = None,
     async_op: bool = False,
 ) -> Any:
-    """``all_to_all_single``, whose splits may be tensors."""
+    """Do ``all_to_all_single`` with splits that may be tensors."""
     return _all_to_all_single(
         output,
         input,
@@ -40,7 +40,7 @@ def all_gather_of_any_sizes(
     group: Any = None,
     async_op: bool = False,
 ) -> Any:
-    """``all_gather`` of pieces that may differ in size: the shorter ones are padded."""
+    """Do ``all_gather`` of pieces that may differ in size: the shorter ones are padded."""
     if len({part.shape for part in tensor_list}) == 1:
         return _all_gather(tensor_list, tensor, group=group, async_op=async_op)
     assert not async_op, "the token dispatcher waits for it"
@@ -59,7 +59,7 @@ def reduce_scatter_of_any_sizes(
     group: Any = None,
     async_op: bool = False,
 ) -> Any:
-    """``reduce_scatter`` of pieces that may differ in size: the shorter ones are padded."""
+    """Do ``reduce_scatter`` of pieces that may differ in size: the shorter ones are padded."""
     if len({part.shape for part in input_list}) == 1:
         return _reduce_scatter(output, input_list, op=op, group=group, async_op=async_op)
     assert not async_op, "the token dispatcher waits for it"

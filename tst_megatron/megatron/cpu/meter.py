@@ -1,4 +1,4 @@
-"""Time and memory of what runs on a device."""
+"""Measure time and memory of what runs on a device."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ import torch
 class Meter:
     """Measures what runs on one device.
 
-    On a GPU time is that between two events on the stream, so that what the processor does ahead is
-    not counted, and the L2 cache is overwritten before each run: else small inputs would still be
-    in it.
+    On a GPU the time is that between two events on the stream, so that the work which the processor
+    does ahead is not counted. The L2 cache is overwritten before each run, since small inputs would
+    still be in it.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -31,7 +31,7 @@ class Meter:
             self._flush = torch.empty(2 * l2_bytes, dtype=torch.int8, device=device)
 
     def seconds(self, run: Callable[[], object]) -> float:
-        """Seconds that a run takes; waits until the device has finished it."""
+        """Return the seconds that a run takes, until the device has finished it."""
         if self._flush is None:
             start = time.perf_counter()
             run()
@@ -45,9 +45,9 @@ class Meter:
         return float(begin.elapsed_time(end)) / 1e3
 
     def peak_bytes(self, run: Callable[[], object]) -> tuple[int, int] | None:
-        """Most memory allocated during a run: (in all, above what was there before); None on a CPU.
+        """Return the peak memory of a run: (in all, above that before the run); None on a CPU.
 
-        A processor's memory has no counter that starts anew.
+        A processor's memory has no counter that can be reset.
         """
         if not self.is_gpu:
             return None
@@ -60,14 +60,14 @@ class Meter:
         return peak, peak - before
 
     def free(self) -> None:
-        """Give back what a failed run has left."""
+        """Free the memory that a failed run has left."""
         if self.is_gpu:
             torch.cuda.empty_cache()
 
     def facts(self) -> dict[str, str]:
-        """What the device is: name, cores or memory, and of a GPU driver and clocks."""
+        """Describe the device: name, cores or memory, and of a GPU its driver and clocks."""
         if not self.is_gpu:
-            # What this process may use, which in a container is not all.
+            # The cores that this process may use: in a container these are not all.
             cores = len(os.sched_getaffinity(0))
             return {
                 "name": f"CPU, {cores} cores",

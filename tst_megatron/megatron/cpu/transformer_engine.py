@@ -1,4 +1,4 @@
-"""Which Transformer Engine a job runs under, said once, for machines that have none.
+"""Answer Megatron's validation for the Transformer Engine of the job, on machines without it.
 
 A recipe is checked on login nodes, without a GPU and often without Transformer Engine. Megatron's
 validation then finds version 0 and no fused kernel, and would refuse what the job can do.
@@ -30,7 +30,7 @@ _KERNELS = (
     (moe_utils, "fused_sort_chunks_by_index_with_probs"),
     (moe_utils, "fused_unpermute"),
 )
-"""What the configuration of a model asks to be there, beside the version."""
+"""The kernels that the configuration of a model looks for, beside the version."""
 
 
 @contextmanager

@@ -1,9 +1,9 @@
-"""Loading of a run's checkpoint: all ranks agree on whether it could be read, or load an older one.
+"""Load a run's checkpoint on all ranks, or together go back to an older one if it is damaged.
 
-Each rank reads its own part, without a word to the others. If one of them alone met damage, the
-others would wait for it in the next collective. So every read of Megatron's load ends in an
-agreement, and all ranks go back to the checkpoint before together. What a first, broken load has
-left in the model and in the optimizer is overwritten by the second, since both ask for the same.
+Each rank reads its own part and tells the others nothing. If one rank alone met damage, the others
+would wait for it in the next collective. So every read of Megatron's load ends in an agreement, and
+all ranks go back to the checkpoint before together. What a first, broken load has left in the model
+and in the optimizer is overwritten by the second, since both ask for the same.
 """
 
 from __future__ import annotations
@@ -14,35 +14,43 @@ import inspect
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import torch
 from torch.distributed.checkpoint.api import CheckpointException
 
 from tst_megatron.megatron import names
-from tst_megatron.megatron.distributed_checkpoint.reading import Unreadable
-from tst_megatron.megatron.distributed_checkpoint.saving import is_first_rank, reason_of
-from tst_megatron.megatron.wrapping import wrap
+from tst_megatron.megatron.distributed_checkpoint.reading import Unreadable, read_checked
+from tst_megatron.megatron.distributed_checkpoint.saving import reason_of
+from tst_megatron.megatron.ranks import (
+    from_all_ranks,
+    from_first_rank,
+    greatest_of_ranks,
+    is_first_rank,
+)
+from tst_megatron.megatron.repairs.wrapping import wrap
 from tst_megatron.system.machine.errors import machine_error
+
+# Every load of a run comes through here. Nothing in what it reads may run.
+read_checked()
 
 _DEFAULT_STRICTNESS = "assume_ok_unexpected"
 
 FallBack = Callable[[int, str], int | None]
-"""Told on rank 0 which step cannot be loaded and why. Points Megatron's tracker at an older whole
-checkpoint and returns its step, or None if there is none."""
+"""A function that rank 0 calls with the step that cannot be loaded and the reason. It points
+Megatron's tracker at an older complete checkpoint and returns its step, or None if none is left."""
 
 
 _NONE, _FAILED = -1, -2
 
 
 class NothingToLoad(RuntimeError):
-    """No checkpoint of a run can be loaded; in words for its owner, the same on all ranks."""
+    """No checkpoint of a run can be loaded; the message is for its owner, the same on all ranks."""
 
 
 class _Damaged(Exception):
-    """What one rank or more read is not what was saved; raised on all of them."""
+    """One rank or more read something else than was saved; raised on all ranks."""
 
 
 class _NotRead(RuntimeError):
-    """A machine did not give one rank or more what they wanted to read; raised on all of them."""
+    """The machine of one rank or more failed to read, for example its disk; raised on all ranks."""
 
 
 def observe_loading(
@@ -58,7 +66,7 @@ def observe_loading(
 
     Args:
         expected_step: on rank 0, the step it pointed the tracker at; unused on the others.
-        on_load: told the step, on this rank.
+        on_load: called on this rank with the step that was loaded.
         fall_back: on rank 0, finds an older checkpoint; unused on the others.
     """
 
@@ -67,7 +75,7 @@ def observe_loading(
 
         @functools.wraps(load_checkpoint)
         def wrapper(*args: Any, **kwargs: Any) -> Any:
-            wanted = _from_first_rank(-1 if expected_step is None else expected_step)
+            wanted = from_first_rank(-1 if expected_step is None else expected_step)
             scheduler = signature.bind(*args, **kwargs).arguments.get("opt_param_scheduler")
             while True:
                 if scheduler is not None:
@@ -97,7 +105,7 @@ def observe_loading(
 
 
 def _attempt(load: Callable[[], Any], step: int) -> tuple[Any, str | None]:
-    """What a load returned, or why it could not be done, the same on all ranks."""
+    """Load; return the result, or the damage in words: all ranks get a result, or all get words."""
     result, words = None, None
     try:
         with _imported(step), _agreeing():
@@ -105,14 +113,14 @@ def _attempt(load: Callable[[], Any], step: int) -> tuple[Any, str | None]:
     except _Damaged as error:
         return None, str(error)
     except SystemExit:
-        # How Megatron ends on a checkpoint that lacks something; its log says what.
+        # Megatron ends so on a checkpoint that lacks something; its log says what.
         words = "it lacks what Megatron needs, which the log names"
     except (Unreadable, names.CheckpointingException) as error:
         if machine_error(error) is not None:
             raise
         words = reason_of(error).partition("\n")[0]
     try:
-        # Beside what is read, all ranks see the same, so that all of them come here or none.
+        # Except for what each rank reads, all ranks see the same: all of them come here, or none.
         _agree(words, is_of_machine=False)
     except _Damaged as error:
         return None, str(error)
@@ -120,18 +128,18 @@ def _attempt(load: Callable[[], Any], step: int) -> tuple[Any, str | None]:
 
 
 def _older(fall_back: FallBack | None, step: int, damage: str) -> int:
-    """The step to load in the place of a damaged one.
+    """Return the step to load in the place of a damaged one, the same on all ranks.
 
     Raises:
-        NothingToLoad: there is none.
+        NothingToLoad: no checkpoint is left.
     """
     older = _FAILED
     try:
         wanted = step if is_first_rank() and fall_back is not None and step > 0 else 0
         older = (fall_back(wanted, damage) if wanted and fall_back else None) or _NONE
     finally:
-        # Also where that failed: the others wait for it.
-        older = _from_first_rank(older)
+        # Also if that failed on rank 0: the others wait for its answer.
+        older = from_first_rank(older)
     if older > 0:
         return older
     if older == _FAILED:
@@ -148,7 +156,7 @@ def _older(fall_back: FallBack | None, step: int, damage: str) -> int:
 # --- agreement -----------------------------------------------------------------------------------
 
 _is_agreeing = False
-"""Whether all ranks of this job are in Megatron's load, where each asks for the same reads."""
+"""True while all ranks of this job are in Megatron's load, where each asks for the same reads."""
 
 
 @contextlib.contextmanager
@@ -162,7 +170,7 @@ def _agreeing() -> Iterator[None]:
 
 
 def _agreed(read: Callable[..., Any]) -> Callable[..., Any]:
-    """A read that fails on all ranks if it fails on one."""
+    """Let a read fail on all ranks if it fails on one."""
 
     @functools.wraps(read)
     def wrapper(*args: Any, **kwargs: Any) -> Any:
@@ -180,21 +188,22 @@ def _agreed(read: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _agree(words: str | None, *, is_of_machine: bool) -> None:
-    """Go on if no rank has anything to say against it.
+    """Return if no rank has a complaint about what it read; all ranks call this together.
+
+    Args:
+        words: this rank's complaint, or None.
+        is_of_machine: the machine is at fault, and not the checkpoint.
 
     Raises:
-        _Damaged: a rank has; on all ranks.
-        _NotRead: likewise, and it says that its machine is at fault.
+        _Damaged: a rank complains; on all ranks.
+        _NotRead: likewise, and a machine is at fault.
     """
     gravity = 0 if words is None else 2 if is_of_machine else 1
-    worst = _over_ranks(torch.distributed.ReduceOp.MAX, gravity)
+    worst = greatest_of_ranks(gravity)
     if worst == 0:
         return
-    of_ranks: list[Any] = [words]
-    if torch.distributed.is_initialized():
-        of_ranks = [None] * torch.distributed.get_world_size()
-        torch.distributed.all_gather_object(of_ranks, words)
-    said = {text: rank for rank, text in reversed(list(enumerate(of_ranks))) if text}
+    # Each complaint once, with the first rank that made it.
+    said = {text: rank for rank, text in reversed(list(enumerate(from_all_ranks(words)))) if text}
     shown = sorted(said, key=lambda text: said[text])[:3]
     message = "; ".join(f"{text} (rank {said[text]})" for text in shown)
     if len(said) > len(shown):
@@ -203,30 +212,15 @@ def _agree(words: str | None, *, is_of_machine: bool) -> None:
 
 
 def _reason(error: BaseException) -> str:
-    """Why a read failed; torch wraps it once more, as what failed on the only rank it knows."""
+    """Say why a read failed, in one line."""
+    # Torch wraps the error once more, as what failed on the only rank it knows.
     if isinstance(error, CheckpointException) and len(error.failures) == 1:
         ((cause, _),) = error.failures.values()
         return _reason(cause)
     if isinstance(error, Unreadable | names.CheckpointingException):
-        # Written for a person; upstream's goes over several lines.
+        # Written for a person; upstream's has several lines.
         return " ".join(str(error).split())
     return repr(error).partition("\n")[0]
-
-
-def _from_first_rank(value: int) -> int:
-    if not torch.distributed.is_initialized():
-        return value
-    tensor = torch.tensor([value], dtype=torch.long, device=torch.cuda.current_device())
-    torch.distributed.broadcast(tensor, 0)
-    return int(tensor.item())
-
-
-def _over_ranks(operation: Any, value: int) -> int:
-    if not torch.distributed.is_initialized():
-        return value
-    tensor = torch.tensor([value], dtype=torch.long, device=torch.cuda.current_device())
-    torch.distributed.all_reduce(tensor, op=operation)
-    return int(tensor.item())
 
 
 # --- the first load of imported weights ----------------------------------------------------------
@@ -234,11 +228,11 @@ def _over_ranks(operation: Any, value: int) -> int:
 
 @contextlib.contextmanager
 def _imported(step: int) -> Iterator[None]:
-    """Let the first start from a pretrained checkpoint go without what is no weight.
+    """Let the first start from a pretrained checkpoint load it although only weights are in it.
 
     Transformer Engine's layers ask for the state of their scaling too, which a checkpoint of other
-    layers does not have; that every weight is there was checked before (``pretrained_problems``).
-    Remove when Megatron tells the two apart.
+    layers does not have. ``pretrained_problems`` has checked before that no weight is missing.
+    Remove when Megatron tells weights and scaling state apart.
     """
     settings = names.get_args()
     before = settings.dist_ckpt_strictness

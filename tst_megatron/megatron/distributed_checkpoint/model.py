@@ -1,14 +1,14 @@
-"""Reading a distributed checkpoint and running its model, in our own words."""
+"""Read a checkpoint's arguments, build its model, and run it, in one process.
+
+The way to Megatron for every command that opens a checkpoint: export, verify, import, parameters.
+Building and reading happen in silence, so that callers need not ask for it.
+"""
 
 from __future__ import annotations
 
 import argparse
 import copy
-import io
-import logging
-import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, redirect_stdout
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +20,14 @@ from megatron.core.transformer.enums import AttnBackend
 from torch import distributed, nn
 
 from tst_megatron.megatron import names
+from tst_megatron.megatron.arguments import default_arguments, validate_arguments
 from tst_megatron.megatron.distributed_checkpoint.reading import read_checked
-from tst_megatron.megatron.distributed_checkpoint.weights import SavedWeights, write_checkpoint
-from tst_megatron.megatron.loop import argument_parser, validate_arguments
-from tst_megatron.megatron.repairs.repairs import gpt_config_from_args
+from tst_megatron.megatron.distributed_checkpoint.weights import SavedWeights
+from tst_megatron.megatron.distributed_checkpoint.writing import write_checkpoint
+from tst_megatron.megatron.repairs.gpt_config import gpt_config_from_args
+from tst_megatron.megatron.silence import in_silence
 
-# Whoever opens checkpoints reads them so: that nothing in them runs must not be asked for.
+# A process that imports this opens checkpoints. Nothing in them may run, and nobody has to ask.
 read_checked()
 
 __all__ = [
@@ -36,7 +38,6 @@ __all__ = [
     "logits",
     "name_norms_as_transformer_engine",
     "pending_rerun",
-    "quietly",
     "read_saved_state",
     "sharded_weights",
     "start_alone",
@@ -47,7 +48,7 @@ __all__ = [
 
 
 def start_alone(backend: str = "gloo") -> None:
-    """Make this process a whole Megatron job of one rank; a second call changes nothing.
+    """Make this process a Megatron job of one rank; a second call changes nothing.
 
     Args:
         backend: of the process group: gloo for tensors of a CPU, nccl for those of a GPU.
@@ -72,39 +73,20 @@ def start_alone(backend: str = "gloo") -> None:
             model_parallel_cuda_manual_seed(1)
 
 
-@contextmanager
-def quietly() -> Iterator[None]:
-    """Without upstream's notes on reading in one process, which is what is meant here."""
-    logger = logging.getLogger("megatron.core.models.gpt.gpt_model")
-    before = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(before)
-
-
-def default_arguments() -> argparse.Namespace:
-    """Every argument of Megatron at its default, unvalidated."""
-    return argument_parser().parse_args([])
-
-
 def unfused_attention() -> Any:
-    """The attention backend that needs neither Transformer Engine nor CUDA."""
+    """Return the attention backend that needs neither Transformer Engine nor CUDA."""
     return AttnBackend.unfused
 
 
 def read_saved_state(folder: Path) -> dict[str, Any]:
-    """What a checkpoint holds beside its tensors: arguments, iteration, content metadata."""
-    with quietly():
+    """Read what a checkpoint holds beside its tensors: arguments, iteration, content metadata."""
+    with in_silence():
         state: dict[str, Any] = dist_checkpointing.load_common_state_dict(str(folder))
     return state
 
 
 def pending_rerun(state: Mapping[str, Any]) -> str | None:
-    """What the rerun state machine is to compute again from a checkpoint, in words, or None.
+    """Say what the rerun state machine is to compute again from a checkpoint; None if nothing.
 
     Args:
         state: as ``read_saved_state`` read it.
@@ -117,10 +99,11 @@ def pending_rerun(state: Mapping[str, Any]) -> str | None:
 
 def build_gpt(args: argparse.Namespace) -> nn.Module:
     """Build ``GPTModel`` from arguments, its weights not initialised."""
-    config = gpt_config_from_args(args)
-    config.finalize()
-    groups = ProcessGroupCollection.use_mpu_process_groups()
-    model: nn.Module = names.GPTModelBuilder(config).build_model(groups)
+    with in_silence():
+        config = gpt_config_from_args(args)
+        config.finalize()
+        groups = ProcessGroupCollection.use_mpu_process_groups()
+        model: nn.Module = names.GPTModelBuilder(config).build_model(groups)
     return model
 
 
@@ -131,9 +114,9 @@ def build_gpt_on_meta(args: argparse.Namespace) -> nn.Module:
         RuntimeError: a parameter got memory.
     """
     ours = copy.copy(args)
-    # With this Megatron names no device for weights, so that of the context is taken.
+    # With these Megatron names no device for weights, so the device of the context is taken.
     ours.use_cpu_initialization, ours.perform_initialization = True, False
-    with torch.device("meta"), redirect_stdout(io.StringIO()):
+    with torch.device("meta"):
         model = build_gpt(ours)
     if real := [name for name, value in model.named_parameters() if not value.is_meta]:
         raise RuntimeError(f"{real[0]} and {len(real) - 1} more parameters are not on meta")
@@ -141,11 +124,11 @@ def build_gpt_on_meta(args: argparse.Namespace) -> nn.Module:
 
 
 def name_norms_as_transformer_engine(model: Any) -> None:
-    """Look for the norm before the experts where Transformer Engine's layers save it.
+    """Let the norm before the experts have the name that Transformer Engine's layers save it under.
 
-    The local layers call it the norm of the layer after it, whatever that layer is. Transformer
-    Engine fuses the two in dense layers alone and keeps ``pre_mlp_layernorm`` in MoE layers. Remove
-    when the local specification tells them apart.
+    The local layers save it as a part of the linear layer that follows, whatever that layer is.
+    Transformer Engine fuses the two in dense layers alone and keeps ``pre_mlp_layernorm`` in MoE
+    layers. Remove when the local specification tells them apart.
     """
     for layer in model.decoder.layers:
         if hasattr(layer.mlp, "router"):
@@ -159,20 +142,21 @@ def name_norms_as_transformer_engine(model: Any) -> None:
 
 
 def sharded_weights(model: Any, content_metadata: Mapping[str, Any] | None) -> dict[str, Any]:
-    """The model's weights as a distributed checkpoint names and cuts them.
+    """Return the model's weights as a distributed checkpoint names and cuts them.
 
     Args:
         model: a ``GPTModel``.
-        content_metadata: what the checkpoint says about its own layout.
+        content_metadata: the checkpoint's description of its own layout.
     """
     groups = names.parallel_state.get_data_parallel_group(with_context_parallel=True)
     metadata = {**(content_metadata or {}), "dp_cp_group": groups}
-    weights: dict[str, Any] = model.sharded_state_dict(metadata=metadata)
+    with in_silence():
+        weights: dict[str, Any] = model.sharded_state_dict(metadata=metadata)
     return weights
 
 
 def logits(model: nn.Module, tokens_BT: torch.Tensor) -> torch.Tensor:
-    """Next-token logits [B, T, V], padded vocabulary included, of tokens [B, T]."""
+    """Compute next-token logits [B, T, V], padded vocabulary included, of tokens [B, T]."""
     positions_BT = torch.arange(tokens_BT.shape[1]).expand_as(tokens_BT)
     result: torch.Tensor = model(tokens_BT, positions_BT, None)
     return result

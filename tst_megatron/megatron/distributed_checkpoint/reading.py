@@ -1,8 +1,9 @@
-"""How checkpoints are read: nothing in them runs, and no byte is believed that is not checked.
+"""Read checkpoints so that nothing in them can run and every byte is checked before it is used.
 
-Torch and Megatron unpickle what they read without a look at it, and compare no checksum although
-``torch.save`` stores one of every record. ``read_checked`` puts our reading in the place of theirs,
-for a whole run and for each command that opens a checkpoint:
+Torch and Megatron unpickle what they read without looking at it, and compare no checksum although
+``torch.save`` stores one of every record. ``read_checked`` puts our reading in the place of theirs
+for the rest of the process. Every module through which a checkpoint can be loaded calls it when it
+is imported, so that no command can forget it (``tests/unit/megatron/test_loads_are_checked.py``).
 
     FileSystemReader.read_metadata    .metadata            names are listed, its tables agree
     FileSystemReader.read_data        tensors, objects     checksums and shapes are compared
@@ -33,7 +34,7 @@ from torch.distributed.checkpoint.planner import LoadItemType
 from torch.futures import Future
 
 from tst_megatron.megatron import names
-from tst_megatron.megatron.wrapping import wrap
+from tst_megatron.megatron.repairs.wrapping import wrap
 from tst_megatron.system.pickles.metadata_file import read_description
 from tst_megatron.system.pickles.restricted_unpickler import Class, Refused, enum_of
 from tst_megatron.system.pickles.torch_archive import archive_problem
@@ -66,7 +67,7 @@ class Unreadable(CheckpointException):
 
 
 def read_checked() -> None:
-    """Let this process read checkpoints as we do, whoever asks for them."""
+    """Let this process read checkpoints with every check; a second call changes nothing."""
     wrap(FileSystemReader, "read_metadata", _of_listed_names)
     wrap(FileSystemReader, "read_data", _with_checksums)
     wrap(DefaultLoadPlanner, "load_bytes", _objects_of_listed_names)
@@ -78,11 +79,11 @@ def read_checked() -> None:
 
 
 def read_item(stream: BinaryIO, place: Any, name: str) -> io.BytesIO:
-    """The archive of one stored item, whose checksums are right.
+    """Read the archive of one stored item and compare its checksums.
 
     Args:
         stream: its file.
-        place: torch's record of where in it the item is.
+        place: torch's record of the item's place in it.
         name: of the item.
 
     Raises:
@@ -102,10 +103,10 @@ def read_item(stream: BinaryIO, place: Any, name: str) -> io.BytesIO:
 
 
 def load_tensor(data: BinaryIO, shape: Any) -> torch.Tensor:
-    """The tensor in an archive, on the CPU.
+    """Load the tensor in an archive, on the CPU.
 
     Raises:
-        Refused: there is none, or one of another shape.
+        Refused: it holds no tensor, or one of another shape.
     """
     tensor = load_archive(data, map_location="cpu")
     if not isinstance(tensor, torch.Tensor):
@@ -117,7 +118,7 @@ def load_tensor(data: BinaryIO, shape: Any) -> torch.Tensor:
 
 @functools.cache
 def state_names() -> Mapping[tuple[str, str], Any]:
-    """What Megatron's objects may name, beside what ``torch.save`` itself does."""
+    """List the classes that Megatron's objects may name, beside those that ``torch.save`` names."""
     listed: dict[tuple[str, str], Any] = {}
     for module, kinds in ENUMS.items():
         for kind in kinds:
@@ -174,7 +175,7 @@ def _with_checksums(read_data: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _described_shapes(metadata: Any, wanted: set[str]) -> dict[tuple[str, Any], Any]:
-    """The shape of each stored part of some tensors."""
+    """Map each stored chunk of some tensors, by name and offsets, to its shape."""
     return {
         (name, chunk.offsets): chunk.sizes
         for name in wanted
@@ -183,7 +184,7 @@ def _described_shapes(metadata: Any, wanted: set[str]) -> dict[tuple[str, Any], 
 
 
 def _give(planner: Any, item: Any, data: io.BytesIO, shapes: Mapping[Any, Any]) -> None:
-    """Hand one item to who asked for it, as torch does."""
+    """Give one item to the planner that asked for it, as torch does."""
     if item.type == LoadItemType.BYTE_IO:
         planner.load_bytes(item, data)
         return
@@ -214,7 +215,7 @@ def _objects_of_listed_names(load_bytes: Callable[..., Any]) -> Callable[..., An
 
 
 def _legacy_of_listed_names(load_common: Callable[..., Any]) -> Callable[..., Any]:
-    """The file in which Megatron kept what is no tensor, before it was an item as any other."""
+    """Read ``common.pt``, where older versions of Megatron keep all that is not a tensor."""
 
     @functools.wraps(load_common)
     def wrapper(checkpoint_dir: Any) -> Any:
@@ -245,9 +246,10 @@ def _config_in_words(load: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _in_words(verify: Callable[..., Any]) -> Callable[..., Any]:
-    """The first rank tells the others of one kind of error alone, and they wait for ever on others.
+    """Raise every error as ``CheckpointingException``, the only kind that rank 0 tells the others.
 
-    A manifest that lost its list, say. Remove when it tells them of all.
+    On another error they would wait for ever; example: a manifest that lost its list. Remove when
+    rank 0 tells them of all.
     """
 
     @functools.wraps(verify)

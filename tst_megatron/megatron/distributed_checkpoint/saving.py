@@ -1,4 +1,7 @@
-"""Saving of a run's checkpoints, seen from our side: what comes before and after."""
+"""Do what must come before and after each save of a run, and save at more steps.
+
+Megatron saves. This module tells the run when a save begins and when it is complete.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +11,12 @@ import inspect
 from collections.abc import Callable, Collection
 from typing import Any
 
-import torch
 from torch.distributed.checkpoint.api import CheckpointException
 
 from tst_megatron.megatron import names
 from tst_megatron.megatron.distributed_checkpoint.reading import Unreadable
-from tst_megatron.megatron.wrapping import wrap
+from tst_megatron.megatron.ranks import is_first_rank, wait_for_all_ranks
+from tst_megatron.megatron.repairs.wrapping import wrap
 
 
 def observe_saving(
@@ -31,11 +34,12 @@ def observe_saving(
 
     Args:
         before: called with the step on every rank, just before Megatron collects what it saves.
-        clear: called on rank 0, before any rank writes into the folder of the step.
-        after: called on rank 0, once the checkpoint is complete and Megatron's tracker names it.
+        clear: called with the step on rank 0, before any rank writes into the folder of the step.
+        after: called with the step on rank 0, once the checkpoint is complete and Megatron's
+            tracker names it.
         forced: steps that are saved although the save interval does not divide them.
-        tracked_step: reads the step in Megatron's tracker file, by which an asynchronous save is
-            known to be complete.
+        tracked_step: reads the step in Megatron's tracker file. An asynchronous save is complete
+            when the tracker names it.
     """
     saving = _Saving(before, clear, after, frozenset(forced), tracked_step)
     wrap(names.training, "save_checkpoint", saving.report_save)
@@ -44,7 +48,7 @@ def observe_saving(
 
 
 class _Saving:
-    """What is being saved, and the wrappers that see it."""
+    """The saves in progress, and the wrappers that see them."""
 
     def __init__(
         self,
@@ -61,6 +65,7 @@ class _Saving:
         self._interval: int | None = None
 
     def report_save(self, save_checkpoint: Callable[..., Any]) -> Callable[..., Any]:
+        """Announce a save on all ranks before it; after a synchronous one, report it complete."""
         signature = inspect.signature(save_checkpoint)
 
         @functools.wraps(save_checkpoint)
@@ -70,13 +75,13 @@ class _Saving:
                 return save_checkpoint(*args, **kwargs)
             step, settings = call["iteration"], names.get_args()
             if self._interval is not None:
-                # The arguments are saved too, with the interval that the recipe says.
+                # The arguments are saved too: they must hold the interval of the recipe.
                 settings.save_interval = self._interval
             self._before(step)
             if is_first_rank():
                 self._clear(step)
-            # No rank writes into a folder that the first one is taking away.
-            _barrier()
+            # No rank may write into a folder that the first rank is still deleting.
+            wait_for_all_ranks()
             result = save_checkpoint(*args, **kwargs)
             if settings.async_save:
                 self._unfinished.append(step)
@@ -87,6 +92,8 @@ class _Saving:
         return wrapper
 
     def report_finalized(self, finalize: Callable[..., Any]) -> Callable[..., Any]:
+        """Report an asynchronous save complete when Megatron's tracker names it."""
+
         @functools.wraps(finalize)
         def wrapper(*args: Any, **kwargs: Any) -> Any:
             result = finalize(*args, **kwargs)
@@ -120,7 +127,7 @@ class _Saving:
 
 
 def reason_of(error: BaseException) -> str:
-    """An error in one line; of a failed save or load, which writes pages, what failed and where."""
+    """Say an error in one line; of a failed save or load, what failed and on which rank."""
     if isinstance(error, Unreadable):
         return str(error)
     if not isinstance(error, CheckpointException) or not error.failures:
@@ -134,21 +141,11 @@ def _cause(error: BaseException) -> str:
 
 
 def take_retention(args: argparse.Namespace) -> int | None:
-    """Take ``save-retain-interval`` from Megatron's arguments, and return it.
+    """Take ``save-retain-interval`` out of Megatron's arguments, and return it.
 
-    Megatron deletes the checkpoint before the newest without a look at either. Remove when it
-    verifies the newest first.
+    Megatron would delete the checkpoint before the newest without checking either of them. Remove
+    when it verifies the newest first.
     """
     interval: int | None = args.save_retain_interval
     args.save_retain_interval = None
     return interval
-
-
-def is_first_rank() -> bool:
-    """Whether this process is rank 0 of its job, or the only one."""
-    return not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0
-
-
-def _barrier() -> None:
-    if torch.distributed.is_initialized():
-        torch.distributed.barrier()

@@ -1,10 +1,11 @@
-"""The optimizer's state in Megatron's fully reshardable format, where gradient buckets are padded.
+"""Save the optimizer's state unshifted in the fully reshardable format, where buckets are padded.
 
 Megatron gathers the state of a buffer bucket by bucket and leaves out the padding at the end of
-each, then cuts parameters out of it by offsets that count the padding. Example: bucket 0 holds 100
-elements and 28 of padding, so the first parameter of bucket 1 is at 128 in the buffer, and at 100
-in what was gathered. Every parameter after the first padding is saved shifted, the last ones filled
-up with zeros, and only a warning says so. See https://github.com/NVIDIA/Megatron-LM/pull/5077.
+each. Then it cuts parameters out of it by offsets that count the padding. Example: bucket 0 holds
+100 elements and 28 of padding, so the first parameter of bucket 1 is at 128 in the buffer, and at
+100 in what was gathered. Every parameter after the first padding is saved shifted, the last ones
+are filled up with zeros, and only a warning says so. See
+https://github.com/NVIDIA/Megatron-LM/pull/5077.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import torch
 def without_padding(sharded_param_state: Callable[..., Any]) -> Callable[..., Any]:
     """Cut parameters out of the gathered state where they are, and prove it before a save.
 
-    Remove when the wheel has pull request 5077, with which upstream takes the padding off itself:
+    Remove when the wheel has pull request 5077, with which upstream takes the padding off:
     ``test_reshardable_state.py`` says when. Both together would shift the state the other way,
     which is refused before anything is written.
     """
@@ -42,7 +43,7 @@ def without_padding(sharded_param_state: Callable[..., Any]) -> Callable[..., An
 
 @contextmanager
 def _offsets_without_padding(buffers: list[Any]) -> Iterator[None]:
-    """Let the maps of buffers say where parameters are in what is gathered of them."""
+    """Let the maps of buffers tell the place of each parameter in what is gathered of them."""
     kept = [buffer.param_index_map for buffer in buffers]
     try:
         for buffer in buffers:
@@ -54,7 +55,7 @@ def _offsets_without_padding(buffers: list[Any]) -> Iterator[None]:
 
 
 def gathered_offsets(buffer: Any) -> dict[Any, tuple[int, int, int]]:
-    """(start, end, bucket) of each parameter of a buffer, without the padding of buckets before.
+    """Return (start, end, bucket) of each parameter, without the padding of the buckets before it.
 
     Args:
         buffer: Megatron's ``_ParamAndGradBuffer``.

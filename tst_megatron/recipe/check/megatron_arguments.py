@@ -21,11 +21,11 @@ def ask_megatron(flags: Sequence[str], world_size: int) -> argparse.Namespace:
     Raises:
         RecipeError: with that complaint.
     """
-    from tst_megatron.megatron import loop
+    from tst_megatron.megatron import arguments
 
     try:
-        args = loop.validate_arguments(flags, world_size=world_size)
-        loop.validate_configurations(args)
+        args = arguments.validate_arguments(flags, world_size=world_size)
+        arguments.validate_configurations(args)
     except (Exception, SystemExit) as error:
         # Validation reads files and divides by what it is given, so it may raise anything; after
         # some of its complaints it ends the process.
@@ -75,7 +75,7 @@ def fixed_flags(values: argparse.Namespace, manifest: Manifest | None) -> list[s
         flags += ["--max-position-embeddings", str(values.seq_length)]
     if not values.exit_duration_in_mins:
         # Ten years: the timed exit is how a stop is agreed on, so it must be on
-        # (upstream.request_stop).
+        # (`request_stop`).
         flags += ["--exit-duration-in-mins", "5256000"]
     # Each step is recorded from what Megatron writes to TensorBoard.
     flags += ["--tensorboard-log-interval", "1"]

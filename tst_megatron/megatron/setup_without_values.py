@@ -1,8 +1,8 @@
-"""Everything that Megatron builds before its first step, for a job of any size, in one process.
+"""Build all that a start builds before its first step, for a job of any size, in one process.
 
 Process groups are torch's fakes, whose collectives do nothing, and tensors are on the meta device
-(``cpu/host.py``, ``install_without_values``). So this costs one or two seconds for a job of 64
-GPUs, and runs the code that a start of that job runs.
+(``host.install_without_values``). So this takes one or two seconds for a job of 64 GPUs, and runs
+the code that a start of that job runs.
 """
 
 from __future__ import annotations
@@ -22,6 +22,10 @@ from megatron.core.transformer.transformer_block import get_num_layers_to_build
 
 from tst_megatron.megatron import names
 from tst_megatron.megatron.cpu.transformer_engine import transformer_engine_of_the_job
+from tst_megatron.megatron.distributed_checkpoint.reading import read_checked
+
+# Megatron's setup loads a checkpoint if its arguments name one. Nothing in it may run.
+read_checked()
 
 NOT_ON_META: Mapping[str, Any] = {
     "transformer_impl": "local",
@@ -52,16 +56,16 @@ NOT_ON_META: Mapping[str, Any] = {
     "cross_entropy_loss_fusion": False,
     "record_memory_history": False,
 }
-"""What only a GPU or Transformer Engine can build, with the plain way to build the same."""
+"""Arguments that need a GPU or Transformer Engine, with the plain way to build the same."""
 
 
-def set_up_whole(args: argparse.Namespace, model_config: Any, *, of: argparse.Namespace) -> None:
+def set_up(args: argparse.Namespace, model_config: Any, *, of: argparse.Namespace) -> None:
     """Build model, data parallelism, optimizer and schedule as the first rank of a job does.
 
-    A job that this process belonged to is forgotten: call it in a forked process.
+    The job that this process belonged to is forgotten, so call it in a forked process.
 
     Args:
-        args: the ``plain_arguments`` of the job's.
+        args: ``plain_arguments`` of those of the job.
         model_config: makes the model from them.
         of: the job's own arguments, for its groups of ranks.
 
@@ -84,7 +88,7 @@ def set_up_whole(args: argparse.Namespace, model_config: Any, *, of: argparse.Na
 
 
 def plain_arguments(args: argparse.Namespace) -> argparse.Namespace:
-    """The arguments of the same model, optimizer and schedule without kernels and files."""
+    """Return the arguments of the same model, optimizer and schedule without kernels and files."""
     plain = copy.copy(args)
     for name, value in NOT_ON_META.items():
         if getattr(plain, name) != value:
@@ -92,7 +96,7 @@ def plain_arguments(args: argparse.Namespace) -> argparse.Namespace:
     plain.rank = plain.local_rank = 0
     plain.use_cpu_initialization, plain.perform_initialization = True, False
     plain.load = plain.save = plain.pretrained_checkpoint = None
-    # Attention over parts of a sequence is Transformer Engine's alone.
+    # Only Transformer Engine has attention over parts of a sequence.
     plain.context_parallel_size = 1
     if args.use_precision_aware_optimizer:
         types = ("main_grads_dtype", "main_params_dtype", "exp_avg_dtype", "exp_avg_sq_dtype")
@@ -102,9 +106,9 @@ def plain_arguments(args: argparse.Namespace) -> argparse.Namespace:
 
 
 def layers_of_stages(args: argparse.Namespace) -> list[int]:
-    """How many layers each pipeline stage gets, virtual stages added up.
+    """Return the number of layers of each pipeline stage, virtual stages added up.
 
-    Empty for a layout of stages, which validation has looked at.
+    Empty if the recipe gives a layout of stages, which validation has checked.
     """
     if args.pipeline_model_parallel_layout:
         return []
@@ -119,8 +123,8 @@ def layers_of_stages(args: argparse.Namespace) -> list[int]:
 
 
 def forget_the_job() -> None:
-    """Leave what a forked process has of the job that its parent belongs to."""
-    # Its groups are left undestroyed: that would wait for their threads, which a fork lacks.
+    """Let a forked process leave the job that its parent belongs to."""
+    # The groups are not destroyed: that would wait for their threads, which a fork lacks.
     torch.distributed.group.WORLD = None
     importlib.reload(names.parallel_state)
     destroy_num_microbatches_calculator()

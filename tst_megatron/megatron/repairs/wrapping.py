@@ -1,4 +1,4 @@
-"""How an attribute of upstream is replaced, which is the last resort."""
+"""Replace an attribute of upstream by a wrapper of it: the last resort, done in one way."""
 
 from __future__ import annotations
 
@@ -7,7 +7,14 @@ from typing import Any
 
 
 def wrap(owner: Any, name: str, make: Callable[[Any], Any]) -> None:
-    """Replace an upstream attribute by a wrapper of it, once; the original stays reachable."""
+    """Replace an upstream attribute once; a second call changes nothing.
+
+    Args:
+        owner: a module or a class of upstream.
+        name: of its attribute.
+        make: takes the original and returns the wrapper, on which the original is kept as
+            ``tst_megatron_original``.
+    """
     original = getattr(owner, name)
     if getattr(original, "tst_megatron_original", None) is not None:
         return
