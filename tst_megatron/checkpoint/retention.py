@@ -15,14 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tst_megatron.checkpoint.folder import checkpoint_of, list_checkpoints, step_of
 from tst_megatron.checkpoint.record import RECORD
-from tst_megatron.checkpoint.whole import (
-    checkpoint_of,
-    examine,
-    list_checkpoints,
-    record_save,
-    step_of,
-)
+from tst_megatron.checkpoint.whole import examine, record_save
 from tst_megatron.system.paths import is_there
 
 _DELETED = ".deleted-"

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from tst_megatron.checkpoint.run_files import is_run, run_of
 from tst_megatron.data.tokenizer.hugging_face import load_hugging_face
 from tst_megatron.hf.model_folder.configuration import written_config
 from tst_megatron.hf.model_folder.safetensors_files import is_buffer
@@ -21,7 +22,6 @@ from tst_megatron.hf.model_folder.whole_model import (
     check_model,
     problems_along,
 )
-from tst_megatron.training.run.folder import RunFolder, run_of
 
 _SEEDS = 2**64
 """How many seeds torch has, from 0."""
@@ -235,7 +235,7 @@ def positions(hf_dir: Path) -> int:
 def _check(hf_dir: Path) -> None:
     if not hf_dir.is_dir():
         raise ValueError(f"{hf_dir}: no such folder. Give one that `tst-megatron export` wrote.")
-    if RunFolder(run := run_of(hf_dir)).is_prepared():
+    if is_run(run := run_of(hf_dir)):
         raise ValueError(
             f"{hf_dir}: is a run's, and this reads Hugging Face format. Export it first: "
             f"tst-megatron export {run} OUTPUT"

@@ -8,7 +8,7 @@ from importlib.metadata import version
 from typing import Any
 
 from tst_megatron import __version__
-from tst_megatron.checkpoint.open import Checkpoint
+from tst_megatron.checkpoint.reader.open import Checkpoint
 from tst_megatron.hf.verify import VerificationReport
 
 _PACKAGES = ("megatron-core", "torch", "transformers")

@@ -17,13 +17,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tst_megatron.checkpoint.open import TrainedWeights, load_model
-from tst_megatron.checkpoint.seam import seam
+from tst_megatron.checkpoint.reader.weights import TrainedWeights, load_model
 from tst_megatron.data.tokenizer.hugging_face import load_hugging_face
+from tst_megatron.hf.families.weight_table import Form
 from tst_megatron.hf.generate import load_in_transformers
 from tst_megatron.hf.model_folder.configuration import read_config
 from tst_megatron.hf.model_folder.weight_files import HuggingFaceWeights
-from tst_megatron.hf.weights import Form, merge, place_of, rules
+from tst_megatron.hf.weights import merge, place_of, rules
 from tst_megatron.system.machine.memory import available_bytes
 
 LOGIT_BOUND = 1e-5
@@ -192,6 +192,9 @@ def _compute(
     if problems := {name: found for name, found in info.items() if found}:
         raise RuntimeError(f"{hf_dir}: transformers does not load it strictly: {problems}.")
     megatron = load_model(trained, dtype=torch.float32).model
+    # Importing Megatron needs the CPU host, which reading the checkpoint has installed.
+    from tst_megatron.megatron.distributed_checkpoint.model import logits
+
     files = HuggingFaceWeights(hf_dir)
     with torch.no_grad():
         for rule in rules(config):
@@ -199,7 +202,7 @@ def _compute(
             weight = megatron.get_parameter(rule.megatron)
             weight.copy_(weight.to(files.read(rule.hf[0]).dtype))
         tokens_BT = _tokens(hf_dir, config, text)
-        all_BTP = seam().logits(megatron, tokens_BT)
+        all_BTP = logits(megatron, tokens_BT)
         expected_BTV = all_BTP[..., : config["vocab_size"]]
         actual_BTV = model(tokens_BT, use_cache=False).logits
         if not (expected_BTV.isfinite().all() or actual_BTV.isfinite().all()):
@@ -246,11 +249,14 @@ def _compare_greedy(
     megatron: nn.Module, transformers: Any, config: Mapping[str, Any], num_tokens: int
 ) -> int:
     """Number of ties met; after one, both go on with Megatron's choice."""
+    # As in ``_compute``.
+    from tst_megatron.megatron.distributed_checkpoint.model import logits
+
     generator = torch.Generator().manual_seed(1)
     tokens_BT = torch.randint(config["vocab_size"], (1, _NUM_PROMPT_TOKENS), generator=generator)
     num_ties = 0
     for step in range(num_tokens):
-        expected_V = seam().logits(megatron, tokens_BT)[0, -1, : config["vocab_size"]]
+        expected_V = logits(megatron, tokens_BT)[0, -1, : config["vocab_size"]]
         actual_V = transformers(tokens_BT, use_cache=False).logits[0, -1]
         best, second = expected_V.topk(2).values.tolist()
         if best - second <= TIE_GAP:

@@ -7,12 +7,14 @@ from typing import Any
 import pytest
 import torch
 
-from tst_megatron.checkpoint.open import find_checkpoint, separate_gates
+from tst_megatron.checkpoint.folder import find_checkpoint
+from tst_megatron.checkpoint.reader.weights import separate_gates
 from tst_megatron.hf.families.family import recipe_key
 from tst_megatron.hf.families.qwen3_moe import QWEN3_MOE
+from tst_megatron.hf.families.weight_table import Form
 from tst_megatron.hf.model_folder import weight_files as folder
 from tst_megatron.hf.model_folder.weight_files import plan_files
-from tst_megatron.hf.weights import Form, merge, rules, split
+from tst_megatron.hf.weights import merge, rules, split
 
 QKV = {"num_attention_heads": 6, "num_key_value_heads": 3, "head_dim": 5}
 

@@ -14,6 +14,7 @@ from tst_megatron.hf.evaluate.definitions import DataSet, TaskData, data_of, tas
 from tst_megatron.hf.evaluate.hub import SECONDS, hub_problem
 from tst_megatron.hf.evaluate.local_data import FORMAT, MANIFEST, read_manifest
 from tst_megatron.system.files import beside, file_sha256, flush_folder, write_beside
+from tst_megatron.system.packages import package_version
 
 
 def download(tasks: str, folder: Path, *, on_progress: Callable[[str], None]) -> int:
@@ -34,8 +35,6 @@ def download(tasks: str, folder: Path, *, on_progress: Callable[[str], None]) ->
         ValueError: an unknown task, or one whose data is no file.
         ConnectionError: the hub does not answer, or does not give a data set.
     """
-    from tst_megatron.system.packages import package_version
-
     data = data_of(task_names(tasks))
     manifest = read_manifest(folder)
     wanted = {

@@ -11,6 +11,7 @@ from rich.table import Table
 
 from tst_megatron import __version__
 from tst_megatron.hf.evaluate.paper import RUNS, number_beside
+from tst_megatron.system.packages import package_version
 
 METRICS = ("acc", "acc_norm")
 _FILTER = "none"
@@ -56,8 +57,6 @@ def summary(
         settings: how it was evaluated.
         seconds: time that it took.
     """
-    from tst_megatron.system.packages import package_version
-
     packages = {name: package_version(name) for name in _PACKAGES}
     return {
         "format": 1,

@@ -202,6 +202,7 @@ def load_tasks(names: list[str], data: Path | None) -> Any:
 def _load_model(
     hf_dir: Path, documents: HuggingFaceTokenizer, settings: Settings, device: str
 ) -> Any:
+    # Imports lm-eval, an optional package that takes seconds; what is wrong before needs none.
     from tst_megatron.hf.evaluate.model import DocumentModel
 
     with as_transformers_reads(hf_dir) as folder:
