@@ -92,10 +92,10 @@ class Tracker:
     step: int | None = None
     """The step that it names; None where it is missing, damaged or holds anything else."""
     text: str | None = None
-    """What it holds, without white space around and cut after 100 characters; what is wrong with it
-    where it cannot be read; None where it is missing."""
+    """Its content without white space around, cut after 100 characters; the reason where it cannot
+    be read; None where it is missing."""
     damage: str | None = None
-    """What is wrong with it, where it cannot be read as text."""
+    """The reason, where it cannot be read as text."""
 
 
 def read_tracker(folder: Path) -> Tracker:

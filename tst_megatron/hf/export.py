@@ -45,9 +45,9 @@ class ExportReport:
     num_padding_rows: int
     """Rows of the embedding left out: Megatron's padding of the vocabulary."""
     tokenizer: str
-    """Where the tokenizer files come from."""
+    """The origin of the tokenizer files."""
     tokenizer_note: str | None
-    """What the owner of the model should know of them."""
+    """A sentence about them that the owner of the model should read."""
     verification: VerificationReport | None
     """None when it was not asked for."""
     seconds: float

@@ -125,7 +125,7 @@ class _Model:
 
     args: argparse.Namespace
     weights: dict[str, Any]
-    """How a checkpoint names and cuts each weight (``skeleton``)."""
+    """Each weight as a checkpoint names and cuts it (``skeleton``)."""
     aliases: dict[str, str]
     """The names under which Transformer Engine's layers look for some of them."""
 

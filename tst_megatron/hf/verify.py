@@ -38,7 +38,7 @@ _ASKED = "logits not compared, as asked"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Computed:
-    """What both models computed, and that it was the same."""
+    """The results of both models, which were the same."""
 
     num_logits: int
     max_logit: float
@@ -51,7 +51,7 @@ class Computed:
     num_padding_columns: int
     """Columns of Megatron's softmax that stand for no token; transformers has none."""
     padding_cost: float
-    """What they add to the mean loss of Megatron's model, in nats; 0 where there are none."""
+    """Their share of the mean loss of Megatron's model, in nats; 0 where there are none."""
     num_greedy_tokens: int
     """Greedy steps at which both chose the same token."""
     num_greedy_ties: int
@@ -60,7 +60,7 @@ class Computed:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class VerificationReport:
-    """What was compared and what was measured; every bound held."""
+    """The comparisons and measurements of a proof; every bound held."""
 
     num_tensors: int
     """Tensors that the files hold bit for bit as Megatron does, each with a place in
@@ -69,7 +69,7 @@ class VerificationReport:
     computed: Computed | None
     """None where the two models do not fit into memory."""
     reason: str
-    """Why nothing was computed; empty where it was."""
+    """The reason why nothing was computed; empty where it was."""
 
 
 def verify(
@@ -112,7 +112,7 @@ def verify(
 
 
 def _too_large(num_parameters: int, vocab_size: int) -> str:
-    """Why two models in float32 do not fit into memory with their logits; empty where they do."""
+    """Say why two models in float32 do not fit into memory; empty where they do."""
     # Logits of both, and two of their differences.
     needed = 2 * 4 * num_parameters * 1.1 + 4 * 4 * _MAX_TOKENS * vocab_size
     free = available_bytes()
@@ -128,7 +128,7 @@ def _too_large(num_parameters: int, vocab_size: int) -> str:
 
 
 def _compare_places(hf_dir: Path, files: HuggingFaceWeights, config: Mapping[str, Any]) -> int:
-    """Whether transformers' model has a place for each tensor and a tensor for each place."""
+    """Check that transformers has a place for each tensor and a tensor for each place."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
     with torch.device("meta"):
@@ -160,7 +160,7 @@ def _compare_places(hf_dir: Path, files: HuggingFaceWeights, config: Mapping[str
 def _compare_weights(
     trained: TrainedWeights, files: HuggingFaceWeights, config: Mapping[str, Any]
 ) -> int:
-    """The number of tensors compared; all are equal where it returns."""
+    """Return the number of tensors compared; all are equal where it returns."""
     left_over = set(trained.names())
     num_tensors = 0
     for rule in rules(config):
@@ -248,7 +248,7 @@ def _tokens(hf_dir: Path, config: Mapping[str, Any], text: str | None) -> Tensor
 def _compare_greedy(
     megatron: nn.Module, transformers: Any, config: Mapping[str, Any], num_tokens: int
 ) -> int:
-    """Number of ties met; after one, both go on with Megatron's choice."""
+    """Return the number of ties met; after a tie, both continue with Megatron's choice."""
     # As in ``_compute``.
     from tst_megatron.megatron.distributed_checkpoint.model import logits
 

@@ -28,7 +28,7 @@ class Checkpoint:
     iteration: int
     """Optimizer steps behind the weights."""
     content_metadata: dict[str, Any] | None
-    """What the checkpoint says about its own layout."""
+    """The checkpoint's own description of its layout."""
 
 
 def open_checkpoint(checkpoint: Path, *, iteration: int | None = None) -> Checkpoint:

@@ -18,7 +18,7 @@ from tst_megatron.system.packages import package_version
 
 
 def download(tasks: str, folder: Path, *, on_progress: Callable[[str], None]) -> int:
-    """Write the data that tasks read, and the manifest; files that are there and whole are kept.
+    """Write the data that tasks read, and the manifest; complete files are kept.
 
     Each data set is fetched from the Hugging Face hub as lm-eval would fetch it, at the newest
     commit, which the manifest keeps.
@@ -59,7 +59,7 @@ def download(tasks: str, folder: Path, *, on_progress: Callable[[str], None]) ->
                 **{"data_set": source.path, "name": source.name, "split": split},
                 **{"revision": revision, "versions": versions, **facts},
             }
-            # After each file, so that a fetch that was cut off goes on from here.
+            # After each file, so that a fetch that was cut off continues from here.
             write_beside(folder / MANIFEST, json.dumps({**manifest, "format": FORMAT}, indent=1))
             on_progress(f"{name}: {facts['num_items']} items")
             num_written += 1
@@ -102,7 +102,7 @@ def _fetch(source: DataSet) -> tuple[str, Any]:
 
 
 def _write_items(file: Path, items: Iterable[dict[str, Any]]) -> dict[str, Any]:
-    """Write one file so that it appears whole; its sha256 sum and number of items."""
+    """Write one file so that it appears complete; return its sha256 sum and number of items."""
     file.parent.mkdir(parents=True, exist_ok=True)
     new, digest, num_items = beside(file), hashlib.sha256(), 0
     try:

@@ -1,4 +1,4 @@
-"""What lm-eval found, as one dictionary and as a table beside the paper's numbers."""
+"""Present what lm-eval found: as one dictionary, and as a table beside the paper's numbers."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def summary(
     settings: dict[str, Any],
     seconds: float,
 ) -> dict[str, Any]:
-    """What the result file holds: numbers as fractions 0-1, and all that they depend on.
+    """Return the content of the result file: fractions 0-1, and all that they depend on.
 
     Args:
         raw: what lm-eval's ``evaluate`` returned, samples included.

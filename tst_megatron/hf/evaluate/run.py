@@ -34,7 +34,7 @@ SEED = 1234
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Settings:
-    """How to evaluate."""
+    """The options of an evaluation."""
 
     tasks: str = "paper"
     """Names separated by commas: tasks, groups or tags of lm-eval, or ``paper``."""

@@ -60,7 +60,7 @@ class Calibration:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class QuantizationReport:
-    """What was written, from what."""
+    """The facts of a quantised model, for its command to print."""
 
     output: Path
     algorithm: str
@@ -195,7 +195,7 @@ def _unfit_weights(files: HuggingFaceWeights, format: str) -> list[str]:
 
 
 def _too_large(files: HuggingFaceWeights) -> list[str]:
-    """What would be known after hours: the proof computes with the model in float32."""
+    """Refuse at once what would fail after hours: the proof takes the model in float32."""
     needed = 4 * sum(math.prod(files.shape(name)) for name in files.names()) * 1.1
     free = available_bytes()
     if needed <= free:
