@@ -5,8 +5,8 @@ from __future__ import annotations
 import threading
 
 SECONDS = 10.0
-"""For all parts of the question: name, connection, proxy and answer. A timeout of the client itself is for
-each of its steps, and none is for looking up the name."""
+"""For all parts of the question: name, connection, proxy and answer. A timeout of the client itself
+is for each of its steps, and none is for looking up the name."""
 
 _NOT_THE_HUB = {407, 500, 502, 503, 504}
 """HTTP statuses of a proxy, and of a hub that is down; the libraries would try again for minutes.
