@@ -52,7 +52,7 @@ class Findings:
     """The result of an examination of a checkpoint."""
 
     problems: list[str] = field(default_factory=list)
-    """What is damaged or missing, a sentence each."""
+    """The damage: a sentence for each thing that is wrong or missing."""
     notes: list[str] = field(default_factory=list)
     """The comparisons that could not be made, a sentence each."""
     places: Mapping[Any, Any] = field(default_factory=dict)
