@@ -95,7 +95,7 @@ def write_random_checkpoint(recipe: Path, folder: Path, *, num_layers: int | Non
     in_one_process()
     import torch
 
-    from tst_megatron.megatron.distributed_checkpoint.weights import write_checkpoint
+    from tst_megatron.megatron.distributed_checkpoint.model import write_checkpoint
 
     args = arguments(recipe, num_layers)
     weights, aliases = skeleton(args, CONTENT_METADATA)

@@ -189,7 +189,7 @@ def _as_a_form_of(hf_dir: Path) -> Iterator[None]:
 def _arguments(keys: Mapping[str, Any], dtype: torch.dtype) -> argparse.Namespace:
     """Return Megatron's arguments of the model, validated, as a checkpoint holds them."""
     # Importing Megatron needs the CPU host, which ``_model`` has installed.
-    from tst_megatron.megatron.loop import validate_arguments
+    from tst_megatron.megatron.distributed_checkpoint.model import validate_arguments
 
     types = {torch.bfloat16: {"bf16": True}, torch.float16: {"fp16": True}, torch.float32: {}}
     run = {**_ANY_RUN, "seq-length": keys["max-position-embeddings"], "ckpt-format": "torch_dist"}
@@ -212,7 +212,7 @@ def _write_checkpoint(
 ) -> None:
     """Write the release, its record and the tracker that names it."""
     # Importing Megatron needs the CPU host, which ``_model`` has installed.
-    from tst_megatron.megatron.distributed_checkpoint.weights import write_checkpoint
+    from tst_megatron.megatron.distributed_checkpoint.model import write_checkpoint
 
     files, folder = source.files, output / RELEASE
     by_name = {rule.megatron: rule for rule in rules(source.config)}

@@ -50,7 +50,7 @@ def main() -> None:
     """Read a model's description from standard input and print the problems as a JSON list."""
     in_one_process()
     # Importing Megatron needs the CPU host, which the line before installs.
-    from tst_megatron.megatron.distributed_checkpoint.weights import SavedWeights
+    from tst_megatron.megatron.distributed_checkpoint.model import SavedWeights
 
     weights = weights_of(*pickle.load(sys.stdin.buffer))
     print(json.dumps(SavedWeights(Path(sys.argv[1]), weights).problems()))

@@ -46,7 +46,7 @@ class TrainedWeights:
         weights = weights_of(opened.args, opened.content_metadata)
         in_one_process()
         # Importing Megatron needs the CPU host, which the line before installs.
-        from tst_megatron.megatron.distributed_checkpoint.weights import SavedWeights
+        from tst_megatron.megatron.distributed_checkpoint.model import SavedWeights
 
         self._saved = SavedWeights(opened.folder, weights)
         if found := self._saved.problems():
