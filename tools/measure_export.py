@@ -87,13 +87,15 @@ def report(name: str, command: list[str], console: Console) -> int:
 
 def write_random_checkpoint(recipe: Path, folder: Path, *, num_layers: int | None) -> None:
     """The model of a recipe in bf16 with random weights, as a release checkpoint."""
-    from tst_megatron.checkpoint.open import RELEASE, skeleton
-    from tst_megatron.checkpoint.seam import seam
-    from tst_megatron.checkpoint.whole import TRACKER
+    from tst_megatron.checkpoint.folder import RELEASE, TRACKER
+    from tst_megatron.checkpoint.reader.process import in_one_process
+    from tst_megatron.checkpoint.reader.weights import skeleton
     from tst_megatron.hf.importing import CONTENT_METADATA, contents
 
-    megatron = seam()
+    in_one_process()
     import torch
+
+    from tst_megatron.megatron.distributed_checkpoint.model import write_checkpoint
 
     args = arguments(recipe, num_layers)
     weights, aliases = skeleton(args, CONTENT_METADATA)
@@ -107,7 +109,7 @@ def write_random_checkpoint(recipe: Path, folder: Path, *, num_layers: int | Non
     (folder / RELEASE).mkdir(parents=True)
     with Progress() as progress:
         task = progress.add_task("writing", total=None)
-        megatron.write_checkpoint(
+        write_checkpoint(
             folder / RELEASE,
             weights,
             read,
@@ -139,7 +141,8 @@ def arguments(recipe: Path, num_layers: int | None) -> argparse.Namespace:
 
 def export_with_modelopt(folder: Path) -> None:
     """The checkpoint of a folder through nvidia-modelopt, as far as it goes in one process."""
-    from tst_megatron.checkpoint.open import TrainedWeights, load_model, open_checkpoint
+    from tst_megatron.checkpoint.reader.open import open_checkpoint
+    from tst_megatron.checkpoint.reader.weights import TrainedWeights, load_model
 
     loaded = load_model(TrainedWeights(open_checkpoint(folder / "checkpoint")))
     import torch

@@ -25,7 +25,8 @@ from typing import Protocol
 from rich.console import Console
 from rich.progress import track
 
-from tst_megatron.checkpoint.whole import list_checkpoints, problems, step_of
+from tst_megatron.checkpoint.folder import list_checkpoints, step_of
+from tst_megatron.checkpoint.whole import problems
 from tst_megatron.data.prepare.prepare import prepare
 from tst_megatron.data.text.documents import texts
 from tst_megatron.data.text.standard_library import write_standard_library_corpus

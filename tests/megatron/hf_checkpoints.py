@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tst_megatron.checkpoint.seam import seam
+from tst_megatron.checkpoint.reader.process import in_one_process
 from tst_megatron.data.tokenizer.train import train_sentencepiece
 
 ROOT = Path(__file__).parents[2]
@@ -47,10 +47,13 @@ def save_once(session_folder: Path) -> Path:
 
 def with_arguments(monkeypatch: pytest.MonkeyPatch, **changes: Any) -> None:
     """Let every checkpoint say that it was saved with other arguments."""
-    original = seam().read_saved_state
+    in_one_process()
+    from tst_megatron.megatron.distributed_checkpoint import model
+
+    original = model.read_saved_state
 
     def read(folder: Path) -> dict[str, Any]:
         state = original(folder)
         return {**state, "args": Namespace(**{**vars(state["args"]), **changes})}
 
-    monkeypatch.setattr(seam(), "read_saved_state", read)
+    monkeypatch.setattr(model, "read_saved_state", read)

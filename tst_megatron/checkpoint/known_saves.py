@@ -1,4 +1,4 @@
-"""What a run's records know of saves, for a run whose checkpoints are not there.
+"""Find out from a run's records that it once saved, when its checkpoints are missing.
 
 A run without checkpoints is new, or was killed before its first save was complete, or its
 checkpoints are gone: deleted, moved, on a file system that is not mounted. The first two start from
@@ -7,7 +7,7 @@ step 0. The third must not: that would throw the run away.
 ``saves.json`` tells them apart. It is made when a run is prepared, and rewritten when a save is
 complete. Older run folders lack it, so the other records are asked too; each line of evidence
 below follows from a completed save, and none of a run that was killed before it. No record here is
-needed: what is missing or damaged says nothing.
+needed: one that is missing or damaged is no evidence.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ def note_save(run: Path, step: int) -> None:
 
 
 def noted_save(run: Path) -> int | None:
-    """The step that ``note_save`` recorded last; None where nothing can be read."""
+    """Return the step that ``note_save`` recorded last; None where nothing can be read."""
     return _number(_block(run / SAVES).get(_NEWEST))
 
 
 def known_saves(run: Path) -> list[str]:
-    """What shows that a save of this run was once complete, a few words each."""
+    """List the evidence that a save of this run was once complete, a few words each."""
     noted = noted_save(run)
     found = {SAVES: noted, **_said_by_records(run)}
     if noted is None:
@@ -53,7 +53,7 @@ def _said_by_records(run: Path) -> dict[str, int | None]:
         # Both are of a checkpoint that Megatron's tracker file named.
         "state.json": _number(_block(run / "state.json").get("step")),
         "slurm/events.tsv": max(_tracked_by_jobs(run / "slurm" / "events.tsv"), default=None),
-        # Steps that a start went on from.
+        # Steps that a start resumed from.
         "versions.json": max((step for step in starts if step), default=None),
     }
 
@@ -66,7 +66,7 @@ def _tracked_by_jobs(events: Path) -> Iterator[int]:
 
 
 def _step_gone_on_from(dropped: Path) -> int | None:
-    """The last step before rows that were dropped: 0 where a start began anew.
+    """Return the last step before rows that were dropped: 0 where a start began from step 0.
 
     Each start appends the rows after the step that it loaded, in their order.
     """
@@ -79,10 +79,10 @@ def _step_gone_on_from(dropped: Path) -> int | None:
 
 
 def _step_beyond_a_save(run: Path) -> int | None:
-    """The newest step in the metrics, if it cannot have been made before a save was complete.
+    """Return the newest step in the metrics, if a save must have been complete before it.
 
-    No step is made while a synchronous save is written; beside asynchronous ones, steps go on until
-    the third would begin.
+    No step is made while a synchronous save is written. Beside asynchronous saves, steps continue
+    until the third save would begin.
     """
     recipe = _block(run / "resolved.yaml")
     interval = _number(recipe.get("save-interval"))

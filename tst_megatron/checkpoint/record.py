@@ -1,9 +1,9 @@
-"""What is written down of a checkpoint when its save is complete, and compared later.
+"""Write a record of a checkpoint when its save is complete, and compare with it later.
 
 Megatron writes checksums of the values, and none of ``.metadata``, which says where the values
 are. ``saved.json`` holds hashes of the small files and, of each shard, its size and a hash of the
 end of its longest item, where the checksum of that item's values is: so a shard of another
-checkpoint is noticed without reading it. Checkpoints of before have no such file.
+checkpoint is noticed without reading it. Older checkpoints have no such file.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def write_record(checkpoint: Path, places: Mapping[Any, Any], step: int | None) 
 
 
 def record_problems(checkpoint: Path, places: Mapping[Any, Any], step: int | None) -> list[str]:
-    """What of a checkpoint is not what its ``saved.json`` says; none where it has no such file.
+    """List what differs from a checkpoint's ``saved.json``; nothing where it has no such file.
 
     Every byte of that file follows from the checkpoint, so a change in it is noticed too.
 
@@ -85,7 +85,7 @@ def record_problems(checkpoint: Path, places: Mapping[Any, Any], step: int | Non
 
 
 def _read(path: Path) -> dict[str, Any] | None:
-    """What the file says; None if it is not as ``write_record`` writes it, to the last byte."""
+    """Return the record; None if the file is not to the last byte as ``write_record`` writes."""
     data = read_bytes(path) or b""
     try:
         record = json.loads(data)
@@ -116,7 +116,7 @@ def _text(record: Any) -> str:
 
 
 def _ends(places: Mapping[Any, Any]) -> dict[str, tuple[int, int]]:
-    """Of each shard, the length and the end of its longest item, the first of several."""
+    """Return of each shard the length and the end of its longest item, the first of several."""
     longest: dict[str, tuple[int, int]] = {}
     for item in places.values():
         length, start = longest.get(item.relative_path, (0, 0))

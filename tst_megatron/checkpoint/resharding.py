@@ -1,4 +1,4 @@
-"""A run that was started in one parallel layout goes on in another: what may change, and when.
+"""Decide whether a run that was started in one parallel layout can resume in another.
 
 Weights load into any layout. The optimizer's state does where it was saved in a format that can:
 
@@ -41,12 +41,12 @@ _DESTINATIONS = {
 
 
 def destination(key: str) -> str:
-    """Megatron's attribute for a key of the layout."""
+    """Return Megatron's attribute for a key of the layout."""
     return _DESTINATIONS.get(key, key.replace("-", "_"))
 
 
 def layout_of(args: argparse.Namespace) -> dict[str, Any]:
-    """The layout that validated arguments of Megatron describe, as plain values by recipe key.
+    """Return the layout that validated arguments describe, as plain values by recipe key.
 
     Args:
         args: of a job that is to start, or of one that saved a checkpoint.
@@ -61,7 +61,7 @@ def layout_of(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def changes(saved: argparse.Namespace, now: argparse.Namespace) -> list[str]:
-    """What of the layout differs, ``key old -> new`` each; none where it is the same."""
+    """List what of the layout differs, ``key old -> new`` each; nothing where it is the same."""
     before, after = layout_of(saved), layout_of(now)
     return [f"{key} {before[key]} -> {after[key]}" for key in after if before[key] != after[key]]
 
@@ -73,7 +73,7 @@ def reshard_problems(
     content: Mapping[str, Any],
     rerun: str | None = None,
 ) -> list[str]:
-    """Why a checkpoint cannot be loaded into the layout of this start, a sentence each.
+    """List why a checkpoint cannot be loaded into the layout of this start, a sentence each.
 
     Args:
         saved: arguments of the job that saved it.
@@ -94,7 +94,7 @@ def reshard_problems(
 
 
 def reshard_notes(saved: argparse.Namespace, now: argparse.Namespace, step: int) -> list[str]:
-    """What the owner of a run should know of a start in another layout; none in the same."""
+    """List what the owner of a run should know of a start in another layout; none in the same."""
     found = changes(saved, now)
     if not found:
         return []
@@ -135,7 +135,7 @@ def _as_list(value: Any) -> list[Any]:
 
 
 def _vocabulary_problems(saved: argparse.Namespace, now: argparse.Namespace) -> list[str]:
-    """Megatron would load it and fill what is new with noise: the softmax is over all of it."""
+    """Refuse another padded vocabulary: Megatron would fill new rows of the softmax with noise."""
     before, after = saved.padded_vocab_size, now.padded_vocab_size
     if before == after:
         return []
@@ -189,7 +189,7 @@ def _format_problems(
 
 
 def _has_two_optimizers(args: argparse.Namespace) -> bool:
-    """Whether experts have an optimizer of their own: Megatron's ``use_expert_pgs``."""
+    """Tell whether experts have an optimizer of their own: Megatron's ``use_expert_pgs``."""
     is_cut_otherwise = _expert_tensor_size(args) != args.tensor_model_parallel_size
     return bool(args.num_experts) and (args.expert_model_parallel_size > 1 or is_cut_otherwise)
 
@@ -205,7 +205,7 @@ def _experts(args: argparse.Namespace) -> str:
 
 
 def _buckets(args: argparse.Namespace) -> dict[str, Any]:
-    """What decides which parameters share a gradient bucket, and at which place in it.
+    """Return the settings that decide which parameters share a gradient bucket, and in which order.
 
     The distributed optimizer's own format stores buckets.
     """

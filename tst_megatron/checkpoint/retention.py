@@ -1,9 +1,11 @@
-"""Which checkpoints a run keeps, and how the others are deleted.
+"""Decide which checkpoints a run keeps, and delete the others.
 
-Kept are the last N, every M steps, and always those that cannot be had again cheaply: the last
-superposition step, from which other recovery phases can start, and the step from which the WSD
-decay starts, from which a run can be made longer. Nothing is deleted before a newer checkpoint is
-proven whole.
+A run keeps the last N, one every M steps, and always those that would be expensive to make again:
+the last superposition step, from which other recovery phases can start, and the step from which the
+WSD decay starts, from which a run can be made longer. Example: with N = 2, M = 100, saves every 20
+steps and the switch at 60, the run keeps 60, 100, 120 and 140 after step 140.
+
+Nothing is deleted before a newer checkpoint is known to be complete.
 """
 
 from __future__ import annotations
@@ -15,14 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tst_megatron.checkpoint.folder import checkpoint_of, list_checkpoints, step_of
 from tst_megatron.checkpoint.record import RECORD
-from tst_megatron.checkpoint.whole import (
-    checkpoint_of,
-    examine,
-    list_checkpoints,
-    record_save,
-    step_of,
-)
+from tst_megatron.checkpoint.whole import examine, record_save
 from tst_megatron.system.paths import is_there
 
 _DELETED = ".deleted-"
@@ -31,26 +28,26 @@ _DELETED = ".deleted-"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class KeepingRule:
-    """Which checkpoints stay; all of them if nothing is said."""
+    """The rule by which checkpoints stay; without one, all of them."""
 
     keep_last: int | None = None
-    """The newest N whole ones. Default: all, or 1 where ``keep_every`` is given."""
+    """Keep the newest N complete ones. Default: all, or 1 where ``keep_every`` is given."""
     keep_every: int | None = None
-    """Those of steps that this divides; Megatron's ``save-retain-interval``."""
+    """Keep those of steps that this divides; Megatron's ``save-retain-interval``."""
     always: frozenset[int] = frozenset()
-    """Those of these steps."""
+    """Keep those of these steps."""
 
     def num_last(self) -> int | None:
-        """N, or None if every checkpoint stays."""
+        """Return N, or None if every checkpoint stays."""
         return 1 if self.keep_last is None and self.keep_every else self.keep_last
 
     def names(self, step: int) -> bool:
-        """Whether the checkpoint of a step stays whatever comes later."""
+        """Tell whether the checkpoint of a step stays whatever comes later."""
         return step in self.always or bool(self.keep_every and step % self.keep_every == 0)
 
 
 def always_kept(args: Any, *, switch_step: int) -> set[int]:
-    """Steps whose checkpoints are saved and kept whatever the intervals say.
+    """Return the steps whose checkpoints are saved and kept whatever the intervals say.
 
     Args:
         args: Megatron's arguments.
@@ -64,13 +61,15 @@ def always_kept(args: Any, *, switch_step: int) -> set[int]:
 
 
 def steps_to_delete(steps: Collection[int], whole: Collection[int], rule: KeepingRule) -> list[int]:
-    """The steps whose checkpoints go, oldest first.
+    """List the steps whose checkpoints are to be deleted, oldest first.
+
+    A checkpoint not known to be complete is deleted only if a newer complete one exists, and never
+    counts toward N.
 
     Args:
         steps: of all checkpoints that exist.
-        whole: of those known to be whole; among the others only those older than the newest of
-            these can go, and none counts as one of the last N.
-        rule: what stays.
+        whole: of those known to be complete.
+        rule: names those that stay.
     """
     num_last = rule.num_last()
     if num_last is None or not whole:
@@ -86,8 +85,8 @@ def steps_to_delete(steps: Collection[int], whole: Collection[int], rule: Keepin
 def delete(checkpoint: Path) -> None:
     """Delete a checkpoint so that a kill in the middle leaves no half of one under its name.
 
-    It has lost its name when this returns. Its files go in a thread: thousands of them on a
-    parallel file system take minutes, and all ranks would wait. Of a link only the link goes.
+    It is renamed when this returns. Its files are deleted in a thread: thousands of them on a
+    parallel file system take minutes, and all ranks would wait. Of a link only the link is deleted.
     """
     if checkpoint.is_symlink():
         checkpoint.unlink()
@@ -100,14 +99,14 @@ def delete(checkpoint: Path) -> None:
 
 
 def finish_deleting() -> None:
-    """Wait until all files of what ``delete`` took away are gone; then the folder may be let go."""
+    """Wait until ``delete`` has deleted all files; then the run folder may be released."""
     for thread in threading.enumerate():
         if thread.name.startswith(_DELETED):
             thread.join()
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Finish what ``delete`` was killed in; call it while no run uses the folder."""
+    """Finish deletions that were killed; call it while no run uses the folder."""
     for path in folder.glob(f"{_DELETED}*"):
         shutil.rmtree(path, ignore_errors=True)
 
@@ -132,31 +131,32 @@ class Keeper:
         self._unreadable: set[int] = set()
 
     def distrust(self, step: int) -> None:
-        """Take a checkpoint for damaged, whose files look whole and could not be read."""
+        """Treat a checkpoint as damaged: its files look complete, but it could not be read."""
         self._whole.discard(step)
         self._unreadable.add(step)
 
     def clear(self, step: int) -> None:
-        """Before a save: take away the part of a checkpoint that a killed save left of this step.
+        """Before a save: delete what a killed save has left of this step.
 
-        Megatron writes over it in place and leaves the shards of a job with more ranks.
+        Megatron would write over it in place, and leave the shards of a job with more ranks.
         """
         checkpoint = checkpoint_of(self._folder, step)
         try:
             found = self._problems(step) if is_there(checkpoint) else []
         except OSError as error:
-            # Whole or not, it would be written over.
+            # Complete or not, it would be written over.
             found = [f"cannot be read ({error})"]
         if found:
             self._say(f"{checkpoint.name}: {found[0]}; removed before it is saved again")
             self._delete(checkpoint)
-        # Of a whole one that is written over; a manifest would take it for a part of the new.
+        # A complete checkpoint that is saved again has an old record. With ``verify-integrity``,
+        # Megatron's manifest would list it as a file of the new checkpoint.
         (checkpoint / RECORD).unlink(missing_ok=True)
 
     def after_save(self, step: int) -> None:
         """After a save: check the new checkpoint, write down what it is, delete by the rule."""
         checkpoint = checkpoint_of(self._folder, step)
-        # What was written over may have been whole.
+        # This save may have replaced a complete checkpoint.
         self._whole.discard(step)
         found = examine(checkpoint, has_manifest=self._has_manifest)
         if found.problems:
@@ -168,12 +168,12 @@ class Keeper:
         try:
             record_save(checkpoint, found.places)
         except OSError as error:
-            # It is whole without one, and a full or read-only disk is no reason to end a run.
+            # It is complete without one, and a full or read-only disk is no reason to end a run.
             self._say(f"{checkpoint.name}: no {RECORD} could be written ({error})")
         steps = [step_of(path) for path in list_checkpoints(self._folder) if not path.is_symlink()]
         deleted = []
         try:
-            # One that is newer was passed over when the run started.
+            # A newer one is damaged: the run passed over it when it started.
             whole = self._newest_whole([each for each in steps if each <= step])
             for old in steps_to_delete(steps, whole, self._rule):
                 self._delete(checkpoint_of(self._folder, old))
@@ -185,7 +185,7 @@ class Keeper:
             self._say(f"checkpoints deleted by rule: {', '.join(deleted)}")
 
     def _newest_whole(self, steps: Collection[int]) -> list[int]:
-        """As many of the newest whole ones as the rule keeps: the rest need not be read."""
+        """List the newest complete ones, as many as the rule keeps: the rest need not be read."""
         whole: list[int] = []
         if self._rule.num_last() is None:
             # None is deleted.

@@ -1,4 +1,4 @@
-"""What a checkpoint holds beside its tensors, read with one clear error for damaged bytes."""
+"""Read what a checkpoint holds beside its tensors, with one clear error for damaged bytes."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from tst_megatron.system.machine.errors import machine_error
 
 
 class UnreadableError(RecipeError):
-    """The bytes of a checkpoint are damaged; an older one may be whole."""
+    """The bytes of a checkpoint are damaged; an older checkpoint may not be."""
 
 
 def read(checkpoint: Path, *, advice: str) -> dict[str, Any]:
-    """The arguments, the iteration and so on of one checkpoint.
+    """Return the arguments, the iteration and so on of one checkpoint.
 
     Args:
         checkpoint: an ``iter_`` folder, or ``release``.
@@ -24,10 +24,13 @@ def read(checkpoint: Path, *, advice: str) -> dict[str, Any]:
         UnreadableError: damaged bytes, which raise whatever they happen to mean.
         OSError: the machine did not give them.
     """
-    # Imports Megatron: the CPU host must be in place where there is no GPU.
+    # Imports torch, which a check that fails before this need not wait for.
     from torch.distributed.checkpoint.api import CheckpointException
 
+    # Imports Megatron: the CPU host must be in place where there is no GPU.
     from tst_megatron.megatron.distributed_checkpoint.model import read_saved_state
+
+    # Its module imports Megatron too.
     from tst_megatron.megatron.distributed_checkpoint.saving import reason_of
 
     try:

@@ -29,7 +29,7 @@ from tst_megatron.system.exit_status import BAD_INPUT, FAILED, FINISHED, STOPPED
 from tst_megatron.training.run.state import STARTED
 
 if TYPE_CHECKING:
-    from tst_megatron.checkpoint.whole import Start
+    from tst_megatron.checkpoint.start import Start
     from tst_megatron.recipe.check.checked import CheckedRecipe
     from tst_megatron.training.run.folder import RunFolder
 

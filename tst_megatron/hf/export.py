@@ -12,16 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tst_megatron.checkpoint.open import TrainedWeights, find_checkpoint, open_checkpoint
-from tst_megatron.hf.families.known import family_of_args
+from tst_megatron.checkpoint.reader.weights import TrainedWeights
 from tst_megatron.hf.model_card import model_card
 from tst_megatron.hf.model_folder.weight_files import check_is_free, write_json, write_weights
-from tst_megatron.hf.tokenizer.files import (
-    GENERATION,
-    NO_TOKENIZER,
-    find_tokenizer,
-    write_tokenizer,
-)
+from tst_megatron.hf.tokenizer.files import GENERATION, write_tokenizer
+from tst_megatron.hf.trained_model import TrainedModel, open_trained_model
 from tst_megatron.hf.verify import VerificationReport
 from tst_megatron.hf.verify import verify as verify_export
 from tst_megatron.hf.weights import rules, shapes, split
@@ -29,10 +24,13 @@ from tst_megatron.system.files import folder_appearing_whole
 from tst_megatron.system.machine.disk import check_room
 from tst_megatron.system.packages import package_version
 
+OnProgress = Callable[[str], None]
+OnWeight = Callable[[int, int], None]
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ExportReport:
-    """What an export wrote."""
+    """The facts of an export, for its command to print."""
 
     output: Path
     iteration: int
@@ -47,12 +45,31 @@ class ExportReport:
     num_padding_rows: int
     """Rows of the embedding left out: Megatron's padding of the vocabulary."""
     tokenizer: str
-    """Where the tokenizer files come from."""
+    """The origin of the tokenizer files."""
     tokenizer_note: str | None
-    """What the owner of the model should know of them."""
+    """A sentence about them that the owner of the model should read."""
     verification: VerificationReport | None
     """None when it was not asked for."""
     seconds: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Plan:
+    """The export as it will be, before anything is written."""
+
+    config: dict[str, Any]
+    """Its config.json."""
+    dtype: torch.dtype
+    sizes: dict[str, int]
+    """Bytes of every tensor, by name, in the order in which they are written."""
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(self.sizes.values())
+
+    @property
+    def num_parameters(self) -> int:
+        return self.num_bytes // self.dtype.itemsize
 
 
 def export(
@@ -66,31 +83,29 @@ def export(
     text: str | None = None,
     tokenizer: Path | None = None,
     with_tokenizer: bool = True,
-    on_progress: Callable[[str], None] | None = None,
-    on_weight: Callable[[int, int], None] | None = None,
+    on_progress: OnProgress | None = None,
+    on_weight: OnWeight | None = None,
 ) -> ExportReport:
     """Write a trained model as transformers, vLLM and lm-eval read it.
 
-    Everything is written beside the output and renamed to it at the end, so a folder of that name
-    is a whole and, unless told otherwise, a proven export. One weight and one file of the output
-    are in memory at a time, except where logits are compared.
+    A folder of the output's name is a complete and, unless told otherwise, a proven export. One
+    weight and one file are in memory at a time, except where logits are compared.
 
     Args:
-        checkpoint: a folder of Megatron checkpoints, or one ``iter_`` folder.
+        checkpoint: as for ``open_trained_model``.
         output: folder that does not exist or is empty.
-        iteration: which checkpoint, in optimizer steps; the newest when not given.
+        iteration: as for ``open_trained_model``.
         dtype: type of the exported weights; the type they were trained in when not given.
         verify: compare the export with the checkpoint.
         compute: as for ``verify.verify``.
         text: as for ``verify.verify``.
-        tokenizer: its file or folder, where the checkpoint's own is not to be used.
-        with_tokenizer: write the tokenizer's files too.
+        tokenizer: as for ``open_trained_model``.
+        with_tokenizer: as for ``open_trained_model``.
         on_progress: told each step in a short sentence.
         on_weight: told the bytes written so far and the bytes to write.
 
     Raises:
-        ValueError: no such checkpoint or tokenizer, no form in a known family, or an output that
-            is not empty.
+        ValueError: the checkpoint cannot be exported, or the output is not empty.
         OSError: the disk has no room for it.
         RuntimeError: the export is not the trained model, or its tokenizer gives other ids;
             nothing is left behind.
@@ -98,69 +113,104 @@ def export(
     start = time.perf_counter()
     say = on_progress or (lambda _: None)
     check_is_free(output)
+    # 1. Open the checkpoint, once: arguments, family, tokenizer, weights.
     say("reading the saved arguments")
-    # Found once: a run that goes on may move its tracker while this reads.
-    opened = open_checkpoint(find_checkpoint(checkpoint, iteration))
-    args = opened.args
-    family = family_of_args(args)
-    family.check(args)
-    dtype = dtype or args.params_dtype
-    found = (
-        find_tokenizer(args, opened.folder.parent, tokenizer) if with_tokenizer else NO_TOKENIZER
+    trained = open_trained_model(
+        checkpoint, iteration=iteration, tokenizer=tokenizer, with_tokenizer=with_tokenizer
     )
-    config = family.config_from_args(
-        args,
-        vocab_size=getattr(args, "vocab_size", None) or found.vocab_size,
+    # 2. Translate the arguments, and find room on the disk for the tensors.
+    plan = _plan(trained, dtype or trained.args.params_dtype)
+    check_room(output.absolute(), plan.num_bytes, "the export")
+    with folder_appearing_whole(output) as beside:
+        # 3. The small files. The tokenizer goes before the weights: it may be refused.
+        _write_small_files(trained, plan, beside)
+        # 4. The weights, one at a time.
+        num_files = _write_weights(trained, plan, beside, say, on_weight)
+        # 5. The proof, and the model card that tells of it.
+        say("comparing transformers with Megatron" if verify else "not verified, as asked")
+        proof = _prove(trained, beside, compute, text) if verify else None
+        _write_card(trained, plan, proof, beside)
+    say(f"wrote {output}")
+    return _report(trained, plan, proof, output, num_files, time.perf_counter() - start)
+
+
+def _plan(trained: TrainedModel, dtype: torch.dtype) -> _Plan:
+    config = trained.family.config_from_args(
+        trained.args,
+        vocab_size=getattr(trained.args, "vocab_size", None) or trained.tokenizer.vocab_size,
         dtype=dtype,
-        bos_token_id=found.bos_token_id,
-        eos_token_id=found.eos_token_id,
+        bos_token_id=trained.tokenizer.bos_token_id,
+        eos_token_id=trained.tokenizer.eos_token_id,
     )
     # Without it transformers 5.14 takes the tokenizer of any large vocabulary for an old one of
     # Mistral's, and advises an option that changes its ids.
     config["transformers_version"] = package_version("transformers")
-    weights = TrainedWeights(opened)
-    sizes = _sizes(config, dtype)
-    check_room(output.absolute(), sum(sizes.values()), "the export")
-    with folder_appearing_whole(output) as beside:
-        write_json(beside / "config.json", config)
-        if found.generation:
-            shutil.copyfile(found.generation, beside / GENERATION)
-        else:
-            write_json(beside / GENERATION, _generation_config(config))
-        # Before the weights, which take long: it may be refused.
-        write_tokenizer(found, beside)
-        say(f"writing {dtype} weights")
-        tensors = _counted(_exported(weights, config, dtype), sum(sizes.values()), on_weight)
-        num_files = write_weights(beside, tensors, sizes)
-        say("comparing transformers with Megatron" if verify else "not verified, as asked")
-        proof = verify_export(weights, beside, compute=compute, text=text) if verify else None
-        num_parameters = sum(sizes.values()) // dtype.itemsize
-        card = model_card(opened, config, num_parameters=num_parameters, verification=proof)
-        (beside / "README.md").write_text(card, encoding="utf-8")
-    say(f"wrote {output}")
-    return ExportReport(
-        output=output,
-        iteration=opened.iteration,
-        dtype=dtype,
-        num_parameters=num_parameters,
-        num_bytes=sum(sizes.values()),
-        num_files=num_files,
-        vocab_size=config["vocab_size"],
-        num_padding_rows=args.padded_vocab_size - config["vocab_size"],
-        tokenizer=found.description,
-        tokenizer_note=found.note,
-        verification=proof,
-        seconds=time.perf_counter() - start,
-    )
-
-
-def _sizes(config: Mapping[str, Any], dtype: torch.dtype) -> dict[str, int]:
-    """Bytes of every tensor of the export."""
-    return {
+    sizes = {
         name: torch.Size(shape).numel() * dtype.itemsize
         for rule in rules(config)
         for name, shape in zip(rule.hf, shapes(rule, config), strict=True)
     }
+    return _Plan(config=config, dtype=dtype, sizes=sizes)
+
+
+def _write_small_files(trained: TrainedModel, plan: _Plan, folder: Path) -> None:
+    write_json(folder / "config.json", plan.config)
+    if trained.tokenizer.generation:
+        shutil.copyfile(trained.tokenizer.generation, folder / GENERATION)
+    else:
+        write_json(folder / GENERATION, _generation_config(plan.config))
+    write_tokenizer(trained.tokenizer, folder)
+
+
+def _write_weights(
+    trained: TrainedModel,
+    plan: _Plan,
+    folder: Path,
+    say: OnProgress,
+    on_weight: OnWeight | None,
+) -> int:
+    say(f"writing {plan.dtype} weights")
+    tensors = _exported(trained.weights, plan.config, plan.dtype)
+    return write_weights(folder, _counted(tensors, plan.num_bytes, on_weight), plan.sizes)
+
+
+def _prove(
+    trained: TrainedModel, folder: Path, compute: bool | None, text: str | None
+) -> VerificationReport:
+    return verify_export(trained.weights, folder, compute=compute, text=text)
+
+
+def _write_card(
+    trained: TrainedModel, plan: _Plan, proof: VerificationReport | None, folder: Path
+) -> None:
+    card = model_card(
+        trained.checkpoint, plan.config, num_parameters=plan.num_parameters, verification=proof
+    )
+    (folder / "README.md").write_text(card, encoding="utf-8")
+
+
+def _report(
+    trained: TrainedModel,
+    plan: _Plan,
+    proof: VerificationReport | None,
+    output: Path,
+    num_files: int,
+    seconds: float,
+) -> ExportReport:
+    return ExportReport(
+        output=output,
+        iteration=trained.checkpoint.iteration,
+        dtype=plan.dtype,
+        num_parameters=plan.num_parameters,
+        num_bytes=plan.num_bytes,
+        num_files=num_files,
+        vocab_size=plan.config["vocab_size"],
+        num_padding_rows=trained.args.padded_vocab_size - plan.config["vocab_size"],
+        tokenizer=trained.tokenizer.description,
+        tokenizer_note=trained.tokenizer.note,
+        verification=proof,
+        seconds=seconds,
+    )
 
 
 def _exported(
@@ -181,7 +231,7 @@ def _exported(
 
 
 def _counted(
-    tensors: Iterator[tuple[str, Tensor]], total: int, on_weight: Callable[[int, int], None] | None
+    tensors: Iterator[tuple[str, Tensor]], total: int, on_weight: OnWeight | None
 ) -> Iterator[tuple[str, Tensor]]:
     done = 0
     for name, tensor in tensors:
@@ -192,6 +242,6 @@ def _counted(
 
 
 def _generation_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Ids only: a base model has no sampling settings of its own."""
+    """Return the ids alone: a base model has no sampling settings of its own."""
     ids = {name: config[name] for name in ("bos_token_id", "eos_token_id")}
     return {"_from_model_config": True, **ids}

@@ -1,4 +1,4 @@
-"""What `export` will refuse of a run, said before it is trained.
+"""Warn before training of what `export` will refuse after it.
 
 No torch, no transformers and no Megatron are imported, except to judge a Hugging Face tokenizer
 that leaves it to the model how it is read.
@@ -66,7 +66,10 @@ def tokenizer_warnings(tokenizer: Path, args: argparse.Namespace | None = None) 
     if tokenizer.is_dir():
         families = FAMILIES if args is None else (family_of_args(args),)
         return _read_otherwise(tokenizer, families)
+    # `check` comes here with most recipes, and need not wait for packages that it does not use.
     from tst_megatron.data.tokenizer.sentencepiece import load_sentencepiece
+
+    # Likewise: it reads the model with protobuf.
     from tst_megatron.hf.tokenizer.sentencepiece_form import exact_merges, read_model
 
     try:
@@ -85,7 +88,7 @@ def tokenizer_warnings(tokenizer: Path, args: argparse.Namespace | None = None) 
 
 
 def _read_otherwise(folder: Path, families: Sequence[Family]) -> list[str]:
-    """Whether transformers reads a tokenizer otherwise beside a model of one of the families."""
+    """Warn if transformers reads a tokenizer otherwise beside a model of one of the families."""
     try:
         config = json.loads((folder / "tokenizer_config.json").read_bytes())
         if config.get("tokenizer_class"):
@@ -106,6 +109,7 @@ def _read_otherwise(folder: Path, families: Sequence[Family]) -> list[str]:
 
 
 def _has_other_ids(folder: Path, family: Family) -> bool:
+    # The only judgement that needs transformers, which takes seconds to import.
     from tst_megatron.hf.tokenizer.files import TokenizerFiles, write_tokenizer
 
     with tempfile.TemporaryDirectory() as beside:

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from tst_megatron.checkpoint.run_files import is_run, run_of
 from tst_megatron.data.tokenizer.hugging_face import load_hugging_face
 from tst_megatron.hf.model_folder.configuration import written_config
 from tst_megatron.hf.model_folder.safetensors_files import is_buffer
@@ -21,10 +22,9 @@ from tst_megatron.hf.model_folder.whole_model import (
     check_model,
     problems_along,
 )
-from tst_megatron.training.run.folder import RunFolder, run_of
 
 _SEEDS = 2**64
-"""How many seeds torch has, from 0."""
+"""The number of seeds that torch has, from 0."""
 
 
 def load_in_transformers(
@@ -40,7 +40,7 @@ def load_in_transformers(
         The model in evaluation mode, and what transformers reports about names and shapes.
 
     Raises:
-        ValueError: it is not whole, holds what is no number, or transformers cannot load it.
+        ValueError: it is incomplete, holds what is no number, or transformers cannot load it.
     """
     from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoModelForCausalLM
@@ -80,10 +80,10 @@ def load_in_transformers(
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Sampling:
-    """How the next token is chosen; by itself always the likeliest."""
+    """The way in which the next token is chosen; the default is always the likeliest."""
 
     temperature: float = 0.0
-    """What logits are divided by before a token is drawn; 0 takes the likeliest."""
+    """The divisor of logits before a token is drawn; 0 takes the likeliest."""
     top_p: float | None = None
     """Draws from the likeliest tokens alone that have this share of the probability together."""
     seed: int | None = None
@@ -191,7 +191,7 @@ def _continue(
     eod_id: int,
     say: Callable[[str], None],
 ) -> list[int]:
-    """The ids that the model adds, with the one that ends a text if it comes."""
+    """Return the ids that the model adds, with the one that ends a text if it comes."""
     from transformers import GenerationConfig
 
     file = model.generation_config
@@ -227,7 +227,7 @@ def _continue(
 
 
 def positions(hf_dir: Path) -> int:
-    """How many positions the model was made for; a config.json without them sets no bound."""
+    """Return the positions that the model was made for; without them there is no bound."""
     positions = written_config(hf_dir).get("max_position_embeddings")
     return positions if type(positions) is int else sys.maxsize
 
@@ -235,7 +235,7 @@ def positions(hf_dir: Path) -> int:
 def _check(hf_dir: Path) -> None:
     if not hf_dir.is_dir():
         raise ValueError(f"{hf_dir}: no such folder. Give one that `tst-megatron export` wrote.")
-    if RunFolder(run := run_of(hf_dir)).is_prepared():
+    if is_run(run := run_of(hf_dir)):
         raise ValueError(
             f"{hf_dir}: is a run's, and this reads Hugging Face format. Export it first: "
             f"tst-megatron export {run} OUTPUT"

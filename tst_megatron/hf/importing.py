@@ -1,4 +1,4 @@
-"""Import a model in Hugging Face format into a checkpoint that training goes on from.
+"""Import a model in Hugging Face format into a checkpoint that training starts from.
 
 The checkpoint is what Megatron calls a release: weights alone, of no step, read by a run's first
 start (``pretrained-checkpoint``) in any parallel layout.
@@ -20,24 +20,20 @@ import torch
 import yaml
 from torch import Tensor
 
-from tst_megatron.checkpoint.open import RELEASE, TrainedWeights, open_checkpoint, skeleton
-from tst_megatron.checkpoint.seam import seam
-from tst_megatron.checkpoint.whole import TRACKER, record_save
+from tst_megatron.checkpoint.folder import RELEASE, TRACKER
+from tst_megatron.checkpoint.reader.process import in_one_process
+from tst_megatron.checkpoint.reader.weights import TrainedWeights, skeleton
+from tst_megatron.checkpoint.whole import record_save
 from tst_megatron.data.tokenizer.load import HUGGING_FACE_FOLDER, copy_files, tokenizer_sha256
-from tst_megatron.hf.families.family import Family, parts_without_form
-from tst_megatron.hf.model_folder.config_problems import config_problems
-from tst_megatron.hf.model_folder.configuration import (
-    complete,
-    known_family,
-    refuse,
-    written_config,
-)
+from tst_megatron.hf.model_folder.import_source import ImportSource, read_source
 from tst_megatron.hf.model_folder.soundness import check_numbers
-from tst_megatron.hf.model_folder.weight_files import HuggingFaceWeights, check_is_free
+from tst_megatron.hf.model_folder.weight_files import check_is_free
 from tst_megatron.hf.model_folder.whole_model import problems_along
 from tst_megatron.hf.tokenizer import files as tokenizer_files
+from tst_megatron.hf.trained_model import open_gpt
 from tst_megatron.hf.verify import VerificationReport, verify
-from tst_megatron.hf.weights import Rule, merge, rules
+from tst_megatron.hf.weights import merge, rules
+from tst_megatron.megatron.cpu.arguments import ARGUMENTS
 from tst_megatron.recipe import padding
 from tst_megatron.recipe.keys.flags import Flags
 from tst_megatron.recipe.keys.table import argument_parser
@@ -47,14 +43,14 @@ from tst_megatron.system.machine.disk import check_room
 MODEL = "model.yaml"
 """Megatron's keys of the model: a recipe to build on."""
 
-# What validation wants of any run; a recipe says its own.
+# What Megatron's validation wants of any run; a recipe has its own values.
 _ANY_RUN = {"micro-batch-size": 1, "global-batch-size": 1, "train-iters": 1, "lr": 1e-3}
 CONTENT_METADATA = {"singleton_local_shards": False, "chained_optim_avoid_prefix": True}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ImportReport:
-    """What an import wrote."""
+    """The facts of an import, for its command to print."""
 
     output: Path
     num_parameters: int
@@ -80,7 +76,7 @@ def import_model(
 ) -> ImportReport:
     """Write a model's weights as a Megatron checkpoint, and a recipe of its shape beside them.
 
-    Written beside and renamed at the end; one weight is in memory at a time.
+    A folder of the output's name is a complete import. One weight is in memory at a time.
 
     Args:
         hf_dir: Qwen3-MoE, Qwen3 or Llama in Hugging Face format, of any shape.
@@ -94,85 +90,93 @@ def import_model(
         on_weight: told the weights written so far and the weights to write.
 
     Raises:
-        ValueError: the folder is not whole, is of another family, or has a part that Megatron's
+        ValueError: the folder is incomplete, is of another family, or has a part that Megatron's
             model does not have; or the output is not empty.
         OSError: the disk has no room for it.
     """
     start = time.perf_counter()
     say = on_progress or (lambda _: None)
     check_is_free(output)
-    family, config, keys = _configuration(hf_dir)
-    files = HuggingFaceWeights(hf_dir)
-    files.check(config)
-    keys["make-vocab-size-divisible-by"] = _divisor(config["vocab_size"], tensor_parallel)
-    dtype = files.dtype(next(rules(config)).hf[0])
-    check_room(output.absolute(), files.num_bytes(config), "the checkpoint")
+    # 1. What the folder says of itself, all of it before anything slow.
+    source = read_source(hf_dir, tensor_parallel)
+    check_room(output.absolute(), source.files.num_bytes(source.config), "the checkpoint")
     if problems := problems_along(hf_dir):
         raise ValueError("\n".join(problems))
-    megatron = seam()
-    with _as_a_form_of(hf_dir):
-        args = _arguments(megatron, keys, dtype)
-        cut = skeleton(args, CONTENT_METADATA)
-    with contextlib.suppress(FileNotFoundError):
-        setattr(args, tokenizer_files.IMPORTED, tokenizer_sha256(hf_dir))
+    # 2. The same model in Megatron: its arguments, and the names and cuts of its weights.
+    model = _model(source)
     with folder_appearing_whole(output) as beside:
-        say(f"looking through {len(files.names()):,} weights")
-        check_numbers(files)
-        say(f"writing {dtype} weights")
-        (beside / RELEASE).mkdir()
-        _write(beside / RELEASE, files, config, args, cut, on_weight)
-        record_save(beside / RELEASE)
-        (beside / TRACKER).write_text(RELEASE)
-        (beside / MODEL).write_text(_recipe(keys, output))
+        # 3. Every number of the weights, before hours of training start from them.
+        say(f"looking through {len(source.files.names()):,} weights")
+        check_numbers(source.files)
+        # 4. The checkpoint, the recipe of its shape and the tokenizer.
+        say(f"writing {source.dtype} weights")
+        _write_checkpoint(beside, source, model, on_weight)
+        (beside / MODEL).write_text(_recipe(source.keys, output))
         copied = _copy_tokenizer(hf_dir, beside)
-        proof = None
-        if verify_weights:
-            say("comparing Megatron with transformers")
-            proof = verify(TrainedWeights(open_checkpoint(beside)), hf_dir, compute=compute)
-            if proof.computed is not None:
-                padding.write_facts(
-                    beside,
-                    vocab_size=config["vocab_size"],
-                    log_sum_exp=proof.computed.mean_log_sum_exp,
-                )
+        # 5. Read it back and prove it.
+        proof = _prove(source, beside, compute, say) if verify_weights else None
     say(f"wrote {output}")
+    return _report(source, output, copied, proof, time.perf_counter() - start)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Model:
+    """The same model in Megatron."""
+
+    args: argparse.Namespace
+    weights: dict[str, Any]
+    """Each weight as a checkpoint names and cuts it (``skeleton``)."""
+    aliases: dict[str, str]
+    """The names under which Transformer Engine's layers look for some of them."""
+
+
+def _model(source: ImportSource) -> _Model:
+    in_one_process()
+    with _as_a_form_of(source.folder):
+        args = _arguments(source.keys, source.dtype)
+        weights, aliases = skeleton(args, CONTENT_METADATA)
+    with contextlib.suppress(FileNotFoundError):
+        setattr(args, tokenizer_files.IMPORTED, tokenizer_sha256(source.folder))
+    return _Model(args=args, weights=weights, aliases=aliases)
+
+
+def _prove(
+    source: ImportSource, folder: Path, compute: bool | None, say: Callable[[str], None]
+) -> VerificationReport:
+    say("comparing Megatron with transformers")
+    proof = verify(TrainedWeights(open_gpt(folder)), source.folder, compute=compute)
+    if proof.computed is not None:
+        padding.write_facts(
+            folder,
+            vocab_size=source.config["vocab_size"],
+            log_sum_exp=proof.computed.mean_log_sum_exp,
+        )
+    return proof
+
+
+def _report(
+    source: ImportSource,
+    output: Path,
+    copied: list[str],
+    proof: VerificationReport | None,
+    seconds: float,
+) -> ImportReport:
+    names = [name for rule in rules(source.config) for name in rule.hf]
     return ImportReport(
         output=output,
-        num_parameters=sum(
-            math.prod(files.shape(name)) for rule in rules(config) for name in rule.hf
-        ),
-        dtype=dtype,
-        family=family.name,
-        vocab_size=config["vocab_size"],
+        num_parameters=sum(math.prod(source.files.shape(name)) for name in names),
+        dtype=source.dtype,
+        family=source.family.name,
+        vocab_size=source.config["vocab_size"],
         tokenizer=", ".join(copied) or "none: the folder has no tokenizer",
         verification=proof,
-        seconds=time.perf_counter() - start,
+        seconds=seconds,
     )
-
-
-def _configuration(hf_dir: Path) -> tuple[Family, dict[str, Any], dict[str, Any]]:
-    """A model's family, its whole configuration, and Megatron's keys for it.
-
-    Nothing is asked of the weights: what the configuration says comes first, all of it at once.
-
-    Raises:
-        ValueError: it is the configuration of no model, or of one that Megatron does not have.
-    """
-    written = written_config(hf_dir)
-    family = known_family(hf_dir, written)
-    if problems := config_problems(written, family):
-        parts = parts_without_form(written)
-        refuse(hf_dir, problems + [f"has no Megatron form: {part}" for part in parts])
-    config = complete(hf_dir, family)
-    try:
-        return family, config, family.flags_from_config(config)
-    except ValueError as error:
-        raise ValueError(f"{hf_dir}: {error}") from error
 
 
 @contextlib.contextmanager
 def _as_a_form_of(hf_dir: Path) -> Iterator[None]:
-    """Megatron's refusal of a model, in words: it checks the arguments, then builds from them."""
+    """Turn Megatron's refusal of a model into a sentence, while it checks arguments and builds."""
     try:
         yield
     except Exception as error:
@@ -182,68 +186,57 @@ def _as_a_form_of(hf_dir: Path) -> Iterator[None]:
         ) from error
 
 
-def _divisor(vocab_size: int, tensor_parallel: int | None) -> int:
-    """The ``make-vocab-size-divisible-by`` of a model whose tables have no padding.
-
-    Padding takes probability, so in a layout that needs it the model would not start at its own
-    loss.
-    """
-    if tensor_parallel is not None and (tensor_parallel < 1 or vocab_size % tensor_parallel):
-        sizes = ", ".join(map(str, padding.sizes_without_padding(vocab_size)))
-        raise ValueError(
-            f"--tensor-parallel {tensor_parallel}: the model's {vocab_size:,} tokens do not divide "
-            "into as many equal parts, and columns of padding would take probability from them: it "
-            f"would not start at its own loss. Use one of {sizes}, or leave it out: `check` says "
-            "what padding costs in the layout of a recipe"
-        )
-    return padding.divisor_without_padding(vocab_size, tensor_parallel or 1)
-
-
-def _arguments(megatron: Any, keys: Mapping[str, Any], dtype: torch.dtype) -> argparse.Namespace:
-    """Megatron's arguments of the model, validated, as a checkpoint holds them."""
-    from tst_megatron.megatron.cpu import host
+def _arguments(keys: Mapping[str, Any], dtype: torch.dtype) -> argparse.Namespace:
+    """Return Megatron's arguments of the model, validated, as a checkpoint holds them."""
+    # Importing Megatron needs the CPU host, which ``_model`` has installed.
+    from tst_megatron.megatron.distributed_checkpoint.model import validate_arguments
 
     types = {torch.bfloat16: {"bf16": True}, torch.float16: {"fp16": True}, torch.float32: {}}
     run = {**_ANY_RUN, "seq-length": keys["max-position-embeddings"], "ckpt-format": "torch_dist"}
     flags, problems = Flags(argument_parser()).convert(
-        {**keys, **types[dtype], **run, **host.ARGUMENTS, "tokenizer-type": "NullTokenizer"}
+        {**keys, **types[dtype], **run, **ARGUMENTS, "tokenizer-type": "NullTokenizer"}
     )
     assert not problems, problems
-    args: argparse.Namespace = megatron.validate_arguments(flags, world_size=1)
+    args = validate_arguments(flags, world_size=1)
     args.padded_vocab_size = args.vocab_size
     # Its files are beside the checkpoint, in a form of their own.
     args.tokenizer_type, args.tokenizer_model = "HuggingFaceTokenizer", None
     return args
 
 
-def _write(
-    folder: Path,
-    files: HuggingFaceWeights,
-    config: Mapping[str, Any],
-    args: argparse.Namespace,
-    cut: tuple[dict[str, Any], dict[str, str]],
+def _write_checkpoint(
+    output: Path,
+    source: ImportSource,
+    model: _Model,
     on_weight: Callable[[int, int], None] | None,
 ) -> None:
-    by_name: dict[str, Rule] = {rule.megatron: rule for rule in rules(config)}
+    """Write the release, its record and the tracker that names it."""
+    # Importing Megatron needs the CPU host, which ``_model`` has installed.
+    from tst_megatron.megatron.distributed_checkpoint.model import write_checkpoint
+
+    files, folder = source.files, output / RELEASE
+    by_name = {rule.megatron: rule for rule in rules(source.config)}
 
     def read(name: str) -> Tensor:
         rule = by_name[name]
-        return merge(rule.form, [files.read(part) for part in rule.hf], config)
+        return merge(rule.form, [files.read(part) for part in rule.hf], source.config)
 
-    weights, aliases = cut
-    seam().write_checkpoint(
+    folder.mkdir()
+    write_checkpoint(
         folder,
-        weights,
+        model.weights,
         read,
         dtype=lambda name: files.dtype(by_name[name].hf[0]),
-        common=contents(args),
-        aliases=aliases,
+        common=contents(model.args),
+        aliases=model.aliases,
         on_weight=on_weight,
     )
+    record_save(folder)
+    (output / TRACKER).write_text(RELEASE)
 
 
 def contents(args: argparse.Namespace) -> dict[str, Any]:
-    """What a release checkpoint holds beside its tensors.
+    """Return what a release checkpoint holds beside its tensors.
 
     Args:
         args: Megatron's arguments of the model.

@@ -1,4 +1,4 @@
-"""The README.md of an exported model: how it was trained, as far as its checkpoint says."""
+"""Write the README.md of an exported model: its training, as far as its checkpoint says."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from importlib.metadata import version
 from typing import Any
 
 from tst_megatron import __version__
-from tst_megatron.checkpoint.open import Checkpoint
+from tst_megatron.checkpoint.reader.open import Checkpoint
 from tst_megatron.hf.verify import VerificationReport
 
 _PACKAGES = ("megatron-core", "torch", "transformers")
@@ -21,7 +21,7 @@ def model_card(
     num_parameters: int,
     verification: VerificationReport | None,
 ) -> str:
-    """The text of a model card in Markdown, with the header that the hub reads.
+    """Return the text of a model card in Markdown, with the header that the hub reads.
 
     Args:
         opened: the checkpoint of the model.
@@ -70,7 +70,7 @@ def _training_facts(opened: Checkpoint) -> dict[str, str]:
 
 
 def _phases(args: argparse.Namespace, tst: Mapping[str, Any]) -> str:
-    """The phases of the whole run, K and r among them."""
+    """Describe all phases of the run, K and r among them."""
     parts = []
     for bag_size, num_steps in tst["phases"]:
         raw = num_steps * args.global_batch_size * args.seq_length * bag_size

@@ -17,13 +17,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tst_megatron.checkpoint.open import TrainedWeights, load_model
-from tst_megatron.checkpoint.seam import seam
+from tst_megatron.checkpoint.reader.weights import TrainedWeights, load_model
 from tst_megatron.data.tokenizer.hugging_face import load_hugging_face
+from tst_megatron.hf.families.weight_table import Form
 from tst_megatron.hf.generate import load_in_transformers
 from tst_megatron.hf.model_folder.configuration import read_config
 from tst_megatron.hf.model_folder.weight_files import HuggingFaceWeights
-from tst_megatron.hf.weights import Form, merge, place_of, rules
+from tst_megatron.hf.weights import merge, place_of, rules
 from tst_megatron.system.machine.memory import available_bytes
 
 LOGIT_BOUND = 1e-5
@@ -38,7 +38,7 @@ _ASKED = "logits not compared, as asked"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Computed:
-    """What both models computed, and that it was the same."""
+    """The results of both models, which were the same."""
 
     num_logits: int
     max_logit: float
@@ -51,7 +51,7 @@ class Computed:
     num_padding_columns: int
     """Columns of Megatron's softmax that stand for no token; transformers has none."""
     padding_cost: float
-    """What they add to the mean loss of Megatron's model, in nats; 0 where there are none."""
+    """Their share of the mean loss of Megatron's model, in nats; 0 where there are none."""
     num_greedy_tokens: int
     """Greedy steps at which both chose the same token."""
     num_greedy_ties: int
@@ -60,7 +60,7 @@ class Computed:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class VerificationReport:
-    """What was compared and what was measured; every bound held."""
+    """The comparisons and measurements of a proof; every bound held."""
 
     num_tensors: int
     """Tensors that the files hold bit for bit as Megatron does, each with a place in
@@ -69,7 +69,7 @@ class VerificationReport:
     computed: Computed | None
     """None where the two models do not fit into memory."""
     reason: str
-    """Why nothing was computed; empty where it was."""
+    """The reason why nothing was computed; empty where it was."""
 
 
 def verify(
@@ -112,7 +112,7 @@ def verify(
 
 
 def _too_large(num_parameters: int, vocab_size: int) -> str:
-    """Why two models in float32 do not fit into memory with their logits; empty where they do."""
+    """Say why two models in float32 do not fit into memory; empty where they do."""
     # Logits of both, and two of their differences.
     needed = 2 * 4 * num_parameters * 1.1 + 4 * 4 * _MAX_TOKENS * vocab_size
     free = available_bytes()
@@ -128,7 +128,7 @@ def _too_large(num_parameters: int, vocab_size: int) -> str:
 
 
 def _compare_places(hf_dir: Path, files: HuggingFaceWeights, config: Mapping[str, Any]) -> int:
-    """Whether transformers' model has a place for each tensor and a tensor for each place."""
+    """Check that transformers has a place for each tensor and a tensor for each place."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
     with torch.device("meta"):
@@ -160,7 +160,7 @@ def _compare_places(hf_dir: Path, files: HuggingFaceWeights, config: Mapping[str
 def _compare_weights(
     trained: TrainedWeights, files: HuggingFaceWeights, config: Mapping[str, Any]
 ) -> int:
-    """The number of tensors compared; all are equal where it returns."""
+    """Return the number of tensors compared; all are equal where it returns."""
     left_over = set(trained.names())
     num_tensors = 0
     for rule in rules(config):
@@ -192,6 +192,9 @@ def _compute(
     if problems := {name: found for name, found in info.items() if found}:
         raise RuntimeError(f"{hf_dir}: transformers does not load it strictly: {problems}.")
     megatron = load_model(trained, dtype=torch.float32).model
+    # Importing Megatron needs the CPU host, which reading the checkpoint has installed.
+    from tst_megatron.megatron.distributed_checkpoint.model import logits
+
     files = HuggingFaceWeights(hf_dir)
     with torch.no_grad():
         for rule in rules(config):
@@ -199,7 +202,7 @@ def _compute(
             weight = megatron.get_parameter(rule.megatron)
             weight.copy_(weight.to(files.read(rule.hf[0]).dtype))
         tokens_BT = _tokens(hf_dir, config, text)
-        all_BTP = seam().logits(megatron, tokens_BT)
+        all_BTP = logits(megatron, tokens_BT)
         expected_BTV = all_BTP[..., : config["vocab_size"]]
         actual_BTV = model(tokens_BT, use_cache=False).logits
         if not (expected_BTV.isfinite().all() or actual_BTV.isfinite().all()):
@@ -245,12 +248,15 @@ def _tokens(hf_dir: Path, config: Mapping[str, Any], text: str | None) -> Tensor
 def _compare_greedy(
     megatron: nn.Module, transformers: Any, config: Mapping[str, Any], num_tokens: int
 ) -> int:
-    """Number of ties met; after one, both go on with Megatron's choice."""
+    """Return the number of ties met; after a tie, both continue with Megatron's choice."""
+    # As in ``_compute``.
+    from tst_megatron.megatron.distributed_checkpoint.model import logits
+
     generator = torch.Generator().manual_seed(1)
     tokens_BT = torch.randint(config["vocab_size"], (1, _NUM_PROMPT_TOKENS), generator=generator)
     num_ties = 0
     for step in range(num_tokens):
-        expected_V = seam().logits(megatron, tokens_BT)[0, -1, : config["vocab_size"]]
+        expected_V = logits(megatron, tokens_BT)[0, -1, : config["vocab_size"]]
         actual_V = transformers(tokens_BT, use_cache=False).logits[0, -1]
         best, second = expected_V.topk(2).values.tolist()
         if best - second <= TIE_GAP:

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
+from tst_megatron.checkpoint.folder import step_of, tracked_step, write_tracker
 from tst_megatron.checkpoint.resharding import layout_of
 from tst_megatron.checkpoint.retention import Keeper, KeepingRule, always_kept, finish_deleting
-from tst_megatron.checkpoint.whole import Start, step_of, tracked_step, write_tracker
+from tst_megatron.checkpoint.start import Start
 from tst_megatron.data.stream.cursor import cursor, stream_facts
 from tst_megatron.recipe.check.checked import CheckedRecipe
 from tst_megatron.recipe.environment import differences

@@ -9,8 +9,10 @@ import pytest
 import tiny
 from damage import flip, overwrite
 
-from tst_megatron.checkpoint.open import open_checkpoint
-from tst_megatron.checkpoint.whole import TRACKER, find_start, list_checkpoints, problems, step_of
+from tst_megatron.checkpoint.folder import TRACKER, list_checkpoints, step_of
+from tst_megatron.checkpoint.reader.open import open_checkpoint
+from tst_megatron.checkpoint.start import find_start
+from tst_megatron.checkpoint.whole import problems
 
 STEPS, SAVE = 16, 4
 SWITCH, DECAY = 6, 11

@@ -13,8 +13,8 @@ import pytest
 from damage import with_a_command
 from processes import run_ranks
 
+from tst_megatron.checkpoint.folder import TRACKER, list_checkpoints
 from tst_megatron.checkpoint.record import RECORD
-from tst_megatron.checkpoint.whole import TRACKER, list_checkpoints
 
 OLDER, NEWEST = 8, 12
 NUM_FLIPS = 200

@@ -7,8 +7,9 @@ import shutil
 import pytest
 from forged_checkpoints import forge
 
+from tst_megatron.checkpoint.folder import checkpoint_of, list_checkpoints
 from tst_megatron.checkpoint.record import RECORD
-from tst_megatron.checkpoint.whole import checkpoint_of, examine, list_checkpoints, problems
+from tst_megatron.checkpoint.whole import examine, problems
 from tst_megatron.recipe.recipe import load_recipe
 from tst_megatron.training.check import check_recipe
 from tst_megatron.training.run.folder import RunFolder

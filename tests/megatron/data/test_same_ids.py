@@ -26,7 +26,7 @@ host.install()
 
 import recording
 
-from tst_megatron.checkpoint.seam import seam
+from tst_megatron.checkpoint.reader.process import in_one_process
 from tst_megatron.cli.app import app
 from tst_megatron.data.manifest import load_manifest
 from tst_megatron.data.prepare.prepare import prepare
@@ -162,7 +162,10 @@ def test_training_reads_what_was_prepared_and_knows_its_end(case):
 def test_vocabulary_is_the_recipes_and_padded_whatever_the_tokenizers(case):
     assert case.manifest.tokenizer.vocab_size == 401
     newest = case.run / "checkpoints" / f"iter_{STEPS:07d}"
-    args = seam().read_saved_state(newest)["args"]
+    in_one_process()
+    from tst_megatron.megatron.distributed_checkpoint.model import read_saved_state
+
+    args = read_saved_state(newest)["args"]
     assert (args.vocab_size, args.tokenizer_type) == (VOCABULARY, "HuggingFaceTokenizer")
     table = tiny.saved_weights(newest)["embedding.word_embeddings.weight"]
     assert len(table) == 1024

@@ -6,14 +6,9 @@ import pytest
 import torch
 from hf_checkpoints import save_once, with_arguments
 
-from tst_megatron.checkpoint.open import (
-    LoadedModel,
-    TrainedWeights,
-    load_model,
-    open_checkpoint,
-    skeleton,
-)
-from tst_megatron.checkpoint.seam import seam
+from tst_megatron.checkpoint.reader.open import open_checkpoint
+from tst_megatron.checkpoint.reader.weights import LoadedModel, TrainedWeights, load_model, skeleton
+from tst_megatron.hf.trained_model import open_gpt
 from tst_megatron.megatron.cpu import host
 
 
@@ -23,7 +18,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def load(saved: Path) -> LoadedModel:
-    return load_model(TrainedWeights(open_checkpoint(saved / "ep2")))
+    return load_model(TrainedWeights(open_gpt(saved / "ep2")))
 
 
 def test_load_model_trained_with_gpu_settings_computes_the_same(
@@ -67,8 +62,10 @@ def test_load_model_trained_with_gpu_settings_computes_the_same(
 
     from_gpu = load(saved)
 
+    from tst_megatron.megatron.distributed_checkpoint.model import logits
+
     with torch.no_grad():
-        expected, actual = (seam().logits(each.model, tokens_BT) for each in (plain, from_gpu))
+        expected, actual = (logits(each.model, tokens_BT) for each in (plain, from_gpu))
     assert torch.equal(expected, actual)
     assert from_gpu.args.fp8 == "hybrid"
 

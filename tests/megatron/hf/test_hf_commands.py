@@ -10,7 +10,7 @@ from damage import flip, overwrite, with_a_command, without, without_a_part
 from hf_checkpoints import save_once, with_arguments
 from typer.testing import CliRunner
 
-from tst_megatron.checkpoint.seam import seam
+from tst_megatron.checkpoint.reader.process import in_one_process
 from tst_megatron.cli.app import app
 from tst_megatron.hf.export import export
 from tst_megatron.hf.export_warnings import export_warnings
@@ -161,7 +161,10 @@ def test_export_of_another_architecture_is_one_error_that_the_recipe_would_have_
     refusal = refused("export", saved / "ep2", tmp_path / "hf")
     assert message in refusal
     assert list(tmp_path.iterdir()) == []
-    args = seam().read_saved_state(saved / "ep2" / "iter_0000003")["args"]
+    in_one_process()
+    from tst_megatron.megatron.distributed_checkpoint.model import read_saved_state
+
+    args = read_saved_state(saved / "ep2" / "iter_0000003")["args"]
     (warning,) = export_warnings(args)
     reasons = refusal.partition(message.partition(":")[0])[2]
     assert reasons.removeprefix(": ").partition(". ")[0] in warning

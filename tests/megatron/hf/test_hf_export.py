@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,12 @@ import torch
 from hf_checkpoints import save_once, with_arguments
 from safetensors import safe_open
 
-from tst_megatron.checkpoint.open import TrainedWeights, load_model, open_checkpoint
+from tst_megatron.checkpoint.reader.open import open_checkpoint
+from tst_megatron.checkpoint.reader.weights import TrainedWeights, load_model
 from tst_megatron.hf import export, verify, weights
+from tst_megatron.hf.families.weight_table import Form, Rule
 from tst_megatron.hf.generate import generate_text
 from tst_megatron.hf.model_folder import weight_files as folder
-from tst_megatron.hf.weights import Form, Rule
 from tst_megatron.recipe.padding import cost
 
 
@@ -184,7 +186,7 @@ def _renamed(old: str, new: str) -> Any:
 
     def rules(config: dict[str, Any]) -> Iterator[Rule]:
         for rule in original(config):
-            yield Rule(rule.megatron, tuple(exchange(name) for name in rule.hf), rule.form)
+            yield replace(rule, hf=tuple(exchange(name) for name in rule.hf))
 
     return rules
 

@@ -20,7 +20,8 @@ from transformers import (
     Qwen3MoeConfig,
 )
 
-from tst_megatron.checkpoint.open import TrainedWeights, open_checkpoint
+from tst_megatron.checkpoint.reader.open import open_checkpoint
+from tst_megatron.checkpoint.reader.weights import TrainedWeights
 from tst_megatron.hf import importing
 from tst_megatron.hf.export import export
 from tst_megatron.hf.importing import import_model

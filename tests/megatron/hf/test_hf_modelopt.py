@@ -8,7 +8,8 @@ import torch
 from hf_checkpoints import save_once
 from hf_models import tensors
 
-from tst_megatron.checkpoint.open import TrainedWeights, load_model, open_checkpoint
+from tst_megatron.checkpoint.reader.open import open_checkpoint
+from tst_megatron.checkpoint.reader.weights import TrainedWeights, load_model
 from tst_megatron.hf.export import export
 
 

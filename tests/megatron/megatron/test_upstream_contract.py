@@ -21,7 +21,8 @@ from megatron.core.rerun_state_machine import RerunState, RerunStateMachine
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
 from torch.distributed.checkpoint.filesystem import FileSystemReader
 
-from tst_megatron.checkpoint import whole
+from tst_megatron.checkpoint import folder
+from tst_megatron.checkpoint.record import MANIFEST
 from tst_megatron.megatron import names, ranks
 from tst_megatron.megatron import names as megatron_names
 from tst_megatron.megatron.cpu import host
@@ -197,11 +198,11 @@ def test_tables_are_drawn_anew_as_the_model_initialises_them():
 def test_tracker_file_and_folders_are_named_as_we_read_and_write_them():
     from megatron.training import checkpointing
 
-    assert checkpointing.get_checkpoint_tracker_filename("c") == f"c/{whole.TRACKER}"
+    assert checkpointing.get_checkpoint_tracker_filename("c") == f"c/{folder.TRACKER}"
     assert checkpointing.get_checkpoint_name("c", 12, return_base_dir=True) == str(
-        whole.checkpoint_of(Path("c"), 12)
+        folder.checkpoint_of(Path("c"), 12)
     )
-    assert validation.INTEGRITY_FNAME == whole.MANIFEST
+    assert validation.INTEGRITY_FNAME == MANIFEST
 
 
 def test_a_step_is_saved_by_interval_and_saved_once_before_an_exit():

@@ -14,7 +14,7 @@ from interrupted import interrupted_at
 from tiny import TINY, fork_ranks, loss_bits, metrics, run, saved_weights, wait, write_recipe
 from transformers import Qwen3MoeConfig
 
-from tst_megatron.checkpoint.open import open_checkpoint
+from tst_megatron.checkpoint.reader.open import open_checkpoint
 from tst_megatron.hf.export import export
 from tst_megatron.hf.generate import load_in_transformers
 from tst_megatron.hf.importing import import_model

@@ -9,18 +9,15 @@ import torch
 from torch.distributed import checkpoint as dcp
 from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
 
-from tst_megatron.checkpoint.whole import (
+from tst_megatron.checkpoint.folder import (
     TRACKER,
-    examine,
-    find_start,
     list_checkpoints,
-    newest_whole,
-    problems,
-    repair_tracker,
     step_of,
     tracked_step,
     write_tracker,
 )
+from tst_megatron.checkpoint.start import find_start, repair_tracker
+from tst_megatron.checkpoint.whole import examine, newest_whole, problems
 from tst_megatron.recipe.recipe import RecipeError
 
 SHARD = "__0_0.distcp"

@@ -12,23 +12,16 @@ from rich.console import Console
 from test_checkpoints import SHARD, folder, saved  # noqa: F401
 from torch.distributed.checkpoint.api import CheckpointException
 
+from tst_megatron.checkpoint.folder import TRACKER, list_checkpoints, step_of
 from tst_megatron.checkpoint.record import RECORD
 from tst_megatron.checkpoint.retention import Keeper, KeepingRule
-from tst_megatron.checkpoint.whole import (
-    TRACKER,
-    examine,
-    find_start,
-    list_checkpoints,
-    record_save,
-    repair_tracker,
-    step_of,
-    whole_before,
-)
+from tst_megatron.checkpoint.run_files import is_tokenizer
+from tst_megatron.checkpoint.start import find_start, repair_tracker
+from tst_megatron.checkpoint.whole import examine, record_save, whole_before
 from tst_megatron.cli.views.checkpoints import verify
 from tst_megatron.system.machine.errors import machine_error
 from tst_megatron.training.run.folder import RunFolder
 from tst_megatron.training.run.records import damaged_records
-from tst_megatron.training.run.tokenizer import is_tokenizer
 
 READ = (".metadata", "metadata.json", RECORD, SHARD)
 FOR_A_WHILE = (errno.ESTALE, errno.EACCES, errno.EMFILE, errno.ETIMEDOUT)

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 from test_checkpoints import SHARD, copy_of, saved, truncate  # noqa: F401
 
+from tst_megatron.checkpoint.folder import list_checkpoints, step_of
 from tst_megatron.checkpoint.retention import (
     Keeper,
     KeepingRule,
@@ -16,7 +17,7 @@ from tst_megatron.checkpoint.retention import (
     remove_leftovers,
     steps_to_delete,
 )
-from tst_megatron.checkpoint.whole import list_checkpoints, problems, step_of
+from tst_megatron.checkpoint.whole import problems
 
 STEPS = [4, 8, 12, 16, 20]
 

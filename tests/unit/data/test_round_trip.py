@@ -81,13 +81,8 @@ def test_counts_add_up_and_survive_their_record():
     assert first.is_above(0.74) and not first.is_above(0.75)
 
 
-<<<<<<< HEAD:tests/unit/data/test_round_trip.py
-def test_documents_at_the_beginning_and_every_256th_are_compared(byte_level, monkeypatch):
-    monkeypatch.setattr("tst_megatron.data.tokenizer.round_trip.FIRST_CHARACTERS", 25)
-=======
 def test_documents_at_the_beginning_and_every_512th_are_compared(byte_level, monkeypatch):
-    monkeypatch.setattr("tst_megatron.data.round_trip.FIRST_CHARACTERS", 25)
->>>>>>> origin/main:tests/unit/test_round_trip.py
+    monkeypatch.setattr("tst_megatron.data.tokenizer.round_trip.FIRST_CHARACTERS", 25)
     tokenizer = load_tokenizer(byte_level)
     sample = Sample()
     for _ in range(120):

@@ -1,18 +1,18 @@
-"""Qwen3-MoE's config.json, refusals and weight forms, and finding checkpoints; without Megatron."""
+"""Qwen3-MoE's config.json, refusals and weight forms; without Megatron."""
 
 from argparse import Namespace
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from tst_megatron.checkpoint.open import find_checkpoint, separate_gates
+from tst_megatron.checkpoint.reader.weights import separate_gates
 from tst_megatron.hf.families.family import recipe_key
 from tst_megatron.hf.families.qwen3_moe import QWEN3_MOE
+from tst_megatron.hf.families.weight_table import Form
 from tst_megatron.hf.model_folder import weight_files as folder
 from tst_megatron.hf.model_folder.weight_files import plan_files
-from tst_megatron.hf.weights import Form, merge, rules, split
+from tst_megatron.hf.weights import merge, rules, split
 
 QKV = {"num_attention_heads": 6, "num_key_value_heads": 3, "head_dim": 5}
 
@@ -245,60 +245,3 @@ def test_plan_files_keeps_the_order_and_the_limit(monkeypatch: pytest.MonkeyPatc
         "model-00003-of-00003.safetensors": ["d"],
     }
     assert plan_files({"a": 4}) == {"model.safetensors": ["a"]}
-
-
-def _checkpoints(folder: Path, *iterations: int, tracker: str | None = None) -> Path:
-    for iteration in iterations:
-        (folder / f"iter_{iteration:07d}").mkdir()
-    if tracker is not None:
-        (folder / "latest_checkpointed_iteration.txt").write_text(tracker)
-    return folder
-
-
-def test_find_checkpoint_of_an_import_is_its_release(tmp_path: Path) -> None:
-    folder = _checkpoints(tmp_path, tracker="release")
-    (folder / "release").mkdir()
-    (folder / "release" / ".metadata").touch()
-
-    assert find_checkpoint(folder) == find_checkpoint(folder, 0) == folder / "release"
-    assert find_checkpoint(folder / "release") == folder / "release"
-
-
-def test_find_checkpoint_follows_the_tracker(tmp_path: Path) -> None:
-    folder = _checkpoints(tmp_path, 5, 10, tracker="5\n")
-
-    assert find_checkpoint(folder) == folder / "iter_0000005"
-    assert find_checkpoint(folder, 10) == folder / "iter_0000010"
-    assert find_checkpoint(folder / "iter_0000010") == folder / "iter_0000010"
-
-
-def test_find_checkpoint_takes_a_run(tmp_path: Path) -> None:
-    (tmp_path / "checkpoints").mkdir()
-    folder = _checkpoints(tmp_path / "checkpoints", 5, 10, tracker="5\n")
-    assert find_checkpoint(tmp_path) == folder / "iter_0000005"
-    assert find_checkpoint(tmp_path, 10) == folder / "iter_0000010"
-
-
-@pytest.mark.parametrize(
-    ("path", "iteration", "message"),
-    [
-        (".", 7, r"no checkpoint of iteration 7. Iterations there: 5, 10\."),
-        (".", None, "must hold the newest iteration as a number, but holds 'release'"),
-        ("iter_0000005", 10, "is the checkpoint of iteration 5, but iteration 10 was asked for"),
-        ("nowhere", None, "no such folder"),
-    ],
-)
-def test_find_checkpoint_without_it_says_what_there_is(
-    tmp_path: Path, path: str, iteration: int | None, message: str
-) -> None:
-    _checkpoints(tmp_path, 5, 10, tracker="release")
-
-    with pytest.raises(ValueError, match=message):
-        find_checkpoint(tmp_path / path, iteration)
-
-
-def test_find_checkpoint_in_empty_folder_is_refused(tmp_path: Path) -> None:
-    for path in (tmp_path, tmp_path / "checkpoints"):
-        path.mkdir(exist_ok=True)
-        with pytest.raises(ValueError, match=r"no checkpoint there .*Give a run folder, its"):
-            find_checkpoint(tmp_path)

@@ -11,7 +11,7 @@ import pytest
 from status_folders import NOW, Folder
 from test_run_folder import make_checked, save_checkpoint
 
-from tst_megatron.checkpoint.whole import TRACKER
+from tst_megatron.checkpoint.folder import TRACKER
 from tst_megatron.cli.app import main
 from tst_megatron.training.record import drop_lines_after, events_at, read_metrics
 from tst_megatron.training.run import folder as run_folder

@@ -10,13 +10,14 @@ import pytest
 import yaml
 
 from tst_megatron import __version__
+from tst_megatron.checkpoint.folder import step_of
 from tst_megatron.recipe.keys.flags import Flags
 from tst_megatron.recipe.recipe import RecipeError, load_recipe
 from tst_megatron.system.files import file_sha256
 from tst_megatron.system.packages import package_version
 from tst_megatron.training.run import folder as run_folder
 from tst_megatron.training.run import versions as run_versions
-from tst_megatron.training.run.folder import RunFolder, check_run, step_of
+from tst_megatron.training.run.folder import RunFolder, check_run
 from tst_megatron.training.run.state import ALL_STEPS, STARTED
 from tst_megatron.training.run.versions import write_versions
 

@@ -46,7 +46,7 @@ class WeightIndex:
     """First values -> number of values and checksum of those that begin so."""
     names: dict[tuple[int, int], set[str]] = field(default_factory=dict)
     lengths: set[int] = field(default_factory=set)
-    """How many first values: fewer of weights that have fewer."""
+    """Number of first values: fewer of weights that have fewer."""
     found: set[tuple[int, int]] = field(default_factory=set)
 
     def add(self, name: str, weight: torch.Tensor) -> None:
@@ -145,7 +145,7 @@ def check_bucket(checkpoint: Path, bucket: Bucket, weights: WeightIndex) -> tupl
 
 
 def _copy_at(master: _Row, weights: WeightIndex) -> int:
-    """How many values from here on are the rounded copy of a weight; 0 if they are of none."""
+    """Count the values from here on that are the rounded copy of a weight; 0 if of none."""
     for length in sorted(weights.lengths, reverse=True):
         prefix = master.ahead(length)
         keys = weights.by_prefix.get(_raw(prefix), ()) if len(prefix) == length else ()

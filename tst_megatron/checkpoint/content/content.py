@@ -1,4 +1,4 @@
-"""Reading all that a checkpoint stores: is it what was saved, and does it make sense?"""
+"""Read all that a checkpoint stores, and check that it is what was saved and makes sense."""
 
 from __future__ import annotations
 
@@ -49,12 +49,12 @@ OnProgress = Callable[[int, int], None]
 
 @dataclass(slots=True)
 class Findings:
-    """What was found out about a checkpoint."""
+    """The result of an examination of a checkpoint."""
 
     problems: list[str] = field(default_factory=list)
-    """Why it is not whole, a sentence each."""
+    """The damage: a sentence for each thing that is wrong or missing."""
     notes: list[str] = field(default_factory=list)
-    """What could not be compared, a sentence each."""
+    """The comparisons that could not be made, a sentence each."""
     places: Mapping[Any, Any] = field(default_factory=dict)
     """Torch's ``storage_data``, where it could be read."""
     error: OSError | None = None
@@ -62,7 +62,7 @@ class Findings:
 
     @property
     def not_read(self) -> OSError | None:
-        """``error``, where the machine was at fault, so that it may be whole all the same."""
+        """``error``, where the machine was at fault and the checkpoint may be complete."""
         return self.error and machine_error(self.error)
 
     def add(self, problem: str, error: Exception) -> None:
@@ -83,13 +83,13 @@ def content_findings(
     *,
     on_progress: OnProgress | None = None,
 ) -> Findings:
-    """What of a checkpoint is not what was saved, or cannot be what a run has.
+    """Find what of a checkpoint is not what was saved, or cannot be the state of a run.
 
     Each item is read once and held against its checksums. Weights and moments must be finite,
     squares not negative, and master copies of the optimizer the weights.
 
     Args:
-        checkpoint: an ``iter_`` folder whose structure is whole.
+        checkpoint: an ``iter_`` folder whose tables are in order.
         description: torch's ``Metadata`` of it.
         facts: of it.
         hashes: file -> SHA-256, where a manifest exists.
@@ -237,7 +237,7 @@ def _say_what_was_compared(
 
 
 def _object_problems(checkpoint: Path, index: Any, item: Any) -> list[str]:
-    """Why a stored object, which is no tensor, is not what a save wrote."""
+    """List why a stored object that is no tensor is not what a save wrote."""
     try:
         read_object(checkpoint, index.fqn, item)
     except (OSError, ValueError) as error:

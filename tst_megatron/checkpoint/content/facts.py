@@ -1,4 +1,4 @@
-"""What a checkpoint says beside its tensors, read without Megatron: its step and its arguments.
+"""Read a checkpoint's step and arguments without Megatron.
 
 The common state is a small item of one shard. The step in it must be the step of the folder's name,
 and every count that follows from the step must agree; the tensors must be those of the model that
@@ -30,7 +30,7 @@ _OPTIMIZER_GROUP = re.compile(
 """In the bucket format each group of ranks has its optimizer's counts beside its buckets."""
 
 OPTIMIZER = re.compile(r"(chained_\d+\.)?optimizer\.")
-"""How names of optimizer state start; all other tensors are of the model."""
+"""The start of names of optimizer state; all other tensors are of the model."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -124,7 +124,7 @@ def step_problems(facts: Facts, step: int) -> list[str]:
     ]
     # A reset at the switch starts this count again; fp16 does not count skipped steps.
     may_be_less = bool(facts.argument("fp16")) or bool(_tst(facts).get("reset-optimizer"))
-    # A run of somebody else may have started its optimizer anew.
+    # Somebody else's run may have started with a new optimizer.
     for name, count in _optimizer_steps(facts) if _tst(facts).get("cursor") else ():
         if count > step or (count < step and not may_be_less):
             found.append(f"{name} is of step {count:,.0f}, and the checkpoint of step {step}")

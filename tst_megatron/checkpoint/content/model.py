@@ -1,4 +1,4 @@
-"""Whether a checkpoint has every layer, expert and table of the model that its arguments describe.
+"""Check that a checkpoint has every layer, expert and table that its arguments describe.
 
 A layer's tensors are stored in one of two ways: stacked, with the number of layers as first axis,
 or under the layer's number. Experts are the next axis of either.
@@ -35,7 +35,7 @@ def weight_shapes(description: Any) -> dict[str, tuple[int, ...]]:
 
 
 def model_problems(shapes: _Shapes, facts: Facts) -> list[str]:
-    """What of the model is not in the checkpoint, a sentence each.
+    """List what of the model is missing in the checkpoint, a sentence each.
 
     Args:
         shapes: ``weight_shapes``.
@@ -94,7 +94,7 @@ def _numbered_problems(layers: Mapping[int, _Shapes], num_layers: int, facts: Fa
 
 
 def _is_moe(facts: Facts, layer: int) -> bool | None:
-    """Whether a layer has experts; None if the arguments do not say."""
+    """Tell whether a layer has experts; None if the arguments do not say."""
     if not facts.argument("num_experts"):
         return False
     pattern = facts.argument("moe_layer_freq")

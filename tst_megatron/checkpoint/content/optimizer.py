@@ -44,7 +44,7 @@ SHIFTED = (
 
 @dataclass(slots=True)
 class Compared:
-    """What was found while master copies were compared; filled from several threads."""
+    """Findings of the comparison of master copies; filled from several threads."""
 
     weights: set[str] = field(default_factory=set)
     """Those that have a master copy."""
@@ -99,7 +99,7 @@ def grouped(chunks: Mapping[str, Sequence[Chunk]]) -> tuple[list[Group], list[Ch
 
 
 def is_square(name: str) -> bool:
-    """Whether a tensor of the optimizer holds means of squares."""
+    """Tell whether a tensor of the optimizer holds means of squares."""
     match = _STATE.fullmatch(name)
     return bool(match and match[1] in _SQUARES)
 
@@ -142,7 +142,7 @@ def _of_values(name: str, values: torch.Tensor, **options: bool) -> list[str]:
 
 
 def _is_copy(master: torch.Tensor, weight: torch.Tensor) -> bool:
-    """Whether a master copy, rounded to the type of the weight, is the weight bit for bit."""
+    """Check that a master copy, rounded to the weight's type, is the weight bit for bit."""
     import torch
 
     integers = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}

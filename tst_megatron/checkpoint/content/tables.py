@@ -1,4 +1,4 @@
-"""Whether what ``.metadata`` says of a checkpoint can be true.
+"""Check that the tables in a checkpoint's ``.metadata`` can be true.
 
 It holds two tables: the tensors with the chunks that they were cut into, and where in the shards
 each chunk is. Both must name the same items, the chunks must cover each tensor, and the items each
@@ -20,11 +20,11 @@ _Place = tuple[str, tuple[int, ...] | None]
 """Name of an item, and of a tensor's chunk where it starts."""
 
 _Box = tuple[tuple[int, ...], tuple[int, ...]]
-"""Where a chunk starts and its sizes."""
+"""The start of a chunk, and its sizes."""
 
 
 def table_problems(description: Any) -> list[str]:
-    """Where the two tables of ``.metadata`` contradict each other or themselves.
+    """List where the two tables of ``.metadata`` contradict each other or themselves.
 
     Args:
         description: torch's ``Metadata`` of a checkpoint.
@@ -83,7 +83,7 @@ def _product(sizes: Sequence[int]) -> int:
 
 
 def covers(shape: tuple[int, ...], boxes: Sequence[_Box]) -> bool:
-    """Whether boxes cover a shape without a hole or an overlap.
+    """Tell whether boxes cover a shape without a hole or an overlap.
 
     Along its first axis the shape is cut wherever a box starts or ends; in each slab, the boxes
     that reach through it must cover the other axes.

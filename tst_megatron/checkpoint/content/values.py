@@ -1,4 +1,4 @@
-"""The tensors of a checkpoint, a stored chunk at a time: whole, finite, of the right sign?"""
+"""Read tensors of a checkpoint, a stored chunk at a time, and check their bytes and numbers."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def read_chunk(checkpoint: Path, chunk: Chunk) -> torch.Tensor:
 
 
 def value_problem(name: str, values: torch.Tensor, *, is_square: bool = False) -> str | None:
-    """What is wrong with numbers that were saved as they are; None if nothing.
+    """Say what is wrong with numbers that were saved as they are; None if nothing.
 
     Args:
         name: of their tensor.

@@ -15,7 +15,8 @@ from rich.progress import (
 )
 
 from tst_megatron.checkpoint.content.content import Findings
-from tst_megatron.checkpoint.whole import RELEASE, WHAT_TO_GIVE, examine, list_checkpoints
+from tst_megatron.checkpoint.folder import RELEASE, WHAT_TO_GIVE, list_checkpoints
+from tst_megatron.checkpoint.whole import examine
 
 
 def verify(folder: Path, *, deep: bool, console: Console) -> bool:

@@ -11,7 +11,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tst_megatron.checkpoint.whole import step_of
+from tst_megatron.checkpoint.folder import step_of
+from tst_megatron.checkpoint.run_files import run_of
 from tst_megatron.cli.views.events import (
     START,
     Event,
@@ -24,7 +25,7 @@ from tst_megatron.cli.views.run_state import State, judge
 from tst_megatron.schedule import Phase, Schedule, resolve_phases
 from tst_megatron.system.records import Damaged, read_yaml
 from tst_megatron.training.record import BAG_LOSS, LM_LOSS, VALIDATION_LOSS, read_newest
-from tst_megatron.training.run.folder import RunFolder, run_of
+from tst_megatron.training.run.folder import RunFolder
 from tst_megatron.training.run.state import read_state
 
 NUM_STEPS_OF_MEDIAN = 50

@@ -1,4 +1,4 @@
-"""Which of lm-eval's tasks stand behind a name, and what data each of them reads.
+"""Find lm-eval's tasks behind a name, and the data that each of them reads.
 
 The definitions are lm-eval's own. With local data each task gets a YAML file that includes the
 upstream one and replaces its data set fields alone, so prompts and metrics stay upstream's.
@@ -19,16 +19,16 @@ from tst_megatron.hf.evaluate.paper import TASKS
 
 PAPER = "paper"
 READER = "tst_megatron.hf.evaluate.local_data.read_splits"
-"""What lm-eval calls for the data of a task, as its YAML names it."""
+"""The function that lm-eval calls for the data of a task, as its YAML names it."""
 
 _PAPER_FOLDERS = (
     *("arc", "hellaswag", "mmlu/default", "mmlu/continuation"),
     *("openbookqa", "piqa", "super_glue/boolq", "winogrande"),
 )
-"""Where lm-eval 0.4.13 keeps the paper's tasks."""
+"""The folders in which lm-eval 0.4.13 keeps the paper's tasks."""
 
 _EXAMPLE_SPLITS = ("fewshot_split", "training_split", "validation_split")
-"""Where lm-eval takes the examples in a prompt from, first found first."""
+"""The splits from which lm-eval takes the examples in a prompt; the first found counts."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -42,7 +42,7 @@ class DataSet:
 
     @property
     def folder(self) -> str:
-        """Where its files lie below the folder of local data; several tasks share them."""
+        """The place of its files in the folder of local data; several tasks share them."""
         return f"{self.path.replace('/', '--')}/{self.name or 'default'}"
 
 
@@ -107,7 +107,7 @@ def _unknown(name: str, known: Iterable[str]) -> str:
 
 
 def data_of(names: Iterable[str]) -> list[TaskData]:
-    """What data stands behind names of tasks, groups and tags.
+    """Return the data behind names of tasks, groups and tags.
 
     Args:
         names: names that lm-eval knows.

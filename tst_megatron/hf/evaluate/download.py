@@ -14,10 +14,11 @@ from tst_megatron.hf.evaluate.definitions import DataSet, TaskData, data_of, tas
 from tst_megatron.hf.evaluate.hub import SECONDS, hub_problem
 from tst_megatron.hf.evaluate.local_data import FORMAT, MANIFEST, read_manifest
 from tst_megatron.system.files import beside, file_sha256, flush_folder, write_beside
+from tst_megatron.system.packages import package_version
 
 
 def download(tasks: str, folder: Path, *, on_progress: Callable[[str], None]) -> int:
-    """Write the data that tasks read, and the manifest; files that are there and whole are kept.
+    """Write the data that tasks read, and the manifest; complete files are kept.
 
     Each data set is fetched from the Hugging Face hub as lm-eval would fetch it, at the newest
     commit, which the manifest keeps.
@@ -34,8 +35,6 @@ def download(tasks: str, folder: Path, *, on_progress: Callable[[str], None]) ->
         ValueError: an unknown task, or one whose data is no file.
         ConnectionError: the hub does not answer, or does not give a data set.
     """
-    from tst_megatron.system.packages import package_version
-
     data = data_of(task_names(tasks))
     manifest = read_manifest(folder)
     wanted = {
@@ -60,7 +59,7 @@ def download(tasks: str, folder: Path, *, on_progress: Callable[[str], None]) ->
                 **{"data_set": source.path, "name": source.name, "split": split},
                 **{"revision": revision, "versions": versions, **facts},
             }
-            # After each file, so that a fetch that was cut off goes on from here.
+            # After each file, so that a fetch that was cut off continues from here.
             write_beside(folder / MANIFEST, json.dumps({**manifest, "format": FORMAT}, indent=1))
             on_progress(f"{name}: {facts['num_items']} items")
             num_written += 1
@@ -103,7 +102,7 @@ def _fetch(source: DataSet) -> tuple[str, Any]:
 
 
 def _write_items(file: Path, items: Iterable[dict[str, Any]]) -> dict[str, Any]:
-    """Write one file so that it appears whole; its sha256 sum and number of items."""
+    """Write one file so that it appears complete; return its sha256 sum and number of items."""
     file.parent.mkdir(parents=True, exist_ok=True)
     new, digest, num_items = beside(file), hashlib.sha256(), 0
     try:

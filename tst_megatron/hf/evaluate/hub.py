@@ -1,12 +1,12 @@
-"""Whether the Hugging Face hub answers, asked once and shortly before data is downloaded."""
+"""Ask the Hugging Face hub once, before data is downloaded, whether it answers."""
 
 from __future__ import annotations
 
 import threading
 
 SECONDS = 10.0
-"""For the whole question: name, connection, proxy and answer. A timeout of the client itself is for
-each of its steps, and none is for looking up the name."""
+"""For all parts of the question: name, connection, proxy and answer. A timeout of the client itself
+is for each of its steps, and none is for looking up the name."""
 
 _NOT_THE_HUB = {407, 500, 502, 503, 504}
 """HTTP statuses of a proxy, and of a hub that is down; the libraries would try again for minutes.
@@ -14,7 +14,7 @@ Any other answer will do: it is the way there that is asked about."""
 
 
 def hub_problem() -> str | None:
-    """Why no data can be downloaded from the hub now; None where it can.
+    """Say why no data can be downloaded from the hub now; None where it can.
 
     `datasets` finds that out for each data set, with retries that take minutes.
     """

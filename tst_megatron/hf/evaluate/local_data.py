@@ -44,7 +44,7 @@ def read_splits(*, files: Mapping[str, str], **_: Any) -> dict[str, Any]:
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """What the manifest of a folder of task data says; no file is known where there is none.
+    """Read the manifest of a folder of task data; without one, no file is known.
 
     Raises:
         ValueError: it is damaged, or of another format.

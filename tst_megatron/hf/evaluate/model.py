@@ -12,13 +12,13 @@ from tst_megatron.hf.evaluate.requests import Texts
 
 
 class DocumentModel(HFLM):  # type: ignore[misc, unused-ignore]
-    """What it reads begins as a document of the training text: BOS by the template, never EOS.
+    """Its input begins as a document of the training text: BOS by the template, never EOS.
 
-    HFLM of lm-eval 0.4.13 by itself takes the EOS of a template into the middle of a text, leaves
-    BOS out where a text spells it, puts it twice before a text whose likelihood as a whole is
-    asked, and BOS before an answer without a question where the template adds none; and it counts
-    the tokens of a context alone, also where one of them goes on into the answer. For removal when
-    it does none of these.
+    HFLM of lm-eval 0.4.13 takes the EOS of a template into the middle of a text. It leaves BOS out
+    where a text spells it. It puts BOS twice before a text whose full likelihood is asked, and once
+    before an answer without a question where the template adds none. It counts the tokens of a
+    context alone, also where one of them continues into the answer. For removal when it does none
+    of these.
     """
 
     def __init__(self, documents: HuggingFaceTokenizer, **options: Any) -> None:
@@ -53,7 +53,7 @@ class DocumentModel(HFLM):  # type: ignore[misc, unused-ignore]
         left_truncate_len: int | None = None,
         truncation: bool = False,
     ) -> tuple[Tensor, Tensor]:
-        """The ids of prompts to go on from, padded, and where they are not padding."""
+        """Return the ids of prompts to continue, padded, and a mask of what is not padding."""
         ids = [self._context(self.tok_encode(string)) for string in strings]
         if left_truncate_len:
             ids = [prompt[-left_truncate_len:] for prompt in ids]
@@ -63,5 +63,5 @@ class DocumentModel(HFLM):  # type: ignore[misc, unused-ignore]
         return padded["input_ids"], padded["attention_mask"]
 
     def _context(self, ids: list[int]) -> list[int]:
-        """What the model reads before it is asked for more; at least one token."""
+        """Return the ids that the model reads before it is asked for more; at least one."""
         return [*self._texts.bos, *ids] or [self.prefix_token_id]

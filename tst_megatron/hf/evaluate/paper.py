@@ -19,7 +19,7 @@ TASKS = (
     "piqa",
     "winogrande",
 )
-"""What ``--tasks paper`` stands for. The paper has one MMLU; both of lm-eval's forms are run."""
+"""The tasks of ``--tasks paper``. The paper has one MMLU; both of lm-eval's forms are run."""
 
 _COLUMNS = (
     *("hellaswag", "arc_easy", "arc_challenge", "mmlu"),

@@ -1,4 +1,4 @@
-"""What lm-eval asks of a model, as tokens, and what of it no model can be asked."""
+"""Turn what lm-eval asks of a model into tokens, and find what no model can be asked."""
 
 from __future__ import annotations
 

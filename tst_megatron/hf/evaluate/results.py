@@ -1,4 +1,4 @@
-"""What lm-eval found, as one dictionary and as a table beside the paper's numbers."""
+"""Present what lm-eval found: as one dictionary, and as a table beside the paper's numbers."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from rich.table import Table
 
 from tst_megatron import __version__
 from tst_megatron.hf.evaluate.paper import RUNS, number_beside
+from tst_megatron.system.packages import package_version
 
 METRICS = ("acc", "acc_norm")
 _FILTER = "none"
@@ -46,7 +47,7 @@ def summary(
     settings: dict[str, Any],
     seconds: float,
 ) -> dict[str, Any]:
-    """What the result file holds: numbers as fractions 0-1, and all that they depend on.
+    """Return the content of the result file: fractions 0-1, and all that they depend on.
 
     Args:
         raw: what lm-eval's ``evaluate`` returned, samples included.
@@ -56,8 +57,6 @@ def summary(
         settings: how it was evaluated.
         seconds: time that it took.
     """
-    from tst_megatron.system.packages import package_version
-
     packages = {name: package_version(name) for name in _PACKAGES}
     return {
         "format": 1,

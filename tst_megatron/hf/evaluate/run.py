@@ -34,7 +34,7 @@ SEED = 1234
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Settings:
-    """How to evaluate."""
+    """The options of an evaluation."""
 
     tasks: str = "paper"
     """Names separated by commas: tasks, groups or tags of lm-eval, or ``paper``."""
@@ -202,6 +202,7 @@ def load_tasks(names: list[str], data: Path | None) -> Any:
 def _load_model(
     hf_dir: Path, documents: HuggingFaceTokenizer, settings: Settings, device: str
 ) -> Any:
+    # Imports lm-eval, an optional package that takes seconds; what is wrong before needs none.
     from tst_megatron.hf.evaluate.model import DocumentModel
 
     with as_transformers_reads(hf_dir) as folder:

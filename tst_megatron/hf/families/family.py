@@ -1,14 +1,17 @@
-"""What a model family is: which Megatron arguments it can express, and its config.json both ways.
+"""Translate between Megatron's arguments and the config.json of a model family, both ways.
 
-The families differ in little, so each is one small file with a ``Family``; what they share is here.
+The families differ in little, so each is one small file with a ``Family``: the arguments that it
+can express, its part of config.json, and the table of its weights. What they share is here.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+from tst_megatron.hf.families.weight_table import Rule, common_sizes
 
 if TYPE_CHECKING:
     # `check` asks for refusals before anything slow is imported.
@@ -75,18 +78,22 @@ class Family:
     fixed: Mapping[str, tuple[Any, ...]]
     """Megatron's arguments that it has in one form only, beside those that all families share."""
     problems: Callable[[argparse.Namespace], list[str]]
-    """What else of Megatron's arguments it cannot express."""
+    """Lists what else of Megatron's arguments it cannot express."""
     config: Callable[[argparse.Namespace], dict[str, Any]]
-    """What its config.json has beside what all families have."""
+    """Returns the keys of its config.json that not all families have."""
     flags: Callable[[Mapping[str, Any], list[str]], dict[str, Any]]
     """Megatron's keys for that part of a config.json; adds to the problems given."""
+    rules: Callable[[Mapping[str, Any]], Iterator[Rule]]
+    """The table of its weights for a config.json, in the order in which an export writes them."""
+    sizes: Callable[[Mapping[str, Any]], dict[str, int]] = common_sizes
+    """The numbers behind the names in ``Rule.sizes``."""
 
     def settings(self) -> tuple[str, ...]:
-        """Megatron's arguments that decide whether a model is of this family."""
+        """List Megatron's arguments that decide whether a model is of this family."""
         return (*_NEEDED, *_FIXED, *self.fixed)
 
     def misfits(self, args: argparse.Namespace) -> list[str]:
-        """Every setting of a model that this family cannot express, in a recipe's words.
+        """List every setting of a model that this family cannot express, in a recipe's words.
 
         Args:
             args: Megatron's arguments: of a recipe, or as saved in a checkpoint.
@@ -128,7 +135,7 @@ class Family:
         bos_token_id: int | None = None,
         eos_token_id: int | list[int] | None = None,
     ) -> dict[str, Any]:
-        """The whole config.json of a model, from the arguments that trained it.
+        """Return the complete config.json of a model, from the arguments that trained it.
 
         Args:
             args: Megatron's arguments as saved in a checkpoint.
@@ -177,7 +184,7 @@ class Family:
         }
 
     def flags_from_config(self, config: Mapping[str, Any]) -> dict[str, Any]:
-        """Megatron's keys for a model, as a recipe has them, from its config.json.
+        """Return Megatron's keys for a model, as a recipe has them, from its config.json.
 
         Args:
             config: complete, as transformers' configuration class fills it.
@@ -224,7 +231,7 @@ class Family:
 
 
 def parts_without_form(config: Mapping[str, Any]) -> list[str]:
-    """What a configuration has that no Megatron model here can have.
+    """List what a configuration has that no Megatron model here can have.
 
     Args:
         config: a config.json, complete or not.
@@ -245,12 +252,12 @@ def _must_be(args: argparse.Namespace, name: str, allowed: Sequence[Any]) -> str
 
 
 def recipe_key(name: str) -> str:
-    """The key of a recipe by which one of Megatron's arguments is set."""
+    """Return the key of a recipe by which one of Megatron's arguments is set."""
     return _KEYS.get(name, name.replace("_", "-"))
 
 
 def shown(value: Any) -> str:
-    """A setting as a recipe spells it, cut where it is long."""
+    """Spell a setting as a recipe does, cut where it is long."""
     if value is None:
         return "not set"
     text = str(value).lower() if isinstance(value, bool) else str(value)

@@ -1,4 +1,4 @@
-"""The families that can be exported and imported, and which of them a model belongs to."""
+"""List the families that can be exported and imported, and find the one of a model."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _OTHER_MODELS = (
 
 
 def family_of_args(args: argparse.Namespace) -> Family:
-    """The family that a trained model belongs to, if any: ``Family.check`` says whether it fits.
+    """Return the nearest family of a trained model; ``Family.check`` says whether it fits.
 
     Args:
         args: Megatron's arguments as saved in a checkpoint.
@@ -37,7 +37,7 @@ def family_of_args(args: argparse.Namespace) -> Family:
 
 
 def family_of_config(config: Mapping[str, Any]) -> Family:
-    """The family of a config.json.
+    """Return the family of a config.json.
 
     Raises:
         ValueError: it is none of those known here.
@@ -57,7 +57,7 @@ def family_of_config(config: Mapping[str, Any]) -> Family:
 
 
 def not_gpt(args: argparse.Namespace) -> list[str]:
-    """The settings of a model that make it none of Megatron's GPT models, which are all we know.
+    """List the settings that make a model none of Megatron's GPT models, the only ones known here.
 
     Args:
         args: Megatron's arguments: of a recipe, or as saved in a checkpoint.
@@ -70,7 +70,7 @@ def not_gpt(args: argparse.Namespace) -> list[str]:
 
 
 def scattered_gates(args: argparse.Namespace) -> list[str]:
-    """Why the gate rows of saved experts cannot be put in order, if they cannot.
+    """List what keeps the gate rows of saved experts from being put in order, if anything does.
 
     Args:
         args: as for ``not_gpt``.

@@ -1,12 +1,13 @@
-"""Llama 3: Qwen3 without norms on queries and keys, and with Llama 3.1's scaling of RoPE."""
+"""The Llama 3 family: dense, no norms on queries and keys, Llama 3.1's scaling of RoPE."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from tst_megatron.hf.families.family import Family
+from tst_megatron.hf.families.weight_table import ATTENTION_IN, ATTENTION_OUT, MLP, Rule, decoder
 
 # Megatron's RotaryEmbedding has these built in; only the factor is an argument.
 _SCALING = {
@@ -48,6 +49,15 @@ def _flags(config: Mapping[str, Any], problems: list[str]) -> dict[str, Any]:
     return {"use-rope-scaling": True, "rope-scaling-factor": float(rope["factor"])}
 
 
+# --- weights -------------------------------------------------------------------------------------
+
+LAYER = (*ATTENTION_IN, *ATTENTION_OUT, *MLP)
+
+
+def _rules(config: Mapping[str, Any]) -> Iterator[Rule]:
+    return decoder(config, lambda layer: iter(LAYER))
+
+
 LLAMA = Family(
     name="Llama",
     architecture="LlamaForCausalLM",
@@ -56,4 +66,5 @@ LLAMA = Family(
     problems=_problems,
     config=_config,
     flags=_flags,
+    rules=_rules,
 )

@@ -1,13 +1,21 @@
-"""Qwen3-MoE: Qwen3 with routed experts in some or all layers."""
+"""The Qwen3-MoE family: Qwen3 with routed experts in some or all layers."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from tst_megatron.hf.families.family import Family, only_full_attention, shown
-from tst_megatron.hf.families.qwen3 import window_settings
+from tst_megatron.hf.families.qwen3 import ATTENTION, window_settings
+from tst_megatron.hf.families.weight_table import (
+    MLP,
+    Rule,
+    Table,
+    common_sizes,
+    decoder,
+    gated_mlp,
+)
 
 _BALANCING = {"aux_loss", "seq_aux_loss", "global_aux_loss", "none"}
 
@@ -31,9 +39,10 @@ def _problems(args: argparse.Namespace) -> list[str]:
 
 
 def _config(args: argparse.Namespace) -> dict[str, Any]:
-    """``router_aux_loss_coef`` is Megatron's coefficient as it is.
+    """Return the part of config.json that Qwen3-MoE alone has.
 
-    Transformers scales its auxiliary loss differently, so a fine-tuning run chooses its own.
+    ``router_aux_loss_coef`` is Megatron's coefficient as it is. Transformers scales its auxiliary
+    loss differently, so a fine-tuning run chooses its own.
     """
     coefficient = args.moe_aux_loss_coeff
     has_experts = expert_layers(args)
@@ -52,7 +61,7 @@ def _config(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def expert_layers(args: argparse.Namespace) -> list[bool]:
-    """Which layers have experts.
+    """Tell of each layer whether it has experts.
 
     Args:
         args: Megatron's arguments.
@@ -92,6 +101,44 @@ def _flags(config: Mapping[str, Any], problems: list[str]) -> dict[str, Any]:
     return flags
 
 
+# --- weights -------------------------------------------------------------------------------------
+
+_ROUTER = Rule(
+    "decoder.layers.{layer}.mlp.router.weight",
+    ("model.layers.{layer}.mlp.gate.weight",),
+    sizes=(("experts", "hidden"),),
+)
+_EXPERT: Table = gated_mlp(
+    "decoder.layers.{layer}.mlp.experts.local_experts.{expert}.",
+    "model.layers.{layer}.mlp.experts.{expert}.",
+    "expert_feed_forward",
+)
+
+
+def _rules(config: Mapping[str, Any]) -> Iterator[Rule]:
+    dense = set(config["mlp_only_layers"])
+
+    def layer_rules(layer: int) -> Iterator[Rule]:
+        yield from ATTENTION
+        if layer in dense:
+            yield from MLP
+            return
+        yield _ROUTER
+        for expert in range(config["num_experts"]):
+            for rule in _EXPERT:
+                yield rule.at(expert=expert)
+
+    return decoder(config, layer_rules)
+
+
+def _sizes(config: Mapping[str, Any]) -> dict[str, int]:
+    return {
+        **common_sizes(config),
+        "experts": config["num_experts"],
+        "expert_feed_forward": config["moe_intermediate_size"],
+    }
+
+
 QWEN3_MOE = Family(
     name="Qwen3-MoE",
     architecture="Qwen3MoeForCausalLM",
@@ -114,4 +161,6 @@ QWEN3_MOE = Family(
     problems=_problems,
     config=_config,
     flags=_flags,
+    rules=_rules,
+    sizes=_sizes,
 )

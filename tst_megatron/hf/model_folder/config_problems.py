@@ -1,4 +1,4 @@
-"""What no model can have, in the numbers of a config.json.
+"""Find numbers in a config.json that no model can have.
 
 A configuration comes from outside and decides what is allocated, so its numbers are looked at
 before a library is asked that believes them. Each problem is a sentence of its own.
@@ -55,7 +55,7 @@ _MAY_BE_NULL = {
 
 
 def config_problems(written: Mapping[str, Any], family: Family) -> list[str]:
-    """What no model can have, in the order of the parts: kinds and ranges, then contradictions.
+    """List what no model can have: first kinds and ranges, then contradictions.
 
     Args:
         written: as config.json has it; what it leaves out is right.
@@ -85,7 +85,7 @@ def config_problems(written: Mapping[str, Any], family: Family) -> list[str]:
 
 
 def _other_kinds(written: Mapping[str, Any]) -> list[str]:
-    """What is neither a size nor a share: the type of the weights, and ids of tokens."""
+    """Check what is neither a size nor a share: the type of the weights, and ids of tokens."""
     found = [
         f"{name}={_shown(written[name])}: must be one of {', '.join(_TYPES)}"
         for name in ("dtype", "torch_dtype")
@@ -144,7 +144,7 @@ def _rope_problems(written: Mapping[str, Any]) -> list[str]:
 
 
 def _two_ropes(written: Mapping[str, Any]) -> list[str]:
-    """Where the names of transformers 5 and those before it say different things."""
+    """List where the names of transformers 5 and those before it say different things."""
     new, old = written.get("rope_parameters"), written.get("rope_scaling")
     if not isinstance(new, dict):
         return []
@@ -162,7 +162,7 @@ def _two_ropes(written: Mapping[str, Any]) -> list[str]:
 def _contradictions(
     written: Mapping[str, Any], family: Family, limits: Mapping[str, int]
 ) -> list[str]:
-    """What single settings cannot show; of those that are wrong by themselves, nothing."""
+    """List contradictions between settings; a setting that is wrong alone is left out."""
     from transformers import CONFIG_MAPPING
 
     said = {name: value for name, value in written.items() if value is not None}

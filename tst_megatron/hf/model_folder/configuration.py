@@ -32,7 +32,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def written_config(folder: Path) -> dict[str, Any]:
-    """What config.json says, and nothing else.
+    """Return what config.json says, and nothing else.
 
     Raises:
         ValueError: there is none, or it holds no block of settings.

@@ -1,4 +1,4 @@
-"""Which tensor is in which safetensors file of a folder, by the headers and by the index."""
+"""Find out which safetensors file has which tensor, by the headers and by the index."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Stored:
 
 
 def is_buffer(name: str, shape: tuple[int, ...] | None = None) -> bool:
-    """Whether a tensor is no weight, but what a model computes again from its configuration.
+    """Tell whether a tensor is no weight: a model computes it from its configuration.
 
     Args:
         name: as the files have it.
@@ -53,7 +53,7 @@ def open_safetensors(path: Path) -> Any:
     """A safetensors file, its header checked by the library.
 
     Raises:
-        ValueError: it is none, or not whole.
+        ValueError: it is none, or is incomplete.
     """
     try:
         return safe_open(path, framework="pt")
@@ -72,7 +72,7 @@ def _what_it_is(path: Path, error: Exception) -> str:
 
 
 def stored_tensors(folder: Path) -> dict[str, Stored]:
-    """What the files hold, in their order, all of it compared with the index if there is one.
+    """Return what the files hold, in their order, compared with the index if there is one.
 
     Raises:
         ValueError: a file is missing or damaged, or the index says something else than they do.

@@ -23,7 +23,7 @@ def check_numbers(files: HuggingFaceWeights) -> None:
 
 
 def not_numbers(files: HuggingFaceWeights, *, or_zeros: bool = False) -> list[str]:
-    """What makes weights unfit, a sentence for each kind.
+    """List what makes weights unfit, a sentence for each kind.
 
     Args:
         files: of the model; each weight is read once.

@@ -1,4 +1,4 @@
-"""A model folder in Hugging Face format: its weights read one at a time, and written in files."""
+"""Read the weights of a Hugging Face model folder one at a time, and write them in files."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class HuggingFaceWeights:
         Buffers that older versions of transformers kept among the weights are passed over.
 
         Raises:
-            ValueError: the folder has no whole set of safetensors files, or its index says
+            ValueError: the folder has no complete set of safetensors files, or its index says
                 something else than they do.
         """
         self.folder = folder
@@ -150,7 +150,7 @@ class HuggingFaceWeights:
         return found
 
     def is_tied(self) -> bool:
-        """Whether the output layer, where the files have one, is the table of embeddings."""
+        """Tell whether the output layer, where the files have one, is the table of embeddings."""
         return HEAD not in self._stored or is_same(self.read(HEAD), self.read(EMBEDDINGS))
 
     def num_bytes(self, config: Mapping[str, Any]) -> int:
@@ -175,7 +175,7 @@ class HuggingFaceWeights:
 
 
 def is_same(first: Tensor, second: Tensor) -> bool:
-    """Whether two tensors are of one type and shape and hold the same bits."""
+    """Tell whether two tensors are of one type and shape and hold the same bits."""
     if first.dtype != second.dtype or first.shape != second.shape:
         return False
     return torch.equal(
@@ -185,7 +185,7 @@ def is_same(first: Tensor, second: Tensor) -> bool:
 
 
 def _other_counts(stored: Mapping[str, Stored], config: Mapping[str, Any]) -> str:
-    """Where the files have other numbers of layers, experts, tokens than the configuration."""
+    """Say where the files have other numbers of layers, experts or tokens than config.json."""
     counts = {"num_hidden_layers": (_count(stored, _LAYER), "layers (model.layers.N)")}
     if config.get("num_experts"):
         counts["num_experts"] = (_count(stored, _EXPERT), "experts (mlp.experts.N)")

@@ -1,4 +1,4 @@
-"""A whole model folder, checked before transformers is, whose errors speak of its own code."""
+"""Check a complete model folder before transformers reads it: its errors speak of its own code."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def check_model(folder: Path) -> HuggingFaceWeights:
 
 
 def problems_along(folder: Path) -> list[str]:
-    """What is wrong with the files beside the weights that would be copied as they are.
+    """List what is wrong with the files beside the weights that would be copied as they are.
 
     Args:
         folder: in Hugging Face format.

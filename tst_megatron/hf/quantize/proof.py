@@ -32,7 +32,7 @@ _TOGETHER = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class QuantizationProof:
-    """What was compared and what was measured; every bound held."""
+    """The comparisons and measurements of a proof; every bound held."""
 
     num_quantised: int
     """Weights whose rounding error the format explains."""

@@ -60,7 +60,7 @@ class Calibration:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class QuantizationReport:
-    """What was written, from what."""
+    """The facts of a quantised model, for its command to print."""
 
     output: Path
     algorithm: str
@@ -115,11 +115,7 @@ def quantize(
     # Held from here on: what follows takes long.
     with folder_appearing_whole(output) as new:
         tokens_BT = _calibration_tokens(hf_dir, calibration)
-        say(
-            f"calibrating on {tokens_BT.numel():,} tokens: {len(tokens_BT)} sequences of "
-            f"{calibration.sequence_length}"
-            + (" (the text ends there)" if len(tokens_BT) < calibration.num_sequences else "")
-        )
+        say(_announced(tokens_BT, calibration))
         model = _quantised(hf_dir, _load(hf_dir).to(device), format, tokens_BT, say)
         say(f"writing {FORMATS[format].algorithm}")
         _write(model, new)
@@ -137,6 +133,14 @@ def quantize(
         num_bytes=_weight_bytes(output),
         proof=proof,
         seconds=time.perf_counter() - start,
+    )
+
+
+def _announced(tokens_BT: Tensor, calibration: Calibration) -> str:
+    end = " (the text ends there)" if len(tokens_BT) < calibration.num_sequences else ""
+    return (
+        f"calibrating on {tokens_BT.numel():,} tokens: {len(tokens_BT)} sequences of "
+        f"{calibration.sequence_length}{end}"
     )
 
 
@@ -191,7 +195,7 @@ def _unfit_weights(files: HuggingFaceWeights, format: str) -> list[str]:
 
 
 def _too_large(files: HuggingFaceWeights) -> list[str]:
-    """What would be known after hours: the proof computes with the model in float32."""
+    """Refuse at once what would fail after hours: the proof takes the model in float32."""
     needed = 4 * sum(math.prod(files.shape(name)) for name in files.names()) * 1.1
     free = available_bytes()
     if needed <= free:

@@ -1,7 +1,7 @@
-"""The tokenizer of a checkpoint: where its files are, what a model must know of it, and copying it.
+"""Find the tokenizer of a checkpoint, read what a model must know of it, and write it out.
 
-A run keeps its tokenizer beside its checkpoints (``tokenizer.model``), an imported checkpoint has
-the files of its origin there (``tokenizer/``), and both may have moved since.
+A run keeps its tokenizer beside its checkpoints (``tokenizer.model``). An imported checkpoint has
+the files of its origin there (``tokenizer/``). Both may have moved since.
 """
 
 from __future__ import annotations
@@ -12,11 +12,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from tst_megatron.checkpoint.run_files import RESOLVED, is_tokenizer, places_of_tokenizers
 from tst_megatron.data.manifest import load_manifest
 from tst_megatron.data.tokenizer.load import HUGGING_FACE_FILES, copy_files
 from tst_megatron.system.records import Damaged, read_json, read_yaml
-from tst_megatron.training.run.records import RESOLVED
-from tst_megatron.training.run.tokenizer import is_tokenizer, places_of_tokenizers
 
 GENERATION = "generation_config.json"
 IMPORTED = "imported_tokenizer_sha256"
@@ -36,7 +35,7 @@ class TokenizerFiles:
     generation: Path | None = None
     """The generation_config.json that an imported model came with."""
     note: str | None = None
-    """What the owner of the model should know of it."""
+    """A sentence that the owner of the model should read."""
 
 
 NOT_COMPARED = (
@@ -49,7 +48,7 @@ NO_TOKENIZER = TokenizerFiles(source=None, description="none written, as asked")
 def find_tokenizer(
     args: argparse.Namespace, beside: Path, given: Path | None = None
 ) -> TokenizerFiles:
-    """The tokenizer that a model was trained with.
+    """Return the tokenizer that a model was trained with.
 
     Args:
         args: Megatron's arguments as saved in its checkpoint.
@@ -93,7 +92,7 @@ def _is_tokenizer(place: Path) -> bool:
 
 
 def sha256_of_tokenizer(args: argparse.Namespace, beside: Path) -> str | None:
-    """The hash (``tokenizer_sha256``) of what a model was trained with, if that is known here.
+    """Return the hash (``tokenizer_sha256``) of a model's tokenizer, if it is known here.
 
     Args:
         args: Megatron's arguments as saved in its checkpoint, which know it since tokens are read
@@ -128,6 +127,7 @@ def write_tokenizer(tokenizer: TokenizerFiles, folder: Path) -> None:
     if tokenizer.source is None:
         return
     if tokenizer.source.is_file():
+        # Imports transformers, which takes seconds: a tokenizer that is refused needs none.
         from tst_megatron.hf.tokenizer.sentencepiece import export_tokenizer
 
         export_tokenizer(tokenizer.source, folder)
@@ -137,9 +137,10 @@ def write_tokenizer(tokenizer: TokenizerFiles, folder: Path) -> None:
 
 
 def _prove(source: Path, folder: Path) -> None:
-    """Compare what transformers makes of texts with the documents of the original."""
+    """Compare the ids that transformers gives texts with those of the original."""
     from transformers import AutoTokenizer
 
+    # Imports tokenizers, which only this form needs.
     from tst_megatron.data.tokenizer.hugging_face import load_hugging_face
 
     original = load_hugging_face(source)
@@ -162,6 +163,7 @@ def _prove(source: Path, folder: Path) -> None:
 
 
 def _probe_texts(tokenizer: Any) -> Iterator[str]:
+    # Imports transformers, as its caller has done; a search for files alone needs none.
     from tst_megatron.hf.tokenizer.sentencepiece import PROBES
 
     yield from PROBES
@@ -170,6 +172,7 @@ def _probe_texts(tokenizer: Any) -> Iterator[str]:
 
 
 def _sentencepiece(source: Path) -> TokenizerFiles:
+    # Imports sentencepiece, which only this form needs.
     from tst_megatron.data.tokenizer.sentencepiece import load_sentencepiece
 
     processor = load_sentencepiece(source)

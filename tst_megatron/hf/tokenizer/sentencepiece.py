@@ -45,7 +45,7 @@ def export_tokenizer(model_file: Path, output: Path, *, probe_texts: Iterable[st
     """Write tokenizer.json, tokenizer_config.json and tokenizer.model; prove the ids equal.
 
     `AutoTokenizer.from_pretrained(output)` then gives SentencePiece's ids for every text. It adds
-    neither BOS nor EOS by itself, and reads a literal "</s>" as text (`split_special_tokens` is
+    neither BOS nor EOS unasked, and reads a literal "</s>" as text (`split_special_tokens` is
     stored as true). A prompt that must contain the special id, as a chat template does, needs
     `split_special_tokens=False` in that call. Decoding gives the text back, except U+2581, which
     comes back as a space, as in SentencePiece.

@@ -1,4 +1,4 @@
-"""Whether a SentencePiece model has an exact form in Hugging Face files, and its merges there.
+"""Check that a SentencePiece model has an exact Hugging Face form, and find its merges there.
 
 SentencePiece merges, again and again, the two neighbours whose joined piece has the best score, the
 leftmost such pair first. `tokenizers` follows a list of pairs instead. The two agree on every text,

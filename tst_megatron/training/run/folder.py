@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import shutil
 import time
 from collections.abc import Iterator
@@ -13,18 +12,17 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from tst_megatron.checkpoint.known_saves import SAVES, known_saves, note_save, noted_save
-from tst_megatron.checkpoint.retention import delete, remove_leftovers
-from tst_megatron.checkpoint.whole import (
-    Start,
+from tst_megatron.checkpoint.folder import (
     checkpoint_of,
-    find_start,
     list_checkpoints,
-    problems,
-    repair_tracker,
     step_of,
     tracked_step,
 )
+from tst_megatron.checkpoint.known_saves import SAVES, known_saves, note_save, noted_save
+from tst_megatron.checkpoint.retention import delete, remove_leftovers
+from tst_megatron.checkpoint.run_files import RESOLVED, is_run, places_of_tokenizers
+from tst_megatron.checkpoint.start import Start, find_start, repair_tracker
+from tst_megatron.checkpoint.whole import problems
 from tst_megatron.recipe.recipe import RecipeError
 from tst_megatron.system.exit_status import FINISHED
 from tst_megatron.system.files import copy_beside, is_beside, write_beside
@@ -38,7 +36,6 @@ from tst_megatron.training.record import events_at
 from tst_megatron.training.run.identity import differences, identity
 from tst_megatron.training.run.identity import notes as notes_of_identity
 from tst_megatron.training.run.records import (
-    RESOLVED,
     VERSIONS,
     damage_of,
     damaged_records,
@@ -49,7 +46,6 @@ from tst_megatron.training.run.state import ALL_STEPS, STARTED, read_state
 from tst_megatron.training.run.tokenizer import (
     keep_tokenizer,
     kept_tokenizer,
-    places_of_tokenizers,
     wrong_tokenizers,
 )
 
@@ -91,7 +87,7 @@ class RunFolder:
 
     def is_prepared(self) -> bool:
         """Whether a first rank has said what run this is."""
-        return is_there(self.resolved)
+        return is_run(self.path)
 
     def has_begun(self) -> bool:
         """Whether ranks have left something here: words in a log, numbers or a checkpoint."""
@@ -430,21 +426,6 @@ class RunFolder:
         step = tracked_step(self.checkpoints)
         checkpoint = None if step is None else checkpoint_of(self.checkpoints, step)
         return checkpoint if checkpoint and checkpoint.is_dir() else None
-
-
-def run_of(path: Path) -> Path:
-    """The run folder that a path leads to: its own, its ``checkpoints/`` or one ``iter_`` folder.
-
-    What is in no run stays as it is.
-    """
-    if RunFolder(path).is_prepared():
-        return path
-    # By name, and not by where links lead: checkpoints may lie on another file system.
-    own = Path(os.path.abspath(path))
-    for checkpoints in (own, own.parent):
-        if checkpoints.name == "checkpoints" and RunFolder(checkpoints.parent).is_prepared():
-            return checkpoints.parent
-    return path
 
 
 def saves_manifest(checked: CheckedRecipe) -> bool:

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from tst_megatron.checkpoint import saved_state
-from tst_megatron.checkpoint.missing_weights import missing_weights
-from tst_megatron.checkpoint.open import find_checkpoint
-from tst_megatron.checkpoint.whole import TRACKER, problems
+from tst_megatron.checkpoint.folder import TRACKER, find_checkpoint
+from tst_megatron.checkpoint.reader.missing_weights import missing_weights
+from tst_megatron.checkpoint.whole import problems
 from tst_megatron.hf.families.known import family_of_args
 from tst_megatron.hf.families.qwen3_moe import expert_layers
 

@@ -11,7 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tst_megatron.checkpoint.whole import TRACKER
+from tst_megatron.checkpoint.folder import TRACKER
+from tst_megatron.checkpoint.run_files import RESOLVED
 from tst_megatron.system.files import copy_beside
 from tst_megatron.system.machine.errors import raise_passing
 from tst_megatron.system.paths import is_there
@@ -20,7 +21,7 @@ from tst_megatron.training.record import DROPPED
 from tst_megatron.training.run.state import read_state
 from tst_megatron.training.run.versions import read_layouts, write_layouts
 
-RESOLVED, VERSIONS = "resolved.yaml", "versions.json"
+VERSIONS = "versions.json"
 
 if TYPE_CHECKING:
     from tst_megatron.training.run.folder import RunFolder

@@ -12,15 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from tst_megatron.checkpoint import saved_state
+from tst_megatron.checkpoint.folder import checkpoint_of, step_of, write_tracker
 from tst_megatron.checkpoint.resharding import reshard_notes, reshard_problems
-from tst_megatron.checkpoint.whole import (
-    Start,
-    checkpoint_of,
-    newest_whole,
-    step_of,
-    whole_before,
-    write_tracker,
-)
+from tst_megatron.checkpoint.start import Start
+from tst_megatron.checkpoint.whole import newest_whole, whole_before
 from tst_megatron.data.stream.corpora import changed_text
 from tst_megatron.data.stream.cursor import cursor, differences, stream_facts
 from tst_megatron.recipe.check.checked import CheckedRecipe

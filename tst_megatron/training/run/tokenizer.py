@@ -6,14 +6,9 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tst_megatron.data.tokenizer.load import (
-    HUGGING_FACE_FOLDER,
-    SENTENCEPIECE_FILE,
-    copy_files,
-    tokenizer_sha256,
-)
+from tst_megatron.checkpoint.run_files import is_tokenizer, places_of_tokenizers
+from tst_megatron.data.tokenizer.load import copy_files
 from tst_megatron.system.files import copy_beside, folder_appearing_whole, is_beside
-from tst_megatron.system.machine.errors import machine_error
 from tst_megatron.system.paths import is_there
 
 if TYPE_CHECKING:
@@ -33,20 +28,6 @@ def wrong_tokenizers(checkpoints: Path, manifest: Manifest) -> list[tuple[Path, 
         if is_there(path) and not is_tokenizer(path, manifest.tokenizer.sha256):
             found.append((path, "is not the tokenizer of the training text"))
     return found
-
-
-def is_tokenizer(path: Path, sha256: str) -> bool:
-    """Whether a file or folder is the tokenizer of this hash, whole.
-
-    Raises:
-        OSError: that cannot be known now.
-    """
-    try:
-        return tokenizer_sha256(path) == sha256
-    except OSError as error:
-        if machine_error(error) is not None:
-            raise
-        return False
 
 
 def keep_tokenizer(checkpoints: Path, manifest: Manifest, *, is_new: bool) -> None:
@@ -72,8 +53,3 @@ def keep_tokenizer(checkpoints: Path, manifest: Manifest, *, is_new: bool) -> No
         return
     with folder_appearing_whole(target) as folder:
         copy_files(source, folder)
-
-
-def places_of_tokenizers(checkpoints: Path) -> list[Path]:
-    """Where a tokenizer beside checkpoints may be: a model, or a folder in Hugging Face format."""
-    return [checkpoints / name for name in (SENTENCEPIECE_FILE, HUGGING_FACE_FOLDER)]

@@ -1,7 +1,7 @@
-"""Whether a checkpoint has every weight of a model, asked in a process of its own.
+"""Check in a process of its own that a checkpoint has every weight of a model.
 
-A model is built to know how Megatron names its weights, which the ranks of a job, with another
-device and groups of processes, cannot do beside their own. Run by ``run/pretrained.py``.
+The model must be built to know how Megatron names its weights. The ranks of a job cannot do that:
+they have another device and other process groups. ``training/run/pretrained.py`` asks here.
 """
 
 from __future__ import annotations
@@ -15,11 +15,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from tst_megatron.checkpoint.reader.process import in_one_process
+from tst_megatron.checkpoint.reader.weights import weights_of
+
 
 def missing_weights(
     folder: Path, args: argparse.Namespace, content_metadata: dict[str, Any] | None
 ) -> list[str]:
-    """What a run's model needs and a checkpoint does not have so; a sentence for each tensor.
+    """List what a run's model needs and a checkpoint does not have, a sentence for each tensor.
 
     Args:
         folder: one ``torch_dist`` checkpoint.
@@ -29,7 +32,7 @@ def missing_weights(
     # No rank of a job, and no GPU.
     alone = {key: value for key, value in os.environ.items() if key not in ("RANK", "WORLD_SIZE")}
     done = subprocess.run(
-        [sys.executable, "-m", "tst_megatron.checkpoint.missing_weights", str(folder)],
+        [sys.executable, "-m", "tst_megatron.checkpoint.reader.missing_weights", str(folder)],
         input=pickle.dumps((args, content_metadata)),
         capture_output=True,
         env={**alone, "CUDA_VISIBLE_DEVICES": ""},
@@ -45,12 +48,12 @@ def missing_weights(
 
 def main() -> None:
     """Read a model's description from standard input and print the problems as a JSON list."""
-    from tst_megatron.checkpoint.open import weights_of
-    from tst_megatron.checkpoint.seam import seam
+    in_one_process()
+    # Importing Megatron needs the CPU host, which the line before installs.
+    from tst_megatron.megatron.distributed_checkpoint.model import SavedWeights
 
-    megatron = seam()
     weights = weights_of(*pickle.load(sys.stdin.buffer))
-    print(json.dumps(megatron.SavedWeights(Path(sys.argv[1]), weights).problems()))
+    print(json.dumps(SavedWeights(Path(sys.argv[1]), weights).problems()))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The arguments of a model trained anywhere, for one CPU process that reads its weights."""
+"""Turn the arguments of a model trained in any layout into those of one CPU process."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import re
 
 import torch
 
-from tst_megatron.checkpoint.seam import seam
+from tst_megatron.checkpoint.reader.process import in_one_process
 
 # Arguments that say how to run and not what the model computes go back to Megatron's defaults. An
 # unknown one stays as saved, so that a new architecture setting is never dropped in silence.
@@ -35,14 +35,21 @@ _EXECUTION = re.compile(
 
 
 def for_one_process(args: argparse.Namespace, dtype: torch.dtype) -> argparse.Namespace:
-    """The same model's arguments for one CPU process.
+    """Return the same model's arguments for one CPU process.
 
     Args:
         args: Megatron's arguments as saved in a checkpoint.
         dtype: type of the weights in memory.
     """
+    in_one_process()
+    # Importing Megatron needs the CPU host, which the line before installs.
+    from tst_megatron.megatron.distributed_checkpoint.model import (
+        default_arguments,
+        unfused_attention,
+    )
+
     ours = copy.copy(args)
-    for name, default in vars(seam().default_arguments()).items():
+    for name, default in vars(default_arguments()).items():
         if not hasattr(ours, name) or _EXECUTION.fullmatch(name):
             setattr(ours, name, default)
     # Set by Megatron's validation, not by its parser.
@@ -50,7 +57,7 @@ def for_one_process(args: argparse.Namespace, dtype: torch.dtype) -> argparse.Na
     ours.expert_tensor_parallel_size = 1
     ours.params_dtype = dtype
     ours.transformer_impl = "local"
-    ours.attention_backend = seam().unfused_attention()
+    ours.attention_backend = unfused_attention()
     ours.moe_token_dispatcher_type = "alltoall"
     ours.use_cpu_initialization = True
     ours.perform_initialization = False
