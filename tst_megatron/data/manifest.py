@@ -11,25 +11,17 @@ from pathlib import Path
 from typing import Any
 
 from tst_megatron.data.text.split import SPLIT_RULE
-from tst_megatron.data.tokenizer.load import TokenizerFacts, tokenizer_rules, tokenizer_sha256
+from tst_megatron.data.tokenizer.facts import TokenizerFacts, tokenizer_rules
 from tst_megatron.data.tokenizer.round_trip import RoundTrip
-from tst_megatron.data.tokens.fingerprint import fingerprint
-from tst_megatron.data.tokens.indexed import (
-    IndexedFacts,
-    IndexedReader,
-    bin_path,
-    idx_path,
-    token_dtype,
-    where_it_leads,
-)
-from tst_megatron.system.files import file_sha256
+from tst_megatron.data.tokens.format import bin_path, token_dtype
+from tst_megatron.data.tokens.reader import IndexedReader
+from tst_megatron.data.tokens.writer import IndexedFacts
 from tst_megatron.system.paths import is_own_name
 
 FORMAT_VERSION = 3
 FILE_NAME = "manifest.json"
 ADOPTED = "adopted"
 """Key of a recipe: the folder's token files are links to a pair that another tool wrote."""
-BRING_BACK = "Bring the file back, or delete the folder and prepare the text again."
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -114,6 +106,10 @@ class Manifest:
         splits = {"train": self.train, "validation": self.validation, "test": self.test}
         return {name: split for name, split in splits.items() if split is not None}
 
+    def inputs(self) -> list[dict[str, Any]]:
+        """Return name, size and hash of the files that the folder was made of, in order."""
+        return list(self.recipe.get("inputs", []))
+
     def empty_splits(self) -> list[str]:
         """The splits without a document, which only a shard may have."""
         return [name for name, split in self.splits().items() if not split.documents]
@@ -161,69 +157,6 @@ def load_manifest(path: Path) -> Manifest:
         raise ValueError(
             f"{path}: manifest is incomplete or damaged ({error!r}). Prepare the text again."
         ) from error
-
-
-def verify_files(manifest: Manifest) -> None:
-    """Compare the content of every file with the manifest; reads all of them.
-
-    Raises:
-        ValueError: a file is missing or its content differs.
-    """
-    problems = tokenizer_problems(manifest)
-    for split in manifest.splits().values():
-        for file, sha256 in (
-            (bin_path(split.prefix), split.bin_sha256),
-            (idx_path(split.prefix), split.idx_sha256),
-        ):
-            if not file.is_file():
-                problems.append(missing(file))
-            elif file_sha256(file) != sha256:
-                problems.append(differs(file))
-    if problems:
-        raise ValueError("\n".join(problems))
-
-
-def missing(file: Path) -> str:
-    """Say that a file of a folder is not there."""
-    return f"{file}: is missing{where_it_leads(file)}. {BRING_BACK}"
-
-
-def differs(file: Path) -> str:
-    """Say that a file of a folder is not the one whose hash was recorded."""
-    return f"{file}: differs from its sha256 in {FILE_NAME}{where_it_leads(file)}. {BRING_BACK}"
-
-
-def tokenizer_problems(manifest: Manifest) -> list[str]:
-    """Whether a folder still has the tokenizer that made its tokens."""
-    path = manifest.tokenizer_path
-    try:
-        if tokenizer_sha256(path) == manifest.tokenizer.sha256:
-            return []
-    except FileNotFoundError:
-        return [f"{path}: is missing. Bring it back."]
-    return [f"{path}: is not the tokenizer that made this text. Bring it back."]
-
-
-def changed_files(manifest: Manifest) -> list[str]:
-    """What is wrong with the files of a folder, as far as a start-up can read them; all of it.
-
-    A file that was written anew under the same name is noticed; `verify_files` reads everything.
-    """
-    problems = []
-    for split in manifest.splits().values():
-        for file, expected in (
-            (bin_path(split.prefix), split.bin_fingerprint),
-            (idx_path(split.prefix), split.idx_fingerprint),
-        ):
-            if not file.is_file():
-                problems.append(f"{file}: is missing{where_it_leads(file)}. Prepare the text again")
-            elif fingerprint(file) != expected:
-                problems.append(
-                    f"{file}: its content is not what {manifest.path.name} recorded"
-                    f"{where_it_leads(file)}: it was written anew or is damaged. Bring the file "
-                    "back, or prepare the text again"
-                )
-    return problems + [problem.removesuffix(".") for problem in tokenizer_problems(manifest)]
 
 
 def manifest_json(

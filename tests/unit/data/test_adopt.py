@@ -16,24 +16,20 @@ from streams import corpus_of, make_plan, open_stream
 
 from tst_megatron.cli.app import main
 from tst_megatron.cli.views.inspection import lines
-from tst_megatron.data.adopt import adopt as adopting
-from tst_megatron.data.adopt import foreign_sample
+from tst_megatron.data.adopt import decide_splits, foreign_sample
 from tst_megatron.data.adopt.adopt import adopt
-from tst_megatron.data.manifest import Manifest, changed_files, load_manifest
+from tst_megatron.data.manifest import Manifest, load_manifest
 from tst_megatron.data.prepare.merge import merge
 from tst_megatron.data.prepare.prepare import prepare
 from tst_megatron.data.stream.corpora import Corpus
 from tst_megatron.data.stream.stream import HeldOutPositions
 from tst_megatron.data.tokenizer.load import load_tokenizer
 from tst_megatron.data.tokens import gaps
-from tst_megatron.data.tokens.indexed import (
-    HEADER,
-    IndexedReader,
-    IndexedWriter,
-    bin_path,
-    idx_path,
-)
+from tst_megatron.data.tokens.format import HEADER, bin_path, idx_path
+from tst_megatron.data.tokens.reader import IndexedReader
+from tst_megatron.data.tokens.writer import IndexedWriter
 from tst_megatron.data.verify.inspect import inspect
+from tst_megatron.data.verify.recorded_files import changed_files
 from tst_megatron.data.verify.source_text import compare_with_inputs
 from tst_megatron.data.verify.verify import num_bytes_to_read, verify_folder
 
@@ -130,7 +126,7 @@ def test_adopted_splits_are_those_of_prepare_and_no_token_is_copied(adopted, pre
 def test_units_of_any_size_in_several_processes_give_the_same_folder(
     adopted, pair, tokenizer_model, tmp_path, monkeypatch, unit_tokens
 ):
-    monkeypatch.setattr(adopting, "UNIT_TOKENS", unit_tokens)
+    monkeypatch.setattr(decide_splits, "UNIT_TOKENS", unit_tokens)
     workers = 1 if unit_tokens == 1 else 2
     adopt(pair, tokenizer_model, tmp_path / "other", workers=workers, **FRACTIONS)
     for name in ("train.idx", "validation.idx", "test.idx", "manifest.json"):
@@ -364,13 +360,13 @@ def test_split_without_a_document_is_refused(tokenizer_model, tmp_path):
 def test_pair_that_changes_while_it_is_read_is_refused(
     own_pair, tokenizer_model, tmp_path, monkeypatch
 ):
-    read_unit = adopting._read_unit
+    read_unit = decide_splits._read_unit
 
     def touch(*arguments):
         os.utime(bin_path(own_pair), ns=(1, 1))
         return read_unit(*arguments)
 
-    monkeypatch.setattr(adopting, "_read_unit", touch)
+    monkeypatch.setattr(decide_splits, "_read_unit", touch)
     text = refusal(own_pair, tokenizer_model, tmp_path / "no")
     assert "was changed while it was read" in text
 

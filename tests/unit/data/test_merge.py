@@ -21,10 +21,11 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from tst_megatron.cli.app import app
-from tst_megatron.data.manifest import changed_files, load_manifest
+from tst_megatron.data.manifest import load_manifest
 from tst_megatron.data.prepare.merge import merge
 from tst_megatron.data.prepare.prepare import prepare
 from tst_megatron.data.tokens import append
+from tst_megatron.data.verify.recorded_files import changed_files
 
 
 @pytest.mark.parametrize("fractions", [FRACTIONS, {"held_out_fraction": 0.1}], ids=str)

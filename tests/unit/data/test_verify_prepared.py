@@ -19,14 +19,15 @@ from rich.console import Console
 
 from tst_megatron.cli.app import main
 from tst_megatron.cli.views import prepared
-from tst_megatron.data import manifest as manifests
 from tst_megatron.data.manifest import load_manifest
 from tst_megatron.data.prepare.prepare import prepare
 from tst_megatron.data.tokenizer.load import load_tokenizer
-from tst_megatron.data.tokens.indexed import bin_path, idx_path
+from tst_megatron.data.tokens.format import bin_path, idx_path
 from tst_megatron.data.verify import verify as verifying
 from tst_megatron.data.verify.held_out_copies import keeps_text
-from tst_megatron.data.verify.verify import share_notes, verify_folder
+from tst_megatron.data.verify.split_shares import share_notes
+from tst_megatron.data.verify.verify import verify_folder
+from tst_megatron.system.files import file_sha256
 
 
 @pytest.fixture
@@ -272,7 +273,7 @@ def test_missing_and_other_tokenizers_are_found(whole: Path) -> None:
 
 def test_tokenizer_that_cannot_be_loaded_is_found(whole: Path) -> None:
     (whole / "tokenizer.model").write_bytes(b"junk")
-    sha256 = manifests.file_sha256(whole / "tokenizer.model")
+    sha256 = file_sha256(whole / "tokenizer.model")
     edit(whole / "manifest.json", lambda values: values["tokenizer"].update(sha256=sha256))
     (problem,) = problems_of(whole)
     assert "tokenizer.model: not a SentencePiece model" in problem

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from tst_megatron.data.tokens.indexed import DTYPES, HEADER, MAGIC, VERSION, IndexedReader
+from tst_megatron.data.tokens.format import DTYPES, HEADER, MAGIC, VERSION
+from tst_megatron.data.tokens.reader import IndexedReader
 
 DOCUMENTS_PER_STEP = 1 << 22
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from tst_megatron.data.tokens.indexed import DTYPES, HEADER, MAGIC, VERSION, bin_path, idx_path
+from tst_megatron.data.tokens.format import DTYPES, HEADER, MAGIC, VERSION, bin_path, idx_path
 
 OTHER_TYPES = {1: "uint8", 2: "int8", 3: "int16", 5: "int64", 6: "float64", 7: "float32"}
 """Megatron's codes of token types that are not read here."""

@@ -14,8 +14,9 @@ from typing import Any
 import numpy.typing as npt
 from rich.console import Console
 
-from tst_megatron.data.tokenizer.load import Tokenizer, body
-from tst_megatron.data.tokens.indexed import IndexedReader, bin_path
+from tst_megatron.data.tokenizer.facts import Tokenizer, body
+from tst_megatron.data.tokens.format import bin_path
+from tst_megatron.data.tokens.reader import IndexedReader
 from tst_megatron.data.verify.inspect import visible
 
 NUM_DOCUMENTS = 1000

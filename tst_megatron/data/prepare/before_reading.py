@@ -11,7 +11,6 @@ from typing import Any
 from rich.console import Console
 
 from tst_megatron.data.manifest import FILE_NAME, Manifest
-from tst_megatron.data.prepare.encode import Settings
 from tst_megatron.data.prepare.output_folder import (
     REJECTED_NAME,
     check_documents,
@@ -19,15 +18,12 @@ from tst_megatron.data.prepare.output_folder import (
     output_problems,
 )
 from tst_megatron.data.prepare.parts import is_parts_folder, parts_folder
+from tst_megatron.data.prepare.settings import Limits, Settings
 from tst_megatron.data.text.inputs import Input, NotRead, Shard
 from tst_megatron.data.tokenizer.checks import tokenizer_faults, tokenizer_remarks
-from tst_megatron.data.tokenizer.load import (
-    HUGGING_FACE_FOLDER,
-    Tokenizer,
-    load_tokenizer,
-    store_tokenizer,
-    tokenizer_sha256,
-)
+from tst_megatron.data.tokenizer.facts import Tokenizer, tokenizer_sha256
+from tst_megatron.data.tokenizer.fast import check_fast
+from tst_megatron.data.tokenizer.load import HUGGING_FACE_FOLDER, load_tokenizer, store_tokenizer
 from tst_megatron.data.tokenizer.round_trip import CHANGED_FRACTION
 from tst_megatron.system.processes.lock import LOCK, held
 from tst_megatron.system.progress import say_warning
@@ -37,9 +33,8 @@ _SHOWN = 8
 
 def check_settings(
     settings: Settings,
+    limits: Limits | None = None,
     *,
-    max_rejected_fraction: float = 0.0,
-    max_changed_fraction: float = CHANGED_FRACTION,
     workers: int | None = None,
     shard: Shard | None = None,
 ) -> None:
@@ -59,20 +54,27 @@ def check_settings(
             f"--test-fraction {settings.test_fraction}: must be 0 or more, and leave text to train "
             f"on beside --held-out-fraction {settings.held_out_fraction}. Try 0.01."
         )
-    if not 0.0 <= max_rejected_fraction < 1.0:
-        problems.append(
-            f"--max-rejected-fraction {max_rejected_fraction}: must be 0 or more, and less than 1. "
-            "Try 0.001."
-        )
-    if not 0.0 <= max_changed_fraction <= 1.0:
-        problems.append(
-            f"--max-changed-fraction {max_changed_fraction}: must lie between 0 and 1. Try "
-            f"{CHANGED_FRACTION}."
-        )
+    if limits is not None:
+        problems += _limit_problems(limits)
     if workers is not None and workers < 1:
         problems.append(f"--workers {workers}: must be at least 1. Leave it out to use all cores.")
     if problems:
         raise ValueError("\n".join(problems))
+
+
+def _limit_problems(limits: Limits) -> list[str]:
+    problems = []
+    if not 0.0 <= limits.max_rejected_fraction < 1.0:
+        problems.append(
+            f"--max-rejected-fraction {limits.max_rejected_fraction}: must be 0 or more, and less "
+            "than 1. Try 0.001."
+        )
+    if not 0.0 <= limits.max_changed_fraction <= 1.0:
+        problems.append(
+            f"--max-changed-fraction {limits.max_changed_fraction}: must lie between 0 and 1. Try "
+            f"{CHANGED_FRACTION}."
+        )
+    return problems
 
 
 def check_output_is_apart(
@@ -113,8 +115,6 @@ def check_before_reading(
             pass
     # A folder that is there needs no tokenizer that is fast.
     if fast is not None and not (output / FILE_NAME).is_file():
-        from tst_megatron.data.tokenizer.fast import check_fast
-
         check_fast(fast)
 
 
@@ -130,19 +130,18 @@ def check_not_prepared(text: Sequence[Input]) -> None:
             )
 
 
-def check_reused(
-    manifest: Manifest,
-    max_rejected_fraction: float,
-    max_changed_fraction: float,
-    allow_empty_splits: bool,
-) -> None:
-    """Whether a finished folder is one that this call would have made."""
-    if not allow_empty_splits:
+def check_reused(manifest: Manifest, limits: Limits) -> None:
+    """Check that a finished folder is one that this call would have made.
+
+    Raises:
+        ValueError: it lost or left out more than the limits of this call let pass.
+    """
+    if not limits.allow_empty_splits:
         documents = {name: split.documents for name, split in manifest.splits().items()}
         check_documents(documents, manifest.recipe)
     if manifest.contents is not None:
-        check_round_trip(manifest.contents.round_trip, max_changed_fraction)
-    if manifest.left_out.rejected and not max_rejected_fraction:
+        check_round_trip(manifest.contents.round_trip, limits.max_changed_fraction)
+    if manifest.left_out.rejected and not limits.max_rejected_fraction:
         raise ValueError(
             f"{manifest.path.parent}: was prepared without {manifest.left_out.rejected:,} lines or "
             f"files that hold no document ({REJECTED_NAME}). Allow them with "

@@ -11,29 +11,18 @@ import numpy as np
 import numpy.typing as npt
 
 from tst_megatron.data.prepare.parts import counts_path, hashes_path, write_part
+from tst_megatron.data.prepare.settings import Settings
 from tst_megatron.data.text.documents import Documents, Rejected, read_unit, text_hash
 from tst_megatron.data.text.inputs import check_unchanged
 from tst_megatron.data.text.split import SPLITS, split_of
 from tst_megatron.data.text.units import Unit
-from tst_megatron.data.tokenizer.load import Tokenizer
+from tst_megatron.data.tokenizer.facts import Tokenizer
 from tst_megatron.data.tokenizer.round_trip import Sample
-from tst_megatron.data.tokens.indexed import IndexedWriter
+from tst_megatron.data.tokens.writer import IndexedWriter
 from tst_megatron.system.files import folder_appearing_whole
 
 MOST_REJECTED = 10_000
 """Of a unit, where no larger share is allowed: more is no text with some bad lines in it."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Settings:
-    """What decides, beside inputs and tokenizer, which tokens a text becomes (see `prepare`)."""
-
-    eod_token: str | None
-    special_tokens_in_text: bool
-    text_key: str
-    held_out_fraction: float
-    test_fraction: float
-    deduplicate: bool
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,59 +1,38 @@
-"""Make the parts of a text, and join them into a prepared folder."""
+"""Join the parts of a text, in their order, into a prepared folder."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Container, Generator, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from rich.console import Console
 
 from tst_megatron.data.manifest import Contents, LeftOut
-from tst_megatron.data.prepare.encode import Encoder, encode_unit
+from tst_megatron.data.prepare.encode import Encoder
+from tst_megatron.data.prepare.make_parts import Job, first_of, made_parts
 from tst_megatron.data.prepare.output_folder import (
     REJECTED_NAME,
     check_documents,
     check_round_trip,
     write_manifest,
 )
-from tst_megatron.data.prepare.parts import Part, counts_path, delete_parts, load_part, read_hashes
+from tst_megatron.data.prepare.parts import Part, counts_path, delete_parts, read_hashes
 from tst_megatron.data.text.documents import Rejected
-from tst_megatron.data.text.inputs import Input, NotRead, check_unchanged
+from tst_megatron.data.text.inputs import Input, check_unchanged
 from tst_megatron.data.text.units import Unit
 from tst_megatron.data.tokenizer.load import store_tokenizer
 from tst_megatron.data.tokenizer.round_trip import RoundTrip
 from tst_megatron.data.tokens.append import append, first_occurrences
-from tst_megatron.data.tokens.indexed import IndexedWriter
+from tst_megatron.data.tokens.writer import IndexedWriter
 from tst_megatron.system.files import folder_appearing_whole
-from tst_megatron.system.processes.worker_pool import in_order
-from tst_megatron.system.progress import byte_progress
 
 DOCUMENTS_FOR_A_SHARE = 1000
 """After so many that were decoded again, their share is known well enough to stop."""
-MOST_PROBLEMS = 20
-"""At so many, a preparation stops looking for more."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Job:
-    """What is to be made, and with what."""
-
-    parts: Path
-    """Folder of the parts."""
-    tasks: Sequence[tuple[Unit, Path]]
-    """The units of the text in their order, and the folder of each unit's part."""
-    encoder: Encoder
-    workers: int
-    allow_empty_splits: bool
-    max_changed_fraction: float
-    not_read: Sequence[NotRead]
-    console: Console | None
 
 
 @dataclass(slots=True)
@@ -123,11 +102,11 @@ def _fill(
             name: stack.enter_context(IndexedWriter(folder / name, vocab_size=facts.vocab_size))
             for name in job.encoder.splits()
         }
-        parts = stack.enter_context(closing(_parts(job)))
+        parts = stack.enter_context(closing(made_parts(job)))
         joined = _join(job, parts, writers, counts)
         check_unchanged(dict.fromkeys(unit.file for unit, _ in job.tasks))
         splits = {name: writer.finish(allow_empty=True) for name, writer in writers.items()}
-    if not job.allow_empty_splits:
+    if not job.limits.allow_empty_splits:
         check_documents({name: split.num_documents for name, split in splits.items()}, recipe)
     if lines := joined.rejected_lines():
         (folder / REJECTED_NAME).write_text("".join(lines), encoding="utf-8")
@@ -184,12 +163,12 @@ def _join(
         if joined.round_trip.compared >= DOCUMENTS_FOR_A_SHARE:
             # Hours before the end; what is as clear as that does not become better.
             check_round_trip(
-                joined.round_trip, job.max_changed_fraction, factor=2.0, parts=job.parts
+                joined.round_trip, job.limits.max_changed_fraction, factor=2.0, parts=job.parts
             )
     num_lines = sum(joined.documents.values()) + joined.num_duplicates + joined.num_empty
     rejected = [each for _, each in joined.rejected]
     _check_rejected(rejected, num_lines, job.encoder.max_rejected_fraction)
-    check_round_trip(joined.round_trip, job.max_changed_fraction, parts=job.parts)
+    check_round_trip(joined.round_trip, job.limits.max_changed_fraction, parts=job.parts)
     return joined
 
 
@@ -210,61 +189,6 @@ def _with_masks(
         yield unit, part, {name: mask[number] for name, mask in masks.items()}
 
 
-def _parts(job: Job) -> Generator[tuple[Unit, Part]]:
-    """Yield the parts of all units in order, as soon as they are there.
-
-    Raises:
-        ValueError: after the others have been tried too, with every problem.
-    """
-    there = {folder for _, folder in job.tasks if folder.is_dir()}
-    missing = _missing(job, there)
-    done = sum(unit.num_bytes for unit, folder in job.tasks if folder in there)
-    if there and job.console:
-        job.console.print(f"going on: {len(there)} of {len(job.tasks)} units are there")
-    problems: list[str] = []
-    more: list[str] = []
-    with (
-        byte_progress(
-            job.console, "tokenising", sum(unit.num_bytes for unit, _ in job.tasks), done
-        ) as advance,
-        closing(
-            in_order(
-                partial(encode_unit, job.encoder),
-                list(missing.values()),
-                workers=min(job.workers, max(len(missing), 1)),
-                advance=advance,
-            )
-        ) as results,
-    ):
-        for unit, folder in job.tasks:
-            if missing.pop(folder, None):
-                _, error = next(results)
-                if isinstance(error, OSError):
-                    # A full disk, say: no fault of the input, and the others would meet it too.
-                    raise OSError(error.errno, f"{error.strerror} ({error.filename or folder})")
-                problems += [str(error)] if error else []
-            part = load_part(folder, unit)
-            if part and part.rejected and not job.encoder.max_rejected_fraction:
-                problems += map(str, part.rejected)
-                more = ["--max-rejected-fraction leaves out lines that hold no document."]
-            if len(problems) >= MOST_PROBLEMS:
-                break
-            if part and not problems:
-                yield unit, part
-    if problems:
-        kept = f"What is done is kept in {job.parts}: the same command goes on from there."
-        raise ValueError("\n".join([*_first(problems), *more, kept]))
-
-
-def _missing(job: Job, there: Container[Path]) -> dict[Path, tuple[Unit, Path]]:
-    """The tasks whose parts are to be made; of files with the same content the first is read."""
-    missing: dict[Path, tuple[Unit, Path]] = {}
-    for unit, folder in job.tasks:
-        if folder not in there:
-            missing.setdefault(folder, (unit, folder))
-    return missing
-
-
 def _check_rejected(
     rejected: Sequence[Rejected], num_others: int, max_rejected_fraction: float
 ) -> None:
@@ -276,9 +200,4 @@ def _check_rejected(
         f"--max-rejected-fraction {max_rejected_fraction:g}: {len(lines):,} of {num_lines:,} lines "
         "hold no document. Repair the text, or allow more."
     )
-    raise ValueError("\n".join([problem, *_first([str(each) for each in lines])]))
-
-
-def _first(problems: Sequence[str]) -> list[str]:
-    more = len(problems) - MOST_PROBLEMS
-    return [*problems[:MOST_PROBLEMS], *([f"... and {more:,} more"] if more > 0 else [])]
+    raise ValueError("\n".join([problem, *first_of([str(each) for each in lines])]))

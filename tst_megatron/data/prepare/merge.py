@@ -15,18 +15,10 @@ import numpy as np
 import numpy.typing as npt
 from rich.console import Console
 
-from tst_megatron.data.manifest import (
-    FILE_NAME,
-    Contents,
-    LeftOut,
-    Manifest,
-    differs,
-    load_manifest,
-)
+from tst_megatron.data.manifest import FILE_NAME, Contents, LeftOut, Manifest, load_manifest
 from tst_megatron.data.prepare.merge_checks import (
     SETTINGS,
     incomplete_texts,
-    inputs_of,
     load_shards,
     mixed_files,
     repeated_inputs,
@@ -44,7 +36,9 @@ from tst_megatron.data.prepare.output_folder import (
 from tst_megatron.data.tokenizer.load import store_tokenizer
 from tst_megatron.data.tokenizer.round_trip import RoundTrip
 from tst_megatron.data.tokens.append import append
-from tst_megatron.data.tokens.indexed import IndexedFacts, IndexedWriter, bin_path, idx_path
+from tst_megatron.data.tokens.format import bin_path, idx_path
+from tst_megatron.data.tokens.writer import IndexedFacts, IndexedWriter
+from tst_megatron.data.verify.recorded_files import differs
 from tst_megatron.system.machine.disk import check_room
 from tst_megatron.system.progress import byte_progress
 
@@ -94,6 +88,17 @@ def merge(shards: Sequence[Path], output: Path, *, console: Console | None = Non
     if console:
         for note in repeated_inputs(manifests):
             console.print(f"note: {note}", highlight=False, markup=False, soft_wrap=True)
+    _build(manifests, recipe, output, console)
+    return load_manifest(output)
+
+
+def _build(
+    manifests: Sequence[Manifest],
+    recipe: Mapping[str, Any],
+    output: Path,
+    console: Console | None,
+) -> None:
+    """Join the shards in a folder beside the output, which then gets the output's name."""
     output.parent.mkdir(parents=True, exist_ok=True)
     with (
         built_beside(output) as folder,
@@ -116,13 +121,12 @@ def merge(shards: Sequence[Path], output: Path, *, console: Console | None = Non
             contents=_contents(manifests),
             versions=_versions(manifests),
         )
-    return load_manifest(output)
 
 
 def _recipe(manifests: Sequence[Manifest]) -> dict[str, Any]:
     """What `prepare` records for all inputs in this order, and of which files each shard was."""
     return {
-        "inputs": [entry for manifest in manifests for entry in inputs_of(manifest)],
+        "inputs": [entry for manifest in manifests for entry in manifest.inputs()],
         **{key: manifests[0].recipe.get(key) for key in (*TOKENIZER_KEYS, *SETTINGS)},
         # Copies in different shards are still there.
         "deduplicate": "each shard" if manifests[0].recipe.get("deduplicate") else False,
@@ -136,7 +140,7 @@ def _shards_of(manifest: Manifest) -> list[dict[str, Any]]:
         return list(manifest.recipe["shards"])
     return [
         {
-            "num_inputs": len(inputs_of(manifest)),
+            "num_inputs": len(manifest.inputs()),
             **({"shard": manifest.recipe["shard"]} if "shard" in manifest.recipe else {}),
             "sha256": {
                 file: sha256

@@ -8,10 +8,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from tst_megatron.data.manifest import ADOPTED, Manifest, differs, load_manifest, tokenizer_problems
+from tst_megatron.data.manifest import ADOPTED, Manifest, load_manifest
 from tst_megatron.data.text.inputs import Shard
 from tst_megatron.data.text.split import SPLIT_RULE
-from tst_megatron.data.tokens.indexed import idx_path, token_dtype
+from tst_megatron.data.tokens.format import idx_path, token_dtype
+from tst_megatron.data.verify.recorded_files import differs, tokenizer_problems
 
 SETTINGS = ("text_key", "held_out_fraction", "test_fraction")
 """Keys of a recipe that must be the same in all shards."""
@@ -43,11 +44,6 @@ def shard_problems(manifests: Sequence[Manifest]) -> list[str]:
     problems = _differences(manifests) + _repeated(manifests)
     # Shards that differ may not have the same splits.
     return problems or _empty_splits(manifests)
-
-
-def inputs_of(manifest: Manifest) -> list[dict[str, Any]]:
-    """Name, size and hash of the files that a folder was made of, in order."""
-    return list(manifest.recipe.get("inputs", []))
 
 
 def _differences(manifests: Sequence[Manifest]) -> list[str]:
@@ -167,7 +163,7 @@ def repeated_inputs(manifests: Sequence[Manifest]) -> list[str]:
     for manifest in manifests:
         folder = manifest.path.parent
         # Files without a byte are alike and repeat nothing.
-        inputs = {entry["sha256"]: entry["name"] for entry in inputs_of(manifest) if entry["bytes"]}
+        inputs = {entry["sha256"]: entry["name"] for entry in manifest.inputs() if entry["bytes"]}
         if same := [sha for sha in inputs if sha in files]:
             notes.append(
                 f"{folder}: {len(same):,} of its {len(inputs):,} files have the content of files "

@@ -24,13 +24,13 @@ from tst_megatron.data.manifest import (
     Manifest,
     load_manifest,
     manifest_json,
-    verify_files,
 )
 from tst_megatron.data.text.inputs import Shard
-from tst_megatron.data.tokenizer.load import TokenizerFacts
+from tst_megatron.data.tokenizer.facts import TokenizerFacts
 from tst_megatron.data.tokenizer.round_trip import RoundTrip
 from tst_megatron.data.tokens.counts import entropy_nats
-from tst_megatron.data.tokens.indexed import IndexedFacts
+from tst_megatron.data.tokens.writer import IndexedFacts
+from tst_megatron.data.verify.recorded_files import verify_files
 from tst_megatron.system.files import folder_appearing_whole
 from tst_megatron.system.processes.lock import held
 

@@ -22,7 +22,7 @@ import numpy.typing as npt
 from tst_megatron.data.text.documents import Rejected
 from tst_megatron.data.text.units import Unit
 from tst_megatron.data.tokenizer.round_trip import RoundTrip
-from tst_megatron.data.tokens.indexed import IndexedFacts
+from tst_megatron.data.tokens.writer import IndexedFacts
 from tst_megatron.system.files import beside, is_beside, write_beside
 
 FILE_NAME = "part.json"

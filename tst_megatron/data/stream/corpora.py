@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tst_megatron.data.manifest import Manifest, changed_files, load_manifest
+from tst_megatron.data.manifest import Manifest, load_manifest
 from tst_megatron.data.stream.blend import Blend
 from tst_megatron.data.stream.plan import CorpusSize, raw_tokens_of, smallest_text
 from tst_megatron.data.verify.held_out_size import fraction_for, num_sequences
+from tst_megatron.data.verify.recorded_files import changed_files
 from tst_megatron.schedule import Schedule
 
 

@@ -34,7 +34,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tst_megatron.data.stream.sample_order import of_epoch_seed, permutation
-from tst_megatron.data.tokens.indexed import IndexedReader
+from tst_megatron.data.tokens.reader import IndexedReader
 from tst_megatron.system.files import beside, flush_folder
 
 FORMAT_VERSION = 1

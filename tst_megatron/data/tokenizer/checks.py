@@ -11,8 +11,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from tst_megatron.data.tokenizer.facts import Tokenizer
 from tst_megatron.data.tokenizer.hugging_face import HuggingFaceTokenizer, backend_of, unknown_token
-from tst_megatron.data.tokenizer.load import Tokenizer
 from tst_megatron.data.tokenizer.probes import NAMED_PROBES, PROBES
 from tst_megatron.data.tokenizer.round_trip import changed_probes
 from tst_megatron.data.tokenizer.sentencepiece import SentencePieceTokenizer

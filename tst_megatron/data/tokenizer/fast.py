@@ -24,8 +24,8 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
+from tst_megatron.data.tokenizer.facts import Tokenizer, TokenizerFacts
 from tst_megatron.data.tokenizer.hugging_face import HuggingFaceTokenizer
-from tst_megatron.data.tokenizer.load import Tokenizer, TokenizerFacts
 from tst_megatron.data.tokenizer.probes import PROBES
 from tst_megatron.data.tokenizer.unicode_differences import Encode, unlike_characters
 from tst_megatron.system.packages import import_if_there, package_version

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Self
 
-from tst_megatron.data.tokenizer.load import Tokenizer, body
+from tst_megatron.data.tokenizer.facts import Tokenizer, body
 from tst_megatron.data.tokenizer.probes import NAMED_PROBES, PROBES
 
 if TYPE_CHECKING:

@@ -11,7 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 from tst_megatron.data.tokens.counts import count_tokens
-from tst_megatron.data.tokens.indexed import IndexedReader, IndexedWriter, bin_path, idx_path
+from tst_megatron.data.tokens.format import bin_path, idx_path
+from tst_megatron.data.tokens.reader import IndexedReader
+from tst_megatron.data.tokens.writer import IndexedWriter
 from tst_megatron.system.files import file_sha256
 
 BLOCK_BYTES = 1 << 23

@@ -12,8 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from tst_megatron.data.manifest import Manifest
-from tst_megatron.data.tokenizer.load import Tokenizer
-from tst_megatron.data.tokens.indexed import IndexedReader
+from tst_megatron.data.tokenizer.facts import Tokenizer
+from tst_megatron.data.tokens.reader import IndexedReader
 from tst_megatron.data.verify.token_scan import scan
 
 # What normalisation changes: runs of spaces, line ends, compatibility forms, accents, case, control

@@ -7,12 +7,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tst_megatron.data.manifest import Manifest, tokenizer_problems
+from tst_megatron.data.manifest import Manifest
+from tst_megatron.data.tokenizer.facts import Tokenizer, body
 from tst_megatron.data.tokenizer.hugging_face import HuggingFaceTokenizer
-from tst_megatron.data.tokenizer.load import Tokenizer, body, load_tokenizer
+from tst_megatron.data.tokenizer.load import load_tokenizer
 from tst_megatron.data.tokens.counts import count_tokens
-from tst_megatron.data.tokens.indexed import IndexedReader
+from tst_megatron.data.tokens.reader import IndexedReader
 from tst_megatron.data.verify.lengths import Lengths, count_lengths
+from tst_megatron.data.verify.recorded_files import tokenizer_problems
 
 NUM_FREQUENT = 20
 NUM_MEASURED = 100

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from tst_megatron.data.tokens.indexed import IndexedReader, idx_path
+from tst_megatron.data.tokens.format import idx_path
+from tst_megatron.data.tokens.reader import IndexedReader
 
 LONGEST_COUNTED = 1 << 20
 """Up to this length documents are counted, 8 bytes for each length. Each longer one takes 8 bytes:

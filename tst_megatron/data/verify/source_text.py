@@ -11,13 +11,14 @@ from pathlib import Path
 import numpy as np
 
 from tst_megatron.data.manifest import ADOPTED, FILE_NAME, Manifest
-from tst_megatron.data.prepare.merge_checks import inputs_of
 from tst_megatron.data.text.documents import read_unit, text_hash
 from tst_megatron.data.text.inputs import Input, Shard, files_of_shard, find_inputs
 from tst_megatron.data.text.split import split_of
 from tst_megatron.data.text.units import cut_into_units
-from tst_megatron.data.tokenizer.load import Tokenizer, load_tokenizer
-from tst_megatron.data.tokens.indexed import IndexedReader, bin_path
+from tst_megatron.data.tokenizer.facts import Tokenizer
+from tst_megatron.data.tokenizer.load import load_tokenizer
+from tst_megatron.data.tokens.format import bin_path
+from tst_megatron.data.tokens.reader import IndexedReader
 
 DOCUMENTS_PER_STEP = 1000
 """Of the progress."""
@@ -206,7 +207,7 @@ def _input_problems(manifest: Manifest, files: Sequence[Input]) -> list[str]:
     if ADOPTED in manifest.recipe:
         # What another tool wrote does not say of which text.
         return []
-    recorded = [(entry["name"], entry["bytes"]) for entry in inputs_of(manifest)]
+    recorded = [(entry["name"], entry["bytes"]) for entry in manifest.inputs()]
     given = [(each.name, each.num_bytes) for each in files]
     if given == recorded:
         return []

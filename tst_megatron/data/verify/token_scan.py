@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tst_megatron.data.tokenizer.load import TokenizerFacts
+from tst_megatron.data.tokenizer.facts import TokenizerFacts
 from tst_megatron.data.tokens.counts import count_tokens
-from tst_megatron.data.tokens.indexed import IndexedReader, bin_path
+from tst_megatron.data.tokens.format import bin_path
+from tst_megatron.data.tokens.reader import IndexedReader
 
 BLOCK_TOKENS = 1 << 19
 """A block and what is computed of it stay in a core's cache."""

@@ -16,27 +16,20 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from tst_megatron.data.manifest import (
-    ADOPTED,
-    FILE_NAME,
-    Manifest,
-    Split,
-    differs,
-    missing,
-    tokenizer_problems,
-)
-from tst_megatron.data.text.inputs import Shard
-from tst_megatron.data.tokenizer.load import Tokenizer, TokenizerFacts, load_tokenizer
+from tst_megatron.data.manifest import ADOPTED, FILE_NAME, Manifest, Split
+from tst_megatron.data.tokenizer.facts import Tokenizer, TokenizerFacts
+from tst_megatron.data.tokenizer.load import load_tokenizer
 from tst_megatron.data.tokens.counts import entropy_nats
 from tst_megatron.data.tokens.fingerprint import fingerprint
-from tst_megatron.data.tokens.indexed import IndexedReader, bin_path, idx_path, token_dtype
+from tst_megatron.data.tokens.format import bin_path, idx_path, token_dtype
+from tst_megatron.data.tokens.reader import IndexedReader
 from tst_megatron.data.verify.held_out_copies import HeldOutDocuments, keeps_text
+from tst_megatron.data.verify.recorded_files import differs, missing, tokenizer_problems
+from tst_megatron.data.verify.split_shares import share_notes
 from tst_megatron.data.verify.token_scan import TakeHashes, scan
 from tst_megatron.system.files import file_sha256
 
 AGAIN = "Prepare the text again."
-IMPROBABLE = 1e-6
-"""A split whose size is less probable than this is pointed out."""
 
 Advance = Callable[[int], None]
 Progress = Callable[[], AbstractContextManager[Advance]]
@@ -142,43 +135,6 @@ def num_bytes_to_read(manifest: Manifest) -> int:
     # Documents with others between them are read apart from the file's hash.
     gaps = sum(split.tokens for split in manifest.splits().values() if split.has_gaps)
     return total + gaps * (4 if manifest.dtype == "int32" else 2)
-
-
-def share_notes(manifest: Manifest) -> list[str]:
-    """Splits that are empty, or whose share of the documents is not what the fractions give.
-
-    No fault: texts that occur many times all fall into the same split.
-    """
-    documents = {name: split.documents for name, split in manifest.splits().items()}
-    total = sum(documents.values())
-    notes = [
-        f"{name} has no document: the folder is to be merged with others."
-        for name in manifest.empty_splits()
-    ]
-    if record := manifest.recipe.get("shard"):
-        notes.append(f"this is shard {Shard.recorded(record)} of a text, to merge.")
-    for name, key in (("validation", "held_out_fraction"), ("test", "test_fraction")):
-        fraction = manifest.recipe.get(key)
-        if name not in documents or not isinstance(fraction, float) or not 0 < fraction < 1:
-            continue
-        if _is_improbable(documents[name], total, fraction):
-            notes.append(
-                f"{name} has {documents[name]:,} of {total:,} documents, "
-                f"{key} {fraction:g} gives about {total * fraction:,.0f}. Some texts may occur "
-                "many times."
-            )
-    return notes
-
-
-def _is_improbable(number: int, total: int, fraction: float) -> bool:
-    """By Chernoff's bound on the tails of the binomial distribution, which holds for any size."""
-    share = number / total if total else fraction
-    divergence = sum(
-        there * math.log(there / expected)
-        for there, expected in ((share, fraction), (1 - share, 1 - fraction))
-        if there
-    )
-    return total * divergence > -math.log(IMPROBABLE)
 
 
 def _tokenizer(manifest: Manifest) -> tuple[Tokenizer | None, list[str]]:
