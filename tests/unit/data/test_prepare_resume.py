@@ -16,7 +16,7 @@ from text_folder import NUM_FILES, OPTIONS, parts_of, write_folder
 from typer.testing import CliRunner
 
 from tst_megatron.cli.app import app
-from tst_megatron.data.prepare import encode, join_parts, make_parts
+from tst_megatron.data.prepare import encode_unit, join_parts, make_parts
 from tst_megatron.data.prepare import parts as parts_module
 from tst_megatron.data.prepare.parts import begin_parts, delete_parts, parts_folder
 from tst_megatron.data.prepare.prepare import prepare
@@ -152,7 +152,7 @@ def test_text_that_changes_meanwhile_is_refused_and_no_part_of_it_stays(
 ) -> None:
     changed = texts / "02.jsonl"
     text, status = changed.read_bytes(), changed.stat()
-    read_unit = encode.read_unit
+    read_unit = encode_unit.read_unit
 
     def read_other_text(unit, text_key, advance):
         if unit.path == changed:
@@ -164,7 +164,7 @@ def test_text_that_changes_meanwhile_is_refused_and_no_part_of_it_stays(
             os.utime(changed, ns=(status.st_atime_ns, status.st_mtime_ns + 1))
 
     with monkeypatch.context() as patch:
-        patch.setattr(encode, "read_unit", read_other_text)
+        patch.setattr(encode_unit, "read_unit", read_other_text)
         with pytest.raises(ValueError, match=r"02\.jsonl: was changed while it was read"):
             prepare([texts], tokenizer_model, tmp_path / "output", **OPTIONS)
     assert not (tmp_path / "output").exists()

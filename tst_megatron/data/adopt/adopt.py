@@ -23,7 +23,7 @@ from tst_megatron.data.adopt.decide_splits import LEFT_OUT, Adoption, decide_spl
 from tst_megatron.data.adopt.foreign_pair import pair_problems, prefix_of
 from tst_megatron.data.adopt.foreign_sample import look_at_sample
 from tst_megatron.data.manifest import ADOPTED, LeftOut, Manifest, load_manifest
-from tst_megatron.data.prepare.before_reading import check_settings, load_without_faults
+from tst_megatron.data.prepare.checks_before_reading import check_settings, load_without_faults
 from tst_megatron.data.prepare.output_folder import (
     check_documents,
     is_free,

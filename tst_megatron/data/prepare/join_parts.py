@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tst_megatron.data.manifest import Contents, LeftOut
-from tst_megatron.data.prepare.encode import Encoder
+from tst_megatron.data.prepare.encode_unit import Encoder
 from tst_megatron.data.prepare.make_parts import Job, first_of, made_parts
 from tst_megatron.data.prepare.output_folder import (
     REJECTED_NAME,

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from tst_megatron.data.prepare.encode import Encoder, encode_unit
+from tst_megatron.data.prepare.encode_unit import Encoder, encode_unit
 from tst_megatron.data.prepare.parts import Part, load_part
 from tst_megatron.data.prepare.settings import Limits
 from tst_megatron.data.text.inputs import NotRead

@@ -17,7 +17,7 @@ from typing import Any
 from rich.console import Console
 
 from tst_megatron.data.manifest import FILE_NAME, Manifest, Split, load_manifest
-from tst_megatron.data.prepare.before_reading import (
+from tst_megatron.data.prepare.checks_before_reading import (
     check_before_reading,
     check_not_prepared,
     check_output_is_apart,
@@ -26,7 +26,7 @@ from tst_megatron.data.prepare.before_reading import (
     load_without_faults,
     say_before,
 )
-from tst_megatron.data.prepare.encode import Encoder
+from tst_megatron.data.prepare.encode_unit import Encoder
 from tst_megatron.data.prepare.join_parts import build
 from tst_megatron.data.prepare.make_parts import Job
 from tst_megatron.data.prepare.output_folder import check_round_trip, finished, versions_here

@@ -1,21 +1,25 @@
-"""The token stream as arithmetic: what every sample reads, and how far each corpus is read by then.
+"""Say what every sample of a run reads, by arithmetic on its number alone.
 
 The rule (docs/data-stream.md draws it):
 
-1. The documents of a corpus in a seeded permutation are concatenated and cut into *units* of U * L
-   raw tokens, U being the same in every arm of a comparison. The units are permuted. What is left
-   at the end, shorter than one unit and its look-ahead, is the *tail*: dropped and counted. Each
+1. The documents of a corpus are concatenated in a seeded permutation and cut into *stream units* of
+   U * L raw tokens. U is the same in all arms of a comparison. The units are permuted too. The end,
+   which is shorter than one unit and its look-ahead, is the *tail*: it is dropped and counted. Each
    epoch has permutations of its own.
 2. A unit is U *chunks* of L raw tokens. A sample of a phase whose latent positions read K tokens
-   takes K neighbouring chunks of one unit, and as many tokens of look-ahead as a position predicts,
-   which are targets only.
+   takes K neighbouring chunks of one unit. As many tokens of look-ahead follow as a position
+   predicts; they are targets only.
 3. A phase starts at the first chunk that the phases before it did not take, also inside a unit.
 4. The samples that a phase takes of an epoch are permuted inside blocks, so that neighbours in the
-   text do not share a batch. Phases that read alike, as all do when only the targets are bags
-   (``tst.inputs: tokens``), are one here: such a run reads exactly what ordinary training reads.
-5. Of several corpora, each phase deals its samples by weight (``blend.py``), phases that read alike
-   as one, and the samples of one optimizer step are permuted, so that no rank always reads the same
-   corpus.
+   text do not share a batch. Phases that read alike count as one here. All do when only the targets
+   are bags (``tst.inputs: tokens``), so such a run reads exactly what ordinary training reads.
+5. With several corpora, each phase deals its samples by weight (``blend.py``), and the samples of
+   one optimizer step are permuted, so that no rank always reads the same corpus.
+
+Example: L=4, U=4, K=2. Unit 0 is chunks 0-3. Superposition sample 0 reads chunks 0 and 1, which are
+8 tokens, and 2 tokens of look-ahead. Sample 1 reads chunks 2 and 3. In the recovery phase after it
+(K=1) each sample reads one chunk of unit 1 and 1 token of look-ahead. The README of this room
+(../README.md) has this example with its tokens.
 
 So each raw token is an input once per epoch at the most, whatever the phases are, and the position
 at any step follows from the number of steps. Nothing here reads a file.
