@@ -1,7 +1,7 @@
-"""The manifest of a prepared folder: what its token files hold and how they were made.
+"""Read and write the manifest of a prepared folder: what it holds and how it was made.
 
-`prepare` and `merge` write it; training, evaluation and export read it. A folder is prepared if,
-and only if, it has a manifest: the whole folder gets its name by one rename (`prepared.py`).
+`prepare`, `merge` and `adopt` write it; training, evaluation and export read it. A folder is
+prepared if, and only if, it has a manifest, because a finished folder gets its name by one rename.
 """
 
 import json
@@ -39,7 +39,7 @@ class Split:
     idx_fingerprint: str
     """Content as far as a start-up can read it (`fingerprint.py`)."""
     has_gaps: bool = False
-    """Whether the .bin holds documents of other splits too: it is an adopted one (`adopt.py`)."""
+    """True where the .bin holds documents of other splits too: it is adopted (`adopt.py`)."""
 
     def reader(self) -> IndexedReader:
         """Open the pair; errors are those of `IndexedReader`."""
@@ -47,13 +47,13 @@ class Split:
 
     @property
     def text_sha256(self) -> str:
-        """What names the documents: hash of the .bin, and of the index that chooses among them."""
+        """Name of the documents: hash of the .bin, and of the index that chooses among them."""
         return f"{self.bin_sha256} {self.idx_sha256}" if self.has_gaps else self.bin_sha256
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LeftOut:
-    """What the inputs held and the token files do not."""
+    """Counts of what the inputs held and the token files do not hold."""
 
     empty: int
     """Documents without text."""
@@ -65,12 +65,12 @@ class LeftOut:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Contents:
-    """What was seen of the text while it was read. Folders of earlier versions do not say it."""
+    """Record of what was seen of the text while it was read; earlier versions wrote none."""
 
     files: Sequence[Mapping[str, Any]]
     """name and documents in the splits of each file, in their order; two may have the same name."""
     not_read: Sequence[Mapping[str, Any]]
-    """What lay in the folders that were named, and is no text (``inputs.NotRead``)."""
+    """Files in the folders that were named which are not text (``inputs.NotRead``)."""
     round_trip: RoundTrip
 
 
@@ -94,7 +94,7 @@ class Manifest:
     recipe: Mapping[str, Any]
     """Inputs, tokenizer and settings the folder was made from, as JSON values."""
     rules: Mapping[str, str]
-    """What was done to documents, in words."""
+    """Rules by which documents were treated, in words."""
     versions: Mapping[str, str]
     """Packages that made the folder."""
     contents: Contents | None = None
@@ -102,7 +102,7 @@ class Manifest:
     """True when `prepare` found this folder finished and did nothing."""
 
     def splits(self) -> dict[str, Split]:
-        """The splits that there are, by name."""
+        """Return the splits of this folder, by name."""
         splits = {"train": self.train, "validation": self.validation, "test": self.test}
         return {name: split for name, split in splits.items() if split is not None}
 
@@ -111,7 +111,7 @@ class Manifest:
         return list(self.recipe.get("inputs", []))
 
     def empty_splits(self) -> list[str]:
-        """The splits without a document, which only a shard may have."""
+        """List the splits without a document, which only a shard may have."""
         return [name for name, split in self.splits().items() if not split.documents]
 
 
@@ -122,7 +122,7 @@ def load_manifest(path: Path) -> Manifest:
         path: the folder, or its manifest.json.
 
     Raises:
-        FileNotFoundError: no manifest there.
+        FileNotFoundError: the folder has no manifest.
         ValueError: not a manifest, or one of another format version, or a .bin/.idx pair.
     """
     is_pair = path.suffix in (".bin", ".idx") or bin_path(path).is_file()
@@ -260,7 +260,7 @@ def _split_from_json(path: Path, values: dict[str, Any], *, has_gaps: bool) -> S
 
 
 def _beside(path: Path, name: Any) -> Path:
-    """A file of the folder; it may be a link, which is made by who has the folder.
+    """Return a file of the folder. It may be a link that the folder's owner made.
 
     Raises:
         ValueError: the name leads to another folder, whose text the manifest does not describe.

@@ -1,11 +1,11 @@
-"""A prepared folder for a .bin/.idx pair of another tool, whose tokens stay where they are.
+"""Make a prepared folder for a .bin/.idx pair of another tool, without copying its tokens.
 
-Each split is an index of its own over the whole .bin: ``train.bin`` and ``validation.bin`` are
-links to the original, and ``train.idx`` lists the training documents with their places in it.
-Example: of documents A B C, with B held out, it has A and C and leaves a gap where B stands.
+``train.bin`` and ``validation.bin`` are links to the original. Each split has an index of its own:
+``train.idx`` lists the training documents with their places in the original. Example: of documents
+A B C, with B held out, ``train.idx`` lists A and C and leaves a gap where B is.
 
-The text decides a document's split, as in `prepare`: each document is decoded. A pair that
-Megatron's tools/preprocess_data.py made of a text is then trained on in the batches of `prepare`.
+The text decides a document's split, as in `prepare`, so each document is decoded. A run then reads
+a pair that Megatron's tools/preprocess_data.py made of a text in the batches of `prepare`.
 """
 
 from __future__ import annotations

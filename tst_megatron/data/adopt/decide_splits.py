@@ -31,7 +31,7 @@ LEFT_OUT = len(SPLITS)
 
 @dataclass(frozen=True, slots=True)
 class Adoption:
-    """What a worker must know."""
+    """The pair and the rules by which a worker decides splits."""
 
     prefix: Path
     tokenizer: Tokenizer
@@ -40,7 +40,7 @@ class Adoption:
 
 @dataclass(frozen=True, slots=True)
 class _Read:
-    """What a worker found in some documents."""
+    """The splits of some documents, and the faults found in them."""
 
     splits: npt.NDArray[np.uint8]
     """[documents] number of each one's split in SPLITS, or LEFT_OUT."""
@@ -57,7 +57,7 @@ def open_pair(prefix: Path) -> IndexedReader:
 def decide_splits(
     job: Adoption, reader: IndexedReader, workers: int, console: Console | None
 ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64], str]:
-    """The split of each document, the counts of training tokens, and the hash of the .bin.
+    """Return each document's split, the counts of training tokens, and the hash of the .bin.
 
     Raises:
         ValueError: documents of another tokenizer or another rule; those of the first unit that

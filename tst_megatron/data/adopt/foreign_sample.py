@@ -1,7 +1,7 @@
-"""A look at some documents of a pair that another tool wrote, before all of them are read.
+"""Look at some documents of a pair of another tool, before all of them are read.
 
-That the tokenizer is the one that made them shows in seconds here: documents end with its EOD, and
-their text encodes to the same ids again.
+A wrong tokenizer shows in seconds here. If it is the one that made them, documents end with its
+EOD, and their text encodes to the same ids again.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def _chosen(reader: IndexedReader) -> Iterator[int]:
 
 
 def _comes_back(ids: npt.NDArray[Any], tokenizer: Tokenizer) -> bool:
-    """Whether the text of a document has its ids; BOS and EOD are looked at apart."""
+    """Tell whether the text of a document has its ids; BOS and EOD are compared elsewhere."""
     inner = body(ids.tolist(), tokenizer.facts)
     (again,) = tokenizer.encode([tokenizer.decode(inner)])
     return inner == body(again.tolist(), tokenizer.facts)
@@ -118,7 +118,7 @@ def _problems(
 
 
 def _show(console: Console, document: int, ids: npt.NDArray[Any], tokenizer: Tokenizer) -> None:
-    """The beginning of a document as text; ids that have none are left out."""
+    """Print the beginning of a document as text; ids without a text are left out."""
     known = [token for token in ids[:CHARACTERS_SHOWN].tolist() if _is_id(token, tokenizer)]
     text = tokenizer.decode(body(known, tokenizer.facts) if known else known)
     console.print(f"--- document {document:,}, {len(ids):,} tokens", highlight=False)

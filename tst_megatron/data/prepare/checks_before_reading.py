@@ -1,4 +1,4 @@
-"""What `prepare` refuses, or says, before it reads text for hours."""
+"""Refuse what cannot work, and say what may be wrong, before `prepare` reads text for hours."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def check_settings(
     workers: int | None = None,
     shard: Shard | None = None,
 ) -> None:
-    """Whether numbers are what they can be, all of them at once.
+    """Check that all numbers are in their ranges, and name every one that is not.
 
     Raises:
         ValueError: one is not.
@@ -80,7 +80,7 @@ def _limit_problems(limits: Limits) -> list[str]:
 def check_output_is_apart(
     output: Path, inputs: Sequence[Path | str], files: Sequence[Input]
 ) -> None:
-    """Whether the output has a place of its own."""
+    """Check that the output is neither in the text nor around it."""
     folders = [Path(each).resolve() for each in inputs if Path(each).is_dir()]
     inside = [folder for folder in folders if output.is_relative_to(folder)]
     own = (output, parts_folder(output))
@@ -99,7 +99,7 @@ def check_output_is_apart(
 def check_before_reading(
     output: Path, parts: Path, known: Mapping[str, Any], fast: Tokenizer | None
 ) -> None:
-    """What would be refused after the inputs have been read, which can take hours.
+    """Refuse now what would be refused after the inputs have been read, which can take hours.
 
     Args:
         output: folder to make.
@@ -113,13 +113,13 @@ def check_before_reading(
         # Another preparation of this output says so.
         with held(parts, seconds=0):
             pass
-    # A folder that is there needs no tokenizer that is fast.
+    # A finished folder is reused, and then no fast tokenizer is needed.
     if fast is not None and not (output / FILE_NAME).is_file():
         check_fast(fast)
 
 
 def check_not_prepared(text: Sequence[Input]) -> None:
-    """Whether a pattern reaches into what `prepare` makes, perhaps while other shards are made."""
+    """Check that no pattern reaches into the output of `prepare`, perhaps of a shard at work."""
     parents = {file.path.parent for file in text}
     for folder in sorted(parents | {parent.parent for parent in parents}):
         marks = [folder / FILE_NAME, folder / "train.idx"]
@@ -150,7 +150,7 @@ def check_reused(manifest: Manifest, limits: Limits) -> None:
 
 
 def say_before(not_read: Sequence[NotRead], tokenizer: Tokenizer, console: Console | None) -> None:
-    """What a person can still change before the work."""
+    """Say what a person can still change before the work."""
     if console is None:
         return
     remarks = tokenizer_remarks(tokenizer)
@@ -167,11 +167,11 @@ def say_before(not_read: Sequence[NotRead], tokenizer: Tokenizer, console: Conso
 
 
 def load_without_faults(tokenizer: Path, settings: Settings) -> Tokenizer:
-    """The tokenizer as its copy will be.
+    """Load the tokenizer as its copy in the output will be.
 
     Raises:
-        FileNotFoundError: nothing is there.
-        ValueError: it is none by which text can be prepared.
+        FileNotFoundError: it does not exist.
+        ValueError: text cannot be prepared by it.
     """
     asked = {"special_tokens_in_text": settings.special_tokens_in_text}
     if not tokenizer.is_dir() and settings.eod_token is None:

@@ -37,7 +37,7 @@ DOCUMENTS_FOR_A_SHARE = 1000
 
 @dataclass(slots=True)
 class _Joined:
-    """What became of all parts, beside their tokens."""
+    """Everything about the joined parts that is not tokens."""
 
     documents: dict[Input, int] = field(default_factory=dict)
     """Of each file, without those that are left out as copies."""
@@ -57,13 +57,13 @@ class _Joined:
         self.round_trip.take(part.round_trip)
 
     def left_out(self) -> LeftOut:
-        """How much is not in the splits."""
+        """Return how much is not in the splits."""
         return LeftOut(
             empty=self.num_empty, rejected=len(self.rejected), duplicates=self.num_duplicates
         )
 
     def rejected_lines(self) -> list[str]:
-        """Of rejected.jsonl."""
+        """Return the lines of rejected.jsonl."""
         return [
             json.dumps({"file": name, "line": each.number, "problem": each.problem}) + "\n"
             for name, each in self.rejected
@@ -85,7 +85,7 @@ def build(
     Raises:
         ValueError: with every problem of the inputs that was found.
     """
-    # What a killed run joined is deleted: joining again takes little time beside encoding.
+    # A half-joined folder of a killed run is deleted: joining again takes little time.
     with folder_appearing_whole(output, job.parts / "joined") as folder:
         _fill(folder, job, tokenizer, recipe, versions)
     delete_parts(job.parts)
@@ -161,7 +161,7 @@ def _join(
             counts += np.load(counts_path(part.folder))
         joined.add(unit.file, part, num_duplicates)
         if joined.round_trip.compared >= DOCUMENTS_FOR_A_SHARE:
-            # Hours before the end; what is as clear as that does not become better.
+            # A share as bad as this does not become good: say so now, not hours later.
             check_round_trip(
                 joined.round_trip, job.limits.max_changed_fraction, factor=2.0, parts=job.parts
             )
@@ -175,7 +175,7 @@ def _join(
 def _with_masks(
     parts: Iterator[tuple[Unit, Part]], encoder: Encoder
 ) -> Iterator[tuple[Unit, Part, dict[str, npt.NDArray[np.bool_]]]]:
-    """Each part, and which documents of each split stay, where not all do."""
+    """Yield each part, with a mask of the documents that stay where not all do."""
     if not encoder.settings.deduplicate:
         for unit, part in parts:
             yield unit, part, {}

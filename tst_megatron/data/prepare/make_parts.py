@@ -27,7 +27,7 @@ MOST_PROBLEMS = 20
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """What is to be made, and with what."""
+    """The parts to make, and all that is needed to make and to join them."""
 
     parts: Path
     """Folder of the parts."""
@@ -42,7 +42,7 @@ class Job:
 
 
 def made_parts(job: Job) -> Generator[tuple[Unit, Part]]:
-    """Yield the parts of all units in order, as soon as they are there.
+    """Yield the parts of all units in order, as soon as they are made.
 
     Raises:
         ValueError: after the others have been tried too, with every problem.
@@ -88,7 +88,7 @@ def made_parts(job: Job) -> Generator[tuple[Unit, Part]]:
 
 
 def _missing(job: Job, there: Container[Path]) -> dict[Path, tuple[Unit, Path]]:
-    """The tasks whose parts are to be made; of files with the same content the first is read."""
+    """Return the tasks still to do; of files with the same content the first is read."""
     missing: dict[Path, tuple[Unit, Path]] = {}
     for unit, folder in job.tasks:
         if folder not in there:

@@ -43,7 +43,7 @@ from tst_megatron.system.machine.disk import check_room
 from tst_megatron.system.progress import byte_progress
 
 TOKENIZER_KEYS = ("tokenizer_sha256", "eod_token", "special_tokens_in_text")
-"""Of a recipe; shards whose tokenizers are the same may differ in them, and the first's count."""
+"""Keys of a recipe in which shards with the same tokenizer may differ; the first shard's count."""
 
 
 def merge(shards: Sequence[Path], output: Path, *, console: Console | None = None) -> Manifest:
@@ -69,7 +69,7 @@ def merge(shards: Sequence[Path], output: Path, *, console: Console | None = Non
     manifests, problems = load_shards(shards)
     output = output.absolute()
     if not problems:
-        # What cannot be read may be what is missing.
+        # A shard that cannot be read may be the one that seems to be missing.
         problems += incomplete_texts(manifests)
     if manifests:
         recipe = _recipe(manifests)
@@ -82,7 +82,7 @@ def merge(shards: Sequence[Path], output: Path, *, console: Console | None = Non
         raise ValueError("\n".join(problems))
     there = finished(output, recipe)
     if there is not None:
-        # Of a run that was killed after its output had its name.
+        # A run may have been killed between the rename and this cleanup.
         delete_unfinished(output)
         return there
     if console:
@@ -104,7 +104,7 @@ def _build(
         built_beside(output) as folder,
         byte_progress(console, "merging", _num_bytes(manifests)) as advance,
     ):
-        # After what a killed run left has been deleted.
+        # Now, because the remains of a killed run have been deleted and take no space.
         _check_space(manifests, output)
         stored = store_tokenizer(manifests[0].tokenizer_path, folder)
         counts = np.zeros(manifests[0].tokenizer.vocab_size, dtype=np.int64)
@@ -124,7 +124,7 @@ def _build(
 
 
 def _recipe(manifests: Sequence[Manifest]) -> dict[str, Any]:
-    """What `prepare` records for all inputs in this order, and of which files each shard was."""
+    """Return what `prepare` records for all inputs in this order, and the files of each shard."""
     return {
         "inputs": [entry for manifest in manifests for entry in manifest.inputs()],
         **{key: manifests[0].recipe.get(key) for key in (*TOKENIZER_KEYS, *SETTINGS)},
@@ -135,7 +135,7 @@ def _recipe(manifests: Sequence[Manifest]) -> dict[str, Any]:
 
 
 def _shards_of(manifest: Manifest) -> list[dict[str, Any]]:
-    """What a folder adds to the list of shards: those it was merged from, or itself."""
+    """Return what a folder adds to the list of shards: those it was merged from, or itself."""
     if "shards" in manifest.recipe:
         return list(manifest.recipe["shards"])
     return [
@@ -178,7 +178,7 @@ def _contents(manifests: Sequence[Manifest]) -> Contents | None:
 
 
 def _join_rejected(folder: Path, manifests: Sequence[Manifest]) -> None:
-    """The shards' lists of what held no document, in one."""
+    """Join the shards' lists of lines and files that held no document."""
     for manifest in manifests:
         there = manifest.path.parent / REJECTED_NAME
         if there.is_file():
@@ -195,7 +195,7 @@ def _num_bytes(manifests: Sequence[Manifest]) -> int:
 
 
 def _versions(manifests: Sequence[Manifest]) -> dict[str, str]:
-    """Package to the versions that made the shards."""
+    """Return, for each package, the versions that made the shards."""
     names = {name: None for manifest in manifests for name in manifest.versions}
     return {
         name: ", ".join(sorted({m.versions[name] for m in manifests if name in m.versions}))

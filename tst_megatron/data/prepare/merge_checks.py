@@ -1,4 +1,4 @@
-"""Whether prepared folders can be joined into one: every reason against it, at once."""
+"""Check that prepared folders can be joined into one, and list every reason against it."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from tst_megatron.data.verify.recorded_files import differs, tokenizer_problems
 SETTINGS = ("text_key", "held_out_fraction", "test_fraction")
 """Keys of a recipe that must be the same in all shards."""
 MOST_LISTED = 20
-"""Of the shards of a text, in an error."""
+"""So many shards of a text are named in an error."""
 
 
 def load_shards(shards: Sequence[Path]) -> tuple[list[Manifest], list[str]]:
-    """The manifests that can be read, and why the others cannot."""
+    """Read the manifests, and say why some cannot be read."""
     manifests, problems = [], []
     for shard in shards:
         try:
@@ -34,7 +34,7 @@ def load_shards(shards: Sequence[Path]) -> tuple[list[Manifest], list[str]]:
 
 
 def shard_problems(manifests: Sequence[Manifest]) -> list[str]:
-    """Why the shards cannot be read as one text; all of it, from their manifests alone."""
+    """List why the shards cannot be read as one text, from their manifests alone."""
     if adopted := [each.path.parent for each in manifests if ADOPTED in each.recipe]:
         return [
             f"{folder}: was made by `data adopt` and has no token files of its own to join. Name "
@@ -191,7 +191,7 @@ def _empty_splits(manifests: Sequence[Manifest]) -> list[str]:
 
 
 def mixed_files(manifest: Manifest) -> list[str]:
-    """What a look at the sizes tells before hours of copying; merging compares the content."""
+    """List files whose size is wrong, before hours of copying; merging compares the content."""
     problems = tokenizer_problems(manifest)
     for split in manifest.splits().values():
         try:

@@ -56,7 +56,7 @@ that does not come back is no accident."""
 
 @dataclass(frozen=True, slots=True)
 class _Order:
-    """What a caller of `prepare` asked for."""
+    """The arguments of `prepare`, grouped."""
 
     inputs: Sequence[Path | str]
     tokenizer: Path
@@ -195,7 +195,7 @@ def _look_at_a_few(
 
 
 def _hash(files: Sequence[Input], workers: int, console: Console | None) -> dict[Path, str]:
-    """SHA-256 of each file."""
+    """Return the SHA-256 of each file."""
     total = sum(each.num_bytes for each in files)
     if total < _BYTES_HASHED_IN_THIS_PROCESS:
         workers = 1
@@ -219,10 +219,10 @@ def _sum_of(path: Path, advance: Callable[[int], None]) -> str:
 
 
 def _sample(units: Sequence[Unit], text_key: str, number: int) -> list[str]:
-    """Texts from all over the inputs."""
+    """Return texts from all over the inputs."""
     texts: list[str] = []
     for unit in units[:: max(1, len(units) // _SAMPLED_UNITS)]:
-        # What cannot be read is said later, all at once.
+        # Files that cannot be read are reported later, all at once.
         with suppress(ValueError):
             documents = next(read_unit(unit, text_key), Documents())
             texts += documents.texts[:number]

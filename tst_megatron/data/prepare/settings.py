@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What decides, beside inputs and tokenizer, which tokens a text becomes."""
+    """The choices that decide, beside inputs and tokenizer, which tokens a text becomes."""
 
     eod_token: str | None
     """Special token that ends documents, where it is not the tokenizer's EOS."""
@@ -27,7 +27,7 @@ class Settings:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """How much of a text may be lost or left out before a preparation fails."""
+    """The largest shares of a text that may be lost or left out before a preparation fails."""
 
     max_rejected_fraction: float
     """Share of lines and rows (0-1) that may hold no document and are left out. If it is above 0,

@@ -39,7 +39,7 @@ from tst_megatron.schedule import Schedule
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CorpusSize:
-    """What the arithmetic must know of a corpus."""
+    """The facts of a corpus that the arithmetic needs."""
 
     name: str
     """For messages."""
@@ -51,7 +51,7 @@ class CorpusSize:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Place:
-    """Where a sample starts."""
+    """The start of a sample, and its length."""
 
     phase: int
     num_inputs: int
@@ -77,7 +77,7 @@ class _Reading:
 
 
 class StreamPlan:
-    """What a run reads: the place of every sample, by arithmetic on its number.
+    """The places of all samples of a run, by arithmetic on their numbers.
 
     Sample i belongs to optimizer step ``i // global_batch_size``; the schedule says its phase, and
     with it the raw tokens of the sample.
@@ -140,7 +140,7 @@ class StreamPlan:
             raise ValueError(f"{self.corpora[number].name}: {error}") from error
 
     def _shares(self) -> list[tuple[int, list[int]]]:
-        """(raw tokens per latent position, samples of each corpus) of each reading."""
+        """Return (raw tokens per latent position, samples of each corpus) of each reading."""
         return self._shares_before(self.schedule.num_steps)
 
     def _shares_before(self, step: int) -> list[tuple[int, list[int]]]:
@@ -165,16 +165,16 @@ class StreamPlan:
         return problems
 
     def raw_tokens_of_corpora(self) -> list[int]:
-        """Raw tokens that the whole run reads of each corpus, look-ahead not counted."""
+        """Return how many raw tokens the run reads of each corpus, look-ahead not counted."""
         chunks = self.chunks_before(self.schedule.num_steps)
         return [number * self.schedule.num_latent_positions for number in chunks]
 
     def chunks_before(self, step: int) -> list[int]:
-        """Chunks of L raw tokens read of each corpus by the first ``step`` steps."""
+        """Return how many chunks of L raw tokens the first ``step`` steps read of each corpus."""
         return _chunks_of(self._shares_before(step))
 
     def corpus_lines(self) -> list[str]:
-        """How much of each corpus the run reads, a line each."""
+        """Say how much of each corpus the run reads, a line each."""
         return [
             f"{corpus.name}: {wanted / corpus.num_tokens:.2f} epochs over {corpus.num_tokens:,} "
             f"tokens, of which an epoch leaves out {self.num_tail_tokens(number):,}"
@@ -184,17 +184,17 @@ class StreamPlan:
         ]
 
     def epochs_of(self, corpus: int) -> int:
-        """Epochs that the run begins to read of a corpus."""
+        """Return how many epochs of a corpus the run begins to read."""
         last_unit = max(order.last_unit for order in self._orders[corpus])
         return last_unit // max(1, self.units_per_epoch[corpus]) + 1
 
     def num_tail_tokens(self, corpus: int) -> int:
-        """Raw tokens after a corpus's last unit, which are no input in their epoch."""
+        """Return how many raw tokens follow the last unit; they are not inputs in their epoch."""
         used = self.units_per_epoch[corpus] * self.unit_chunks * self.schedule.num_latent_positions
         return self.corpora[corpus].num_tokens - used
 
     def place(self, sample: int) -> Place:
-        """Where a sample of the run starts.
+        """Return the place where a sample of the run starts.
 
         Raises:
             IndexError: the run has no such sample.
@@ -220,7 +220,7 @@ class StreamPlan:
         )
 
     def _corpus_and_number(self, reading: int, sample: int) -> tuple[int, int]:
-        """Corpus of a reading's sample, and the sample's number among those of that corpus."""
+        """Return the corpus of a reading's sample, and its number among those of that corpus."""
         if len(self.corpora) == 1:
             return 0, sample
         step, place = divmod(sample, self._batch)
@@ -233,7 +233,7 @@ class StreamPlan:
 
 
 def raw_tokens_of(weights: Sequence[float], schedule: Schedule) -> list[int]:
-    """Raw tokens that a whole run reads of each corpus, look-ahead not counted.
+    """Return how many raw tokens a run reads of each corpus, look-ahead not counted.
 
     Args:
         weights: of the corpora, each above 0.
@@ -245,7 +245,7 @@ def raw_tokens_of(weights: Sequence[float], schedule: Schedule) -> list[int]:
 
 
 def smallest_text(num_raw_tokens: int, schedule: Schedule, *, unit_chunks: int) -> int:
-    """Tokens that a corpus must have so that an epoch of it reads so many.
+    """Return how many tokens a corpus must have so that an epoch of it reads so many.
 
     Args:
         num_raw_tokens: that are read, look-ahead not counted.
@@ -259,7 +259,7 @@ def smallest_text(num_raw_tokens: int, schedule: Schedule, *, unit_chunks: int) 
 def _shares_before(
     step: int, readings: Sequence[_Reading], blend: Blend, batch: int
 ) -> list[tuple[int, list[int]]]:
-    """(raw tokens per latent position, samples of each corpus) of each reading."""
+    """Return (raw tokens per latent position, samples of each corpus) of each reading."""
     return [
         (
             reading.num_inputs,
@@ -270,7 +270,7 @@ def _shares_before(
 
 
 def _chunks_of(shares: Sequence[tuple[int, Sequence[int]]]) -> list[int]:
-    """Chunks of each corpus that shares of readings take."""
+    """Return how many chunks of each corpus the shares of readings take."""
     by_corpus = zip(
         *([num_inputs * n for n in samples] for num_inputs, samples in shares), strict=True
     )

@@ -34,12 +34,12 @@ HUGGING_FACE_FILES = (
     "chat_template.jinja",
     "chat_template.json",
 )
-"""What a tokenizer in Hugging Face format may consist of."""
+"""Files that a tokenizer in Hugging Face format may consist of."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TokenizerFacts:
-    """What must be known of a tokenizer to read the tokens that it made."""
+    """The facts about a tokenizer that a reader of its tokens needs."""
 
     kind: Kind
     sha256: str
@@ -51,7 +51,7 @@ class TokenizerFacts:
     eod_id: int
     """Id after every document."""
     special_tokens_in_text: bool
-    """Whether text that spells a special token became its id."""
+    """True where text that spells a special token became its id."""
 
     def __post_init__(self) -> None:
         """Refuse values that a damaged manifest may hold."""
@@ -64,11 +64,11 @@ class Tokenizer(Protocol):
 
     @property
     def facts(self) -> TokenizerFacts:
-        """What must be known of it."""
+        """The facts that a manifest records of it."""
         ...
 
     def encode(self, texts: Sequence[str]) -> list[npt.NDArray[np.int32]]:
-        """The ids of whole documents, BOS and EOD included, in one thread.
+        """Return the ids of complete documents, BOS and EOD included, in one thread.
 
         Raises:
             UnicodeEncodeError: a text holds half a surrogate pair, which has no UTF-8 form.
@@ -76,7 +76,7 @@ class Tokenizer(Protocol):
         ...
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of ids, special tokens spelled out."""
+        """Return the text of ids, special tokens spelled out."""
         ...
 
 
@@ -84,7 +84,7 @@ def tokenizer_sha256(path: Path) -> str:
     """SHA-256 of a tokenizer's file, or of the names and sums of all its files in a folder.
 
     Raises:
-        FileNotFoundError: neither is there.
+        FileNotFoundError: neither exists.
     """
     if not path.is_dir():
         return file_sha256(path)
@@ -96,14 +96,14 @@ def tokenizer_sha256(path: Path) -> str:
 
 
 def body(ids: list[int], facts: TokenizerFacts) -> list[int]:
-    """The ids of a document without its BOS and EOD."""
+    """Return the ids of a document without its BOS and EOD."""
     start = 1 if facts.bos_id is not None and ids[0] == facts.bos_id else 0
     stop = len(ids) - 1 if ids[-1] == facts.eod_id else len(ids)
     return ids[start:stop]
 
 
 def tokenizer_rules(facts: TokenizerFacts) -> dict[str, str]:
-    """What was done to every document, in words."""
+    """Say in words what was done to every document."""
     bos = "no BOS" if facts.bos_id is None else f"BOS ({facts.bos_id}) before every document"
     literal = "ordinary text, never special ids"
     if facts.special_tokens_in_text:

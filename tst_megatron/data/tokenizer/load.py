@@ -24,7 +24,7 @@ FILES_ALONG = (
     "byte_maps.json",
     "entity_vocab.json",
 )
-"""What transformers may write beside them, and makes no ids of where tokenizer.json is there."""
+"""Files that transformers may write beside these, and that make no ids beside a tokenizer.json."""
 TEMPLATES_ALONG = "additional_chat_templates"
 """A folder of chat templates beside the first."""
 
@@ -37,7 +37,7 @@ def load_tokenizer(source: Path, *, special_tokens_in_text: bool = False) -> Tok
         special_tokens_in_text: text that spells a special token becomes its id.
 
     Raises:
-        FileNotFoundError: nothing there.
+        FileNotFoundError: no such file or folder.
         ValueError: not a tokenizer, or one by which documents cannot be told apart.
     """
     if source.is_dir():

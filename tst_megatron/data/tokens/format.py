@@ -46,5 +46,5 @@ def idx_path(prefix: Path) -> Path:
 
 
 def where_it_leads(path: Path) -> str:
-    """Of a link its target, in words; nothing of a file."""
+    """Say where a link leads, for a message; say nothing of a file."""
     return f" (a link to {path.readlink()})" if path.is_symlink() else ""

@@ -109,16 +109,16 @@ class IndexedReader:
         self.num_documents = len(self.document_lengths)
         self.num_empty_documents = num_index - 1 - num_sequences
         """Documents of the index without a sequence."""
-        # The last document's end, since the sum would read the whole index on every rank.
+        # Taken from the last document's end: a sum would read all of the index on every rank.
         self.num_tokens = 0
         if num_sequences:
             last_offset = int(self._offsets[-1]) // self.dtype.itemsize
             self.num_tokens = last_offset + int(self.document_lengths[-1])
 
     def check(self) -> None:
-        """Read the whole index: documents follow each other without a gap, and none is empty.
+        """Read all of the index: documents follow each other without a gap, and none is empty.
 
-        Where the .bin holds others between them, there may be gaps, of whole tokens.
+        In a split of an adopted pair there may be gaps between them, which cut no token.
 
         Raises:
             ValueError: they do not; the first such document is named.
@@ -150,23 +150,23 @@ class IndexedReader:
                 )
 
     def document_at(self, position: int) -> int:
-        """The document that holds a raw token; the number of documents at the end of all."""
+        """Return the document that holds a raw token; the number of documents at the end of all."""
         if position >= self.num_tokens:
             return self.num_documents
         if self.has_gaps:
             return self._positions.document_at(position)
         offset = position * self.dtype.itemsize
-        # Not numpy's: it would copy the whole array, since the file's numbers are not aligned.
+        # numpy's search would copy the array, as the file's numbers are not aligned.
         return bisect.bisect_right(self._offsets, offset) - 1
 
     def starts(self, first: int, stop: int) -> npt.NDArray[np.int64]:
-        """Positions at which documents [first, stop) start."""
+        """Return the positions at which documents [first, stop) start."""
         if self.has_gaps:
             return self._positions.starts(first, stop)
         return self._offsets[first:stop] // self.dtype.itemsize
 
     def stretch(self, start: int, stop: int) -> npt.NDArray[Any]:
-        """Raw tokens at positions [start, stop); a read-only view where there are no gaps."""
+        """Return the raw tokens [start, stop), as a read-only view where there are no gaps."""
         if not self.has_gaps:
             return self._tokens[start:stop]
         stop = min(stop, self.num_tokens)

@@ -38,7 +38,7 @@ class IndexedFacts:
     idx_sha256: str
     bin_fingerprint: str
     idx_fingerprint: str
-    """What a start-up compares (`fingerprint.py`)."""
+    """Short forms of the content that a start-up compares (`fingerprint.py`)."""
 
 
 class IndexedWriter:
@@ -162,7 +162,7 @@ class IndexedWriter:
 
 
 def _index_parts(lengths: npt.NDArray[np.int32], itemsize: int) -> Iterator[bytes]:
-    """The three sections of an index, in blocks: a whole one of offsets may be tens of GB."""
+    """Yield the three sections of an index in blocks: all offsets together may be tens of GB."""
     firsts = range(0, len(lengths), DOCUMENTS_PER_BLOCK)
     blocks = [slice(first, first + DOCUMENTS_PER_BLOCK) for first in firsts]
     for block in blocks:

@@ -20,7 +20,7 @@ DOCUMENTS_PER_STEP = 1 << 22
 
 @dataclass(frozen=True, slots=True)
 class Lengths:
-    """How many documents have each length, in tokens, BOS and EOD included."""
+    """Numbers of documents by length in tokens, BOS and EOD included."""
 
     counts: npt.NDArray[np.int64]
     """[LONGEST_COUNTED + 1] documents of each length."""

@@ -34,7 +34,7 @@ def verify_files(manifest: Manifest) -> None:
 
 
 def missing(file: Path) -> str:
-    """Say that a file of a folder is not there."""
+    """Say that a file of a folder is missing."""
     return f"{file}: is missing{where_it_leads(file)}. {BRING_BACK}"
 
 
@@ -44,7 +44,7 @@ def differs(file: Path) -> str:
 
 
 def tokenizer_problems(manifest: Manifest) -> list[str]:
-    """Whether a folder still has the tokenizer that made its tokens."""
+    """Check that a folder still has the tokenizer that made its tokens."""
     path = manifest.tokenizer_path
     try:
         if tokenizer_sha256(path) == manifest.tokenizer.sha256:
@@ -55,9 +55,9 @@ def tokenizer_problems(manifest: Manifest) -> list[str]:
 
 
 def changed_files(manifest: Manifest) -> list[str]:
-    """What is wrong with the files of a folder, as far as a start-up can read them; all of it.
+    """List what is wrong with the files of a folder, as far as a start-up can read them.
 
-    A file that was written anew under the same name is noticed; `verify_files` reads everything.
+    A file that was replaced under the same name is noticed; `verify_files` reads everything.
     """
     problems = []
     for split in manifest.splits().values():

@@ -1,4 +1,4 @@
-"""Documents of the source text, encoded again and looked up where they must stand."""
+"""Encode documents of the source text again, and look them up where they must be."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from tst_megatron.data.tokens.format import bin_path
 from tst_megatron.data.tokens.reader import IndexedReader
 
 DOCUMENTS_PER_STEP = 1000
-"""Of the progress."""
+"""Progress is reported after so many."""
 
 
 @dataclass(slots=True)
 class Comparison:
-    """What was compared, and what differs, in words."""
+    """The number of documents compared, and the differences in words."""
 
     num_compared: int
     problems: list[str]
@@ -34,7 +34,7 @@ class Comparison:
 
 @dataclass(slots=True)
 class _Place:
-    """Where the documents of a split have come to."""
+    """How far the comparison of a split has come."""
 
     reader: IndexedReader
     num_documents: int = 0
@@ -56,8 +56,8 @@ def compare_with_inputs(
 
     Args:
         manifest: of a folder whose files are sound.
-        inputs: what was given to `prepare`: files, folders and patterns, in that order; of a shard
-            the whole text or its own files.
+        inputs: what was given to `prepare`: files, folders and patterns, in that order; for a
+            shard all files of the text, or its own.
         sample: share of documents (0-1) that is encoded again; all are read and counted.
         advance: called with the number of documents read since the last call.
     """
@@ -203,7 +203,7 @@ def _differences(places: dict[str, _Place]) -> list[str]:
 
 
 def _input_problems(manifest: Manifest, files: Sequence[Input]) -> list[str]:
-    """Whether the files are those that the manifest names, as far as names and sizes tell."""
+    """Check that the files are those that the manifest names, by their names and sizes."""
     if ADOPTED in manifest.recipe:
         # What another tool wrote does not say of which text.
         return []

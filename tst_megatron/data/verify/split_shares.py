@@ -12,9 +12,9 @@ IMPROBABLE = 1e-6
 
 
 def share_notes(manifest: Manifest) -> list[str]:
-    """Splits that are empty, or whose share of the documents is not what the fractions give.
+    """List splits that are empty, or whose share of the documents is not what the fractions give.
 
-    No fault: texts that occur many times all fall into the same split.
+    This is not a fault: texts that occur many times all fall into the same split.
     """
     documents = {name: split.documents for name, split in manifest.splits().items()}
     total = sum(documents.values())
@@ -38,7 +38,7 @@ def share_notes(manifest: Manifest) -> list[str]:
 
 
 def _is_improbable(number: int, total: int, fraction: float) -> bool:
-    """By Chernoff's bound on the tails of the binomial distribution, which holds for any size."""
+    """Apply Chernoff's bound on the tails of the binomial distribution; it holds for any size."""
     share = number / total if total else fraction
     divergence = sum(
         there * math.log(there / expected)

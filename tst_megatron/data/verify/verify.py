@@ -41,11 +41,11 @@ def _no_progress() -> AbstractContextManager[Advance]:
 
 @dataclass(slots=True)
 class Findings:
-    """What was found in a folder, in words."""
+    """The findings about a folder, in words."""
 
     problems: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
-    """What its owner should know, and what is no fault."""
+    """Facts that the owner should know and that are not faults."""
 
 
 def verify_folder(
@@ -71,7 +71,7 @@ def verify_folder(
             f"{manifest.path}: dtype {manifest.dtype}, a vocabulary of {facts.vocab_size} ids has "
             f"{token_dtype(facts.vocab_size).name}. {AGAIN}"
         )
-    # The tokenizer may take a minute to load, which is no time of reading.
+    # Progress starts here: loading the tokenizer may take a minute, and is not reading.
     with progress() as advance:
         held_out = _read_splits(manifest, facts, findings, advance, others)
     for split_documents in held_out:
@@ -113,7 +113,7 @@ def _read_splits(
 
 
 class _Content:
-    """Hashes of whole files; the one file of all splits of an adopted pair is read once."""
+    """Hashes of files; the one file that all splits of an adopted pair share is read once."""
 
     def __init__(self, advance: Advance) -> None:
         self.advance = advance
@@ -128,7 +128,7 @@ class _Content:
 
 
 def num_bytes_to_read(manifest: Manifest) -> int:
-    """What `verify_folder` reads of a folder, for the progress; files that are missing aside."""
+    """Return how many bytes `verify_folder` reads of a folder; missing files are not counted."""
     idx = [idx_path(split.prefix) for split in manifest.splits().values()]
     bins = {bin_path(split.prefix).resolve() for split in manifest.splits().values()}
     total = sum(path.stat().st_size for path in [*idx, *bins] if path.is_file())
@@ -138,7 +138,7 @@ def num_bytes_to_read(manifest: Manifest) -> int:
 
 
 def _tokenizer(manifest: Manifest) -> tuple[Tokenizer | None, list[str]]:
-    """The folder's tokenizer if it is the recorded one, and what is wrong with it."""
+    """Return the folder's tokenizer if it is the recorded one, and what is wrong with it."""
     if problems := tokenizer_problems(manifest):
         return None, problems
     try:
@@ -162,7 +162,7 @@ def _tokenizer(manifest: Manifest) -> tuple[Tokenizer | None, list[str]]:
 def _index_problems(
     split: Split, dtype: str, advance: Advance
 ) -> tuple[list[str], IndexedReader | None]:
-    """What is wrong with an index; a reader of the pair if documents can be found by it."""
+    """Say what is wrong with an index; return a reader too if documents can be found by it."""
     path = idx_path(split.prefix)
     problems: list[str] = []
     try:
@@ -217,7 +217,7 @@ def _token_problems(
 
 
 def _hash_problems(split: Split, content: _Content) -> list[str]:
-    """What can be said of tokens whose documents cannot be found."""
+    """Say what is wrong with a .bin whose documents cannot be found."""
     path = bin_path(split.prefix)
     if not path.is_file():
         return [missing(path)]
