@@ -24,6 +24,7 @@ from tst_megatron.data.prepare.prepare import prepare
 from tst_megatron.data.stream.corpora import Corpus
 from tst_megatron.data.stream.stream import HeldOutPositions
 from tst_megatron.data.tokenizer.load import load_tokenizer
+from tst_megatron.data.tokenizer.train import BOS_ID
 from tst_megatron.data.tokens import gaps
 from tst_megatron.data.tokens.format import HEADER, bin_path, idx_path
 from tst_megatron.data.tokens.reader import IndexedReader
@@ -312,6 +313,21 @@ def test_tokens_of_another_rule_are_refused_with_everything_that_tells(
     assert f"240 do not end with EOD (1), 240 of them end with id {eod}" in text
     assert "--eod-token" in text
     assert "do not begin with BOS (0)" in text and "encodes to other ids" in text
+
+
+def test_sentencepiece_pair_with_bos_is_told_what_is_wrong_and_not_what_cannot_be(
+    tokenizer_model, tmp_path
+):
+    documents = [[BOS_ID, *each] for each in encoded(tokenizer_model, TEXTS)]
+    pair = write_pair(tmp_path / "pair", documents)
+    text = refusal(pair, tokenizer_model, tmp_path / "no")
+    assert f"begin with the model's BOS ({BOS_ID})" in text and "make it again without" in text
+    assert "--special-tokens-in-text" not in text and "another tokenizer made" not in text
+    # Both faults at once are both named.
+    turned = [[BOS_ID, *each[1:-1][::-1], each[-1]] for each in documents]
+    text = refusal(write_pair(tmp_path / "turned", turned), tokenizer_model, tmp_path / "no")
+    assert "begin with the model's BOS" in text and "encodes to other ids" in text
+    assert "--special-tokens-in-text" not in text
 
 
 def test_one_wrong_document_that_no_sample_has_is_found(tokenizer_model, tmp_path, monkeypatch):

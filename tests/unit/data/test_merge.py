@@ -113,6 +113,25 @@ def test_shards_that_share_a_file_are_merged_and_it_is_noted(
         assert (tmp_path / "merged" / name).read_bytes() == (tmp_path / "w" / name).read_bytes()
 
 
+def test_merge_says_that_a_shard_of_an_earlier_version_drops_the_contents_of_all(
+    shards: list[Path], tmp_path: Path
+) -> None:
+    def merged_with_output(name: str) -> tuple[bool, str]:
+        text = io.StringIO()
+        console = Console(file=text, width=1000)
+        return merge(shards, tmp_path / name, console=console).contents is None, text.getvalue()
+
+    assert merged_with_output("all")[0] is False and "warning" not in merged_with_output("b")[1]
+    edit(shards[0] / "manifest.json", lambda values: values.pop("contents"))
+    is_dropped, text = merged_with_output("dropped")
+    assert is_dropped
+    assert f"warning: 1 of {len(shards)} shards, the first {shards[0]}, were prepared by" in text
+    for shard in shards[1:]:
+        edit(shard / "manifest.json", lambda values: values.pop("contents"))
+    # Nothing is lost where none has any.
+    assert "warning" not in merged_with_output("none")[1]
+
+
 def test_deduplicated_shards_are_merged_step_by_step(tokenizer_model: Path, tmp_path: Path) -> None:
     for number in range(3):
         source = write_jsonl(tmp_path / f"d{number}.jsonl", [f"{t} {number}" for t in TEXTS] * 2)

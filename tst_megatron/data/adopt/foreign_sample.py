@@ -15,6 +15,7 @@ import numpy.typing as npt
 from rich.console import Console
 
 from tst_megatron.data.tokenizer.facts import Tokenizer, body
+from tst_megatron.data.tokenizer.sentencepiece import SentencePieceTokenizer
 from tst_megatron.data.tokens.format import bin_path
 from tst_megatron.data.tokens.reader import IndexedReader
 from tst_megatron.data.verify.inspect import visible
@@ -76,8 +77,15 @@ def _chosen(reader: IndexedReader) -> Iterator[int]:
 def _comes_back(ids: npt.NDArray[Any], tokenizer: Tokenizer) -> bool:
     """Tell whether the text of a document has its ids; BOS and EOD are compared elsewhere."""
     inner = body(ids.tolist(), tokenizer.facts)
+    if _begins_with_foreign_bos(ids, tokenizer):
+        inner = inner[1:]  # A problem of its own, which hides nothing else this way.
     (again,) = tokenizer.encode([tokenizer.decode(inner)])
     return inner == body(again.tolist(), tokenizer.facts)
+
+
+def _begins_with_foreign_bos(ids: npt.NDArray[Any], tokenizer: Tokenizer) -> bool:
+    """Tell whether a document begins with the BOS of a SentencePiece model, which none has here."""
+    return isinstance(tokenizer, SentencePieceTokenizer) and ids[0] == tokenizer.bos_piece
 
 
 def _problems(
@@ -103,6 +111,12 @@ def _problems(
         problems.append(
             f"{without:,} do not begin with BOS ({facts.bos_id}), which this tokenizer puts there"
         )
+    if with_bos := [ids for ids in sample if _begins_with_foreign_bos(ids, tokenizer)]:
+        problems.append(
+            f"{len(with_bos):,} begin with the model's BOS ({int(with_bos[0][0])}), and documents "
+            "of a SentencePiece model begin without one here. The pair was made with BOS before "
+            "each document: make it again without"
+        )
     inner = sum(bool((ids[:-1] == facts.eod_id).any()) for ids in sample)
     if inner and not facts.special_tokens_in_text:
         problems.append(
@@ -110,9 +124,12 @@ def _problems(
             "--special-tokens-in-text says so"
         )
     if num_changed > LARGEST_CHANGED_FRACTION * len(sample):
+        # A SentencePiece model never reads special tokens in text, and refuses that option.
+        is_model = isinstance(tokenizer, SentencePieceTokenizer)
+        spelled = ", or text that spells special tokens became their ids (--special-tokens-in-text)"
         problems.append(
-            f"{num_changed:,} have a text that encodes to other ids, so another tokenizer made "
-            "them, or text that spells special tokens became their ids (--special-tokens-in-text)"
+            f"{num_changed:,} have a text that encodes to other ids, so another tokenizer made them"
+            f"{'' if is_model else spelled}"
         )
     return problems
 

@@ -40,7 +40,7 @@ from tst_megatron.data.tokens.format import bin_path, idx_path
 from tst_megatron.data.tokens.writer import IndexedFacts, IndexedWriter
 from tst_megatron.data.verify.recorded_files import differs
 from tst_megatron.system.machine.disk import check_room
-from tst_megatron.system.progress import byte_progress
+from tst_megatron.system.progress import byte_progress, say_warning
 
 TOKENIZER_KEYS = ("tokenizer_sha256", "eod_token", "special_tokens_in_text")
 """Keys of a recipe in which shards with the same tokenizer may differ; the first shard's count."""
@@ -58,8 +58,7 @@ def merge(shards: Sequence[Path], output: Path, *, console: Console | None = Non
         shards: folders that `prepare` or `merge` has finished, with one tokenizer and the same
             settings. A split may be empty in some of them, not in all.
         output: folder to make; its parent is made too.
-        console: where progress goes, and a note of shards that were made of the same files;
-            nowhere when None.
+        console: where progress goes, with notes and warnings; nowhere when None.
 
     Raises:
         ValueError: with every problem that was found: shards that differ, are damaged or hold the
@@ -88,6 +87,8 @@ def merge(shards: Sequence[Path], output: Path, *, console: Console | None = Non
     if console:
         for note in repeated_inputs(manifests):
             console.print(f"note: {note}", highlight=False, markup=False, soft_wrap=True)
+        if silent := _without_contents(manifests):
+            say_warning(console, silent)
     _build(manifests, recipe, output, console)
     return load_manifest(output)
 
@@ -175,6 +176,19 @@ def _contents(manifests: Sequence[Manifest]) -> Contents | None:
         round_trip.take(contents.round_trip)
     files = [entry for contents in each for entry in contents.files]
     return Contents(files=files, not_read=not_read, round_trip=round_trip)
+
+
+def _without_contents(manifests: Sequence[Manifest]) -> str | None:
+    """Say that some shards keep the others' record of their files from being merged."""
+    silent = [manifest.path.parent for manifest in manifests if manifest.contents is None]
+    if not silent or len(silent) == len(manifests):
+        return None
+    return (
+        f"{len(silent):,} of {len(manifests):,} shards, the first {silent[0]}, were prepared by an "
+        "earlier version that did not record documents of each file, files that were not read and "
+        f"decoded documents. {FILE_NAME} of the merged folder leaves this out for all of them; "
+        "prepare those shards again to keep it"
+    )
 
 
 def _join_rejected(folder: Path, manifests: Sequence[Manifest]) -> None:

@@ -63,6 +63,12 @@ class SentencePieceTokenizer:
             if not processor.is_control(number) and not processor.is_unknown(number)
         ]
 
+    @property
+    def bos_piece(self) -> int | None:
+        """The model's own BOS, which no document here begins with; None if it has none."""
+        bos_id = cast(int, self._processor.bos_id())
+        return bos_id if bos_id >= 0 else None
+
     def num_byte_pieces(self) -> int:
         """Count the pieces that stand for a byte; characters without a piece become these."""
         processor = self._processor

@@ -34,7 +34,7 @@ class Comparison:
 
 @dataclass(slots=True)
 class _Place:
-    """How far the comparison of a split has come."""
+    """Progress of the comparison of a split."""
 
     reader: IndexedReader
     num_documents: int = 0
