@@ -123,12 +123,12 @@ def test_adopted_splits_are_those_of_prepare_and_no_token_is_copied(adopted, pre
     assert not [path for path in files if path.suffix == ".bin"]
 
 
-@pytest.mark.parametrize("unit_tokens", [1, 1000])
-def test_units_of_any_size_in_several_processes_give_the_same_folder(
-    adopted, pair, tokenizer_model, tmp_path, monkeypatch, unit_tokens
+@pytest.mark.parametrize("tokens_per_range", [1, 1000])
+def test_ranges_of_any_size_in_several_processes_give_the_same_folder(
+    adopted, pair, tokenizer_model, tmp_path, monkeypatch, tokens_per_range
 ):
-    monkeypatch.setattr(decide_splits, "UNIT_TOKENS", unit_tokens)
-    workers = 1 if unit_tokens == 1 else 2
+    monkeypatch.setattr(decide_splits, "TOKENS_PER_RANGE", tokens_per_range)
+    workers = 1 if tokens_per_range == 1 else 2
     adopt(pair, tokenizer_model, tmp_path / "other", workers=workers, **FRACTIONS)
     for name in ("train.idx", "validation.idx", "test.idx", "manifest.json"):
         other = (tmp_path / "other" / name).read_bytes()
@@ -376,13 +376,13 @@ def test_split_without_a_document_is_refused(tokenizer_model, tmp_path):
 def test_pair_that_changes_while_it_is_read_is_refused(
     own_pair, tokenizer_model, tmp_path, monkeypatch
 ):
-    read_unit = decide_splits._read_unit
+    read_range = decide_splits._read_range
 
     def touch(*arguments):
         os.utime(bin_path(own_pair), ns=(1, 1))
-        return read_unit(*arguments)
+        return read_range(*arguments)
 
-    monkeypatch.setattr(decide_splits, "_read_unit", touch)
+    monkeypatch.setattr(decide_splits, "_read_range", touch)
     text = refusal(own_pair, tokenizer_model, tmp_path / "no")
     assert "was changed while it was read" in text
 

@@ -23,8 +23,8 @@ from tst_megatron.data.verify.token_scan import Faults, block_at, check_block
 from tst_megatron.system.processes.worker_pool import in_order
 from tst_megatron.system.progress import byte_progress
 
-UNIT_TOKENS = 1 << 23
-"""About so many tokens are one worker's at a time."""
+TOKENS_PER_RANGE = 1 << 23
+"""A worker reads about so many tokens at a time, as a range of documents."""
 LEFT_OUT = len(SPLITS)
 """In place of a split's number: a document without text, which `prepare` leaves out too."""
 
@@ -60,20 +60,23 @@ def decide_splits(
     """Return each document's split, the counts of training tokens, and the hash of the .bin.
 
     Raises:
-        ValueError: documents of another tokenizer or another rule; those of the first unit that
+        ValueError: documents of another tokenizer or another rule; those of the first range that
             has some are named.
     """
     splits = np.empty(reader.num_documents, dtype=np.uint8)
     counts = np.zeros(job.tokenizer.facts.vocab_size, dtype=np.int64)
     digest = hashlib.sha256()
-    units = list(_units(reader))
+    ranges = list(_ranges(reader))
     path = bin_path(job.prefix)
     with (
         path.open("rb") as file,
         byte_progress(console, "reading", path.stat().st_size) as advance,
         closing(
             in_order(
-                partial(_read_unit, job), units, workers=min(workers, len(units)), advance=advance
+                partial(_read_range, job),
+                ranges,
+                workers=min(workers, len(ranges)),
+                advance=advance,
             )
         ) as results,
     ):
@@ -93,10 +96,10 @@ def decide_splits(
 FIX = "Adopt the pair with the tokenizer that made it (--eod-token), or prepare the text."
 
 
-def _units(reader: IndexedReader) -> Iterator[tuple[int, int]]:
-    """Documents [first, stop) of each unit; together they are all documents."""
+def _ranges(reader: IndexedReader) -> Iterator[tuple[int, int]]:
+    """Yield ranges of documents [first, stop) for the workers; together they are all documents."""
     first = 0
-    for position in range(UNIT_TOKENS, reader.num_tokens, UNIT_TOKENS):
+    for position in range(TOKENS_PER_RANGE, reader.num_tokens, TOKENS_PER_RANGE):
         stop = reader.document_at(position)
         if stop > first:
             yield first, stop
@@ -104,13 +107,14 @@ def _units(reader: IndexedReader) -> Iterator[tuple[int, int]]:
     yield first, reader.num_documents
 
 
-def _read_unit(job: Adoption, unit: tuple[int, int], advance: Callable[[int], None]) -> _Read:
+def _read_range(job: Adoption, documents: tuple[int, int], advance: Callable[[int], None]) -> _Read:
     """Check some documents, decode each, and let its text decide its split."""
     reader, facts = open_pair(job.prefix), job.tokenizer.facts
-    first, stop = unit
+    first, stop = documents
     start = int(reader.starts(first, first + 1)[0])
     end = int(reader.starts(stop - 1, stop)[0]) + int(reader.document_lengths[stop - 1])
     ids = reader.stretch(start, end)
+    # Faults of the tokens first: a text that is decoded from damaged ids decides nothing.
     counts, faults = np.zeros(facts.vocab_size, dtype=np.int64), Faults()
     check_block(block_at(reader, start, ids), facts, counts, faults)
     splits = np.zeros(stop - first, dtype=np.uint8)
@@ -121,6 +125,7 @@ def _read_unit(job: Adoption, unit: tuple[int, int], advance: Callable[[int], No
         number = _split_number(job, tokens)
         splits[document - first] = number
         if number:
+            # The check above has counted the tokens of every document; only train counts.
             np.subtract.at(counts, tokens, 1)
         advance(tokens.nbytes)
     return _Read(splits, counts, [])

@@ -66,7 +66,7 @@ class SentencePieceTokenizer:
     @property
     def bos_piece(self) -> int | None:
         """The model's own BOS, which no document here begins with; None if it has none."""
-        bos_id = cast(int, self._processor.bos_id())
+        bos_id = self._processor.bos_id()
         return bos_id if bos_id >= 0 else None
 
     def num_byte_pieces(self) -> int:
