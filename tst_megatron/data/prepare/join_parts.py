@@ -94,6 +94,7 @@ def build(
 def _fill(
     folder: Path, job: Job, tokenizer: Path, recipe: Mapping[str, Any], versions: Mapping[str, str]
 ) -> None:
+    # The tokens: all parts in order, into one pair of files for each split.
     stored = store_tokenizer(tokenizer, folder, eod_token=job.encoder.settings.eod_token)
     facts = job.encoder.tokenizer.facts
     counts = np.zeros(facts.vocab_size, dtype=np.int64)
@@ -106,6 +107,7 @@ def _fill(
         joined = _join(job, parts, writers, counts)
         check_unchanged(dict.fromkeys(unit.file for unit, _ in job.tasks))
         splits = {name: writer.finish(allow_empty=True) for name, writer in writers.items()}
+    # The record: what was left out, and last the manifest, which says that the folder is complete.
     if not job.limits.allow_empty_splits:
         check_documents({name: split.num_documents for name, split in splits.items()}, recipe)
     if lines := joined.rejected_lines():

@@ -47,6 +47,7 @@ def made_parts(job: Job) -> Generator[tuple[Unit, Part]]:
     Raises:
         ValueError: after the others have been tried too, with every problem.
     """
+    # Parts of an earlier run are kept, so only the others are made.
     there = {folder for _, folder in job.tasks if folder.is_dir()}
     missing = _missing(job, there)
     done = sum(unit.num_bytes for unit, folder in job.tasks if folder in there)
@@ -67,6 +68,7 @@ def made_parts(job: Job) -> Generator[tuple[Unit, Part]]:
             )
         ) as results,
     ):
+        # The workers' results come in the order of the tasks, so each is awaited where it is due.
         for unit, folder in job.tasks:
             if missing.pop(folder, None):
                 _, error = next(results)

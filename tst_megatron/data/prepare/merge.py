@@ -65,6 +65,7 @@ def merge(shards: Sequence[Path], output: Path, *, console: Console | None = Non
             same text, a split without a document, or an `output` that holds something else.
         OSError: the disk has too little space.
     """
+    # 1. Every reason against it, from manifests and file sizes alone.
     manifests, problems = load_shards(shards)
     output = output.absolute()
     if not problems:
@@ -79,11 +80,15 @@ def merge(shards: Sequence[Path], output: Path, *, console: Console | None = Non
             problems += [problem for manifest in manifests for problem in mixed_files(manifest)]
     if problems:
         raise ValueError("\n".join(problems))
+
+    # 2. Nothing to do if the folder is finished.
     there = finished(output, recipe)
     if there is not None:
         # A run may have been killed between the rename and this cleanup.
         delete_unfinished(output)
         return there
+
+    # 3. The work.
     if console:
         for note in repeated_inputs(manifests):
             console.print(f"note: {note}", highlight=False, markup=False, soft_wrap=True)
