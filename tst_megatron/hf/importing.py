@@ -23,8 +23,7 @@ from torch import Tensor
 from tst_megatron.checkpoint.open import RELEASE, TrainedWeights, open_checkpoint, skeleton
 from tst_megatron.checkpoint.seam import seam
 from tst_megatron.checkpoint.whole import TRACKER, record_save
-from tst_megatron.data.tokenizer.facts import tokenizer_sha256
-from tst_megatron.data.tokenizer.load import HUGGING_FACE_FOLDER, copy_files
+from tst_megatron.data.tokenizer.files import HUGGING_FACE_FOLDER, copy_files, tokenizer_sha256
 from tst_megatron.hf.families.family import Family, parts_without_form
 from tst_megatron.hf.model_folder.config_problems import config_problems
 from tst_megatron.hf.model_folder.configuration import (

@@ -32,7 +32,8 @@ from tst_megatron.data.prepare.output_folder import (
 )
 from tst_megatron.data.prepare.settings import Settings
 from tst_megatron.data.text.split import SPLITS
-from tst_megatron.data.tokenizer.facts import Tokenizer, tokenizer_sha256
+from tst_megatron.data.tokenizer.facts import Tokenizer
+from tst_megatron.data.tokenizer.files import tokenizer_sha256
 from tst_megatron.data.tokenizer.load import store_tokenizer
 from tst_megatron.data.tokens.fingerprint import fingerprint
 from tst_megatron.data.tokens.format import bin_path, idx_path

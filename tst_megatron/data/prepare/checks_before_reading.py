@@ -21,9 +21,10 @@ from tst_megatron.data.prepare.parts import is_parts_folder, parts_folder
 from tst_megatron.data.prepare.settings import Limits, Settings
 from tst_megatron.data.text.inputs import Input, NotRead, Shard
 from tst_megatron.data.tokenizer.checks import tokenizer_faults, tokenizer_remarks
-from tst_megatron.data.tokenizer.facts import Tokenizer, tokenizer_sha256
+from tst_megatron.data.tokenizer.facts import Tokenizer
 from tst_megatron.data.tokenizer.fast import check_fast
-from tst_megatron.data.tokenizer.load import HUGGING_FACE_FOLDER, load_tokenizer, store_tokenizer
+from tst_megatron.data.tokenizer.files import HUGGING_FACE_FOLDER, tokenizer_sha256
+from tst_megatron.data.tokenizer.load import load_tokenizer, store_tokenizer
 from tst_megatron.data.tokenizer.round_trip import CHANGED_FRACTION
 from tst_megatron.system.processes.lock import LOCK, held
 from tst_megatron.system.progress import say_warning

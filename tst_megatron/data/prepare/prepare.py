@@ -35,8 +35,9 @@ from tst_megatron.data.prepare.settings import Limits, Settings
 from tst_megatron.data.text.documents import Documents, read_unit
 from tst_megatron.data.text.inputs import Input, Shard, files_of_shard, find
 from tst_megatron.data.text.units import UNIT_BYTES, Unit, cut_into_units
-from tst_megatron.data.tokenizer.facts import Tokenizer, tokenizer_sha256
+from tst_megatron.data.tokenizer.facts import Tokenizer
 from tst_megatron.data.tokenizer.fast import fast_tokenizer
+from tst_megatron.data.tokenizer.files import tokenizer_sha256
 from tst_megatron.data.tokenizer.round_trip import CHANGED_FRACTION, tried
 from tst_megatron.system.files import file_sha256
 from tst_megatron.system.processes.lock import held

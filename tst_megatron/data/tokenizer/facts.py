@@ -8,33 +8,15 @@ never the special id, unless that is asked for. This holds in preparation, train
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol, get_args
-
-from tst_megatron.system.files import file_sha256
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
 Kind = Literal["SentencePiece", "HuggingFace"]
-
-HUGGING_FACE_FILES = (
-    "tokenizer.json",
-    "tokenizer.model",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "vocab.txt",
-    "merges.txt",
-    "chat_template.jinja",
-    "chat_template.json",
-)
-"""Files that a tokenizer in Hugging Face format may consist of."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -78,21 +60,6 @@ class Tokenizer(Protocol):
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of ids, special tokens spelled out."""
         ...
-
-
-def tokenizer_sha256(path: Path) -> str:
-    """SHA-256 of a tokenizer's file, or of the names and sums of all its files in a folder.
-
-    Raises:
-        FileNotFoundError: neither exists.
-    """
-    if not path.is_dir():
-        return file_sha256(path)
-    names = [name for name in HUGGING_FACE_FILES if (path / name).is_file()]
-    if not names:
-        raise FileNotFoundError(f"{path}: no file of a Hugging Face tokenizer is there.")
-    lines = "".join(f"{file_sha256(path / name)}  {name}\n" for name in names)
-    return hashlib.sha256(lines.encode()).hexdigest()
 
 
 def body(ids: list[int], facts: TokenizerFacts) -> list[int]:

@@ -18,7 +18,8 @@ import numpy.typing as npt
 from tokenizers import Tokenizer as Backend  # type: ignore[import-untyped, unused-ignore]
 from tokenizers import decoders
 
-from tst_megatron.data.tokenizer.facts import HUGGING_FACE_FILES, TokenizerFacts, tokenizer_sha256
+from tst_megatron.data.tokenizer.facts import TokenizerFacts
+from tst_megatron.data.tokenizer.files import HUGGING_FACE_FILES, tokenizer_sha256
 
 _PROBE = "a"
 # Characters that no vocabulary has: of private use, unassigned, for control.

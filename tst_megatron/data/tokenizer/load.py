@@ -1,32 +1,14 @@
-"""Load a tokenizer from disk, whichever library it belongs to, and copy its files."""
+"""Load a tokenizer from disk, whichever library it belongs to, or store it in a folder."""
 
 from __future__ import annotations
 
 import shutil
 from pathlib import Path
 
-from tst_megatron.data.tokenizer.facts import HUGGING_FACE_FILES, Tokenizer
+from tst_megatron.data.tokenizer.facts import Tokenizer
+from tst_megatron.data.tokenizer.files import HUGGING_FACE_FOLDER, SENTENCEPIECE_FILE, copy_files
 from tst_megatron.data.tokenizer.hugging_face import load_hugging_face, name_eos
 from tst_megatron.data.tokenizer.sentencepiece import SentencePieceTokenizer
-
-SENTENCEPIECE_FILE = "tokenizer.model"
-HUGGING_FACE_FOLDER = "tokenizer"
-"""Names under which a prepared folder and a run keep their tokenizer."""
-
-FILES_ALONG = (
-    "spiece.model",
-    "sentencepiece.bpe.model",
-    "sentencepiece.model",
-    "spm.model",
-    "spm_char.model",
-    "dict.txt",
-    "emoji.json",
-    "byte_maps.json",
-    "entity_vocab.json",
-)
-"""Files that transformers may write beside these, and that make no ids beside a tokenizer.json."""
-TEMPLATES_ALONG = "additional_chat_templates"
-"""A folder of chat templates beside the first."""
 
 
 def load_tokenizer(source: Path, *, special_tokens_in_text: bool = False) -> Tokenizer:
@@ -79,19 +61,3 @@ def store_tokenizer(source: Path, folder: Path, *, eod_token: str | None = None)
     if eod_token is not None:
         name_eos(target, eod_token)
     return target
-
-
-def copy_files(source: Path, target: Path) -> list[str]:
-    """Copy the files of a tokenizer in Hugging Face format; returns their names.
-
-    Its hash (``tokenizer_sha256``) is of what makes ids: without the files that only go along.
-    """
-    names = [name for name in HUGGING_FACE_FILES if (source / name).is_file()]
-    if names:
-        names += [name for name in FILES_ALONG if (source / name).is_file()]
-        templates = sorted((source / TEMPLATES_ALONG).glob("*.jinja"))
-        names += [f"{TEMPLATES_ALONG}/{path.name}" for path in templates if path.is_file()]
-    for name in names:
-        (target / name).parent.mkdir(exist_ok=True)
-        shutil.copyfile(source / name, target / name)
-    return names

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from tst_megatron.data.manifest import FILE_NAME, Manifest
-from tst_megatron.data.tokenizer.facts import tokenizer_sha256
+from tst_megatron.data.tokenizer.files import tokenizer_sha256
 from tst_megatron.data.tokens.fingerprint import fingerprint
 from tst_megatron.data.tokens.format import bin_path, idx_path, where_it_leads
 from tst_megatron.system.files import file_sha256

@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tst_megatron.data.manifest import load_manifest
-from tst_megatron.data.tokenizer.facts import HUGGING_FACE_FILES
-from tst_megatron.data.tokenizer.load import copy_files
+from tst_megatron.data.tokenizer.files import HUGGING_FACE_FILES, copy_files
 from tst_megatron.system.records import Damaged, read_json, read_yaml
 from tst_megatron.training.run.records import RESOLVED
 from tst_megatron.training.run.tokenizer import is_tokenizer, places_of_tokenizers

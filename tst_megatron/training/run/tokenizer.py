@@ -6,8 +6,12 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tst_megatron.data.tokenizer.facts import tokenizer_sha256
-from tst_megatron.data.tokenizer.load import HUGGING_FACE_FOLDER, SENTENCEPIECE_FILE, copy_files
+from tst_megatron.data.tokenizer.files import (
+    HUGGING_FACE_FOLDER,
+    SENTENCEPIECE_FILE,
+    copy_files,
+    tokenizer_sha256,
+)
 from tst_megatron.system.files import copy_beside, folder_appearing_whole, is_beside
 from tst_megatron.system.machine.errors import machine_error
 from tst_megatron.system.paths import is_there
