@@ -30,7 +30,8 @@ from rich.progress import track
 from tst_megatron.data.stream.corpus_index import IndexFacts, ensure_index
 from tst_megatron.data.stream.sample_order import count_units
 from tst_megatron.data.tokens.fingerprint import fingerprint
-from tst_megatron.data.tokens.indexed import IndexedReader, bin_path, idx_path
+from tst_megatron.data.tokens.format import bin_path, idx_path
+from tst_megatron.data.tokens.reader import IndexedReader
 
 MEAN_DOCUMENT_TOKENS = 1000
 SIGMA = 1.2

@@ -11,7 +11,8 @@ from tst_megatron.data.manifest import Split
 from tst_megatron.data.stream.corpora import Corpus
 from tst_megatron.data.stream.plan import StreamPlan
 from tst_megatron.data.stream.stream import TokenStream, ensure_indexes
-from tst_megatron.data.tokens.indexed import IndexedReader, IndexedWriter
+from tst_megatron.data.tokens.reader import IndexedReader
+from tst_megatron.data.tokens.writer import IndexedWriter
 from tst_megatron.schedule import Schedule, Side, resolve_phases
 
 VOCABULARY = 100_000

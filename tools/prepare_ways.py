@@ -30,7 +30,7 @@ from tst_megatron.data.tokenizer.fast import fast_tokenizer
 from tst_megatron.data.tokenizer.hugging_face import HuggingFaceTokenizer
 from tst_megatron.data.tokenizer.load import load_tokenizer
 from tst_megatron.data.tokenizer.train import train_sentencepiece
-from tst_megatron.data.tokens.indexed import IndexedReader
+from tst_megatron.data.tokens.reader import IndexedReader
 from tst_megatron.system.packages import package_version
 
 BASELINE = "plain encoding"

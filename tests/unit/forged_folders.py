@@ -10,7 +10,9 @@ from merge_shards import TEXTS, edit, write_jsonl
 
 from tst_megatron.data.prepare.prepare import prepare
 from tst_megatron.data.tokens.fingerprint import fingerprint
-from tst_megatron.data.tokens.indexed import IndexedReader, IndexedWriter, bin_path, idx_path
+from tst_megatron.data.tokens.format import bin_path, idx_path
+from tst_megatron.data.tokens.reader import IndexedReader
+from tst_megatron.data.tokens.writer import IndexedWriter
 from tst_megatron.system.files import file_sha256
 
 FRACTIONS = {"held_out_fraction": 0.1, "test_fraction": 0.1}

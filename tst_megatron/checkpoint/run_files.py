@@ -17,7 +17,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from tst_megatron.data.tokenizer.load import (
+from tst_megatron.data.tokenizer.files import (
     HUGGING_FACE_FOLDER,
     SENTENCEPIECE_FILE,
     tokenizer_sha256,

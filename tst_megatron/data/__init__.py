@@ -1,1 +1,1 @@
-"""Real text in, raw tokens out: corpus, tokenizer, preparation, and the token stream."""
+"""Turn text into raw tokens, and tokens into the samples of a run; README.md shows the way."""

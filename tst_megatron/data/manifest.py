@@ -1,7 +1,7 @@
-"""The manifest of a prepared folder: what its token files hold and how they were made.
+"""Read and write the manifest of a prepared folder: what it holds and how it was made.
 
-`prepare` and `merge` write it; training, evaluation and export read it. A folder is prepared if,
-and only if, it has a manifest: the whole folder gets its name by one rename (`prepared.py`).
+`prepare`, `merge` and `adopt` write it; training, evaluation and export read it. A folder is
+prepared if, and only if, it has a manifest, because a finished folder gets its name by one rename.
 """
 
 import json
@@ -11,25 +11,17 @@ from pathlib import Path
 from typing import Any
 
 from tst_megatron.data.text.split import SPLIT_RULE
-from tst_megatron.data.tokenizer.load import TokenizerFacts, tokenizer_rules, tokenizer_sha256
+from tst_megatron.data.tokenizer.facts import TokenizerFacts, tokenizer_rules
 from tst_megatron.data.tokenizer.round_trip import RoundTrip
-from tst_megatron.data.tokens.fingerprint import fingerprint
-from tst_megatron.data.tokens.indexed import (
-    IndexedFacts,
-    IndexedReader,
-    bin_path,
-    idx_path,
-    token_dtype,
-    where_it_leads,
-)
-from tst_megatron.system.files import file_sha256
+from tst_megatron.data.tokens.format import bin_path, token_dtype
+from tst_megatron.data.tokens.reader import IndexedReader
+from tst_megatron.data.tokens.writer import IndexedFacts
 from tst_megatron.system.paths import is_own_name
 
 FORMAT_VERSION = 3
 FILE_NAME = "manifest.json"
 ADOPTED = "adopted"
 """Key of a recipe: the folder's token files are links to a pair that another tool wrote."""
-BRING_BACK = "Bring the file back, or delete the folder and prepare the text again."
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,7 +39,7 @@ class Split:
     idx_fingerprint: str
     """Content as far as a start-up can read it (`fingerprint.py`)."""
     has_gaps: bool = False
-    """Whether the .bin holds documents of other splits too: it is an adopted one (`adopt.py`)."""
+    """True where the .bin holds documents of other splits too: it is adopted (`adopt.py`)."""
 
     def reader(self) -> IndexedReader:
         """Open the pair; errors are those of `IndexedReader`."""
@@ -55,13 +47,13 @@ class Split:
 
     @property
     def text_sha256(self) -> str:
-        """What names the documents: hash of the .bin, and of the index that chooses among them."""
+        """Name of the documents: hash of the .bin, and of the index that chooses among them."""
         return f"{self.bin_sha256} {self.idx_sha256}" if self.has_gaps else self.bin_sha256
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LeftOut:
-    """What the inputs held and the token files do not."""
+    """Counts of what the inputs held and the token files do not hold."""
 
     empty: int
     """Documents without text."""
@@ -73,12 +65,12 @@ class LeftOut:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Contents:
-    """What was seen of the text while it was read. Folders of earlier versions do not say it."""
+    """Record of what was seen of the text while it was read; earlier versions wrote none."""
 
     files: Sequence[Mapping[str, Any]]
     """name and documents in the splits of each file, in their order; two may have the same name."""
     not_read: Sequence[Mapping[str, Any]]
-    """What lay in the folders that were named, and is no text (``inputs.NotRead``)."""
+    """Files in the folders that were named which are not text (``inputs.NotRead``)."""
     round_trip: RoundTrip
 
 
@@ -102,7 +94,7 @@ class Manifest:
     recipe: Mapping[str, Any]
     """Inputs, tokenizer and settings the folder was made from, as JSON values."""
     rules: Mapping[str, str]
-    """What was done to documents, in words."""
+    """Rules by which documents were treated, in words."""
     versions: Mapping[str, str]
     """Packages that made the folder."""
     contents: Contents | None = None
@@ -110,12 +102,16 @@ class Manifest:
     """True when `prepare` found this folder finished and did nothing."""
 
     def splits(self) -> dict[str, Split]:
-        """The splits that there are, by name."""
+        """Return the splits of this folder, by name."""
         splits = {"train": self.train, "validation": self.validation, "test": self.test}
         return {name: split for name, split in splits.items() if split is not None}
 
+    def inputs(self) -> list[dict[str, Any]]:
+        """Return name, size and hash of the files that the folder was made of, in order."""
+        return list(self.recipe.get("inputs", []))
+
     def empty_splits(self) -> list[str]:
-        """The splits without a document, which only a shard may have."""
+        """List the splits without a document, which only a shard may have."""
         return [name for name, split in self.splits().items() if not split.documents]
 
 
@@ -126,7 +122,7 @@ def load_manifest(path: Path) -> Manifest:
         path: the folder, or its manifest.json.
 
     Raises:
-        FileNotFoundError: no manifest there.
+        FileNotFoundError: the folder has no manifest.
         ValueError: not a manifest, or one of another format version, or a .bin/.idx pair.
     """
     is_pair = path.suffix in (".bin", ".idx") or bin_path(path).is_file()
@@ -161,69 +157,6 @@ def load_manifest(path: Path) -> Manifest:
         raise ValueError(
             f"{path}: manifest is incomplete or damaged ({error!r}). Prepare the text again."
         ) from error
-
-
-def verify_files(manifest: Manifest) -> None:
-    """Compare the content of every file with the manifest; reads all of them.
-
-    Raises:
-        ValueError: a file is missing or its content differs.
-    """
-    problems = tokenizer_problems(manifest)
-    for split in manifest.splits().values():
-        for file, sha256 in (
-            (bin_path(split.prefix), split.bin_sha256),
-            (idx_path(split.prefix), split.idx_sha256),
-        ):
-            if not file.is_file():
-                problems.append(missing(file))
-            elif file_sha256(file) != sha256:
-                problems.append(differs(file))
-    if problems:
-        raise ValueError("\n".join(problems))
-
-
-def missing(file: Path) -> str:
-    """Say that a file of a folder is not there."""
-    return f"{file}: is missing{where_it_leads(file)}. {BRING_BACK}"
-
-
-def differs(file: Path) -> str:
-    """Say that a file of a folder is not the one whose hash was recorded."""
-    return f"{file}: differs from its sha256 in {FILE_NAME}{where_it_leads(file)}. {BRING_BACK}"
-
-
-def tokenizer_problems(manifest: Manifest) -> list[str]:
-    """Whether a folder still has the tokenizer that made its tokens."""
-    path = manifest.tokenizer_path
-    try:
-        if tokenizer_sha256(path) == manifest.tokenizer.sha256:
-            return []
-    except FileNotFoundError:
-        return [f"{path}: is missing. Bring it back."]
-    return [f"{path}: is not the tokenizer that made this text. Bring it back."]
-
-
-def changed_files(manifest: Manifest) -> list[str]:
-    """What is wrong with the files of a folder, as far as a start-up can read them; all of it.
-
-    A file that was written anew under the same name is noticed; `verify_files` reads everything.
-    """
-    problems = []
-    for split in manifest.splits().values():
-        for file, expected in (
-            (bin_path(split.prefix), split.bin_fingerprint),
-            (idx_path(split.prefix), split.idx_fingerprint),
-        ):
-            if not file.is_file():
-                problems.append(f"{file}: is missing{where_it_leads(file)}. Prepare the text again")
-            elif fingerprint(file) != expected:
-                problems.append(
-                    f"{file}: its content is not what {manifest.path.name} recorded"
-                    f"{where_it_leads(file)}: it was written anew or is damaged. Bring the file "
-                    "back, or prepare the text again"
-                )
-    return problems + [problem.removesuffix(".") for problem in tokenizer_problems(manifest)]
 
 
 def manifest_json(
@@ -327,7 +260,7 @@ def _split_from_json(path: Path, values: dict[str, Any], *, has_gaps: bool) -> S
 
 
 def _beside(path: Path, name: Any) -> Path:
-    """A file of the folder; it may be a link, which is made by who has the folder.
+    """Return a file of the folder. It may be a link that the folder's owner made.
 
     Raises:
         ValueError: the name leads to another folder, whose text the manifest does not describe.

@@ -24,7 +24,7 @@ from tst_megatron.checkpoint.folder import RELEASE, TRACKER
 from tst_megatron.checkpoint.reader.process import in_one_process
 from tst_megatron.checkpoint.reader.weights import TrainedWeights, skeleton
 from tst_megatron.checkpoint.whole import record_save
-from tst_megatron.data.tokenizer.load import HUGGING_FACE_FOLDER, copy_files, tokenizer_sha256
+from tst_megatron.data.tokenizer.files import HUGGING_FACE_FOLDER, copy_files, tokenizer_sha256
 from tst_megatron.hf.model_folder.import_source import ImportSource, read_source
 from tst_megatron.hf.model_folder.soundness import check_numbers
 from tst_megatron.hf.model_folder.weight_files import check_is_free

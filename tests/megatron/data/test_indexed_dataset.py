@@ -12,13 +12,9 @@ from megatron.core.datasets.indexed_dataset import (  # type: ignore[import-unty
     get_idx_path,
 )
 
-from tst_megatron.data.tokens.indexed import (
-    IndexedReader,
-    IndexedWriter,
-    bin_path,
-    idx_path,
-    token_dtype,
-)
+from tst_megatron.data.tokens.format import bin_path, idx_path, token_dtype
+from tst_megatron.data.tokens.reader import IndexedReader
+from tst_megatron.data.tokens.writer import IndexedWriter
 
 
 def documents(vocab_size: int) -> list[list[int]]:

@@ -30,7 +30,7 @@ from tst_megatron.checkpoint.reader.process import in_one_process
 from tst_megatron.cli.app import app
 from tst_megatron.data.manifest import load_manifest
 from tst_megatron.data.prepare.prepare import prepare
-from tst_megatron.data.tokens.indexed import IndexedReader
+from tst_megatron.data.tokens.reader import IndexedReader
 from tst_megatron.hf.export import export
 
 TEMPLATES = {"BOS": f"{BOS} $A", "none": None, "EOS": f"$A {EOS}"}

@@ -11,7 +11,7 @@ from tst_megatron.megatron.cpu import host
 host.install()
 
 from tst_megatron.cli.app import app
-from tst_megatron.data.tokens.indexed import IndexedReader
+from tst_megatron.data.tokens.reader import IndexedReader
 
 TST = {"bag-size": 4, "superposition-fraction": 0.4}
 

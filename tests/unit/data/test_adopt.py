@@ -16,24 +16,21 @@ from streams import corpus_of, make_plan, open_stream
 
 from tst_megatron.cli.app import main
 from tst_megatron.cli.views.inspection import lines
-from tst_megatron.data.adopt import adopt as adopting
-from tst_megatron.data.adopt import foreign_sample
+from tst_megatron.data.adopt import decide_splits, foreign_sample
 from tst_megatron.data.adopt.adopt import adopt
-from tst_megatron.data.manifest import Manifest, changed_files, load_manifest
+from tst_megatron.data.manifest import Manifest, load_manifest
 from tst_megatron.data.prepare.merge import merge
 from tst_megatron.data.prepare.prepare import prepare
 from tst_megatron.data.stream.corpora import Corpus
 from tst_megatron.data.stream.stream import HeldOutPositions
 from tst_megatron.data.tokenizer.load import load_tokenizer
+from tst_megatron.data.tokenizer.train import BOS_ID
 from tst_megatron.data.tokens import gaps
-from tst_megatron.data.tokens.indexed import (
-    HEADER,
-    IndexedReader,
-    IndexedWriter,
-    bin_path,
-    idx_path,
-)
+from tst_megatron.data.tokens.format import HEADER, bin_path, idx_path
+from tst_megatron.data.tokens.reader import IndexedReader
+from tst_megatron.data.tokens.writer import IndexedWriter
 from tst_megatron.data.verify.inspect import inspect
+from tst_megatron.data.verify.recorded_files import changed_files
 from tst_megatron.data.verify.source_text import compare_with_inputs
 from tst_megatron.data.verify.verify import num_bytes_to_read, verify_folder
 
@@ -126,12 +123,12 @@ def test_adopted_splits_are_those_of_prepare_and_no_token_is_copied(adopted, pre
     assert not [path for path in files if path.suffix == ".bin"]
 
 
-@pytest.mark.parametrize("unit_tokens", [1, 1000])
-def test_units_of_any_size_in_several_processes_give_the_same_folder(
-    adopted, pair, tokenizer_model, tmp_path, monkeypatch, unit_tokens
+@pytest.mark.parametrize("tokens_per_range", [1, 1000])
+def test_ranges_of_any_size_in_several_processes_give_the_same_folder(
+    adopted, pair, tokenizer_model, tmp_path, monkeypatch, tokens_per_range
 ):
-    monkeypatch.setattr(adopting, "UNIT_TOKENS", unit_tokens)
-    workers = 1 if unit_tokens == 1 else 2
+    monkeypatch.setattr(decide_splits, "TOKENS_PER_RANGE", tokens_per_range)
+    workers = 1 if tokens_per_range == 1 else 2
     adopt(pair, tokenizer_model, tmp_path / "other", workers=workers, **FRACTIONS)
     for name in ("train.idx", "validation.idx", "test.idx", "manifest.json"):
         other = (tmp_path / "other" / name).read_bytes()
@@ -318,6 +315,21 @@ def test_tokens_of_another_rule_are_refused_with_everything_that_tells(
     assert "do not begin with BOS (0)" in text and "encodes to other ids" in text
 
 
+def test_sentencepiece_pair_with_bos_is_told_what_is_wrong_and_not_what_cannot_be(
+    tokenizer_model, tmp_path
+):
+    documents = [[BOS_ID, *each] for each in encoded(tokenizer_model, TEXTS)]
+    pair = write_pair(tmp_path / "pair", documents)
+    text = refusal(pair, tokenizer_model, tmp_path / "no")
+    assert f"begin with the model's BOS ({BOS_ID})" in text and "make it again without" in text
+    assert "--special-tokens-in-text" not in text and "another tokenizer made" not in text
+    # Both faults at once are both named.
+    turned = [[BOS_ID, *each[1:-1][::-1], each[-1]] for each in documents]
+    text = refusal(write_pair(tmp_path / "turned", turned), tokenizer_model, tmp_path / "no")
+    assert "begin with the model's BOS" in text and "encodes to other ids" in text
+    assert "--special-tokens-in-text" not in text
+
+
 def test_one_wrong_document_that_no_sample_has_is_found(tokenizer_model, tmp_path, monkeypatch):
     monkeypatch.setattr(foreign_sample, "NUM_DOCUMENTS", 1)
     documents = encoded(tokenizer_model, TEXTS)
@@ -364,13 +376,13 @@ def test_split_without_a_document_is_refused(tokenizer_model, tmp_path):
 def test_pair_that_changes_while_it_is_read_is_refused(
     own_pair, tokenizer_model, tmp_path, monkeypatch
 ):
-    read_unit = adopting._read_unit
+    read_range = decide_splits._read_range
 
     def touch(*arguments):
         os.utime(bin_path(own_pair), ns=(1, 1))
-        return read_unit(*arguments)
+        return read_range(*arguments)
 
-    monkeypatch.setattr(adopting, "_read_unit", touch)
+    monkeypatch.setattr(decide_splits, "_read_range", touch)
     text = refusal(own_pair, tokenizer_model, tmp_path / "no")
     assert "was changed while it was read" in text
 

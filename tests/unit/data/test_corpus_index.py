@@ -18,7 +18,8 @@ from tst_megatron.data.stream import corpus_index as index_module
 from tst_megatron.data.stream.corpus_index import FACTS_NAME, CorpusIndex, ensure_index, problem_of
 from tst_megatron.data.stream.stream import TokenStream, index_facts
 from tst_megatron.data.tokens.fingerprint import fingerprint
-from tst_megatron.data.tokens.indexed import IndexedReader, bin_path, idx_path
+from tst_megatron.data.tokens.format import bin_path, idx_path
+from tst_megatron.data.tokens.reader import IndexedReader
 from tst_megatron.training.run.indexes import make_ready, wait_until_ready
 
 DOCUMENTS = [50, 7, 90, 31, 64, 23, 1] * 30

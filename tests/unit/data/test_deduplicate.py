@@ -14,7 +14,8 @@ from tst_megatron.data.prepare.prepare import prepare
 from tst_megatron.data.text import units
 from tst_megatron.data.tokens import append as join
 from tst_megatron.data.tokens.append import append, first_occurrences
-from tst_megatron.data.tokens.indexed import IndexedReader, IndexedWriter
+from tst_megatron.data.tokens.reader import IndexedReader
+from tst_megatron.data.tokens.writer import IndexedWriter
 
 OPTIONS = {"held_out_fraction": 0.1, "test_fraction": 0.2, "workers": 1}
 REPEATED = [TEXTS[0], *TEXTS, TEXTS[3], *TEXTS[100:160], TEXTS[3] + " "]

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from tst_megatron.data.tokenizer.load import load_tokenizer, store_tokenizer, tokenizer_sha256
+from tst_megatron.data.tokenizer.files import tokenizer_sha256
+from tst_megatron.data.tokenizer.load import load_tokenizer, store_tokenizer
 
 TEXTS = [
     "",

@@ -4,15 +4,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tst_megatron.data.tokens import indexed
-from tst_megatron.data.tokens.indexed import (
-    IndexedFacts,
-    IndexedReader,
-    IndexedWriter,
-    bin_path,
-    idx_path,
-    token_dtype,
-)
+from tst_megatron.data.tokens import reader as reading
+from tst_megatron.data.tokens import writer as writing
+from tst_megatron.data.tokens.format import bin_path, idx_path, token_dtype
+from tst_megatron.data.tokens.reader import IndexedReader
+from tst_megatron.data.tokens.writer import IndexedFacts, IndexedWriter
 
 DOCUMENTS = [[5, 6, 7, 2], [2], [499, 0, 2]]
 
@@ -73,7 +69,8 @@ def test_index_written_in_blocks_is_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block: int
 ) -> None:
     expected = write(tmp_path / "whole")
-    monkeypatch.setattr(indexed, "_DOCUMENTS_PER_BLOCK", block)
+    for module in (reading, writing):
+        monkeypatch.setattr(module, "DOCUMENTS_PER_BLOCK", block)
     assert write(tmp_path / "blocks") == expected
     IndexedReader(tmp_path / "blocks").check()
 
@@ -81,7 +78,7 @@ def test_index_written_in_blocks_is_the_same(
 def test_finishing_takes_no_memory_for_each_document(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(indexed, "_DOCUMENTS_PER_BLOCK", 1000, raising=False)
+    monkeypatch.setattr(writing, "DOCUMENTS_PER_BLOCK", 1000)
     number = 2_000_000
     with IndexedWriter(tmp_path / "many", vocab_size=500) as writer:
         writer.add_documents(np.ones(number, dtype="<u2"), np.ones(number, dtype=np.int32))

@@ -16,7 +16,8 @@ from tst_megatron.cli.views import inspection as showing
 from tst_megatron.data.manifest import load_manifest
 from tst_megatron.data.prepare.prepare import prepare
 from tst_megatron.data.tokenizer.load import load_tokenizer
-from tst_megatron.data.tokens.indexed import IndexedReader, idx_path
+from tst_megatron.data.tokens.format import idx_path
+from tst_megatron.data.tokens.reader import IndexedReader
 from tst_megatron.data.verify import inspect as inspecting
 from tst_megatron.data.verify.inspect import (
     frequent_tokens,

@@ -7,7 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tst_megatron.data.tokens.indexed import IndexedReader, IndexedWriter, idx_path
+from tst_megatron.data.tokens.format import idx_path
+from tst_megatron.data.tokens.reader import IndexedReader
+from tst_megatron.data.tokens.writer import IndexedWriter
 from tst_megatron.data.verify import lengths as measuring
 from tst_megatron.data.verify.lengths import Lengths, count_lengths, octaves
 

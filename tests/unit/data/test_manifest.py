@@ -5,7 +5,8 @@ import pytest
 from forged_folders import whole_once  # noqa: F401
 from merge_shards import edit
 
-from tst_megatron.data.manifest import changed_files, load_manifest
+from tst_megatron.data.manifest import load_manifest
+from tst_megatron.data.verify.recorded_files import changed_files
 
 
 @pytest.mark.parametrize(

@@ -21,10 +21,11 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from tst_megatron.cli.app import app
-from tst_megatron.data.manifest import changed_files, load_manifest
+from tst_megatron.data.manifest import load_manifest
 from tst_megatron.data.prepare.merge import merge
 from tst_megatron.data.prepare.prepare import prepare
 from tst_megatron.data.tokens import append
+from tst_megatron.data.verify.recorded_files import changed_files
 
 
 @pytest.mark.parametrize("fractions", [FRACTIONS, {"held_out_fraction": 0.1}], ids=str)
@@ -110,6 +111,25 @@ def test_shards_that_share_a_file_are_merged_and_it_is_noted(
     )
     for name in ("train.bin", "train.idx", "rejected.jsonl"):
         assert (tmp_path / "merged" / name).read_bytes() == (tmp_path / "w" / name).read_bytes()
+
+
+def test_merge_says_that_a_shard_of_an_earlier_version_drops_the_contents_of_all(
+    shards: list[Path], tmp_path: Path
+) -> None:
+    def merged_with_output(name: str) -> tuple[bool, str]:
+        text = io.StringIO()
+        console = Console(file=text, width=1000)
+        return merge(shards, tmp_path / name, console=console).contents is None, text.getvalue()
+
+    assert merged_with_output("all")[0] is False and "warning" not in merged_with_output("b")[1]
+    edit(shards[0] / "manifest.json", lambda values: values.pop("contents"))
+    is_dropped, text = merged_with_output("dropped")
+    assert is_dropped
+    assert f"warning: 1 of {len(shards)} shards, the first {shards[0]}, were prepared by" in text
+    for shard in shards[1:]:
+        edit(shard / "manifest.json", lambda values: values.pop("contents"))
+    # Nothing is lost where none has any.
+    assert "warning" not in merged_with_output("none")[1]
 
 
 def test_deduplicated_shards_are_merged_step_by_step(tokenizer_model: Path, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from tst_megatron.data.manifest import Manifest, load_manifest
 from tst_megatron.data.prepare.merge import merge
 from tst_megatron.data.prepare.prepare import prepare
 from tst_megatron.data.stream.corpora import open_corpora
-from tst_megatron.data.tokens.indexed import IndexedReader
+from tst_megatron.data.tokens.reader import IndexedReader
 
 # A file without a document is left out only if that is asked for.
 OPTIONS = {"workers": 1, "max_rejected_fraction": 0.01, **FRACTIONS}

@@ -15,7 +15,7 @@ from tst_megatron.data.prepare.parts import begin_parts
 from tst_megatron.data.prepare.prepare import prepare
 from tst_megatron.data.text.inputs import Input, Shard, files_of_shard, shard_named
 from tst_megatron.data.verify.source_text import compare_with_inputs
-from tst_megatron.data.verify.verify import share_notes
+from tst_megatron.data.verify.split_shares import share_notes
 
 NUM_SHARDS = 3
 OPTIONS = {"workers": 1, **FRACTIONS}

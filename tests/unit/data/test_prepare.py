@@ -13,12 +13,12 @@ import pytest
 from rich.console import Console
 from sentencepiece import SentencePieceProcessor
 
-from tst_megatron.data.manifest import changed_files
 from tst_megatron.data.prepare.prepare import Manifest, load_manifest, prepare
 from tst_megatron.data.text import jsonl
 from tst_megatron.data.text.split import split_of
 from tst_megatron.data.tokenizer.sentencepiece import encode_document
-from tst_megatron.data.tokens.indexed import IndexedReader
+from tst_megatron.data.tokens.reader import IndexedReader
+from tst_megatron.data.verify.recorded_files import changed_files
 
 TEXTS = [f"document {number}\n" + "    some text </s>\n" * (number % 7) for number in range(200)]
 

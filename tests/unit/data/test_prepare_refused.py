@@ -10,7 +10,7 @@ from merge_shards import contents, write_jsonl
 from rich.console import Console
 from text_folder import NUM_FILES, OPTIONS, parts_of
 
-from tst_megatron.data.prepare import encode
+from tst_megatron.data.prepare import encode_unit
 from tst_megatron.data.prepare.prepare import prepare
 
 
@@ -116,6 +116,6 @@ def test_share_that_is_allowed_may_be_many_lines(tokenizer_model: Path, tmp_path
         file.write("{}\n" * 400)
     options = {**OPTIONS, "max_rejected_fraction": 0.41}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(encode, "MOST_REJECTED", 100)
+        patch.setattr(encode_unit, "MOST_REJECTED", 100)
         manifest = prepare([good], tokenizer_model, tmp_path / "output", **options)
     assert manifest.left_out.rejected == 400

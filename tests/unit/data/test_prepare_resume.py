@@ -16,13 +16,13 @@ from text_folder import NUM_FILES, OPTIONS, parts_of, write_folder
 from typer.testing import CliRunner
 
 from tst_megatron.cli.app import app
-from tst_megatron.data.prepare import encode, join_parts
+from tst_megatron.data.prepare import encode_unit, join_parts, make_parts
 from tst_megatron.data.prepare import parts as parts_module
 from tst_megatron.data.prepare.parts import begin_parts, delete_parts, parts_folder
 from tst_megatron.data.prepare.prepare import prepare
 from tst_megatron.data.tokenizer import fast as fast_tokenizer
 from tst_megatron.data.tokenizer.load import load_tokenizer
-from tst_megatron.data.tokens.indexed import IndexedReader
+from tst_megatron.data.tokens.reader import IndexedReader
 from tst_megatron.system.processes.lock import held
 
 NEVER_DONE = """
@@ -88,7 +88,7 @@ def test_stopped_while_joining_keeps_the_parts(
             prepare([texts], tokenizer_model, tmp_path / "output", **OPTIONS)
     parts = parts_of(tmp_path / "output")
     assert len(parts) == NUM_FILES and not (tmp_path / "output").exists()
-    monkeypatch.setattr(join_parts, "encode_unit", lambda *arguments: pytest.fail("encoded again"))
+    monkeypatch.setattr(make_parts, "encode_unit", lambda *arguments: pytest.fail("encoded again"))
     prepare([texts], tokenizer_model, tmp_path / "output", **OPTIONS)
     monkeypatch.undo()
     prepare([texts], tokenizer_model, tmp_path / "whole", **OPTIONS)
@@ -152,7 +152,7 @@ def test_text_that_changes_meanwhile_is_refused_and_no_part_of_it_stays(
 ) -> None:
     changed = texts / "02.jsonl"
     text, status = changed.read_bytes(), changed.stat()
-    read_unit = encode.read_unit
+    read_unit = encode_unit.read_unit
 
     def read_other_text(unit, text_key, advance):
         if unit.path == changed:
@@ -164,7 +164,7 @@ def test_text_that_changes_meanwhile_is_refused_and_no_part_of_it_stays(
             os.utime(changed, ns=(status.st_atime_ns, status.st_mtime_ns + 1))
 
     with monkeypatch.context() as patch:
-        patch.setattr(encode, "read_unit", read_other_text)
+        patch.setattr(encode_unit, "read_unit", read_other_text)
         with pytest.raises(ValueError, match=r"02\.jsonl: was changed while it was read"):
             prepare([texts], tokenizer_model, tmp_path / "output", **OPTIONS)
     assert not (tmp_path / "output").exists()
@@ -240,7 +240,7 @@ def test_full_disk_ends_it_at_once_and_is_no_fault_of_the_input(
     def full(*arguments: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(join_parts, "encode_unit", full)
+    monkeypatch.setattr(make_parts, "encode_unit", full)
     with pytest.raises(OSError, match=r"No space left on device \(.*output\.parts"):
         prepare([texts], tokenizer_model, tmp_path / "output", **OPTIONS)
 
@@ -305,7 +305,7 @@ def test_killed_worker_and_missing_fast_encoder_are_said_with_status_1(
     def killed(*arguments: object, **options: object) -> None:
         raise RuntimeError("a worker process was killed")
 
-    monkeypatch.setattr(join_parts, "in_order", killed)
+    monkeypatch.setattr(make_parts, "in_order", killed)
     result = CliRunner().invoke(app, words)
     assert result.exit_code == 1 and result.stderr == "a worker process was killed\n"
 

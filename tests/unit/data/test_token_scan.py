@@ -9,9 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tst_megatron.data.tokenizer.load import TokenizerFacts
+from tst_megatron.data.tokenizer.facts import TokenizerFacts
 from tst_megatron.data.tokens.counts import count_tokens, entropy_nats
-from tst_megatron.data.tokens.indexed import IndexedReader, IndexedWriter, bin_path
+from tst_megatron.data.tokens.format import bin_path
+from tst_megatron.data.tokens.reader import IndexedReader
+from tst_megatron.data.tokens.writer import IndexedWriter
 from tst_megatron.data.verify import token_scan as scanning
 from tst_megatron.data.verify.token_scan import scan
 

@@ -19,14 +19,16 @@ from rich.console import Console
 
 from tst_megatron.cli.app import main
 from tst_megatron.cli.views import prepared
-from tst_megatron.data import manifest as manifests
 from tst_megatron.data.manifest import load_manifest
 from tst_megatron.data.prepare.prepare import prepare
 from tst_megatron.data.tokenizer.load import load_tokenizer
-from tst_megatron.data.tokens.indexed import bin_path, idx_path
+from tst_megatron.data.tokens.format import bin_path, idx_path
+from tst_megatron.data.verify import split_shares
 from tst_megatron.data.verify import verify as verifying
 from tst_megatron.data.verify.held_out_copies import keeps_text
-from tst_megatron.data.verify.verify import share_notes, verify_folder
+from tst_megatron.data.verify.split_shares import share_notes
+from tst_megatron.data.verify.verify import verify_folder
+from tst_megatron.system.files import file_sha256
 
 
 @pytest.fixture
@@ -272,7 +274,7 @@ def test_missing_and_other_tokenizers_are_found(whole: Path) -> None:
 
 def test_tokenizer_that_cannot_be_loaded_is_found(whole: Path) -> None:
     (whole / "tokenizer.model").write_bytes(b"junk")
-    sha256 = manifests.file_sha256(whole / "tokenizer.model")
+    sha256 = file_sha256(whole / "tokenizer.model")
     edit(whole / "manifest.json", lambda values: values["tokenizer"].update(sha256=sha256))
     (problem,) = problems_of(whole)
     assert "tokenizer.model: not a SentencePiece model" in problem
@@ -376,11 +378,11 @@ def test_shares_are_noted_by_the_tails_of_the_binomial_distribution(
     logarithms += numbers * math.log(fraction) + numbers[::-1] * math.log1p(-fraction)
     exact = np.exp(logarithms)
     tails = np.where(numbers < total * fraction, exact.cumsum(), exact[::-1].cumsum()[::-1])
-    noted = np.array([verifying._is_improbable(int(n), total, fraction) for n in numbers])
+    noted = np.array([split_shares._is_improbable(int(n), total, fraction) for n in numbers])
     assert tails[noted].max(initial=0.0) < 1e-6
     # The bound is less than exact: what it leaves out is still very improbable.
     assert tails[~noted].min() > 1e-9
-    assert not verifying._is_improbable(0, 0, fraction)
+    assert not split_shares._is_improbable(0, 0, fraction)
 
 
 # --- command -------------------------------------------------------------------------------------

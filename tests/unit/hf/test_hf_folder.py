@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from tst_megatron.data.tokenizer.load import copy_files, tokenizer_sha256
+from tst_megatron.data.tokenizer.files import copy_files, tokenizer_sha256
 from tst_megatron.hf.model_folder.safetensors_files import INDEX, ONE_FILE, is_buffer
 from tst_megatron.hf.model_folder.soundness import check_numbers, not_numbers
 from tst_megatron.hf.model_folder.weight_files import HuggingFaceWeights

@@ -9,7 +9,7 @@ import pytest
 import yaml
 from test_run_folder import KNOWN
 
-from tst_megatron.data.tokenizer.load import tokenizer_sha256
+from tst_megatron.data.tokenizer.files import tokenizer_sha256
 from tst_megatron.hf.tokenizer.files import find_tokenizer
 from tst_megatron.recipe.recipe import load_recipe
 from tst_megatron.training.run.folder import RunFolder

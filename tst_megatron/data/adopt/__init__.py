@@ -1,1 +1,1 @@
-"""Token files that another tool wrote, taken as they are."""
+"""Take token files that another tool wrote as they are, with indexes beside them."""

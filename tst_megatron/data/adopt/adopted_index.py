@@ -1,4 +1,4 @@
-"""The index of a split of an adopted pair: some documents of a token file, with gaps between."""
+"""Write the index of a split of an adopted pair: some documents of a file, with gaps between."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from tst_megatron.data.tokens.indexed import DTYPES, HEADER, MAGIC, VERSION, IndexedReader
+from tst_megatron.data.tokens.format import DTYPES, HEADER, MAGIC, VERSION
+from tst_megatron.data.tokens.reader import IndexedReader
 
 DOCUMENTS_PER_STEP = 1 << 22
 
@@ -20,7 +21,7 @@ def write_chosen(
 
     Args:
         path: the .idx to write.
-        reader: of the whole file.
+        reader: of the pair, with all of its documents.
         splits: [documents] number of each one's split.
         number: of the split that is written.
 
@@ -48,7 +49,7 @@ def write_chosen(
 def _steps(
     splits: npt.NDArray[np.uint8], number: int
 ) -> Iterator[tuple[slice, npt.NDArray[np.bool_]]]:
-    """Some documents at a time, and which of them are of the split."""
+    """Yield some documents at a time, with a mask of those that are of the split."""
     for first in range(0, len(splits), DOCUMENTS_PER_STEP):
         part = slice(first, first + DOCUMENTS_PER_STEP)
         yield part, splits[part] == number

@@ -1,4 +1,4 @@
-"""Whether a .bin/.idx pair that another tool wrote can be read as it is, from its index alone."""
+"""Check, from its index alone, that a .bin/.idx pair of another tool can be read as it is."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from tst_megatron.data.tokens.indexed import DTYPES, HEADER, MAGIC, VERSION, bin_path, idx_path
+from tst_megatron.data.tokens.format import DTYPES, HEADER, MAGIC, VERSION, bin_path, idx_path
 
 OTHER_TYPES = {1: "uint8", 2: "int8", 3: "int16", 5: "int64", 6: "float64", 7: "float32"}
 """Megatron's codes of token types that are not read here."""
@@ -17,13 +17,13 @@ COPY_AGAIN = "Copy both files again, or make the pair again."
 
 
 def prefix_of(path: Path) -> Path:
-    """The common path of a pair, which may be given with the ending of one of its files."""
+    """Return the common path of a pair, which may be given with the ending of one file."""
     is_file = path.suffix in (".bin", ".idx") and not bin_path(path).exists()
     return path.with_suffix("") if is_file else path
 
 
 def pair_problems(prefix: Path) -> list[str]:
-    """Why the documents of a pair cannot be read; all of it.
+    """List why the documents of a pair cannot be read.
 
     Args:
         prefix: common path of both files, without extension.
@@ -74,7 +74,7 @@ def pair_problems(prefix: Path) -> list[str]:
 
 
 def _document_problems(path: Path, numbers: npt.NDArray[np.int64], num_sequences: int) -> list[str]:
-    """Whether each document is one sequence, or none."""
+    """Check that each document is one sequence, or none."""
     num_longer, before = 0, 0
     for first in range(0, len(numbers), DOCUMENTS_PER_STEP):
         part = np.array(numbers[first : first + DOCUMENTS_PER_STEP])

@@ -1,7 +1,7 @@
-"""A look at some documents of a pair that another tool wrote, before all of them are read.
+"""Look at some documents of a pair of another tool, before all of them are read.
 
-That the tokenizer is the one that made them shows in seconds here: documents end with its EOD, and
-their text encodes to the same ids again.
+A wrong tokenizer shows in seconds here. If it is the one that made them, documents end with its
+EOD, and their text encodes to the same ids again.
 """
 
 from __future__ import annotations
@@ -14,8 +14,10 @@ from typing import Any
 import numpy.typing as npt
 from rich.console import Console
 
-from tst_megatron.data.tokenizer.load import Tokenizer, body
-from tst_megatron.data.tokens.indexed import IndexedReader, bin_path
+from tst_megatron.data.tokenizer.facts import Tokenizer, body
+from tst_megatron.data.tokenizer.sentencepiece import SentencePieceTokenizer
+from tst_megatron.data.tokens.format import bin_path
+from tst_megatron.data.tokens.reader import IndexedReader
 from tst_megatron.data.verify.inspect import visible
 
 NUM_DOCUMENTS = 1000
@@ -73,10 +75,17 @@ def _chosen(reader: IndexedReader) -> Iterator[int]:
 
 
 def _comes_back(ids: npt.NDArray[Any], tokenizer: Tokenizer) -> bool:
-    """Whether the text of a document has its ids; BOS and EOD are looked at apart."""
+    """Tell whether the text of a document has its ids; BOS and EOD are compared elsewhere."""
     inner = body(ids.tolist(), tokenizer.facts)
+    if _begins_with_foreign_bos(ids, tokenizer):
+        inner = inner[1:]  # A problem of its own, which hides nothing else this way.
     (again,) = tokenizer.encode([tokenizer.decode(inner)])
     return inner == body(again.tolist(), tokenizer.facts)
+
+
+def _begins_with_foreign_bos(ids: npt.NDArray[Any], tokenizer: Tokenizer) -> bool:
+    """Tell whether a document begins with the BOS of a SentencePiece model, which none has here."""
+    return isinstance(tokenizer, SentencePieceTokenizer) and ids[0] == tokenizer.bos_piece
 
 
 def _problems(
@@ -102,6 +111,12 @@ def _problems(
         problems.append(
             f"{without:,} do not begin with BOS ({facts.bos_id}), which this tokenizer puts there"
         )
+    if with_bos := [ids for ids in sample if _begins_with_foreign_bos(ids, tokenizer)]:
+        problems.append(
+            f"{len(with_bos):,} begin with the model's BOS ({int(with_bos[0][0])}), and documents "
+            "of a SentencePiece model begin without one here. The pair was made with BOS before "
+            "each document: make it again without"
+        )
     inner = sum(bool((ids[:-1] == facts.eod_id).any()) for ids in sample)
     if inner and not facts.special_tokens_in_text:
         problems.append(
@@ -109,15 +124,18 @@ def _problems(
             "--special-tokens-in-text says so"
         )
     if num_changed > LARGEST_CHANGED_FRACTION * len(sample):
+        # A SentencePiece model never reads special tokens in text, and refuses that option.
+        is_model = isinstance(tokenizer, SentencePieceTokenizer)
+        spelled = ", or text that spells special tokens became their ids (--special-tokens-in-text)"
         problems.append(
-            f"{num_changed:,} have a text that encodes to other ids, so another tokenizer made "
-            "them, or text that spells special tokens became their ids (--special-tokens-in-text)"
+            f"{num_changed:,} have a text that encodes to other ids, so another tokenizer made them"
+            f"{'' if is_model else spelled}"
         )
     return problems
 
 
 def _show(console: Console, document: int, ids: npt.NDArray[Any], tokenizer: Tokenizer) -> None:
-    """The beginning of a document as text; ids that have none are left out."""
+    """Print the beginning of a document as text; ids without a text are left out."""
     known = [token for token in ids[:CHARACTERS_SHOWN].tolist() if _is_id(token, tokenizer)]
     text = tokenizer.decode(body(known, tokenizer.facts) if known else known)
     console.print(f"--- document {document:,}, {len(ids):,} tokens", highlight=False)

@@ -1,1 +1,1 @@
-"""Text to token files: in parallel, in parts that survive a kill, joined in order."""
+"""Turn text into token files: in parallel, in parts that survive a kill, joined in order."""

@@ -1,64 +1,43 @@
-"""Make the parts of a text, and join them into a prepared folder."""
+"""Join the parts of a text, in their order, into a prepared folder."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Container, Generator, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from rich.console import Console
 
 from tst_megatron.data.manifest import Contents, LeftOut
-from tst_megatron.data.prepare.encode import Encoder, encode_unit
+from tst_megatron.data.prepare.encode_unit import Encoder
+from tst_megatron.data.prepare.make_parts import Job, first_of, made_parts
 from tst_megatron.data.prepare.output_folder import (
     REJECTED_NAME,
     check_documents,
     check_round_trip,
     write_manifest,
 )
-from tst_megatron.data.prepare.parts import Part, counts_path, delete_parts, load_part, read_hashes
+from tst_megatron.data.prepare.parts import Part, counts_path, delete_parts, read_hashes
 from tst_megatron.data.text.documents import Rejected
-from tst_megatron.data.text.inputs import Input, NotRead, check_unchanged
+from tst_megatron.data.text.inputs import Input, check_unchanged
 from tst_megatron.data.text.units import Unit
 from tst_megatron.data.tokenizer.load import store_tokenizer
 from tst_megatron.data.tokenizer.round_trip import RoundTrip
 from tst_megatron.data.tokens.append import append, first_occurrences
-from tst_megatron.data.tokens.indexed import IndexedWriter
+from tst_megatron.data.tokens.writer import IndexedWriter
 from tst_megatron.system.files import folder_appearing_whole
-from tst_megatron.system.processes.worker_pool import in_order
-from tst_megatron.system.progress import byte_progress
 
 DOCUMENTS_FOR_A_SHARE = 1000
 """After so many that were decoded again, their share is known well enough to stop."""
-MOST_PROBLEMS = 20
-"""At so many, a preparation stops looking for more."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Job:
-    """What is to be made, and with what."""
-
-    parts: Path
-    """Folder of the parts."""
-    tasks: Sequence[tuple[Unit, Path]]
-    """The units of the text in their order, and the folder of each unit's part."""
-    encoder: Encoder
-    workers: int
-    allow_empty_splits: bool
-    max_changed_fraction: float
-    not_read: Sequence[NotRead]
-    console: Console | None
 
 
 @dataclass(slots=True)
 class _Joined:
-    """What became of all parts, beside their tokens."""
+    """Everything about the joined parts that is not tokens."""
 
     documents: dict[Input, int] = field(default_factory=dict)
     """Of each file, without those that are left out as copies."""
@@ -78,13 +57,13 @@ class _Joined:
         self.round_trip.take(part.round_trip)
 
     def left_out(self) -> LeftOut:
-        """How much is not in the splits."""
+        """Return how much is not in the splits."""
         return LeftOut(
             empty=self.num_empty, rejected=len(self.rejected), duplicates=self.num_duplicates
         )
 
     def rejected_lines(self) -> list[str]:
-        """Of rejected.jsonl."""
+        """Return the lines of rejected.jsonl."""
         return [
             json.dumps({"file": name, "line": each.number, "problem": each.problem}) + "\n"
             for name, each in self.rejected
@@ -106,7 +85,7 @@ def build(
     Raises:
         ValueError: with every problem of the inputs that was found.
     """
-    # What a killed run joined is deleted: joining again takes little time beside encoding.
+    # A half-joined folder of a killed run is deleted: joining again takes little time.
     with folder_appearing_whole(output, job.parts / "joined") as folder:
         _fill(folder, job, tokenizer, recipe, versions)
     delete_parts(job.parts)
@@ -115,6 +94,7 @@ def build(
 def _fill(
     folder: Path, job: Job, tokenizer: Path, recipe: Mapping[str, Any], versions: Mapping[str, str]
 ) -> None:
+    # The tokens: all parts in order, into one pair of files for each split.
     stored = store_tokenizer(tokenizer, folder, eod_token=job.encoder.settings.eod_token)
     facts = job.encoder.tokenizer.facts
     counts = np.zeros(facts.vocab_size, dtype=np.int64)
@@ -123,11 +103,12 @@ def _fill(
             name: stack.enter_context(IndexedWriter(folder / name, vocab_size=facts.vocab_size))
             for name in job.encoder.splits()
         }
-        parts = stack.enter_context(closing(_parts(job)))
+        parts = stack.enter_context(closing(made_parts(job)))
         joined = _join(job, parts, writers, counts)
         check_unchanged(dict.fromkeys(unit.file for unit, _ in job.tasks))
         splits = {name: writer.finish(allow_empty=True) for name, writer in writers.items()}
-    if not job.allow_empty_splits:
+    # The record: what was left out, and last the manifest, which says that the folder is complete.
+    if not job.limits.allow_empty_splits:
         check_documents({name: split.num_documents for name, split in splits.items()}, recipe)
     if lines := joined.rejected_lines():
         (folder / REJECTED_NAME).write_text("".join(lines), encoding="utf-8")
@@ -182,21 +163,21 @@ def _join(
             counts += np.load(counts_path(part.folder))
         joined.add(unit.file, part, num_duplicates)
         if joined.round_trip.compared >= DOCUMENTS_FOR_A_SHARE:
-            # Hours before the end; what is as clear as that does not become better.
+            # A share as bad as this does not become good: say so now, not hours later.
             check_round_trip(
-                joined.round_trip, job.max_changed_fraction, factor=2.0, parts=job.parts
+                joined.round_trip, job.limits.max_changed_fraction, factor=2.0, parts=job.parts
             )
     num_lines = sum(joined.documents.values()) + joined.num_duplicates + joined.num_empty
     rejected = [each for _, each in joined.rejected]
     _check_rejected(rejected, num_lines, job.encoder.max_rejected_fraction)
-    check_round_trip(joined.round_trip, job.max_changed_fraction, parts=job.parts)
+    check_round_trip(joined.round_trip, job.limits.max_changed_fraction, parts=job.parts)
     return joined
 
 
 def _with_masks(
     parts: Iterator[tuple[Unit, Part]], encoder: Encoder
 ) -> Iterator[tuple[Unit, Part, dict[str, npt.NDArray[np.bool_]]]]:
-    """Each part, and which documents of each split stay, where not all do."""
+    """Yield each part, with a mask of the documents that stay where not all do."""
     if not encoder.settings.deduplicate:
         for unit, part in parts:
             yield unit, part, {}
@@ -210,61 +191,6 @@ def _with_masks(
         yield unit, part, {name: mask[number] for name, mask in masks.items()}
 
 
-def _parts(job: Job) -> Generator[tuple[Unit, Part]]:
-    """Yield the parts of all units in order, as soon as they are there.
-
-    Raises:
-        ValueError: after the others have been tried too, with every problem.
-    """
-    there = {folder for _, folder in job.tasks if folder.is_dir()}
-    missing = _missing(job, there)
-    done = sum(unit.num_bytes for unit, folder in job.tasks if folder in there)
-    if there and job.console:
-        job.console.print(f"going on: {len(there)} of {len(job.tasks)} units are there")
-    problems: list[str] = []
-    more: list[str] = []
-    with (
-        byte_progress(
-            job.console, "tokenising", sum(unit.num_bytes for unit, _ in job.tasks), done
-        ) as advance,
-        closing(
-            in_order(
-                partial(encode_unit, job.encoder),
-                list(missing.values()),
-                workers=min(job.workers, max(len(missing), 1)),
-                advance=advance,
-            )
-        ) as results,
-    ):
-        for unit, folder in job.tasks:
-            if missing.pop(folder, None):
-                _, error = next(results)
-                if isinstance(error, OSError):
-                    # A full disk, say: no fault of the input, and the others would meet it too.
-                    raise OSError(error.errno, f"{error.strerror} ({error.filename or folder})")
-                problems += [str(error)] if error else []
-            part = load_part(folder, unit)
-            if part and part.rejected and not job.encoder.max_rejected_fraction:
-                problems += map(str, part.rejected)
-                more = ["--max-rejected-fraction leaves out lines that hold no document."]
-            if len(problems) >= MOST_PROBLEMS:
-                break
-            if part and not problems:
-                yield unit, part
-    if problems:
-        kept = f"What is done is kept in {job.parts}: the same command goes on from there."
-        raise ValueError("\n".join([*_first(problems), *more, kept]))
-
-
-def _missing(job: Job, there: Container[Path]) -> dict[Path, tuple[Unit, Path]]:
-    """The tasks whose parts are to be made; of files with the same content the first is read."""
-    missing: dict[Path, tuple[Unit, Path]] = {}
-    for unit, folder in job.tasks:
-        if folder not in there:
-            missing.setdefault(folder, (unit, folder))
-    return missing
-
-
 def _check_rejected(
     rejected: Sequence[Rejected], num_others: int, max_rejected_fraction: float
 ) -> None:
@@ -276,9 +202,4 @@ def _check_rejected(
         f"--max-rejected-fraction {max_rejected_fraction:g}: {len(lines):,} of {num_lines:,} lines "
         "hold no document. Repair the text, or allow more."
     )
-    raise ValueError("\n".join([problem, *_first([str(each) for each in lines])]))
-
-
-def _first(problems: Sequence[str]) -> list[str]:
-    more = len(problems) - MOST_PROBLEMS
-    return [*problems[:MOST_PROBLEMS], *([f"... and {more:,} more"] if more > 0 else [])]
+    raise ValueError("\n".join([problem, *first_of([str(each) for each in lines])]))

@@ -15,18 +15,10 @@ import numpy as np
 import numpy.typing as npt
 from rich.console import Console
 
-from tst_megatron.data.manifest import (
-    FILE_NAME,
-    Contents,
-    LeftOut,
-    Manifest,
-    differs,
-    load_manifest,
-)
+from tst_megatron.data.manifest import FILE_NAME, Contents, LeftOut, Manifest, load_manifest
 from tst_megatron.data.prepare.merge_checks import (
     SETTINGS,
     incomplete_texts,
-    inputs_of,
     load_shards,
     mixed_files,
     repeated_inputs,
@@ -44,12 +36,14 @@ from tst_megatron.data.prepare.output_folder import (
 from tst_megatron.data.tokenizer.load import store_tokenizer
 from tst_megatron.data.tokenizer.round_trip import RoundTrip
 from tst_megatron.data.tokens.append import append
-from tst_megatron.data.tokens.indexed import IndexedFacts, IndexedWriter, bin_path, idx_path
+from tst_megatron.data.tokens.format import bin_path, idx_path
+from tst_megatron.data.tokens.writer import IndexedFacts, IndexedWriter
+from tst_megatron.data.verify.recorded_files import differs
 from tst_megatron.system.machine.disk import check_room
-from tst_megatron.system.progress import byte_progress
+from tst_megatron.system.progress import byte_progress, say_warning
 
 TOKENIZER_KEYS = ("tokenizer_sha256", "eod_token", "special_tokens_in_text")
-"""Of a recipe; shards whose tokenizers are the same may differ in them, and the first's count."""
+"""Keys of a recipe in which shards with the same tokenizer may differ; the first shard's count."""
 
 
 def merge(shards: Sequence[Path], output: Path, *, console: Console | None = None) -> Manifest:
@@ -64,18 +58,18 @@ def merge(shards: Sequence[Path], output: Path, *, console: Console | None = Non
         shards: folders that `prepare` or `merge` has finished, with one tokenizer and the same
             settings. A split may be empty in some of them, not in all.
         output: folder to make; its parent is made too.
-        console: where progress goes, and a note of shards that were made of the same files;
-            nowhere when None.
+        console: where progress goes, with notes and warnings; nowhere when None.
 
     Raises:
         ValueError: with every problem that was found: shards that differ, are damaged or hold the
             same text, a split without a document, or an `output` that holds something else.
         OSError: the disk has too little space.
     """
+    # 1. Every reason against it, from manifests and file sizes alone.
     manifests, problems = load_shards(shards)
     output = output.absolute()
     if not problems:
-        # What cannot be read may be what is missing.
+        # A shard that cannot be read may be the one that seems to be missing.
         problems += incomplete_texts(manifests)
     if manifests:
         recipe = _recipe(manifests)
@@ -86,20 +80,37 @@ def merge(shards: Sequence[Path], output: Path, *, console: Console | None = Non
             problems += [problem for manifest in manifests for problem in mixed_files(manifest)]
     if problems:
         raise ValueError("\n".join(problems))
+
+    # 2. Nothing to do if the folder is finished.
     there = finished(output, recipe)
     if there is not None:
-        # Of a run that was killed after its output had its name.
+        # A run may have been killed between the rename and this cleanup.
         delete_unfinished(output)
         return there
+
+    # 3. The work.
     if console:
         for note in repeated_inputs(manifests):
             console.print(f"note: {note}", highlight=False, markup=False, soft_wrap=True)
+        if silent := _without_contents(manifests):
+            say_warning(console, silent)
+    _build(manifests, recipe, output, console)
+    return load_manifest(output)
+
+
+def _build(
+    manifests: Sequence[Manifest],
+    recipe: Mapping[str, Any],
+    output: Path,
+    console: Console | None,
+) -> None:
+    """Join the shards in a folder beside the output, which then gets the output's name."""
     output.parent.mkdir(parents=True, exist_ok=True)
     with (
         built_beside(output) as folder,
         byte_progress(console, "merging", _num_bytes(manifests)) as advance,
     ):
-        # After what a killed run left has been deleted.
+        # Now, because the remains of a killed run have been deleted and take no space.
         _check_space(manifests, output)
         stored = store_tokenizer(manifests[0].tokenizer_path, folder)
         counts = np.zeros(manifests[0].tokenizer.vocab_size, dtype=np.int64)
@@ -116,13 +127,12 @@ def merge(shards: Sequence[Path], output: Path, *, console: Console | None = Non
             contents=_contents(manifests),
             versions=_versions(manifests),
         )
-    return load_manifest(output)
 
 
 def _recipe(manifests: Sequence[Manifest]) -> dict[str, Any]:
-    """What `prepare` records for all inputs in this order, and of which files each shard was."""
+    """Return what `prepare` records for all inputs in this order, and the files of each shard."""
     return {
-        "inputs": [entry for manifest in manifests for entry in inputs_of(manifest)],
+        "inputs": [entry for manifest in manifests for entry in manifest.inputs()],
         **{key: manifests[0].recipe.get(key) for key in (*TOKENIZER_KEYS, *SETTINGS)},
         # Copies in different shards are still there.
         "deduplicate": "each shard" if manifests[0].recipe.get("deduplicate") else False,
@@ -131,12 +141,12 @@ def _recipe(manifests: Sequence[Manifest]) -> dict[str, Any]:
 
 
 def _shards_of(manifest: Manifest) -> list[dict[str, Any]]:
-    """What a folder adds to the list of shards: those it was merged from, or itself."""
+    """Return what a folder adds to the list of shards: those it was merged from, or itself."""
     if "shards" in manifest.recipe:
         return list(manifest.recipe["shards"])
     return [
         {
-            "num_inputs": len(inputs_of(manifest)),
+            "num_inputs": len(manifest.inputs()),
             **({"shard": manifest.recipe["shard"]} if "shard" in manifest.recipe else {}),
             "sha256": {
                 file: sha256
@@ -173,8 +183,21 @@ def _contents(manifests: Sequence[Manifest]) -> Contents | None:
     return Contents(files=files, not_read=not_read, round_trip=round_trip)
 
 
+def _without_contents(manifests: Sequence[Manifest]) -> str | None:
+    """Say that some shards keep the others' record of their files from being merged."""
+    silent = [manifest.path.parent for manifest in manifests if manifest.contents is None]
+    if not silent or len(silent) == len(manifests):
+        return None
+    return (
+        f"{len(silent):,} of {len(manifests):,} shards, the first {silent[0]}, were prepared by an "
+        "earlier version that did not record documents of each file, files that were not read and "
+        f"decoded documents. {FILE_NAME} of the merged folder leaves this out for all of them; "
+        "prepare those shards again to keep it"
+    )
+
+
 def _join_rejected(folder: Path, manifests: Sequence[Manifest]) -> None:
-    """The shards' lists of what held no document, in one."""
+    """Join the shards' lists of lines and files that held no document."""
     for manifest in manifests:
         there = manifest.path.parent / REJECTED_NAME
         if there.is_file():
@@ -191,7 +214,7 @@ def _num_bytes(manifests: Sequence[Manifest]) -> int:
 
 
 def _versions(manifests: Sequence[Manifest]) -> dict[str, str]:
-    """Package to the versions that made the shards."""
+    """Return, for each package, the versions that made the shards."""
     names = {name: None for manifest in manifests for name in manifest.versions}
     return {
         name: ", ".join(sorted({m.versions[name] for m in manifests if name in m.versions}))

@@ -1,4 +1,4 @@
-"""Whether prepared folders can be joined into one: every reason against it, at once."""
+"""Check that prepared folders can be joined into one, and list every reason against it."""
 
 from __future__ import annotations
 
@@ -8,19 +8,20 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from tst_megatron.data.manifest import ADOPTED, Manifest, differs, load_manifest, tokenizer_problems
+from tst_megatron.data.manifest import ADOPTED, Manifest, load_manifest
 from tst_megatron.data.text.inputs import Shard
 from tst_megatron.data.text.split import SPLIT_RULE
-from tst_megatron.data.tokens.indexed import idx_path, token_dtype
+from tst_megatron.data.tokens.format import idx_path, token_dtype
+from tst_megatron.data.verify.recorded_files import differs, tokenizer_problems
 
 SETTINGS = ("text_key", "held_out_fraction", "test_fraction")
 """Keys of a recipe that must be the same in all shards."""
 MOST_LISTED = 20
-"""Of the shards of a text, in an error."""
+"""So many shards of a text are named in an error."""
 
 
 def load_shards(shards: Sequence[Path]) -> tuple[list[Manifest], list[str]]:
-    """The manifests that can be read, and why the others cannot."""
+    """Read the manifests, and say why some cannot be read."""
     manifests, problems = [], []
     for shard in shards:
         try:
@@ -33,7 +34,7 @@ def load_shards(shards: Sequence[Path]) -> tuple[list[Manifest], list[str]]:
 
 
 def shard_problems(manifests: Sequence[Manifest]) -> list[str]:
-    """Why the shards cannot be read as one text; all of it, from their manifests alone."""
+    """List why the shards cannot be read as one text, from their manifests alone."""
     if adopted := [each.path.parent for each in manifests if ADOPTED in each.recipe]:
         return [
             f"{folder}: was made by `data adopt` and has no token files of its own to join. Name "
@@ -43,11 +44,6 @@ def shard_problems(manifests: Sequence[Manifest]) -> list[str]:
     problems = _differences(manifests) + _repeated(manifests)
     # Shards that differ may not have the same splits.
     return problems or _empty_splits(manifests)
-
-
-def inputs_of(manifest: Manifest) -> list[dict[str, Any]]:
-    """Name, size and hash of the files that a folder was made of, in order."""
-    return list(manifest.recipe.get("inputs", []))
 
 
 def _differences(manifests: Sequence[Manifest]) -> list[str]:
@@ -167,7 +163,7 @@ def repeated_inputs(manifests: Sequence[Manifest]) -> list[str]:
     for manifest in manifests:
         folder = manifest.path.parent
         # Files without a byte are alike and repeat nothing.
-        inputs = {entry["sha256"]: entry["name"] for entry in inputs_of(manifest) if entry["bytes"]}
+        inputs = {entry["sha256"]: entry["name"] for entry in manifest.inputs() if entry["bytes"]}
         if same := [sha for sha in inputs if sha in files]:
             notes.append(
                 f"{folder}: {len(same):,} of its {len(inputs):,} files have the content of files "
@@ -195,7 +191,7 @@ def _empty_splits(manifests: Sequence[Manifest]) -> list[str]:
 
 
 def mixed_files(manifest: Manifest) -> list[str]:
-    """What a look at the sizes tells before hours of copying; merging compares the content."""
+    """List files whose size is wrong, before hours of copying; merging compares the content."""
     problems = tokenizer_problems(manifest)
     for split in manifest.splits().values():
         try:

@@ -1,6 +1,6 @@
-"""Making a prepared folder: reused if it is finished, else built beside its name and renamed.
+"""Reuse a prepared folder if it is finished; else build it beside its name and rename it.
 
-`prepare` and `merge` write the same folders, and share what must be the same in both.
+`prepare` and `merge` write the same folders, and share here what must be the same in both.
 """
 
 import platform
@@ -24,30 +24,32 @@ from tst_megatron.data.manifest import (
     Manifest,
     load_manifest,
     manifest_json,
-    verify_files,
 )
 from tst_megatron.data.text.inputs import Shard
-from tst_megatron.data.tokenizer.load import TokenizerFacts
+from tst_megatron.data.tokenizer.facts import TokenizerFacts
 from tst_megatron.data.tokenizer.round_trip import RoundTrip
 from tst_megatron.data.tokens.counts import entropy_nats
-from tst_megatron.data.tokens.indexed import IndexedFacts
+from tst_megatron.data.tokens.writer import IndexedFacts
+from tst_megatron.data.verify.recorded_files import verify_files
 from tst_megatron.system.files import folder_appearing_whole
 from tst_megatron.system.processes.lock import held
 
 REJECTED_NAME = "rejected.jsonl"
-"""Of the list of what held no document, where there was some."""
+"""Name of the list of lines and files that held no document, if there were some."""
 MARK_NAME = "unfinished"
-"""Of an empty file that says that the folder around it may be deleted."""
+"""Name of an empty file that says that the folder around it may be deleted."""
 FOLDER_NAME = "joined"
-"""Of what becomes the output, in a folder with that mark."""
+"""Name of the folder that becomes the output, in a folder with that mark."""
 
 
 def output_problems(output: Path, recipe: Mapping[str, Any]) -> list[str]:
-    """Why a folder of this recipe cannot get this name; a finished one of the same recipe can.
+    """List why a folder of this recipe cannot get this name.
+
+    The name may belong to a finished folder of the same recipe.
 
     Args:
         output: folder to make.
-        recipe: what it would be made from; keys that the folder there has beside these are allowed.
+        recipe: what it would be made from; further keys of an existing folder are allowed.
     """
     if is_free(output):
         return []
@@ -74,10 +76,10 @@ def output_problems(output: Path, recipe: Mapping[str, Any]) -> list[str]:
 
 
 def finished(output: Path, recipe: Mapping[str, Any]) -> Manifest | None:
-    """The folder of this recipe if it is there, every file checked; None where nothing is.
+    """Return the finished folder of this recipe with every file checked; None if none exists.
 
     Raises:
-        ValueError: something else is there, or a file is damaged.
+        ValueError: something else has the name, or a file is damaged.
     """
     if problems := output_problems(output, recipe):
         raise ValueError("\n".join(problems))
@@ -89,7 +91,7 @@ def finished(output: Path, recipe: Mapping[str, Any]) -> Manifest | None:
 
 
 def unfinished_problems(output: Path) -> list[str]:
-    """Why the folder beside an output, where `built_beside` makes it, cannot be deleted first."""
+    """List why the folder beside an output, that `built_beside` uses, cannot be deleted first."""
     partial = _partial(output)
     if is_free(partial) or (partial / MARK_NAME).is_file():
         return []
@@ -111,7 +113,7 @@ def delete_unfinished(output: Path) -> None:
 
 @contextmanager
 def built_beside(output: Path) -> Iterator[Path]:
-    """A new folder that becomes `output` when the block ends, and disappears when it fails.
+    """Yield a new folder that becomes `output` when the block ends, and vanishes if it fails.
 
     It is made in `<output>.partial`, whose name is the same in every run: what a killed run left
     there may be as large as the output, and is deleted.
@@ -177,7 +179,7 @@ def write_manifest(
 
 
 def versions_here(*more: str) -> dict[str, str]:
-    """Package to version, of all that decides what a text becomes; and of some more packages."""
+    """Return package to version, of all that decides what a text becomes and of some more."""
     packages = ("sentencepiece", "tokenizers", "transformers", "numpy", *more)
     return {
         "tst_megatron": __version__,
@@ -187,7 +189,7 @@ def versions_here(*more: str) -> dict[str, str]:
 
 
 def check_documents(num_documents: Mapping[str, int], recipe: Mapping[str, Any]) -> None:
-    """Whether each split has a document.
+    """Check that each split has a document.
 
     Raises:
         ValueError: one has none.
@@ -211,7 +213,7 @@ def check_round_trip(
     at_least: float = 0.0,
     parts: Path | None = None,
 ) -> None:
-    """Whether enough of the text comes back from its tokens.
+    """Check that enough of the text comes back from its tokens.
 
     Args:
         found: what came of documents that were decoded again.
@@ -240,7 +242,7 @@ def _partial(output: Path) -> Path:
 
 
 def is_free(output: Path) -> bool:
-    """Whether a folder can get this name: nothing is there, or an empty folder."""
+    """Tell whether a folder can get this name: it is unused, or an empty folder has it."""
     return not output.exists() or (output.is_dir() and not any(output.iterdir()))
 
 

@@ -1,8 +1,8 @@
-"""Parts: what the units of a text became, each a folder that is there whole or not at all.
+"""Keep parts on disk: a part is what a unit became, a folder that is complete or absent.
 
-They lie in `<output>.parts/` until the output is finished. A run that was killed goes on from them.
-A part has its name from the content that it was made of and from how it was made, so that it also
-serves when other files are added, taken away or repaired meanwhile, and never for other settings.
+They are in `<output>.parts/` until the output is finished. A run that was killed continues from
+them. The name of a part says of which content and by which settings it was made. So it still serves
+when other files of the text are added, removed or repaired, and it never serves other settings.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import numpy.typing as npt
 from tst_megatron.data.text.documents import Rejected
 from tst_megatron.data.text.units import Unit
 from tst_megatron.data.tokenizer.round_trip import RoundTrip
-from tst_megatron.data.tokens.indexed import IndexedFacts
+from tst_megatron.data.tokens.writer import IndexedFacts
 from tst_megatron.system.files import beside, is_beside, write_beside
 
 FILE_NAME = "part.json"
@@ -42,34 +42,34 @@ class Part:
 
 
 def parts_folder(output: Path) -> Path:
-    """Where the parts of an output are."""
+    """Return the folder of an output's parts."""
     return output.with_name(f"{output.name}.parts")
 
 
 def part_folder(parts: Path, unit: Unit, sha256: str, settings: str) -> Path:
-    """Where the part of a unit is, once it is made.
+    """Return the folder that the part of a unit has, once it is made.
 
     Args:
         parts: of all units.
         unit: of a file.
-        sha256: of the whole file.
+        sha256: of the file that the unit is a range of.
         settings: as `begin_parts` gives them.
     """
     return parts / f"{sha256[:32]}-{unit.start}-{unit.stop}-{settings}"
 
 
 def hashes_path(prefix: Path) -> Path:
-    """The hashes of a split's documents, 16 bytes each, in their order."""
+    """Return the file of hashes of a split's documents, 16 bytes each, in their order."""
     return prefix.with_name(f"{prefix.name}.hashes")
 
 
 def counts_path(folder: Path) -> Path:
-    """How often each token occurs in a part's training documents, an int64 array."""
+    """Return the file of token counts in a part's training documents, an int64 array."""
     return folder / "counts.npy"
 
 
 def read_hashes(prefix: Path) -> npt.NDArray[np.uint64]:
-    """[documents, 2] uint64: the hashes of a split's documents."""
+    """Return [documents, 2] uint64, the hashes of a split's documents."""
     path = hashes_path(prefix)
     # A unit without a document has no such file.
     content = path.read_bytes() if path.is_file() else b""
@@ -95,7 +95,7 @@ def write_part(
 
 
 def load_part(folder: Path, unit: Unit) -> Part | None:
-    """The part of a unit, if it has been made.
+    """Return the part of a unit, if it has been made.
 
     Args:
         folder: as `part_folder` names it.
@@ -122,12 +122,12 @@ def load_part(folder: Path, unit: Unit) -> Part | None:
 
 
 def is_parts_folder(folder: Path) -> bool:
-    """Whether `begin_parts` has begun it."""
+    """Tell whether `begin_parts` has made this folder."""
     return (folder / MARK_NAME).is_file()
 
 
 def begin_parts(parts: Path, settings: Mapping[str, Any]) -> str:
-    """Make the folder of parts, or go on with the one that is there.
+    """Make the folder of parts, or continue with the existing one.
 
     Args:
         parts: as `parts_folder` names it.
@@ -137,7 +137,7 @@ def begin_parts(parts: Path, settings: Mapping[str, Any]) -> str:
         The settings in short, for the names of the parts.
 
     Raises:
-        ValueError: something else is there.
+        ValueError: the folder exists and holds something else.
     """
     mark = parts / MARK_NAME
     if not mark.is_file():
@@ -157,7 +157,7 @@ def delete_parts(parts: Path) -> None:
     for path in parts.parent.glob(f".{glob.escape(parts.name)}.*{_DELETED}"):
         shutil.rmtree(path)
     if is_parts_folder(parts):
-        # Renamed first: half of a folder must not look like one to go on from.
+        # Renamed first: half of a folder must not look like one to continue from.
         new = beside(parts)
         new = new.with_name(f"{new.name}{_DELETED}")
         parts.rename(new)

@@ -1,4 +1,4 @@
-"""Which corpus each sample of a blend comes from: whole numbers that keep the weights.
+"""Decide which corpus each sample of a blend comes from, in integers that keep the weights.
 
 The rule is that of Webster, or Sainte-Lague, for seats in a parliament: sample j of a corpus whose
 share is w is due at time (j + 1/2) / w, and samples are dealt as they fall due. After n samples a
@@ -34,7 +34,7 @@ class Blend:
         self._half_intervals = [period // weight for weight in self._weights]
 
     def dealt_before(self, sample: int) -> list[int]:
-        """How many of the first ``sample`` samples each corpus has."""
+        """Return how many of the first ``sample`` samples each corpus has."""
         corpora = len(self._weights)
         # floor(w t + 1/2) samples of a corpus are due until time t, so at t = sample - C / 2 there
         # are `sample` of all corpora at the most, and fewer than C are missing. `time` is 2 t.
@@ -45,7 +45,7 @@ class Blend:
         return counts
 
     def deal(self, first: int, num_samples: int) -> list[tuple[int, int]]:
-        """(corpus, number of the sample in that corpus) of the samples from ``first`` on."""
+        """Return (corpus, number of the sample in that corpus) of the samples from ``first`` on."""
         counts = self.dealt_before(first)
         dealt = []
         for corpus in self._deal(counts, num_samples):
@@ -54,7 +54,7 @@ class Blend:
         return dealt
 
     def _deal(self, counts: Sequence[int], num_samples: int) -> list[int]:
-        """The corpora of the next samples, of which each corpus has had ``counts``."""
+        """Return the corpora of the next samples, after each corpus has had ``counts``."""
         due = [
             ((2 * count + 1) * half, corpus)
             for corpus, (count, half) in enumerate(zip(counts, self._half_intervals, strict=True))

@@ -1,4 +1,4 @@
-"""The corpora that a recipe's ``data:`` block names: opened, and checked against each other."""
+"""Open the corpora that a recipe's ``data:`` block names, and check them against each other."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tst_megatron.data.manifest import Manifest, changed_files, load_manifest
+from tst_megatron.data.manifest import Manifest, load_manifest
 from tst_megatron.data.stream.blend import Blend
 from tst_megatron.data.stream.plan import CorpusSize, raw_tokens_of, smallest_text
 from tst_megatron.data.verify.held_out_size import fraction_for, num_sequences
+from tst_megatron.data.verify.recorded_files import changed_files
 from tst_megatron.schedule import Schedule
 
 
@@ -22,10 +23,10 @@ class Corpus:
     weight: float
     manifest: Manifest
     cache: Path
-    """Where its indexes are kept."""
+    """Folder that keeps its indexes."""
 
     def size(self) -> CorpusSize:
-        """What the stream's arithmetic must know of it."""
+        """Return the facts that the stream's arithmetic needs."""
         return CorpusSize(
             name=str(self.folder), weight=self.weight, num_tokens=self.manifest.train.tokens
         )
@@ -65,9 +66,9 @@ def open_corpora(
 
 
 def missing_texts(data: Mapping[Path, float]) -> list[Path]:
-    """The folders of a ``data:`` block where no text has been prepared yet.
+    """List the folders of a ``data:`` block where no text has been prepared yet.
 
-    What is there and cannot be read is not missing: ``open_corpora`` says what is wrong with it.
+    A folder that exists and cannot be read is not missing: ``open_corpora`` says what is wrong.
 
     Args:
         data: prepared folder -> weight.
@@ -86,7 +87,7 @@ def missing_texts(data: Mapping[Path, float]) -> list[Path]:
 def needed_lines(
     data: Mapping[Path, float], schedule: Schedule, *, unit_chunks: int, max_epochs: int
 ) -> list[str]:
-    """What a run will read of texts that may not be there yet, a line for each folder.
+    """Say how much a run will read of texts that may not exist yet, a line for each folder.
 
     Args:
         data: prepared folder -> weight.
@@ -106,7 +107,7 @@ def needed_lines(
 
 
 def corpora_problems(corpora: Sequence[Corpus]) -> list[str]:
-    """Why these corpora cannot be read as one text."""
+    """List why these corpora cannot be read as one text."""
     first = corpora[0]
     problems = []
     folders = [corpus.manifest.path.parent.resolve() for corpus in corpora]
@@ -134,7 +135,7 @@ _FRACTIONS = ("held_out_fraction", "test_fraction")
 
 
 def leak_warnings(corpora: Sequence[Corpus]) -> list[str]:
-    """Corpora of the same files with other fractions: what one holds out, another trains on.
+    """List corpora of the same files with other fractions: one trains on what another holds out.
 
     The content of files is compared, not that of documents; `data verify` of all folders at once
     looks at these.
@@ -156,7 +157,7 @@ def leak_warnings(corpora: Sequence[Corpus]) -> list[str]:
 
 
 def _files(manifest: Manifest) -> dict[str, str]:
-    """SHA-256 of each input -> its name."""
+    """Return SHA-256 of each input -> its name."""
     inputs = manifest.recipe.get("inputs")
     entries = inputs if isinstance(inputs, list) else []
     return {str(each["sha256"]): str(each["name"]) for each in entries if "sha256" in each}
@@ -165,7 +166,7 @@ def _files(manifest: Manifest) -> dict[str, str]:
 def held_out_problems(
     corpora: Sequence[Corpus], *, num_samples: int, num_latent_positions: int
 ) -> list[str]:
-    """Held-out texts that are too short for their share of an evaluation.
+    """List held-out texts that are too short for their share of an evaluation.
 
     Args:
         corpora: of the recipe.
@@ -190,5 +191,5 @@ def held_out_problems(
 
 
 def changed_text(corpora: Sequence[Corpus]) -> list[str]:
-    """Files that are not what their manifest recorded, as far as a start-up can read them."""
+    """List files that are not what their manifest recorded, as far as a start-up can read them."""
     return [f"data: {problem}" for corpus in corpora for problem in changed_files(corpus.manifest)]

@@ -1,4 +1,4 @@
-"""The index of one corpus for one epoch: the order of its documents, and where each chunk starts.
+"""Index one corpus for one epoch: the order of its documents, and where each chunk starts.
 
 It is what the plan's arithmetic (``plan.py``) needs to find a sample in the token file, about 6
 bytes per document of a thousand tokens, in NumPy's own files, memory-mapped and so shared by all
@@ -11,8 +11,8 @@ ranks of a node:
     index.json         what it was made from, and a checksum of each file
 
 An index is named by what it was made from, so nothing is ever changed in place. It is built in a
-folder beside its own, flushed and renamed: whatever is killed, and however many jobs build it at
-once, what stands under its name is whole.
+folder beside its own, flushed and renamed. So the index under its name is complete, whatever is
+killed and however many jobs build it at once.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tst_megatron.data.stream.sample_order import of_epoch_seed, permutation
-from tst_megatron.data.tokens.indexed import IndexedReader
+from tst_megatron.data.tokens.reader import IndexedReader
 from tst_megatron.system.files import beside, flush_folder
 
 FORMAT_VERSION = 1
@@ -48,7 +48,7 @@ DOCUMENTS_PER_STEP = 2**22
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class IndexFacts:
-    """What an index is made from; two indexes with the same facts are the same."""
+    """The facts that an index is made from; two indexes with the same facts are the same."""
 
     bin_fingerprint: str
     idx_fingerprint: str
@@ -70,11 +70,11 @@ class IndexFacts:
 
 
 class CorpusIndex:
-    """An index that is there, memory-mapped.
+    """An index that has been built, memory-mapped.
 
     Raises:
-        FileNotFoundError: it is not there.
-        ValueError: it is not whole, or was made from something else.
+        FileNotFoundError: it has not been built.
+        ValueError: it is damaged, or was made from something else.
     """
 
     def __init__(self, root: Path, facts: IndexFacts) -> None:
@@ -91,7 +91,7 @@ class CorpusIndex:
     def spans(
         self, lengths: npt.NDArray[np.int32], *, unit: int, chunk: int, num_tokens: int
     ) -> Iterator[tuple[int, int, int]]:
-        """(document, offset in it, length) of each stretch of a sample.
+        """Yield (document, offset in it, length) of each stretch of a sample.
 
         Args:
             lengths: [documents] tokens of each document of the token file.
@@ -124,7 +124,7 @@ def ensure_index(
         root: the cache folder; made if it is missing.
         facts: what the index is made from.
         reader: the token files.
-        note: is told what was wrong with an index that stood there.
+        note: is told what was wrong with an existing index.
         advance: is told of documents indexed.
 
     Returns:
@@ -161,7 +161,7 @@ def ensure_index(
 
 
 def problem_of(path: Path, facts: IndexFacts, *, deep: bool = False) -> str | None:
-    """What is wrong with an index, or None.
+    """Say what is wrong with an index; None if nothing is.
 
     Args:
         path: its folder.
@@ -239,12 +239,12 @@ def _put_in_place(new: Path, path: Path, facts: IndexFacts) -> None:
 
 
 def _take_away(path: Path, facts: IndexFacts) -> bool:
-    """Remove a damaged index, unless another job has put a whole one in its place meanwhile."""
+    """Remove a damaged index, unless another job has put a good one in its place meanwhile."""
     aside = path.with_name(f"{beside(path).name}.damaged")
     try:
         path.rename(aside)
     except FileNotFoundError:
-        return True  # another job was first
+        return True  # Another job was first.
     is_damaged = problem_of(aside, facts, deep=True) is not None
     if not is_damaged:
         # Unless a third job has put one there by now.
@@ -255,7 +255,7 @@ def _take_away(path: Path, facts: IndexFacts) -> bool:
 
 
 def _identity(path: Path) -> int | None:
-    """The folder itself, by whatever name; None if there is none."""
+    """Return the number of the folder on disk, whatever its name; None if it does not exist."""
     try:
         return path.stat().st_ino
     except (FileNotFoundError, NotADirectoryError):
@@ -263,9 +263,9 @@ def _identity(path: Path) -> int | None:
 
 
 def _remove_left_behind(root: Path) -> None:
-    """Remove what killed builds have left, on any machine."""
+    """Remove the remains of killed builds, of any machine."""
     for left in root.glob(".index-*"):
-        # Of another job at work, it may get its own name at any moment.
+        # It may belong to a job at work, which renames it at any moment.
         with contextlib.suppress(FileNotFoundError):
             if time.time() - left.stat().st_mtime > SECONDS_LEFT_BEHIND:
                 shutil.rmtree(left, ignore_errors=True)

@@ -1,7 +1,7 @@
-"""What a checkpoint says of the token stream, and what a resumed run compares it with.
+"""Describe the token stream for a checkpoint, so that a resumed run can compare its own with it.
 
-The position in the stream is arithmetic on the step, so the cursor moves nothing: it is the proof
-that the run which goes on reads the stream that the run before it read.
+The position in the stream is arithmetic on the step, so the cursor moves nothing. It proves that a
+resumed run reads the same stream as the run before it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ ORDER_VERSION = 1
 
 
 def stream_facts(plan: StreamPlan, corpora: Sequence[Corpus]) -> dict[str, Any]:
-    """Everything that decides what a sample reads, as plain values."""
+    """Return everything that decides what a sample reads, as plain values."""
     schedule = plan.schedule
     facts: dict[str, Any] = {
         "order version": ORDER_VERSION,
@@ -42,7 +42,7 @@ def stream_facts(plan: StreamPlan, corpora: Sequence[Corpus]) -> dict[str, Any]:
 
 
 def cursor(plan: StreamPlan, step: int) -> dict[str, Any]:
-    """Where the stream stands after ``step`` steps, as plain values."""
+    """Return the position in the stream after ``step`` steps, as plain values."""
     schedule = plan.schedule
     phase = next(
         (number for number, phase in enumerate(schedule.phases) if step < phase.last_step),
@@ -58,7 +58,7 @@ def cursor(plan: StreamPlan, step: int) -> dict[str, Any]:
 
 
 def differences(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """What differs between a checkpoint's facts or cursor and this run's, a sentence each."""
+    """List what differs between a checkpoint's facts or cursor and this run's."""
     return [
         f"{key}: the checkpoint was trained with {shown(saved, key)}, and this run has "
         f"{shown(now, key)}"
@@ -68,5 +68,5 @@ def differences(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 
 
 def shown(values: Mapping[str, Any], key: str) -> str:
-    """A value as a message shows it, also where there is none."""
+    """Return a value as a message shows it, also where there is none."""
     return repr(values[key]) if key in values else "nothing"

@@ -1,21 +1,25 @@
-"""The token stream as arithmetic: what every sample reads, and how far each corpus is read by then.
+"""Say what every sample of a run reads, by arithmetic on its number alone.
 
 The rule (docs/data-stream.md draws it):
 
-1. The documents of a corpus in a seeded permutation are concatenated and cut into *units* of U * L
-   raw tokens, U being the same in every arm of a comparison. The units are permuted. What is left
-   at the end, shorter than one unit and its look-ahead, is the *tail*: dropped and counted. Each
+1. The documents of a corpus are concatenated in a seeded permutation and cut into *stream units* of
+   U * L raw tokens. U is the same in all arms of a comparison. The units are permuted too. The end,
+   which is shorter than one unit and its look-ahead, is the *tail*: it is dropped and counted. Each
    epoch has permutations of its own.
 2. A unit is U *chunks* of L raw tokens. A sample of a phase whose latent positions read K tokens
-   takes K neighbouring chunks of one unit, and as many tokens of look-ahead as a position predicts,
-   which are targets only.
+   takes K neighbouring chunks of one unit. As many tokens of look-ahead follow as a position
+   predicts; they are targets only.
 3. A phase starts at the first chunk that the phases before it did not take, also inside a unit.
 4. The samples that a phase takes of an epoch are permuted inside blocks, so that neighbours in the
-   text do not share a batch. Phases that read alike, as all do when only the targets are bags
-   (``tst.inputs: tokens``), are one here: such a run reads exactly what ordinary training reads.
-5. Of several corpora, each phase deals its samples by weight (``blend.py``), phases that read alike
-   as one, and the samples of one optimizer step are permuted, so that no rank always reads the same
-   corpus.
+   text do not share a batch. Phases that read alike count as one here. All do when only the targets
+   are bags (``tst.inputs: tokens``), so such a run reads exactly what ordinary training reads.
+5. With several corpora, each phase deals its samples by weight (``blend.py``), and the samples of
+   one optimizer step are permuted, so that no rank always reads the same corpus.
+
+Example: L=4, U=4, K=2. Unit 0 is chunks 0-3. Superposition sample 0 reads chunks 0 and 1, which are
+8 tokens, and 2 tokens of look-ahead. Sample 1 reads chunks 2 and 3. In the recovery phase after it
+(K=1) each sample reads one chunk of unit 1 and 1 token of look-ahead. The README of this room
+(../README.md) has this example with its tokens.
 
 So each raw token is an input once per epoch at the most, whatever the phases are, and the position
 at any step follows from the number of steps. Nothing here reads a file.
@@ -35,7 +39,7 @@ from tst_megatron.schedule import Schedule
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CorpusSize:
-    """What the arithmetic must know of a corpus."""
+    """The facts of a corpus that the arithmetic needs."""
 
     name: str
     """For messages."""
@@ -47,7 +51,7 @@ class CorpusSize:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Place:
-    """Where a sample starts."""
+    """The start of a sample, and its length."""
 
     phase: int
     num_inputs: int
@@ -73,7 +77,7 @@ class _Reading:
 
 
 class StreamPlan:
-    """What a run reads: the place of every sample, by arithmetic on its number.
+    """The places of all samples of a run, by arithmetic on their numbers.
 
     Sample i belongs to optimizer step ``i // global_batch_size``; the schedule says its phase, and
     with it the raw tokens of the sample.
@@ -136,7 +140,7 @@ class StreamPlan:
             raise ValueError(f"{self.corpora[number].name}: {error}") from error
 
     def _shares(self) -> list[tuple[int, list[int]]]:
-        """(raw tokens per latent position, samples of each corpus) of each reading."""
+        """Return (raw tokens per latent position, samples of each corpus) of each reading."""
         return self._shares_before(self.schedule.num_steps)
 
     def _shares_before(self, step: int) -> list[tuple[int, list[int]]]:
@@ -161,16 +165,16 @@ class StreamPlan:
         return problems
 
     def raw_tokens_of_corpora(self) -> list[int]:
-        """Raw tokens that the whole run reads of each corpus, look-ahead not counted."""
+        """Return how many raw tokens the run reads of each corpus, look-ahead not counted."""
         chunks = self.chunks_before(self.schedule.num_steps)
         return [number * self.schedule.num_latent_positions for number in chunks]
 
     def chunks_before(self, step: int) -> list[int]:
-        """Chunks of L raw tokens read of each corpus by the first ``step`` steps."""
+        """Return how many chunks of L raw tokens the first ``step`` steps read of each corpus."""
         return _chunks_of(self._shares_before(step))
 
     def corpus_lines(self) -> list[str]:
-        """How much of each corpus the run reads, a line each."""
+        """Say how much of each corpus the run reads, a line each."""
         return [
             f"{corpus.name}: {wanted / corpus.num_tokens:.2f} epochs over {corpus.num_tokens:,} "
             f"tokens, of which an epoch leaves out {self.num_tail_tokens(number):,}"
@@ -180,17 +184,17 @@ class StreamPlan:
         ]
 
     def epochs_of(self, corpus: int) -> int:
-        """Epochs that the run begins to read of a corpus."""
+        """Return how many epochs of a corpus the run begins to read."""
         last_unit = max(order.last_unit for order in self._orders[corpus])
         return last_unit // max(1, self.units_per_epoch[corpus]) + 1
 
     def num_tail_tokens(self, corpus: int) -> int:
-        """Raw tokens after a corpus's last unit, which are no input in their epoch."""
+        """Return how many raw tokens follow the last unit; they are not inputs in their epoch."""
         used = self.units_per_epoch[corpus] * self.unit_chunks * self.schedule.num_latent_positions
         return self.corpora[corpus].num_tokens - used
 
     def place(self, sample: int) -> Place:
-        """Where a sample of the run starts.
+        """Return the place where a sample of the run starts.
 
         Raises:
             IndexError: the run has no such sample.
@@ -216,7 +220,7 @@ class StreamPlan:
         )
 
     def _corpus_and_number(self, reading: int, sample: int) -> tuple[int, int]:
-        """Corpus of a reading's sample, and the sample's number among those of that corpus."""
+        """Return the corpus of a reading's sample, and its number among those of that corpus."""
         if len(self.corpora) == 1:
             return 0, sample
         step, place = divmod(sample, self._batch)
@@ -229,7 +233,7 @@ class StreamPlan:
 
 
 def raw_tokens_of(weights: Sequence[float], schedule: Schedule) -> list[int]:
-    """Raw tokens that a whole run reads of each corpus, look-ahead not counted.
+    """Return how many raw tokens a run reads of each corpus, look-ahead not counted.
 
     Args:
         weights: of the corpora, each above 0.
@@ -241,7 +245,7 @@ def raw_tokens_of(weights: Sequence[float], schedule: Schedule) -> list[int]:
 
 
 def smallest_text(num_raw_tokens: int, schedule: Schedule, *, unit_chunks: int) -> int:
-    """Tokens that a corpus must have so that an epoch of it reads so many.
+    """Return how many tokens a corpus must have so that an epoch of it reads so many.
 
     Args:
         num_raw_tokens: that are read, look-ahead not counted.
@@ -255,7 +259,7 @@ def smallest_text(num_raw_tokens: int, schedule: Schedule, *, unit_chunks: int) 
 def _shares_before(
     step: int, readings: Sequence[_Reading], blend: Blend, batch: int
 ) -> list[tuple[int, list[int]]]:
-    """(raw tokens per latent position, samples of each corpus) of each reading."""
+    """Return (raw tokens per latent position, samples of each corpus) of each reading."""
     return [
         (
             reading.num_inputs,
@@ -266,7 +270,7 @@ def _shares_before(
 
 
 def _chunks_of(shares: Sequence[tuple[int, Sequence[int]]]) -> list[int]:
-    """Chunks of each corpus that shares of readings take."""
+    """Return how many chunks of each corpus the shares of readings take."""
     by_corpus = zip(
         *([num_inputs * n for n in samples] for num_inputs, samples in shares), strict=True
     )

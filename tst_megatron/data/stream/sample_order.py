@@ -1,8 +1,9 @@
-"""Which chunk each sample of one corpus starts at, phase by phase and epoch by epoch.
+"""Find the chunk that each sample of one corpus starts at, phase by phase and epoch by epoch.
 
-A corpus is cut into *units* of U *chunks*, a chunk being L raw tokens. One epoch reads all units in
-a permuted order; units are named here by their rank in that order, counted on over the epochs. A
-sample of a phase whose positions read K raw tokens takes K neighbouring chunks of one unit.
+A corpus is cut into *stream units* of U *chunks*, a chunk being L raw tokens. One epoch reads all
+units in a permuted order. Units are named here by their rank in that order, which continues over
+the epochs. A sample of a phase whose positions read K raw tokens takes K neighbouring chunks of one
+unit.
 """
 
 from __future__ import annotations
@@ -67,7 +68,7 @@ class PhaseOrder:
         self._block: tuple[str, npt.NDArray[np.int64]] | None = None
 
     def unit_and_chunk(self, sample: int) -> tuple[int, int]:
-        """Rank of the unit, counted over all epochs, and the chunk in it, where a sample starts."""
+        """Return the unit's rank, counted over all epochs, and the chunk where a sample starts."""
         if not 0 <= sample < self.num_samples:
             last = self.num_samples - 1
             raise IndexError(f"sample {sample}: this phase has the samples 0 to {last}")
@@ -173,7 +174,7 @@ def _take(
 
 
 def _left_of(run: Run, num_inputs: int, whole_units: int, partial: int, per_unit: int) -> list[Run]:
-    """What stays free of a run of which some units and some samples of the next were taken."""
+    """Return what stays free of a run after some units and some samples of the next were taken."""
     left = []
     used = ((run.first_unit, whole_units, per_unit), (run.first_unit + whole_units, 1, partial))
     for first_unit, units, samples in used if partial else used[:1]:
@@ -188,7 +189,7 @@ def _left_of(run: Run, num_inputs: int, whole_units: int, partial: int, per_unit
 
 
 def count_units(num_raw_tokens: int, *, unit_chunks: int, num_latent_positions: int) -> int:
-    """Whole units of a corpus that also have their look-ahead; the rest is the tail.
+    """Count the complete units of a corpus that also have their look-ahead; the rest is the tail.
 
     Args:
         num_raw_tokens: of the corpus.
@@ -199,12 +200,12 @@ def count_units(num_raw_tokens: int, *, unit_chunks: int, num_latent_positions: 
 
 
 def of_epoch_seed(seed: str, epoch: int) -> str:
-    """The seed of a permutation in an epoch (from 0): each epoch has an order of its own."""
+    """Return the seed of a permutation in an epoch (from 0): each epoch has its own order."""
     return seed if epoch == 0 else f"{seed}/epoch-{epoch}"
 
 
 def permutation(seed: str, size: int) -> npt.NDArray[np.int64]:
-    """A permutation that depends on the seed's text alone, on any machine and NumPy version."""
+    """Return a permutation that depends on the seed's text alone, with any NumPy version."""
     digest = hashlib.blake2b(seed.encode(), digest_size=16).digest()
     # RandomState and not Generator: NumPy promises its draws never change.
     return np.random.RandomState(np.frombuffer(digest, dtype="<u4")).permutation(size)

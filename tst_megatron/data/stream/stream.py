@@ -1,7 +1,7 @@
-"""The text of a run, sample by sample: the plan's places, looked up in the token files.
+"""Read the text of a run, sample by sample: look up the plan's places in the token files.
 
-What a sample reads is arithmetic (``plan.py``); where that stands is in the corpora's indexes
-(``stream/corpus_index.py``).
+Arithmetic says what a sample reads (``plan.py``). The indexes of the corpora say where that is in
+the token files (``corpus_index.py``).
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Span:
 
 
 def index_facts(plan: StreamPlan, corpora: Sequence[Corpus], number: int, epoch: int) -> IndexFacts:
-    """What the index of a corpus for an epoch is made from."""
+    """Return the facts that the index of a corpus for an epoch is made from."""
     return IndexFacts(
         bin_fingerprint=corpora[number].manifest.train.bin_fingerprint,
         idx_fingerprint=corpora[number].manifest.train.idx_fingerprint,
@@ -51,12 +51,14 @@ def ensure_indexes(
     note: Callable[[str], None],
     advance: Callable[[int], None] = lambda _: None,
 ) -> int:
-    """Check every index that a run needs and build what is not whole; one process does this.
+    """Check every index that a run needs and build those that are missing or damaged.
+
+    One process does this for all.
 
     Args:
         plan: of the run.
         corpora: those of the plan, in its order.
-        note: is told what was wrong with an index that stood there.
+        note: is told what was wrong with an existing index.
         advance: is told of documents indexed or found indexed.
 
     Returns:
@@ -83,7 +85,7 @@ class TokenStream:
 
     Raises:
         FileNotFoundError: an index is missing.
-        ValueError: an index is not whole, or token files do not match the plan.
+        ValueError: an index is damaged, or token files do not match the plan.
     """
 
     def __init__(self, plan: StreamPlan, corpora: Sequence[Corpus]) -> None:
@@ -167,7 +169,7 @@ class HeldOutPositions:
                 )
 
     def tokens(self, sample: int) -> npt.NDArray[np.int64]:
-        """[L + 1] raw tokens of a sample."""
+        """Return the [L + 1] raw tokens of a sample."""
         corpus, number = self._dealt[sample]
         start = number * self._chunks[corpus] // self._shares[corpus] * self._length
         return self._readers[corpus].stretch(start, start + self._length + 1).astype(np.int64)

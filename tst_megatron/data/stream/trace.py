@@ -1,4 +1,4 @@
-"""What a step reads: for each of its samples the corpus, document and offset where it starts."""
+"""Show what a step reads: the corpus, document and offset where each of its samples starts."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ TOKENS_SHOWN = 16
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TracedSample:
-    """Where one sample of a step starts."""
+    """The start of one sample of a step."""
 
     sample: int
     """Number in the run, from 0."""
@@ -28,7 +28,7 @@ class TracedSample:
     num_documents: int
     """Documents that the sample touches, look-ahead included."""
     text: str
-    """How it begins."""
+    """Beginning of the sample."""
 
 
 def trace_step(stream: TokenStream, corpora: Sequence[Corpus], step: int) -> Iterator[TracedSample]:
@@ -56,7 +56,7 @@ def trace_step(stream: TokenStream, corpora: Sequence[Corpus], step: int) -> Ite
 
 
 def trace_lines(stream: TokenStream, corpora: Sequence[Corpus], step: int) -> list[str]:
-    """What ``trace_step`` yields as a table for people, its columns aligned."""
+    """Return the samples of ``trace_step`` as a table for people, its columns aligned."""
     rows: list[tuple[str, ...]] = [
         ("sample", "corpus", "epoch", "document", "offset", "documents", "begins with")
     ]

@@ -1,1 +1,1 @@
-"""The text: which files it consists of, and the documents in them."""
+"""Find the files of a text, and read the documents in them."""

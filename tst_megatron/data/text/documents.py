@@ -1,4 +1,4 @@
-"""The documents of a text, from whatever files hold them, and what is no document, with its place.
+"""Read the documents of a text from any kind of file, and report what holds none, with its place.
 
 Empty texts and blank lines are no documents either; they are left out without being an error.
 """
@@ -32,9 +32,9 @@ class Rejected:
 
     path: Path
     number: int
-    """Of the line or row, from 1; 0 for the whole file."""
+    """Number of the line or row, from 1; 0 stands for the file itself."""
     problem: str
-    """What it is, what is needed, and what to do."""
+    """The fault in words: what was found, what is needed, and what to do."""
 
     def __str__(self) -> str:
         """Its place and the problem."""
@@ -45,7 +45,7 @@ class Rejected:
 
 @dataclass(slots=True)
 class Documents:
-    """What a few consecutive lines or rows hold."""
+    """The documents of a few consecutive lines or rows, and what was left out."""
 
     texts: list[str] = field(default_factory=list)
     num_empty: int = 0
@@ -172,7 +172,7 @@ def _read_rows(unit: Unit, text_key: str, advance: Callable[[int], None]) -> Ite
 
 
 def _check_column(path: Path, schema: pa.Schema, text_key: str) -> None:
-    """Whether a table has a column of text.
+    """Check that a table has a column of text.
 
     Raises:
         ValueError: it has not.

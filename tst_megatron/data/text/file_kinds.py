@@ -1,4 +1,4 @@
-"""What a file is by its name: lines of text, a table, or something that is not read."""
+"""Tell from a file's name what it is: lines of text, a table, or something that is not read."""
 
 from __future__ import annotations
 
@@ -20,28 +20,28 @@ _UNFINISHED = (".tmp", ".temp", ".part", ".partial", ".crdownload", ".download",
 
 
 def is_lines(path: Path) -> bool:
-    """Whether a file has a document on each line, packed or not."""
+    """Tell whether a file has a document on each line, packed or not."""
     name = path.name.lower()
     return name.removesuffix(f".{_ending(name)}" if packing(path) else "").endswith(_LINES)
 
 
 def is_table(path: Path) -> bool:
-    """Whether a file is Parquet."""
+    """Tell whether a file is Parquet."""
     return path.name.lower().endswith(_TABLE)
 
 
 def is_text(path: Path) -> bool:
-    """Whether a file of this name is read."""
+    """Tell whether a file of this name is read."""
     return is_lines(path) or is_table(path)
 
 
 def packing(path: Path) -> str:
-    """How a file is packed: "gz", "zst", or "" if it is not."""
+    """Return how a file is packed: "gz", "zst", or "" if it is not."""
     return _PACKED.get(f".{_ending(path.name.lower())}", "")
 
 
 def problem_of(path: Path) -> str | None:
-    """Why a file that by its name holds text in another form cannot be left out unread."""
+    """Say why a file whose name promises text in another form must not be left out unread."""
     name = path.name.lower()
     for ending in (*_OTHERWISE_PACKED, *_UNFINISHED):
         if name.endswith(ending) and is_text(Path(name.removesuffix(ending))):
@@ -54,7 +54,7 @@ def problem_of(path: Path) -> str | None:
 
 
 def why_left_out(path: Path) -> str:
-    """Why a file is none of text."""
+    """Say why a file is not one of text."""
     if path.name.startswith("."):
         return "hidden"
     ending = _ending(path.name)

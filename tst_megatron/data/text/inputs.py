@@ -1,4 +1,4 @@
-"""Which files a text consists of, and in which order; what of a folder is left out, and why."""
+"""List the files of a text in their order, and what of a folder is left out, with the reason."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Input:
 
     path: Path
     name: str
-    """What a manifest calls it: its path below the folder or pattern that was given, or below the
+    """Name in a manifest: its path below the folder or pattern that was given, or below the
     folder that holds all files that were given by name."""
     num_bytes: int
     modified_ns: int
@@ -31,18 +31,18 @@ class Input:
 
 @dataclass(frozen=True, slots=True)
 class NotRead:
-    """What lies in a folder, or fits a pattern, and is no file of text."""
+    """Something in a folder, or under a pattern, that is not a file of text."""
 
     name: str
     """As of an ``Input``; that of a folder ends with a slash."""
     num_bytes: int
-    """0 for what is no file."""
+    """0 for something that is not a file."""
     reason: str
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What `find` found."""
+    """The files that `find` found, and what it left out."""
 
     files: list[Input]
     not_read: list[NotRead]
@@ -55,7 +55,7 @@ class Shard:
     number: int
     """From 0."""
     of: int
-    """How many there are."""
+    """Number of shards of the text."""
 
     @classmethod
     def recorded(cls, record: Mapping[str, Any]) -> Self:
@@ -67,7 +67,7 @@ class Shard:
         return f"{self.number}/{self.of}"
 
     def problems(self) -> list[str]:
-        """Why there is no such shard, whatever the text."""
+        """List why no text can have such a shard."""
         if self.of < 1:
             return [f"--shard {self}: there is at least one shard. Try 0/1."]
         if not 0 <= self.number < self.of:
@@ -87,11 +87,11 @@ def find_inputs(given: Sequence[Path | str]) -> list[Input]:
 
 
 def find(given: Sequence[Path | str]) -> Found:
-    """The files that are meant, in their order: as given, and by name inside a folder or pattern.
+    """Return the files that are meant, in order: as given, and by name inside a folder or pattern.
 
     Args:
         given: files, folders (with all that lies below them) and patterns such as
-            "dclm/**/*.jsonl.zst". What is no text there by its name is left out, and listed.
+            "dclm/**/*.jsonl.zst". Files that hold no text by their names are left out, and listed.
 
     Raises:
         ValueError: with every problem: nothing there, a file of another kind, one that holds text
@@ -116,7 +116,7 @@ def find(given: Sequence[Path | str]) -> Found:
 
 
 def shard_named(words: str) -> Shard:
-    """The shard that "I/N" names.
+    """Return the shard that "I/N" names.
 
     Raises:
         ValueError: it names none.
@@ -131,7 +131,7 @@ def files_of_shard(files: Sequence[Input], shard: Shard) -> list[Input]:
     """The shard's files: next to each other in the text, so that the shards in order are the text.
 
     Args:
-        files: of the whole text, in order.
+        files: all files of the text, in order.
         shard: one without `problems`. Shards have about as many bytes each, and a file at least.
 
     Raises:
@@ -152,7 +152,7 @@ def files_of_shard(files: Sequence[Input], shard: Shard) -> list[Input]:
 
 
 def check_unchanged(inputs: Iterable[Input]) -> None:
-    """Whether files are still what `find_inputs` saw.
+    """Check that files are still what `find_inputs` saw.
 
     Raises:
         ValueError: one is not, so its sum may be of another content than what is read.
@@ -201,7 +201,7 @@ def _look(given: Path | str, root: Path, found: Found, problems: list[str]) -> N
 
 
 def _sort(path: Path, name: str, found: Found, problems: list[str]) -> None:
-    """Whether what lies in a folder is read, refused or left out."""
+    """Read, refuse or leave out a file that a folder holds."""
     is_hidden = path.name.startswith(".")
     if path.is_dir():
         found.not_read.append(NotRead(f"{name}/", 0, "hidden" if is_hidden else "a folder"))
@@ -218,7 +218,7 @@ def _sort(path: Path, name: str, found: Found, problems: list[str]) -> None:
 
 
 def _below(folder: Path, problems: list[str]) -> list[Path]:
-    """What lies below a folder, also in linked ones, which clusters are full of.
+    """List all files below a folder, also in linked folders, which clusters are full of.
 
     Hidden folders are named, and not looked into.
     """
@@ -245,13 +245,13 @@ def _is_hidden(name: str) -> bool:
 
 
 def _without_parents(paths: Sequence[Path]) -> list[Path]:
-    """What a pattern matches, without the folders that others of it lie in."""
+    """Return the matches of a pattern, without folders that hold other matches."""
     parents = {parent for path in paths for parent in path.parents}
     return [path for path in paths if path not in parents]
 
 
 def _fixed_part(pattern: Path) -> Path:
-    """The folder that a pattern starts from."""
+    """Return the folder that a pattern starts from."""
     parts = []
     for part in pattern.parts[:-1]:
         if glob.has_magic(part):

@@ -1,4 +1,4 @@
-"""Which split a document belongs to, by its text alone."""
+"""Decide which split a document belongs to, by its text alone."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ SPLIT_RULE = (
 
 
 def split_of(text: str, *, held_out_fraction: float, test_fraction: float) -> str:
-    """The split of a document.
+    """Return the split of a document.
 
     Args:
-        text: the whole document.
+        text: of the document, all of it.
         held_out_fraction: share of documents (0-1) that go to validation.
         test_fraction: share of documents (0-1) that go to test; what validation holds does not
             depend on it.

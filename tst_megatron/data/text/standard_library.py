@@ -1,4 +1,4 @@
-"""The built-in corpus: the sources of Python's own standard library.
+"""Write the built-in corpus: the sources of Python's own standard library.
 
 Real text without a download: tutorials, tests and the first steps of a new user read it. It is
 small (about 12 MB) and depends on the Python version, so it serves to exercise the code, not to
@@ -26,7 +26,7 @@ _BUILD_PREFIXES = ("_sysconfigdata", "config-")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CorpusFacts:
-    """What `write_standard_library_corpus` wrote and what it left out."""
+    """Report of `write_standard_library_corpus`: what it wrote and what it left out."""
 
     path: Path
     num_documents: int
@@ -36,7 +36,7 @@ class CorpusFacts:
     num_duplicates: int
     num_empty: int
     includes_tests: bool
-    """Whether the library's own tests were needed to reach `MIN_BYTES_WITHOUT_TESTS`."""
+    """True where the library's own tests were needed to reach `MIN_BYTES_WITHOUT_TESTS`."""
     python_version: str
     sha256: str
     """Of the JSONL file."""
@@ -51,7 +51,7 @@ def write_standard_library_corpus(path: Path, *, library: Path | None = None) ->
     remain without them. The same installation always gives the same file.
 
     Args:
-        path: the JSONL file; written beside and renamed, so an existing file is replaced whole.
+        path: the JSONL file; written beside and renamed, so an existing file is replaced at once.
         library: folder to read instead of the running interpreter's standard library.
 
     Raises:

@@ -1,4 +1,4 @@
-"""How the files of a text are cut into units of work."""
+"""Cut the files of a text into units, each of which one worker prepares at a time."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ UNIT_BYTES = 1 << 26
 
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """What one worker reads at a time: a file, or a part of one."""
+    """A byte range of a file (or row groups of a table), prepared by one worker at a time."""
 
     file: Input
     start: int
     stop: int | None
-    """The lines that start in these bytes, or these row groups; the whole file where None."""
+    """The lines that start in bytes [start, stop), or these row groups; to the end where None."""
     num_bytes: int
     """Of the file, about: for progress."""
     is_whole_file: bool
     is_sampled: bool = True
-    """Whether its first documents are decoded again (`round_trip.py`)."""
+    """True where its first documents are decoded again (`round_trip.py`)."""
 
     @property
     def path(self) -> Path:
@@ -54,7 +54,7 @@ def cut_into_units(inputs: Sequence[Input]) -> list[Unit]:
 
 
 def _sampled(units: Sequence[Unit]) -> list[Unit]:
-    """Of many small units some are looked at, so that it takes the same share of the time."""
+    """Decode documents again in some of many small units only, so that the share of time stays."""
     wanted = sum(min(unit.num_bytes, FIRST_CHARACTERS) for unit in units)
     allowed = max(sum(unit.num_bytes for unit in units) // 256, FIRST_CHARACTERS)
     stride = max(1, wanted // allowed)

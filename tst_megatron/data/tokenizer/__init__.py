@@ -1,1 +1,1 @@
-"""Tokenizers: what a document becomes, whichever library makes it."""
+"""Load tokenizers of two libraries as one kind of thing, judge them and train them."""

@@ -1,7 +1,8 @@
-"""What is looked for in a tokenizer before text is prepared by it, beside what every use needs.
+"""Find faults of a tokenizer before text is prepared by it, beyond those that every use refuses.
 
-`load_tokenizer` refuses what no document can be told apart by. Here are the faults by which text is
-lost, and what a person should know of the vocabulary. Runs and exports that are there do not ask.
+`load_tokenizer` refuses a tokenizer by which documents cannot be told apart. Here are the faults by
+which text is lost, and what a person should know of the vocabulary. Existing runs and exports do
+not ask.
 """
 
 from __future__ import annotations
@@ -11,8 +12,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from tst_megatron.data.tokenizer.facts import Tokenizer
 from tst_megatron.data.tokenizer.hugging_face import HuggingFaceTokenizer, backend_of, unknown_token
-from tst_megatron.data.tokenizer.load import Tokenizer
 from tst_megatron.data.tokenizer.probes import NAMED_PROBES, PROBES
 from tst_megatron.data.tokenizer.round_trip import changed_probes
 from tst_megatron.data.tokenizer.sentencepiece import SentencePieceTokenizer
@@ -25,7 +26,7 @@ _CLASS = '"tokenizer_class": "PreTrainedTokenizerFast"'
 
 
 def tokenizer_faults(source: Path, tokenizer: Tokenizer) -> list[str]:
-    """Why no text can be prepared by a tokenizer that loads.
+    """List why no text can be prepared by a tokenizer, though it loads.
 
     Args:
         source: its file or folder.
@@ -49,7 +50,7 @@ def tokenizer_faults(source: Path, tokenizer: Tokenizer) -> list[str]:
 def _unknown_eos(
     source: Path, form: Mapping[str, Any], tokenizer: HuggingFaceTokenizer
 ) -> list[str]:
-    """Whether transformers has added the EOS, which then has an id that no model knows."""
+    """Check that transformers has not added the EOS, with an id that no model knows."""
     eod_id = tokenizer.facts.eod_id
     listed = {each["content"] for each in form.get("added_tokens", ())} | _listed_beside(source)
     added = json.loads(tokenizer.serialized)["added_tokens"]
@@ -76,7 +77,7 @@ def _listed_beside(source: Path) -> set[str]:
 
 
 def _other_ids(source: Path, tokenizer: HuggingFaceTokenizer) -> list[str]:
-    """Whether the class that transformers takes gives other ids than the folder's own file."""
+    """Check that the class transformers takes gives the ids of the folder's own file."""
     own = backend_of((source / _FILE).read_text(encoding="utf-8"), special_tokens_in_text=False)
     taken = backend_of(tokenizer.serialized, special_tokens_in_text=False)
     for probe in (*NAMED_PROBES.values(), *PROBES):
@@ -96,7 +97,7 @@ def _other_ids(source: Path, tokenizer: HuggingFaceTokenizer) -> list[str]:
 
 
 def tokenizer_remarks(tokenizer: Tokenizer) -> list[str]:
-    """What a person should know of a tokenizer before text is prepared by it, in sentences."""
+    """Say what a person should know of a tokenizer before text is prepared by it."""
     remarks = vocabulary_gaps(tokenizer)
     if changed := changed_probes(tokenizer):
         remarks.append(f"the tokenizer does not give back {', '.join(changed)}")
@@ -104,7 +105,7 @@ def tokenizer_remarks(tokenizer: Tokenizer) -> list[str]:
 
 
 def vocabulary_gaps(tokenizer: Tokenizer) -> list[str]:
-    """What a vocabulary has no tokens for, with counts."""
+    """Say which bytes or characters a vocabulary has no tokens for, with counts."""
     if isinstance(tokenizer, SentencePieceTokenizer):
         if tokenizer.num_byte_pieces():
             return []  # SentencePiece trains all of them or none.

@@ -1,4 +1,4 @@
-"""Documents by gigatoken: the ids of a Hugging Face tokenizer, faster and checked against it.
+"""Encode documents by gigatoken: the ids of a Hugging Face tokenizer, faster and checked.
 
 gigatoken is another implementation of byte-level BPE. It reads some tokenizers wrongly without an
 error, so it is trusted only where it agrees with the reference, which is the `tokenizers` library:
@@ -24,8 +24,8 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
+from tst_megatron.data.tokenizer.facts import Tokenizer, TokenizerFacts
 from tst_megatron.data.tokenizer.hugging_face import HuggingFaceTokenizer
-from tst_megatron.data.tokenizer.load import Tokenizer, TokenizerFacts
 from tst_megatron.data.tokenizer.probes import PROBES
 from tst_megatron.data.tokenizer.unicode_differences import Encode, unlike_characters
 from tst_megatron.system.packages import import_if_there, package_version
@@ -62,7 +62,7 @@ class FastTokenizer:
         return type(self), (self._reference, self._unlike)
 
     def encode(self, texts: Sequence[str]) -> list[npt.NDArray[np.int32]]:
-        """The ids of whole documents, BOS and EOD included, in one thread.
+        """Return the ids of complete documents, BOS and EOD included, in one thread.
 
         Raises:
             UnicodeEncodeError: a text holds half a surrogate pair.
@@ -85,7 +85,7 @@ class FastTokenizer:
         return documents
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of ids, special tokens spelled out."""
+        """Return the text of ids, special tokens spelled out."""
         return self._reference.decode(ids)
 
     def check(self, texts: Sequence[str]) -> None:
@@ -142,7 +142,7 @@ class FastTokenizer:
 
 
 def fast_tokenizer(reference: Tokenizer, sample: Sequence[str]) -> FastTokenizer:
-    """A faster tokenizer with the same ids, if it gives them for built-in texts and a sample.
+    """Return a faster tokenizer, if it gives the same ids for built-in texts and a sample.
 
     Args:
         reference: loaded from a Hugging Face tokenizer.
@@ -164,7 +164,7 @@ def fast_tokenizer(reference: Tokenizer, sample: Sequence[str]) -> FastTokenizer
 
 
 def check_fast(reference: Tokenizer) -> tuple[HuggingFaceTokenizer, dict[str, Any]]:
-    """Refuse what is known not to be fast before any text is read.
+    """Refuse a tokenizer without a fast form before any text is read.
 
     Args:
         reference: as for ``fast_tokenizer``.

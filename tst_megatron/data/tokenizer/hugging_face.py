@@ -1,4 +1,4 @@
-"""Documents by a Hugging Face tokenizer: as its template has it, and EOD at the end.
+"""Encode documents by a Hugging Face tokenizer: as its template has it, and EOD at the end.
 
 transformers decides what a folder's files mean (`AutoTokenizer`, as in training, evaluation and
 everywhere else); its `tokenizers` backend alone then encodes, also in workers, which need not load
@@ -18,7 +18,8 @@ import numpy.typing as npt
 from tokenizers import Tokenizer as Backend  # type: ignore[import-untyped, unused-ignore]
 from tokenizers import decoders
 
-from tst_megatron.data.tokenizer.load import HUGGING_FACE_FILES, TokenizerFacts, tokenizer_sha256
+from tst_megatron.data.tokenizer.facts import TokenizerFacts
+from tst_megatron.data.tokenizer.files import HUGGING_FACE_FILES, tokenizer_sha256
 
 _PROBE = "a"
 # Characters that no vocabulary has: of private use, unassigned, for control.
@@ -42,14 +43,14 @@ class HuggingFaceTokenizer:
             # `tokenizers` would put a space between tokens, which no text has.
             self._backend.decoder = decoders.Fuse()
         self.template_adds_eod = bool(_template(self._backend)[1])
-        """Whether transformers itself ends every text with EOD."""
+        """True where transformers itself ends every text with EOD."""
 
     def __reduce__(self) -> tuple[type[Self], tuple[TokenizerFacts, str]]:
         """Send the backend itself to another process, which then needs no transformers."""
         return type(self), (self.facts, self.serialized)
 
     def encode(self, texts: Sequence[str]) -> list[npt.NDArray[np.int32]]:
-        """The ids of whole documents, BOS and EOD included."""
+        """Return the ids of complete documents, BOS and EOD included."""
         documents = []
         for encoding in self._backend.encode_batch_fast(list(texts), add_special_tokens=True):
             ids = encoding.ids
@@ -59,16 +60,16 @@ class HuggingFaceTokenizer:
         return documents
 
     def beginning(self, text: str) -> list[int]:
-        """The ids of a document of which this is the beginning: BOS by the template, no EOD."""
+        """Return the ids of a document's beginning: BOS by the template, no EOD."""
         (document,) = self.encode([text])
         return [int(token_id) for token_id in document[:-1]]
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = False) -> str:
-        """The text of ids, special tokens spelled out or left out."""
+        """Return the text of ids, special tokens spelled out or left out."""
         return str(self._backend.decode(list(ids), skip_special_tokens=skip_special_tokens))
 
     def markup_tokens(self) -> dict[str, int]:
-        """Added tokens that look like markup and are not special, so that text spells their ids.
+        """Return added tokens that look like markup and are not special: text can spell their ids.
 
         Such as Qwen3's "<tool_call>" and "<|fim_prefix|>": they become their ids in every text,
         in preparation, training and evaluation alike.
@@ -90,7 +91,7 @@ def load_hugging_face(
         special_tokens_in_text: text that spells a special token becomes its id.
 
     Raises:
-        FileNotFoundError: no file of a tokenizer is there.
+        FileNotFoundError: the folder has no file of a tokenizer.
         ValueError: it cannot be read, has no fast form or no EOS, or its template adds other
             tokens than BOS before a text and EOS after it.
     """
@@ -166,7 +167,7 @@ def _read(folder: Path) -> Any:
 
 
 def backend_of(serialized: str, *, special_tokens_in_text: bool) -> Any:
-    """The encoder of a tokenizer.json, for whole documents."""
+    """Return the encoder of a tokenizer.json, for complete documents."""
     backend = Backend.from_str(serialized)
     # What a tokenizer.json says of lengths is for batches of a model, not for documents.
     backend.no_truncation()
@@ -198,17 +199,17 @@ def _eod_problems(tokenizer: Any, backend: Any, special_tokens_in_text: bool) ->
 
 
 def _spelled_problems(tokenizer: Any, backend: Any) -> list[str]:
-    """Special tokens that text can spell although it is to be text, as words of a vocabulary."""
+    """List special tokens that text spells although it must not: words of the vocabulary."""
     spelled = [
         token.content
         for token_id, token in sorted(backend.get_added_tokens_decoder().items())
         if token.special
-        # What the vocabulary lacks becomes the unknown token, in any text.
+        # Everything that the vocabulary lacks becomes the unknown token, in any text.
         and token.content != tokenizer.unk_token
         and token_id in backend.encode(token.content, add_special_tokens=False).ids
     ]
     if spelled:
-        # What tokenizer_config.json does not name; the whole vocabulary is read for it.
+        # tokenizer_config.json may not name it: look it up in the vocabulary, which is slow.
         unknown = unknown_token(json.loads(backend.to_str())["model"])
         spelled = [token for token in spelled if token != unknown]
     if not spelled:
@@ -221,18 +222,18 @@ def _spelled_problems(tokenizer: Any, backend: Any) -> list[str]:
 
 
 def _template(backend: Any) -> tuple[list[int] | None, list[int] | None]:
-    """What the template adds before and after a text; None if it does something else."""
+    """Return what the template adds before and after a text; None if it does something else."""
     probe = _probe(backend)
     text = backend.encode(probe, add_special_tokens=False).ids
-    whole = backend.encode(probe, add_special_tokens=True).ids
-    for start in range(len(whole) - len(text) + 1):
-        if whole[start : start + len(text)] == text:
-            return whole[:start], whole[start + len(text) :]
+    framed = backend.encode(probe, add_special_tokens=True).ids
+    for start in range(len(framed) - len(text) + 1):
+        if framed[start : start + len(text)] == text:
+            return framed[:start], framed[start + len(text) :]
     return None, None
 
 
 def _probe(backend: Any) -> str:
-    """A text that a tokenizer has tokens for: a letter, or a piece of its vocabulary."""
+    """Return a text that a tokenizer has tokens for: a letter, or a piece of its vocabulary."""
     if backend.encode(_PROBE, add_special_tokens=False).ids:
         return _PROBE
     special = set(backend.get_added_tokens_decoder())
@@ -244,7 +245,7 @@ def _probe(backend: Any) -> str:
 
 
 def unknown_token(model: Mapping[str, Any]) -> str | None:
-    """What a vocabulary has for all that it lacks.
+    """Return the token that stands for everything a vocabulary lacks.
 
     Args:
         model: of a tokenizer.json.

@@ -1,102 +1,14 @@
-"""The tokenizer of a text: what a document becomes, the same in preparation, training, evaluation.
-
-A document is [BOS] text EOD. BOS is there if, and only if, the tokenizer itself puts it before a
-text: the template of a Hugging Face tokenizer decides, and a SentencePiece model has none. EOD is
-the tokenizer's EOS. Text that spells a special token ("</s>", "<|endoftext|>") is ordinary text,
-never the special id, unless that is asked for.
-"""
+"""Load a tokenizer from disk, whichever library it belongs to, or store it in a folder."""
 
 from __future__ import annotations
 
-import hashlib
 import shutil
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol, get_args
 
-from tst_megatron.system.files import file_sha256
-
-if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
-
-Kind = Literal["SentencePiece", "HuggingFace"]
-
-SENTENCEPIECE_FILE = "tokenizer.model"
-HUGGING_FACE_FOLDER = "tokenizer"
-"""Names under which a prepared folder and a run keep their tokenizer."""
-
-HUGGING_FACE_FILES = (
-    "tokenizer.json",
-    "tokenizer.model",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "vocab.txt",
-    "merges.txt",
-    "chat_template.jinja",
-    "chat_template.json",
-)
-"""What a tokenizer in Hugging Face format may consist of."""
-FILES_ALONG = (
-    "spiece.model",
-    "sentencepiece.bpe.model",
-    "sentencepiece.model",
-    "spm.model",
-    "spm_char.model",
-    "dict.txt",
-    "emoji.json",
-    "byte_maps.json",
-    "entity_vocab.json",
-)
-"""What transformers may write beside them, and makes no ids of where tokenizer.json is there."""
-TEMPLATES_ALONG = "additional_chat_templates"
-"""A folder of chat templates beside the first."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TokenizerFacts:
-    """What must be known of a tokenizer to read the tokens that it made."""
-
-    kind: Kind
-    sha256: str
-    """Of its file, or of all its files (``tokenizer_sha256``)."""
-    vocab_size: int
-    """Largest id + 1, added tokens included."""
-    bos_id: int | None
-    """Id before every document; None for none."""
-    eod_id: int
-    """Id after every document."""
-    special_tokens_in_text: bool
-    """Whether text that spells a special token became its id."""
-
-    def __post_init__(self) -> None:
-        """Refuse values that a damaged manifest may hold."""
-        if self.kind not in get_args(Kind):
-            raise ValueError(f"tokenizer kind {self.kind!r}, known are {', '.join(get_args(Kind))}")
-
-
-class Tokenizer(Protocol):
-    """A tokenizer that is loaded. It can be sent to another process."""
-
-    @property
-    def facts(self) -> TokenizerFacts:
-        """What must be known of it."""
-        ...
-
-    def encode(self, texts: Sequence[str]) -> list[npt.NDArray[np.int32]]:
-        """The ids of whole documents, BOS and EOD included, in one thread.
-
-        Raises:
-            UnicodeEncodeError: a text holds half a surrogate pair, which has no UTF-8 form.
-        """
-        ...
-
-    def decode(self, ids: Sequence[int]) -> str:
-        """The text of ids, special tokens spelled out."""
-        ...
+from tst_megatron.data.tokenizer.facts import Tokenizer
+from tst_megatron.data.tokenizer.files import HUGGING_FACE_FOLDER, SENTENCEPIECE_FILE, copy_files
+from tst_megatron.data.tokenizer.hugging_face import load_hugging_face, name_eos
+from tst_megatron.data.tokenizer.sentencepiece import SentencePieceTokenizer
 
 
 def load_tokenizer(source: Path, *, special_tokens_in_text: bool = False) -> Tokenizer:
@@ -107,15 +19,11 @@ def load_tokenizer(source: Path, *, special_tokens_in_text: bool = False) -> Tok
         special_tokens_in_text: text that spells a special token becomes its id.
 
     Raises:
-        FileNotFoundError: nothing there.
+        FileNotFoundError: no such file or folder.
         ValueError: not a tokenizer, or one by which documents cannot be told apart.
     """
     if source.is_dir():
-        from tst_megatron.data.tokenizer.hugging_face import load_hugging_face
-
         return load_hugging_face(source, special_tokens_in_text=special_tokens_in_text)
-    from tst_megatron.data.tokenizer.sentencepiece import SentencePieceTokenizer
-
     if special_tokens_in_text:
         raise ValueError(
             f"{source}: a SentencePiece model reads special tokens in text as text, always. Leave "
@@ -151,57 +59,5 @@ def store_tokenizer(source: Path, folder: Path, *, eod_token: str | None = None)
     target.mkdir()
     copy_files(source, target)
     if eod_token is not None:
-        from tst_megatron.data.tokenizer.hugging_face import name_eos
-
         name_eos(target, eod_token)
     return target
-
-
-def copy_files(source: Path, target: Path) -> list[str]:
-    """Copy the files of a tokenizer in Hugging Face format; returns their names.
-
-    Its hash (``tokenizer_sha256``) is of what makes ids: without the files that only go along.
-    """
-    names = [name for name in HUGGING_FACE_FILES if (source / name).is_file()]
-    if names:
-        names += [name for name in FILES_ALONG if (source / name).is_file()]
-        templates = sorted((source / TEMPLATES_ALONG).glob("*.jinja"))
-        names += [f"{TEMPLATES_ALONG}/{path.name}" for path in templates if path.is_file()]
-    for name in names:
-        (target / name).parent.mkdir(exist_ok=True)
-        shutil.copyfile(source / name, target / name)
-    return names
-
-
-def tokenizer_sha256(path: Path) -> str:
-    """SHA-256 of a tokenizer's file, or of the names and sums of all its files in a folder.
-
-    Raises:
-        FileNotFoundError: neither is there.
-    """
-    if not path.is_dir():
-        return file_sha256(path)
-    names = [name for name in HUGGING_FACE_FILES if (path / name).is_file()]
-    if not names:
-        raise FileNotFoundError(f"{path}: no file of a Hugging Face tokenizer is there.")
-    lines = "".join(f"{file_sha256(path / name)}  {name}\n" for name in names)
-    return hashlib.sha256(lines.encode()).hexdigest()
-
-
-def body(ids: list[int], facts: TokenizerFacts) -> list[int]:
-    """The ids of a document without its BOS and EOD."""
-    start = 1 if facts.bos_id is not None and ids[0] == facts.bos_id else 0
-    stop = len(ids) - 1 if ids[-1] == facts.eod_id else len(ids)
-    return ids[start:stop]
-
-
-def tokenizer_rules(facts: TokenizerFacts) -> dict[str, str]:
-    """What was done to every document, in words."""
-    bos = "no BOS" if facts.bos_id is None else f"BOS ({facts.bos_id}) before every document"
-    literal = "ordinary text, never special ids"
-    if facts.special_tokens_in_text:
-        literal = "read as the special ids"
-    return {
-        "document": f"{bos}; EOD ({facts.eod_id}) after every document",
-        "literal": f"special-token strings inside text are {literal}",
-    }

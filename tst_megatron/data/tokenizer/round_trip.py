@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Self
 
-from tst_megatron.data.tokenizer.load import Tokenizer, body
+from tst_megatron.data.tokenizer.facts import Tokenizer, body
 from tst_megatron.data.tokenizer.probes import NAMED_PROBES, PROBES
 
 if TYPE_CHECKING:
@@ -35,19 +35,19 @@ CHARACTERS, OTHER = "characters are lost", "other text comes back"
 
 @dataclass(slots=True)
 class RoundTrip:
-    """What came of documents that were decoded again."""
+    """Counts of documents that were decoded again and compared with their text."""
 
     compared: int = 0
     normalised: int = 0
     """Those that come back in a Unicode normal form, or with a space in front."""
     changed: dict[str, int] = field(default_factory=dict)
-    """Why others do not come back, and how many for each reason."""
+    """Reasons why others do not come back, with the number of documents for each."""
     characters: str = ""
     """Some that were lost."""
 
     @classmethod
     def recorded(cls, values: Mapping[str, Any]) -> Self:
-        """What ``record`` gave."""
+        """Return the counts that ``record`` gave."""
         return cls(
             compared=int(values["compared"]),
             normalised=int(values["normalised"]),
@@ -87,7 +87,7 @@ class RoundTrip:
         self.characters = "".join(all_lost)[:MOST_CHARACTERS]
 
     def is_above(self, fraction: float) -> bool:
-        """Whether a larger share than this does not come back, and not one or two by chance."""
+        """Tell whether a larger share does not come back, and not just one or two by chance."""
         return self.num_changed > max(fraction * self.compared, 2 if fraction else 0)
 
     def __str__(self) -> str:
@@ -110,7 +110,7 @@ class RoundTrip:
 
 
 def difference(text: str, back: str) -> tuple[str | None, str]:
-    """Why a text does not come back, and the characters that were lost; (None, "") if it does.
+    """Return why a text does not come back, and the lost characters; (None, "") if it does.
 
     Args:
         text: of a document.
@@ -147,7 +147,7 @@ def come_back(
 
 @dataclass(slots=True)
 class Sample:
-    """Which documents of a unit are decoded again, and what came of them."""
+    """Choice of the documents of a unit that are decoded again, with the result."""
 
     is_from_the_start: bool = True
     found: RoundTrip = field(default_factory=RoundTrip)

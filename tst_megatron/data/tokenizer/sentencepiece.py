@@ -1,4 +1,4 @@
-"""Documents by a SentencePiece model: no BOS, the model's EOS after every document.
+"""Encode documents by a SentencePiece model: no BOS, the model's EOS after every document.
 
 Text that spells a special token ("</s>", "<s>", "<unk>", "<0x0A>") is ordinary text.
 """
@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from sentencepiece import SentencePieceProcessor
 
-from tst_megatron.data.tokenizer.load import TokenizerFacts
+from tst_megatron.data.tokenizer.facts import TokenizerFacts
 
 
 class SentencePieceTokenizer:
@@ -47,15 +47,15 @@ class SentencePieceTokenizer:
         return type(self), (self.facts, self._model)
 
     def encode(self, texts: Sequence[str]) -> list[npt.NDArray[np.int32]]:
-        """The ids of whole documents, EOD included."""
+        """Return the ids of complete documents, EOD included."""
         return [np.array(encode_document(self._processor, text), dtype=np.int32) for text in texts]
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of ids; control symbols have none."""
+        """Return the text of ids; control symbols have none."""
         return cast(str, self._processor.decode(list(ids)))
 
     def pieces(self) -> list[str]:
-        """All pieces that text can become, by their ids."""
+        """Return all pieces that text can become, in the order of their ids."""
         processor = self._processor
         return [
             processor.id_to_piece(number)
@@ -63,8 +63,14 @@ class SentencePieceTokenizer:
             if not processor.is_control(number) and not processor.is_unknown(number)
         ]
 
+    @property
+    def bos_piece(self) -> int | None:
+        """The model's own BOS, which no document here begins with; None if it has none."""
+        bos_id = self._processor.bos_id()
+        return bos_id if bos_id >= 0 else None
+
     def num_byte_pieces(self) -> int:
-        """Pieces that stand for a byte, to which characters fall back that are no piece."""
+        """Count the pieces that stand for a byte; characters without a piece become these."""
         processor = self._processor
         return sum(processor.is_byte(number) for number in range(processor.get_piece_size()))
 
@@ -99,7 +105,7 @@ def load_sentencepiece(model_file: Path) -> SentencePieceProcessor:
 
 
 def encode_document(processor: SentencePieceProcessor, text: str) -> list[int]:
-    """Return the token ids of one whole document, its EOS included.
+    """Return the token ids of one document, its EOS included.
 
     Raises:
         UnicodeEncodeError: the text holds half a surrogate pair, which has no UTF-8 form.

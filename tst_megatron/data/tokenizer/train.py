@@ -61,6 +61,17 @@ def train_sentencepiece(
         raise ValueError(
             "texts: no text to train on. Give at least one document that is not empty."
         )
+    model = _train(chunks, vocab_size=vocab_size, character_coverage=character_coverage)
+    _write(model, model_file)
+    return load_sentencepiece(model_file)
+
+
+def _train(chunks: list[str], *, vocab_size: int, character_coverage: float) -> bytes:
+    """Return the model that SentencePiece makes of these texts.
+
+    Raises:
+        ValueError: the vocabulary is too large for the text.
+    """
     model = io.BytesIO()
     try:
         SentencePieceTrainer.train(
@@ -88,17 +99,21 @@ def train_sentencepiece(
             f"vocab_size {vocab_size}: SentencePiece cannot train it on this text ({error}). Give "
             "more text, or a vocabulary size the text allows."
         ) from error
+    return model.getvalue()
+
+
+def _write(model: bytes, model_file: Path) -> None:
+    """Write the file beside its name and rename it, so that no half of it is ever seen."""
     model_file.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(
         prefix=f".{model_file.name}.", dir=model_file.parent
     ) as beside:
         temporary = Path(beside) / model_file.name
         with temporary.open("wb") as file:
-            file.write(model.getvalue())
+            file.write(model)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(model_file)
-    return load_sentencepiece(model_file)
 
 
 def _chunks(texts: Iterable[str], max_text_bytes: int) -> Iterator[str]:

@@ -11,11 +11,13 @@ import numpy as np
 import numpy.typing as npt
 
 from tst_megatron.data.tokens.counts import count_tokens
-from tst_megatron.data.tokens.indexed import IndexedReader, IndexedWriter, bin_path, idx_path
+from tst_megatron.data.tokens.format import bin_path, idx_path
+from tst_megatron.data.tokens.reader import IndexedReader
+from tst_megatron.data.tokens.writer import IndexedWriter
 from tst_megatron.system.files import file_sha256
 
 BLOCK_BYTES = 1 << 23
-"""A whole number of tokens."""
+"""A multiple of every token size, so that no token is cut."""
 
 
 def append(
@@ -66,7 +68,7 @@ def append(
 
 
 def first_occurrences(hashes: Sequence[npt.NDArray[Any]]) -> list[npt.NDArray[np.bool_]]:
-    """Which documents are not exact copies of an earlier one.
+    """Mark the documents that are not exact copies of an earlier one.
 
     Args:
         hashes: [documents, 2] uint64 each: 128 bits of each document, of parts in their order.
@@ -86,7 +88,7 @@ def first_occurrences(hashes: Sequence[npt.NDArray[Any]]) -> list[npt.NDArray[np
 def _mask(
     position: int, num_tokens: int, ends: npt.NDArray[np.int64], keep: npt.NDArray[np.bool_]
 ) -> npt.NDArray[np.bool_]:
-    """Which of the tokens [position, position + num_tokens) are of documents that are kept."""
+    """Mark those of the tokens [position, position + num_tokens) whose documents are kept."""
     first = int(np.searchsorted(ends, position, side="right"))
     last = int(np.searchsorted(ends, position + num_tokens, side="left"))
     bounds = np.minimum(ends[first : last + 1], position + num_tokens)

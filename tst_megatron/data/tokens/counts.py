@@ -1,4 +1,4 @@
-"""How often each token occurs, and what that says of a text."""
+"""Count how often each token occurs, and turn the counts into an entropy."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def count_tokens(ids: npt.NDArray[Any], counts: npt.NDArray[np.int64]) -> int:
 
 
 def entropy_nats(counts: npt.NDArray[np.int64]) -> float:
-    """Entropy of the tokens' frequencies; 0 where there are none."""
+    """Return the entropy of the tokens' frequencies; 0 where there are none."""
     if not counts.any():
         return 0.0
     frequencies = counts[counts > 0] / counts.sum()

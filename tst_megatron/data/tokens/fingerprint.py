@@ -1,4 +1,4 @@
-"""A file's identity by content, in the time of a start-up: whole for small files, else sampled."""
+"""Identify a file by its content in the time of a start-up: a large file is only sampled."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def fingerprint(path: Path) -> str:
 
     Another text, tokenizer or order of documents changes every block of a token file, so it is
     noticed for certain in practice. A few changed bytes in a large file are not: for that the
-    manifest has the SHA-256 of the whole (``manifest.verify_files``).
+    manifest has the SHA-256 of each file (``recorded_files.verify_files``).
 
     Raises:
         OSError: the file cannot be read.

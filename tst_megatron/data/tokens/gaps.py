@@ -1,4 +1,4 @@
-"""Documents of a token file with others between them: a split of an adopted pair (`adopt.py`)."""
+"""Find documents in a token file with others between them: a split of an adopted pair."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _DOCUMENTS_PER_BLOCK = 2**22
 
 
 class Positions:
-    """Where documents start when they are counted in a row, without what is between them.
+    """Start positions of documents counted in a row, without the text between them.
 
     Their offsets in the file do not tell, so the lengths are added up, once and when first asked.
     """
@@ -34,13 +34,13 @@ class Positions:
         return places
 
     def document_at(self, position: int) -> int:
-        """The document that holds a raw token, which exists."""
+        """Return the document that holds a raw token, which must exist."""
         first = (bisect.bisect_right(self._places, position) - 1) * _DOCUMENTS_PER_PLACE
         starts = self.starts(first, min(first + _DOCUMENTS_PER_PLACE, len(self._lengths)))
         return first + int(np.searchsorted(starts, position, side="right")) - 1
 
     def starts(self, first: int, stop: int) -> npt.NDArray[np.int64]:
-        """Positions at which documents [first, stop) start."""
+        """Return the positions at which documents [first, stop) start."""
         place = first // _DOCUMENTS_PER_PLACE
         lengths = self._lengths[place * _DOCUMENTS_PER_PLACE : stop]
         starts = self._places[place] + np.cumsum(lengths, dtype=np.int64) - lengths
@@ -53,7 +53,7 @@ def gap_problem(
     dtype: np.dtype[Any],
     num_tokens: int,
 ) -> str | None:
-    """What is wrong with the documents that an index lists, or None.
+    """Say what is wrong with the documents that an index lists; None if nothing is.
 
     Args:
         lengths: [documents] tokens of each.

@@ -1,1 +1,1 @@
-"""Look at finished token files: are they what was written, and what do they hold?"""
+"""Look at finished token files: check that they are what was written, and show what they hold."""

@@ -1,4 +1,4 @@
-"""Held-out documents that stand in the training text too, token for token."""
+"""Find held-out documents that are in the training text too, token for token."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from tst_megatron.data.manifest import Manifest
-from tst_megatron.data.tokenizer.load import Tokenizer
-from tst_megatron.data.tokens.indexed import IndexedReader
+from tst_megatron.data.tokenizer.facts import Tokenizer
+from tst_megatron.data.tokens.reader import IndexedReader
 from tst_megatron.data.verify.token_scan import scan
 
 # What normalisation changes: runs of spaces, line ends, compatibility forms, accents, case, control
@@ -40,7 +40,7 @@ class HeldOutDocuments:
         self._order: npt.NDArray[np.int64] | None = None
 
     def again(self) -> Self:
-        """The same documents, to look up those of another training text."""
+        """Return the same documents, to look them up in another training text."""
         new = copy.copy(self)
         new.num_repeated, new.first_repeated = 0, None
         return new
@@ -66,9 +66,9 @@ class HeldOutDocuments:
 
 
 def held_out_of(manifest: Manifest) -> list[HeldOutDocuments]:
-    """The held-out documents of a folder, with its name.
+    """Return the held-out documents of a folder, with its name.
 
-    What cannot be read has none; ``verify_folder`` says what is wrong with it.
+    A split that cannot be read is left out; ``verify_folder`` says what is wrong with it.
     """
     found = []
     for name, split in manifest.splits().items():
@@ -83,7 +83,7 @@ def held_out_of(manifest: Manifest) -> list[HeldOutDocuments]:
 
 
 def keeps_text(tokenizer: Tokenizer) -> bool:
-    """Whether different texts always have different tokens, as far as probes can tell.
+    """Tell whether different texts always have different tokens, as far as probes can show.
 
     A tokenizer that normalises gives some texts the same tokens, and so does one with an added
     token that takes in the spaces beside it (lstrip, rstrip). The split follows the text.

@@ -1,4 +1,4 @@
-"""Whether the held-out text of a prepared folder is enough to measure a loss on."""
+"""Judge whether the held-out text of a prepared folder is enough to measure a loss on."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ OPTIONS = {"validation": "held_out_fraction", "test": "test_fraction"}
 
 
 def num_sequences(num_tokens: int, num_latent_positions: int) -> int:
-    """Sequences that an evaluation can read of a split, each with a token of look-ahead.
+    """Return how many sequences an evaluation can read of a split, each with 1 look-ahead token.
 
     Args:
         num_tokens: of the split.
@@ -30,7 +30,7 @@ def num_sequences(num_tokens: int, num_latent_positions: int) -> int:
 def fraction_for(
     manifest: Manifest, name: str, num_wanted: int, num_latent_positions: int
 ) -> float | None:
-    """The share of documents by which a split would have enough, with a margin for chance.
+    """Return the share of documents that gives a split enough, with a margin for chance.
 
     Args:
         manifest: of the text as it was prepared, with too little in that split.
@@ -48,7 +48,7 @@ def fraction_for(
     expected = (num_wanted * num_latent_positions + 1) / (tokens / documents)
     # Documents are held out by chance: two standard deviations of their number on top.
     expected = (1 + math.sqrt(1 + max(expected, FEW_DOCUMENTS))) ** 2
-    # What was too little as it fell out must grow, whatever is expected of it.
+    # The share that gave too little must grow, whatever is expected of it.
     fraction = max(expected / documents, 1.5 * manifest.recipe.get(OPTIONS[name], 0.0))
     digits = 1 - math.floor(math.log10(fraction))
     return None if fraction > 0.5 else math.ceil(fraction * 10**digits) / 10**digits

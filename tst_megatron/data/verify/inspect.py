@@ -1,4 +1,4 @@
-"""What a prepared folder holds, for a person: lengths, frequent tokens and documents as text."""
+"""Show a person what a prepared folder holds: lengths, frequent tokens and documents as text."""
 
 from __future__ import annotations
 
@@ -7,12 +7,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tst_megatron.data.manifest import Manifest, tokenizer_problems
+from tst_megatron.data.manifest import Manifest
+from tst_megatron.data.tokenizer.facts import Tokenizer, body
 from tst_megatron.data.tokenizer.hugging_face import HuggingFaceTokenizer
-from tst_megatron.data.tokenizer.load import Tokenizer, body, load_tokenizer
+from tst_megatron.data.tokenizer.load import load_tokenizer
 from tst_megatron.data.tokens.counts import count_tokens
-from tst_megatron.data.tokens.indexed import IndexedReader
+from tst_megatron.data.tokens.reader import IndexedReader
 from tst_megatron.data.verify.lengths import Lengths, count_lengths
+from tst_megatron.data.verify.recorded_files import tokenizer_problems
 
 NUM_FREQUENT = 20
 NUM_MEASURED = 100
@@ -30,7 +32,7 @@ class Sample:
 
     document: int
     num_tokens: int
-    """Of the whole document."""
+    """Of the document, also where it is not shown to its end."""
     text: str
     """Without BOS and EOD."""
     num_decoded: int
@@ -48,7 +50,7 @@ class FrequentToken:
 
 @dataclass(frozen=True, slots=True)
 class Inspection:
-    """What was found of one folder."""
+    """The lengths, frequent tokens and sample documents of one folder."""
 
     manifest: Manifest
     lengths: dict[str, Lengths]
@@ -66,7 +68,7 @@ class Inspection:
 
 
 def inspect(manifest: Manifest, *, split: str, num_samples: int, seed: int) -> Inspection:
-    """Look at a folder: its indexes as a whole, and a little of one split's tokens.
+    """Look at a folder: at all of its indexes, and at a few of one split's tokens.
 
     Args:
         manifest: of the folder.
@@ -126,7 +128,7 @@ def sample_documents(
 
 
 def frequent_tokens(reader: IndexedReader, tokenizer: Tokenizer) -> tuple[int, list[FrequentToken]]:
-    """The number of tokens that were counted, and the most frequent ones of them."""
+    """Return the number of tokens that were counted, and the most frequent ones of them."""
     counts = np.zeros(tokenizer.facts.vocab_size, dtype=np.int64)
     stretches = 1 if reader.num_tokens <= TOKENS_COUNTED else NUM_STRETCHES
     length = min(reader.num_tokens, TOKENS_COUNTED) // stretches
@@ -145,7 +147,7 @@ def frequent_tokens(reader: IndexedReader, tokenizer: Tokenizer) -> tuple[int, l
 
 
 def token_text(tokenizer: Tokenizer, token: int) -> str:
-    """The text of one token, as it is inside a text; special ones have a name."""
+    """Return the text of one token, as it is inside a text; special ones have a name."""
     names = {tokenizer.facts.eod_id: "EOD", tokenizer.facts.bos_id: "BOS"}
     if token in names:
         return names[token]
@@ -154,7 +156,7 @@ def token_text(tokenizer: Tokenizer, token: int) -> str:
 
 
 def visible(text: str) -> str:
-    """Text whose control and invisible characters can be seen; newlines stay.
+    """Return text whose control and invisible characters can be seen; newlines stay.
 
     A terminal would obey some of them, and leave no trace of others.
     """

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from tst_megatron.data.tokens.indexed import IndexedReader, idx_path
+from tst_megatron.data.tokens.format import idx_path
+from tst_megatron.data.tokens.reader import IndexedReader
 
 LONGEST_COUNTED = 1 << 20
 """Up to this length documents are counted, 8 bytes for each length. Each longer one takes 8 bytes:
@@ -19,7 +20,7 @@ DOCUMENTS_PER_STEP = 1 << 22
 
 @dataclass(frozen=True, slots=True)
 class Lengths:
-    """How many documents have each length, in tokens, BOS and EOD included."""
+    """Numbers of documents by length in tokens, BOS and EOD included."""
 
     counts: npt.NDArray[np.int64]
     """[LONGEST_COUNTED + 1] documents of each length."""

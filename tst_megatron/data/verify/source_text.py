@@ -1,4 +1,4 @@
-"""Documents of the source text, encoded again and looked up where they must stand."""
+"""Encode documents of the source text again, and look them up where they must be."""
 
 from __future__ import annotations
 
@@ -11,21 +11,22 @@ from pathlib import Path
 import numpy as np
 
 from tst_megatron.data.manifest import ADOPTED, FILE_NAME, Manifest
-from tst_megatron.data.prepare.merge_checks import inputs_of
 from tst_megatron.data.text.documents import read_unit, text_hash
 from tst_megatron.data.text.inputs import Input, Shard, files_of_shard, find_inputs
 from tst_megatron.data.text.split import split_of
 from tst_megatron.data.text.units import cut_into_units
-from tst_megatron.data.tokenizer.load import Tokenizer, load_tokenizer
-from tst_megatron.data.tokens.indexed import IndexedReader, bin_path
+from tst_megatron.data.tokenizer.facts import Tokenizer
+from tst_megatron.data.tokenizer.load import load_tokenizer
+from tst_megatron.data.tokens.format import bin_path
+from tst_megatron.data.tokens.reader import IndexedReader
 
 DOCUMENTS_PER_STEP = 1000
-"""Of the progress."""
+"""Progress is reported after so many."""
 
 
 @dataclass(slots=True)
 class Comparison:
-    """What was compared, and what differs, in words."""
+    """The number of documents compared, and the differences in words."""
 
     num_compared: int
     problems: list[str]
@@ -33,7 +34,7 @@ class Comparison:
 
 @dataclass(slots=True)
 class _Place:
-    """Where the documents of a split have come to."""
+    """Progress of the comparison of a split."""
 
     reader: IndexedReader
     num_documents: int = 0
@@ -55,8 +56,8 @@ def compare_with_inputs(
 
     Args:
         manifest: of a folder whose files are sound.
-        inputs: what was given to `prepare`: files, folders and patterns, in that order; of a shard
-            the whole text or its own files.
+        inputs: what was given to `prepare`: files, folders and patterns, in that order; for a
+            shard all files of the text, or its own.
         sample: share of documents (0-1) that is encoded again; all are read and counted.
         advance: called with the number of documents read since the last call.
     """
@@ -202,11 +203,11 @@ def _differences(places: dict[str, _Place]) -> list[str]:
 
 
 def _input_problems(manifest: Manifest, files: Sequence[Input]) -> list[str]:
-    """Whether the files are those that the manifest names, as far as names and sizes tell."""
+    """Check that the files are those that the manifest names, by their names and sizes."""
     if ADOPTED in manifest.recipe:
         # What another tool wrote does not say of which text.
         return []
-    recorded = [(entry["name"], entry["bytes"]) for entry in inputs_of(manifest)]
+    recorded = [(entry["name"], entry["bytes"]) for entry in manifest.inputs()]
     given = [(each.name, each.num_bytes) for each in files]
     if given == recorded:
         return []

@@ -1,4 +1,4 @@
-"""One pass over a token file: its hash, its token counts, and whether its documents are whole.
+"""Read a token file once: hash it, count its tokens, and check that its documents are complete.
 
 The file is read once, in blocks of a fixed number of tokens, so the memory depends neither on the
 file nor on its longest document.
@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tst_megatron.data.tokenizer.load import TokenizerFacts
+from tst_megatron.data.tokenizer.facts import TokenizerFacts
 from tst_megatron.data.tokens.counts import count_tokens
-from tst_megatron.data.tokens.indexed import IndexedReader, bin_path
+from tst_megatron.data.tokens.format import bin_path
+from tst_megatron.data.tokens.reader import IndexedReader
 
 BLOCK_TOKENS = 1 << 19
 """A block and what is computed of it stay in a core's cache."""
@@ -31,14 +32,14 @@ TakeHashes = Callable[[int, npt.NDArray[np.uint64]], None]
 
 @dataclass(frozen=True, slots=True)
 class Scan:
-    """What one token file holds."""
+    """The result of reading one token file."""
 
     sha256: str | None
     """Of the file; None where it holds documents of other splits too."""
     counts: npt.NDArray[np.int64]
     """[vocabulary size] how often each token occurs."""
     problems: list[str]
-    """What is wrong with its documents, in words."""
+    """Faults of its documents, in words."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,9 +52,9 @@ class Block:
     first: int
     """The document that the block starts in."""
     starts: npt.NDArray[np.int64]
-    """Where documents start in the block; below 0 for one that goes on from the block before."""
+    """Starts of documents in the block; below 0 for one that began in an earlier block."""
     ends: npt.NDArray[np.int64]
-    """Where they end, but for a last one that goes on in the next block."""
+    """Their ends in the block; a last document that continues in the next block has none."""
 
 
 def scan(
@@ -69,8 +70,8 @@ def scan(
         reader: of the pair.
         tokenizer: that made the tokens.
         advance: called with the bytes of each block.
-        take_hashes: called with hashes of whole documents, in order: equal documents have equal
-            ones, and others hardly ever.
+        take_hashes: called with hashes of complete documents, in order: equal documents have equal
+            hashes, and others hardly ever.
 
     Raises:
         OSError: the file cannot be read.
@@ -93,7 +94,7 @@ def scan(
 
 
 def _in_blocks(reader: IndexedReader) -> Iterator[npt.NDArray[Any]]:
-    """All raw tokens in a row, some at a time; an array is valid until the next one."""
+    """Yield all raw tokens in a row, some at a time; an array is valid until the next one."""
     if reader.has_gaps:
         for start in range(0, reader.num_tokens, BLOCK_TOKENS):
             yield reader.stretch(start, start + BLOCK_TOKENS)
@@ -154,7 +155,7 @@ def _check_documents(block: Block, tokenizer: TokenizerFacts, faults: Faults) ->
 
 
 class Faults:
-    """How often each kind of fault was found, and where first."""
+    """Counts of each kind of fault, with the place of the first."""
 
     def __init__(self) -> None:
         """Begin without one."""
@@ -167,7 +168,7 @@ class Faults:
             self._found[kind] = (number + len(positions), first)
 
     def problems(self, reader: IndexedReader) -> list[str]:
-        """A sentence for each kind; ``reader`` is of the file."""
+        """Return a sentence for each kind; ``reader`` is of the file."""
         return [
             f"{bin_path(reader.prefix)}: {kind}, {number:,} "
             f"time{'s' if number > 1 else ''}, first in document "

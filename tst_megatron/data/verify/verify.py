@@ -16,27 +16,20 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from tst_megatron.data.manifest import (
-    ADOPTED,
-    FILE_NAME,
-    Manifest,
-    Split,
-    differs,
-    missing,
-    tokenizer_problems,
-)
-from tst_megatron.data.text.inputs import Shard
-from tst_megatron.data.tokenizer.load import Tokenizer, TokenizerFacts, load_tokenizer
+from tst_megatron.data.manifest import ADOPTED, FILE_NAME, Manifest, Split
+from tst_megatron.data.tokenizer.facts import Tokenizer, TokenizerFacts
+from tst_megatron.data.tokenizer.load import load_tokenizer
 from tst_megatron.data.tokens.counts import entropy_nats
 from tst_megatron.data.tokens.fingerprint import fingerprint
-from tst_megatron.data.tokens.indexed import IndexedReader, bin_path, idx_path, token_dtype
+from tst_megatron.data.tokens.format import bin_path, idx_path, token_dtype
+from tst_megatron.data.tokens.reader import IndexedReader
 from tst_megatron.data.verify.held_out_copies import HeldOutDocuments, keeps_text
+from tst_megatron.data.verify.recorded_files import differs, missing, tokenizer_problems
+from tst_megatron.data.verify.split_shares import share_notes
 from tst_megatron.data.verify.token_scan import TakeHashes, scan
 from tst_megatron.system.files import file_sha256
 
 AGAIN = "Prepare the text again."
-IMPROBABLE = 1e-6
-"""A split whose size is less probable than this is pointed out."""
 
 Advance = Callable[[int], None]
 Progress = Callable[[], AbstractContextManager[Advance]]
@@ -48,11 +41,11 @@ def _no_progress() -> AbstractContextManager[Advance]:
 
 @dataclass(slots=True)
 class Findings:
-    """What was found in a folder, in words."""
+    """The findings about a folder, in words."""
 
     problems: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
-    """What its owner should know, and what is no fault."""
+    """Facts that the owner should know and that are not faults."""
 
 
 def verify_folder(
@@ -78,7 +71,7 @@ def verify_folder(
             f"{manifest.path}: dtype {manifest.dtype}, a vocabulary of {facts.vocab_size} ids has "
             f"{token_dtype(facts.vocab_size).name}. {AGAIN}"
         )
-    # The tokenizer may take a minute to load, which is no time of reading.
+    # Progress starts here: loading the tokenizer may take a minute, and is not reading.
     with progress() as advance:
         held_out = _read_splits(manifest, facts, findings, advance, others)
     for split_documents in held_out:
@@ -120,7 +113,7 @@ def _read_splits(
 
 
 class _Content:
-    """Hashes of whole files; the one file of all splits of an adopted pair is read once."""
+    """Hashes of files; the one file that all splits of an adopted pair share is read once."""
 
     def __init__(self, advance: Advance) -> None:
         self.advance = advance
@@ -135,7 +128,7 @@ class _Content:
 
 
 def num_bytes_to_read(manifest: Manifest) -> int:
-    """What `verify_folder` reads of a folder, for the progress; files that are missing aside."""
+    """Return how many bytes `verify_folder` reads of a folder; missing files are not counted."""
     idx = [idx_path(split.prefix) for split in manifest.splits().values()]
     bins = {bin_path(split.prefix).resolve() for split in manifest.splits().values()}
     total = sum(path.stat().st_size for path in [*idx, *bins] if path.is_file())
@@ -144,45 +137,8 @@ def num_bytes_to_read(manifest: Manifest) -> int:
     return total + gaps * (4 if manifest.dtype == "int32" else 2)
 
 
-def share_notes(manifest: Manifest) -> list[str]:
-    """Splits that are empty, or whose share of the documents is not what the fractions give.
-
-    No fault: texts that occur many times all fall into the same split.
-    """
-    documents = {name: split.documents for name, split in manifest.splits().items()}
-    total = sum(documents.values())
-    notes = [
-        f"{name} has no document: the folder is to be merged with others."
-        for name in manifest.empty_splits()
-    ]
-    if record := manifest.recipe.get("shard"):
-        notes.append(f"this is shard {Shard.recorded(record)} of a text, to merge.")
-    for name, key in (("validation", "held_out_fraction"), ("test", "test_fraction")):
-        fraction = manifest.recipe.get(key)
-        if name not in documents or not isinstance(fraction, float) or not 0 < fraction < 1:
-            continue
-        if _is_improbable(documents[name], total, fraction):
-            notes.append(
-                f"{name} has {documents[name]:,} of {total:,} documents, "
-                f"{key} {fraction:g} gives about {total * fraction:,.0f}. Some texts may occur "
-                "many times."
-            )
-    return notes
-
-
-def _is_improbable(number: int, total: int, fraction: float) -> bool:
-    """By Chernoff's bound on the tails of the binomial distribution, which holds for any size."""
-    share = number / total if total else fraction
-    divergence = sum(
-        there * math.log(there / expected)
-        for there, expected in ((share, fraction), (1 - share, 1 - fraction))
-        if there
-    )
-    return total * divergence > -math.log(IMPROBABLE)
-
-
 def _tokenizer(manifest: Manifest) -> tuple[Tokenizer | None, list[str]]:
-    """The folder's tokenizer if it is the recorded one, and what is wrong with it."""
+    """Return the folder's tokenizer if it is the recorded one, and what is wrong with it."""
     if problems := tokenizer_problems(manifest):
         return None, problems
     try:
@@ -206,7 +162,7 @@ def _tokenizer(manifest: Manifest) -> tuple[Tokenizer | None, list[str]]:
 def _index_problems(
     split: Split, dtype: str, advance: Advance
 ) -> tuple[list[str], IndexedReader | None]:
-    """What is wrong with an index; a reader of the pair if documents can be found by it."""
+    """Say what is wrong with an index; return a reader too if documents can be found by it."""
     path = idx_path(split.prefix)
     problems: list[str] = []
     try:
@@ -261,7 +217,7 @@ def _token_problems(
 
 
 def _hash_problems(split: Split, content: _Content) -> list[str]:
-    """What can be said of tokens whose documents cannot be found."""
+    """Say what is wrong with a .bin whose documents cannot be found."""
     path = bin_path(split.prefix)
     if not path.is_file():
         return [missing(path)]

@@ -24,8 +24,8 @@ import torch
 from torch import Tensor
 
 from tst_megatron.data.text.documents import texts
+from tst_megatron.data.tokenizer.files import copy_files
 from tst_megatron.data.tokenizer.hugging_face import load_hugging_face
-from tst_megatron.data.tokenizer.load import copy_files
 from tst_megatron.hf.generate import load_in_transformers
 from tst_megatron.hf.model_folder.configuration import CONFIG, written_config
 from tst_megatron.hf.model_folder.soundness import not_numbers

@@ -14,7 +14,7 @@ from typing import Any
 
 from tst_megatron.checkpoint.run_files import RESOLVED, is_tokenizer, places_of_tokenizers
 from tst_megatron.data.manifest import load_manifest
-from tst_megatron.data.tokenizer.load import HUGGING_FACE_FILES, copy_files
+from tst_megatron.data.tokenizer.files import HUGGING_FACE_FILES, copy_files
 from tst_megatron.system.records import Damaged, read_json, read_yaml
 
 GENERATION = "generation_config.json"

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tst_megatron.checkpoint.run_files import is_tokenizer, places_of_tokenizers
-from tst_megatron.data.tokenizer.load import copy_files
+from tst_megatron.data.tokenizer.files import copy_files
 from tst_megatron.system.files import copy_beside, folder_appearing_whole, is_beside
 from tst_megatron.system.paths import is_there
 

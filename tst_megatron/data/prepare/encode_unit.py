@@ -1,4 +1,4 @@
-"""What a worker does with one unit of a text: read, split, encode, and leave a part on disk."""
+"""Prepare one unit of a text in a worker: read, split, encode, and leave a part on disk."""
 
 from __future__ import annotations
 
@@ -11,41 +11,30 @@ import numpy as np
 import numpy.typing as npt
 
 from tst_megatron.data.prepare.parts import counts_path, hashes_path, write_part
+from tst_megatron.data.prepare.settings import Settings
 from tst_megatron.data.text.documents import Documents, Rejected, read_unit, text_hash
 from tst_megatron.data.text.inputs import check_unchanged
 from tst_megatron.data.text.split import SPLITS, split_of
 from tst_megatron.data.text.units import Unit
-from tst_megatron.data.tokenizer.load import Tokenizer
+from tst_megatron.data.tokenizer.facts import Tokenizer
 from tst_megatron.data.tokenizer.round_trip import Sample
-from tst_megatron.data.tokens.indexed import IndexedWriter
+from tst_megatron.data.tokens.writer import IndexedWriter
 from tst_megatron.system.files import folder_appearing_whole
 
 MOST_REJECTED = 10_000
-"""Of a unit, where no larger share is allowed: more is no text with some bad lines in it."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Settings:
-    """What decides, beside inputs and tokenizer, which tokens a text becomes (see `prepare`)."""
-
-    eod_token: str | None
-    special_tokens_in_text: bool
-    text_key: str
-    held_out_fraction: float
-    test_fraction: float
-    deduplicate: bool
+"""So many lines of a unit may be rejected in any case; more mean that the file is no text."""
 
 
 @dataclass(frozen=True, slots=True)
 class Encoder:
-    """What a worker must know."""
+    """The tokenizer and the rules by which a worker prepares units."""
 
     tokenizer: Tokenizer
     settings: Settings
     max_rejected_fraction: float
 
     def splits(self) -> tuple[str, ...]:
-        """The splits that there are."""
+        """Return the names of the splits that are made."""
         return SPLITS if self.settings.test_fraction else SPLITS[:2]
 
 
@@ -62,7 +51,7 @@ def encode_unit(encoder: Encoder, task: tuple[Unit, Path], advance: Callable[[in
     """
     unit, part = task
     if part.is_dir():
-        return  # another file with the same content
+        return  # Made from another file with the same content.
     check_unchanged([unit.file])
     rejected: list[Rejected] = []
     sample = Sample(unit.is_sampled)
@@ -87,7 +76,7 @@ def encode_unit(encoder: Encoder, task: tuple[Unit, Path], advance: Callable[[in
             _add(documents, encoder, writers, counts, sample)
         facts = {name: writer.finish(allow_empty=True) for name, writer in writers.items()}
         np.save(counts_path(folder), counts)
-        # The part's name says of which content it is.
+        # The part's name promises the content of the file, so it must not have changed meanwhile.
         check_unchanged([unit.file])
         write_part(folder, facts, num_empty=num_empty, rejected=rejected, round_trip=sample.found)
 

@@ -1,206 +1,23 @@
-"""Megatron's .bin/.idx token files: a streaming, atomic writer and a thin memory-mapped reader.
-
-`<prefix>.bin` holds the raw tokens of all documents in a row. `<prefix>.idx`, little endian: 9
-bytes of magic, u64 version, u8 dtype code, u64 sequences, u64 length of the document index, int32
-tokens of each sequence, int64 byte offset of each sequence, int64 document index. Every document is
-one sequence here. Megatron itself is not imported: that takes ten seconds, and the format is small
-and fixed.
-"""
+"""Read Megatron's .bin/.idx token files through memory maps, without Megatron."""
 
 import bisect
-import hashlib
-import os
-import shutil
-import struct
-import tempfile
-from array import array
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from tst_megatron.data.tokens.fingerprint import fingerprint
+from tst_megatron.data.tokens.format import (
+    DOCUMENTS_PER_BLOCK,
+    DTYPES,
+    HEADER,
+    MAGIC,
+    VERSION,
+    bin_path,
+    idx_path,
+    where_it_leads,
+)
 from tst_megatron.data.tokens.gaps import Positions, gap_problem
-
-MAGIC = b"MMIDIDX\x00\x00"
-HEADER = struct.Struct("<9sQBQQ")
-VERSION = 1
-_DOCUMENTS_PER_BLOCK = 2**22
-DTYPES: dict[int, np.dtype[Any]] = {8: np.dtype("<u2"), 4: np.dtype("<i4")}
-
-
-def token_dtype(vocab_size: int) -> np.dtype[Any]:
-    """Return the dtype Megatron gives tokens of this vocabulary: uint16 below 65500, else int32."""
-    return np.dtype("<u2") if vocab_size < 65500 else np.dtype("<i4")
-
-
-def bin_path(prefix: Path) -> Path:
-    """Return the token file of a prefix (a prefix may contain dots, so `with_suffix` is wrong)."""
-    return prefix.with_name(prefix.name + ".bin")
-
-
-def idx_path(prefix: Path) -> Path:
-    """Return the index file of a prefix."""
-    return prefix.with_name(prefix.name + ".idx")
-
-
-def where_it_leads(path: Path) -> str:
-    """Of a link its target, in words; nothing of a file."""
-    return f" (a link to {path.readlink()})" if path.is_symlink() else ""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class IndexedFacts:
-    """Size and content hashes of one finished .bin/.idx pair."""
-
-    num_documents: int
-    num_tokens: int
-    bin_sha256: str
-    idx_sha256: str
-    bin_fingerprint: str
-    idx_fingerprint: str
-    """What a start-up compares (`fingerprint.py`)."""
-
-
-class IndexedWriter:
-    """Write documents one after another; the files appear at their final names in `finish` alone.
-
-    Use as a context manager: leaving without `finish` removes what was written. Memory per
-    document is 4 bytes, also in `finish`; tokens are never kept.
-
-    Args:
-        prefix: path without extension; `<prefix>.bin` and `<prefix>.idx` are written.
-        vocab_size: ids at or above it are refused; it also sets the dtype.
-    """
-
-    def __init__(self, prefix: Path, *, vocab_size: int) -> None:
-        """Open the temporary files beside the final ones."""
-        self.prefix = prefix
-        self.dtype = token_dtype(vocab_size)
-        self._vocab_size = vocab_size
-        self._lengths = array("i")
-        self._digest = hashlib.sha256()
-        prefix.parent.mkdir(parents=True, exist_ok=True)
-        self._beside = Path(tempfile.mkdtemp(prefix=f".{prefix.name}.", dir=prefix.parent))
-        self._bin = (self._beside / "bin").open("wb")
-
-    def __enter__(self) -> Self:
-        """Return the writer itself."""
-        return self
-
-    def __exit__(
-        self,
-        exception_type: type[BaseException] | None,
-        exception: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        """Remove the temporary files."""
-        self._bin.close()
-        shutil.rmtree(self._beside, ignore_errors=True)
-
-    @property
-    def num_documents(self) -> int:
-        """Documents added so far."""
-        return len(self._lengths)
-
-    def add_document(self, tokens: Sequence[int] | npt.NDArray[Any]) -> None:
-        """Append one document: [n] token ids, at least one; see `add_documents`."""
-        ids = np.asarray(tokens, dtype=np.int64)
-        self.add_documents(ids, np.asarray([ids.size], dtype=np.int32))
-
-    def add_documents(self, tokens: npt.NDArray[Any], lengths: npt.NDArray[np.int32]) -> None:
-        """Append several documents at once.
-
-        Args:
-            tokens: [sum of lengths] token ids of all documents in a row.
-            lengths: [documents] tokens of each document, at least one each.
-
-        Raises:
-            ValueError: an empty document, or an id outside the vocabulary.
-        """
-        assert tokens.ndim == 1 and len(tokens) == int(lengths.sum(dtype=np.int64))
-        if not lengths.size:
-            return
-        first = len(self._lengths)
-        if int(lengths.min()) < 1:
-            raise ValueError(
-                f"{self.prefix}: document {first + int(lengths.argmin())} has no tokens, at least "
-                "one is needed. Leave empty documents out."
-            )
-        smallest, largest = int(tokens.min()), int(tokens.max())
-        if smallest < 0 or largest >= self._vocab_size:
-            raise ValueError(
-                f"{self.prefix}: documents from {first} on hold token ids {smallest} to {largest}, "
-                f"the vocabulary has 0 to {self._vocab_size - 1}. Use the vocabulary size of the "
-                "tokenizer that made them."
-            )
-        self.add_stored([tokens.astype(self.dtype).tobytes()], lengths)
-
-    def add_stored(self, blocks: Iterable[bytes], lengths: npt.NDArray[np.int32]) -> None:
-        """Append documents as another .bin of the same dtype holds them; nothing is checked."""
-        for block in blocks:
-            self._digest.update(block)
-            self._bin.write(block)
-        self._lengths.frombytes(lengths.astype(np.int32).tobytes())
-
-    def finish(self, *, allow_empty: bool = False) -> IndexedFacts:
-        """Write the index and give both files their final names, the index last.
-
-        Raises:
-            ValueError: no document was added, which only a shard may have (`allow_empty`).
-        """
-        if not self._lengths and not allow_empty:
-            raise ValueError(
-                f"{self.prefix}: no documents, at least one is needed. Give more text."
-            )
-        lengths = np.frombuffer(self._lengths, dtype=np.int32)
-        self._bin.flush()
-        os.fsync(self._bin.fileno())
-        self._bin.close()
-        idx_sha256 = self._write_index(lengths)
-        (self._beside / "bin").replace(bin_path(self.prefix))
-        (self._beside / "idx").replace(idx_path(self.prefix))
-        return IndexedFacts(
-            num_documents=len(lengths),
-            num_tokens=int(lengths.sum(dtype=np.int64)),
-            bin_sha256=self._digest.hexdigest(),
-            idx_sha256=idx_sha256,
-            bin_fingerprint=fingerprint(bin_path(self.prefix)),
-            idx_fingerprint=fingerprint(idx_path(self.prefix)),
-        )
-
-    def _write_index(self, lengths: npt.NDArray[np.int32]) -> str:
-        code = next(code for code, dtype in DTYPES.items() if dtype == self.dtype)
-        digest = hashlib.sha256()
-        with (self._beside / "idx").open("wb") as file:
-            header = HEADER.pack(MAGIC, VERSION, code, len(lengths), len(lengths) + 1)
-            for part in chain([header], _index_parts(lengths, self.dtype.itemsize)):
-                digest.update(part)
-                file.write(part)
-            file.flush()
-            os.fsync(file.fileno())
-        return digest.hexdigest()
-
-
-def _index_parts(lengths: npt.NDArray[np.int32], itemsize: int) -> Iterator[bytes]:
-    """The three sections of an index, in blocks: a whole one of offsets may be tens of GB."""
-    firsts = range(0, len(lengths), _DOCUMENTS_PER_BLOCK)
-    blocks = [slice(first, first + _DOCUMENTS_PER_BLOCK) for first in firsts]
-    for block in blocks:
-        yield lengths[block].astype("<i4").tobytes()
-    end = 0
-    for block in blocks:
-        ends = end + np.cumsum(lengths[block], dtype="<i8")
-        yield ((ends - lengths[block]) * itemsize).tobytes()
-        end = int(ends[-1])
-    for first in range(0, len(lengths) + 1, _DOCUMENTS_PER_BLOCK):
-        stop = min(first + _DOCUMENTS_PER_BLOCK, len(lengths) + 1)
-        yield np.arange(first, stop, dtype="<i8").tobytes()
 
 
 class IndexedReader:
@@ -292,16 +109,16 @@ class IndexedReader:
         self.num_documents = len(self.document_lengths)
         self.num_empty_documents = num_index - 1 - num_sequences
         """Documents of the index without a sequence."""
-        # The last document's end, since the sum would read the whole index on every rank.
+        # Taken from the last document's end: a sum would read all of the index on every rank.
         self.num_tokens = 0
         if num_sequences:
             last_offset = int(self._offsets[-1]) // self.dtype.itemsize
             self.num_tokens = last_offset + int(self.document_lengths[-1])
 
     def check(self) -> None:
-        """Read the whole index: documents follow each other without a gap, and none is empty.
+        """Read all of the index: documents follow each other without a gap, and none is empty.
 
-        Where the .bin holds others between them, there may be gaps, of whole tokens.
+        In a split of an adopted pair there may be gaps between them, which cut no token.
 
         Raises:
             ValueError: they do not; the first such document is named.
@@ -311,8 +128,8 @@ class IndexedReader:
             if problem:
                 raise ValueError(f"{idx_path(self.prefix)}: {problem}. Adopt the pair again.")
         end = 0
-        for first in range(0, self.num_documents, _DOCUMENTS_PER_BLOCK):
-            part = slice(first, first + _DOCUMENTS_PER_BLOCK)
+        for first in range(0, self.num_documents, DOCUMENTS_PER_BLOCK):
+            part = slice(first, first + DOCUMENTS_PER_BLOCK)
             lengths = self.document_lengths[part]
             ends = end + np.cumsum(lengths, dtype=np.int64)
             starts = (ends - lengths) * self.dtype.itemsize
@@ -333,23 +150,23 @@ class IndexedReader:
                 )
 
     def document_at(self, position: int) -> int:
-        """The document that holds a raw token; the number of documents at the end of all."""
+        """Return the document that holds a raw token; the number of documents at the end of all."""
         if position >= self.num_tokens:
             return self.num_documents
         if self.has_gaps:
             return self._positions.document_at(position)
         offset = position * self.dtype.itemsize
-        # Not numpy's: it would copy the whole array, since the file's numbers are not aligned.
+        # numpy's search would copy the array, as the file's numbers are not aligned.
         return bisect.bisect_right(self._offsets, offset) - 1
 
     def starts(self, first: int, stop: int) -> npt.NDArray[np.int64]:
-        """Positions at which documents [first, stop) start."""
+        """Return the positions at which documents [first, stop) start."""
         if self.has_gaps:
             return self._positions.starts(first, stop)
         return self._offsets[first:stop] // self.dtype.itemsize
 
     def stretch(self, start: int, stop: int) -> npt.NDArray[Any]:
-        """Raw tokens at positions [start, stop); a read-only view where there are no gaps."""
+        """Return the raw tokens [start, stop), as a read-only view where there are no gaps."""
         if not self.has_gaps:
             return self._tokens[start:stop]
         stop = min(stop, self.num_tokens)

@@ -1,4 +1,4 @@
-"""What `prepare` refuses, or says, before it reads text for hours."""
+"""Refuse what cannot work, and say what may be wrong, before `prepare` reads text for hours."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from typing import Any
 from rich.console import Console
 
 from tst_megatron.data.manifest import FILE_NAME, Manifest
-from tst_megatron.data.prepare.encode import Settings
 from tst_megatron.data.prepare.output_folder import (
     REJECTED_NAME,
     check_documents,
@@ -19,15 +18,13 @@ from tst_megatron.data.prepare.output_folder import (
     output_problems,
 )
 from tst_megatron.data.prepare.parts import is_parts_folder, parts_folder
+from tst_megatron.data.prepare.settings import Limits, Settings
 from tst_megatron.data.text.inputs import Input, NotRead, Shard
 from tst_megatron.data.tokenizer.checks import tokenizer_faults, tokenizer_remarks
-from tst_megatron.data.tokenizer.load import (
-    HUGGING_FACE_FOLDER,
-    Tokenizer,
-    load_tokenizer,
-    store_tokenizer,
-    tokenizer_sha256,
-)
+from tst_megatron.data.tokenizer.facts import Tokenizer
+from tst_megatron.data.tokenizer.fast import check_fast
+from tst_megatron.data.tokenizer.files import HUGGING_FACE_FOLDER, tokenizer_sha256
+from tst_megatron.data.tokenizer.load import load_tokenizer, store_tokenizer
 from tst_megatron.data.tokenizer.round_trip import CHANGED_FRACTION
 from tst_megatron.system.processes.lock import LOCK, held
 from tst_megatron.system.progress import say_warning
@@ -37,13 +34,12 @@ _SHOWN = 8
 
 def check_settings(
     settings: Settings,
+    limits: Limits | None = None,
     *,
-    max_rejected_fraction: float = 0.0,
-    max_changed_fraction: float = CHANGED_FRACTION,
     workers: int | None = None,
     shard: Shard | None = None,
 ) -> None:
-    """Whether numbers are what they can be, all of them at once.
+    """Check that all numbers are in their ranges, and name every one that is not.
 
     Raises:
         ValueError: one is not.
@@ -59,26 +55,33 @@ def check_settings(
             f"--test-fraction {settings.test_fraction}: must be 0 or more, and leave text to train "
             f"on beside --held-out-fraction {settings.held_out_fraction}. Try 0.01."
         )
-    if not 0.0 <= max_rejected_fraction < 1.0:
-        problems.append(
-            f"--max-rejected-fraction {max_rejected_fraction}: must be 0 or more, and less than 1. "
-            "Try 0.001."
-        )
-    if not 0.0 <= max_changed_fraction <= 1.0:
-        problems.append(
-            f"--max-changed-fraction {max_changed_fraction}: must lie between 0 and 1. Try "
-            f"{CHANGED_FRACTION}."
-        )
+    if limits is not None:
+        problems += _limit_problems(limits)
     if workers is not None and workers < 1:
         problems.append(f"--workers {workers}: must be at least 1. Leave it out to use all cores.")
     if problems:
         raise ValueError("\n".join(problems))
 
 
+def _limit_problems(limits: Limits) -> list[str]:
+    problems = []
+    if not 0.0 <= limits.max_rejected_fraction < 1.0:
+        problems.append(
+            f"--max-rejected-fraction {limits.max_rejected_fraction}: must be 0 or more, and less "
+            "than 1. Try 0.001."
+        )
+    if not 0.0 <= limits.max_changed_fraction <= 1.0:
+        problems.append(
+            f"--max-changed-fraction {limits.max_changed_fraction}: must lie between 0 and 1. Try "
+            f"{CHANGED_FRACTION}."
+        )
+    return problems
+
+
 def check_output_is_apart(
     output: Path, inputs: Sequence[Path | str], files: Sequence[Input]
 ) -> None:
-    """Whether the output has a place of its own."""
+    """Check that the output is neither in the text nor around it."""
     folders = [Path(each).resolve() for each in inputs if Path(each).is_dir()]
     inside = [folder for folder in folders if output.is_relative_to(folder)]
     own = (output, parts_folder(output))
@@ -97,7 +100,7 @@ def check_output_is_apart(
 def check_before_reading(
     output: Path, parts: Path, known: Mapping[str, Any], fast: Tokenizer | None
 ) -> None:
-    """What would be refused after the inputs have been read, which can take hours.
+    """Refuse now what would be refused after the inputs have been read, which can take hours.
 
     Args:
         output: folder to make.
@@ -111,15 +114,13 @@ def check_before_reading(
         # Another preparation of this output says so.
         with held(parts, seconds=0):
             pass
-    # A folder that is there needs no tokenizer that is fast.
+    # A finished folder is reused, and then no fast tokenizer is needed.
     if fast is not None and not (output / FILE_NAME).is_file():
-        from tst_megatron.data.tokenizer.fast import check_fast
-
         check_fast(fast)
 
 
 def check_not_prepared(text: Sequence[Input]) -> None:
-    """Whether a pattern reaches into what `prepare` makes, perhaps while other shards are made."""
+    """Check that no pattern reaches into the output of `prepare`, perhaps of a shard at work."""
     parents = {file.path.parent for file in text}
     for folder in sorted(parents | {parent.parent for parent in parents}):
         marks = [folder / FILE_NAME, folder / "train.idx"]
@@ -130,19 +131,18 @@ def check_not_prepared(text: Sequence[Input]) -> None:
             )
 
 
-def check_reused(
-    manifest: Manifest,
-    max_rejected_fraction: float,
-    max_changed_fraction: float,
-    allow_empty_splits: bool,
-) -> None:
-    """Whether a finished folder is one that this call would have made."""
-    if not allow_empty_splits:
+def check_reused(manifest: Manifest, limits: Limits) -> None:
+    """Check that a finished folder is one that this call would have made.
+
+    Raises:
+        ValueError: it lost or left out more than the limits of this call let pass.
+    """
+    if not limits.allow_empty_splits:
         documents = {name: split.documents for name, split in manifest.splits().items()}
         check_documents(documents, manifest.recipe)
     if manifest.contents is not None:
-        check_round_trip(manifest.contents.round_trip, max_changed_fraction)
-    if manifest.left_out.rejected and not max_rejected_fraction:
+        check_round_trip(manifest.contents.round_trip, limits.max_changed_fraction)
+    if manifest.left_out.rejected and not limits.max_rejected_fraction:
         raise ValueError(
             f"{manifest.path.parent}: was prepared without {manifest.left_out.rejected:,} lines or "
             f"files that hold no document ({REJECTED_NAME}). Allow them with "
@@ -151,7 +151,7 @@ def check_reused(
 
 
 def say_before(not_read: Sequence[NotRead], tokenizer: Tokenizer, console: Console | None) -> None:
-    """What a person can still change before the work."""
+    """Say what a person can still change before the work."""
     if console is None:
         return
     remarks = tokenizer_remarks(tokenizer)
@@ -168,11 +168,11 @@ def say_before(not_read: Sequence[NotRead], tokenizer: Tokenizer, console: Conso
 
 
 def load_without_faults(tokenizer: Path, settings: Settings) -> Tokenizer:
-    """The tokenizer as its copy will be.
+    """Load the tokenizer as its copy in the output will be.
 
     Raises:
-        FileNotFoundError: nothing is there.
-        ValueError: it is none by which text can be prepared.
+        FileNotFoundError: it does not exist.
+        ValueError: text cannot be prepared by it.
     """
     asked = {"special_tokens_in_text": settings.special_tokens_in_text}
     if not tokenizer.is_dir() and settings.eod_token is None:
