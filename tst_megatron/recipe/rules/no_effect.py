@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Collection
 
-from tst_megatron.recipe.rules.numbers import key_of
+from tst_megatron.recipe.keys.table import key_of
 
 Values = argparse.Namespace
 

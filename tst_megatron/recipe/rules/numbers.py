@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import functools
 import math
 from collections.abc import Collection, Iterator
 from typing import Any
 
-from tst_megatron.recipe.keys.table import argument_parser
+from tst_megatron.recipe.keys.table import argument_parser, key_of
 
 MAY_BE_ZERO = frozenset(
     """
@@ -112,18 +111,6 @@ def number_problems(values: argparse.Namespace, given: Collection[str | None]) -
             if rule := _broken_rule(name, number, getattr(values, name)):
                 problems.append(f"{key_of(name)}: {number} {rule}")
     return [*problems, *_shape_problems(values, given)]
-
-
-def key_of(destination: str) -> str:
-    """The key of a recipe for an attribute of Megatron's arguments."""
-    return _keys()[destination]
-
-
-@functools.cache
-def _keys() -> dict[str, str]:
-    """Attribute -> the first name of its option."""
-    options = argument_parser()._actions
-    return {option.dest: option.option_strings[0].removeprefix("--") for option in options}
 
 
 def _numbers(value: Any) -> Iterator[int | float]:
