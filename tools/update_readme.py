@@ -18,7 +18,7 @@ from pathlib import Path
 
 from tst_megatron.recipe.environment import VARIABLES
 from tst_megatron.recipe.profiles import CHAINS, Setting
-from tst_megatron.recipe.recipe import TSTConfig
+from tst_megatron.recipe.tst_config import TSTConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"

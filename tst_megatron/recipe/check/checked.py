@@ -11,9 +11,10 @@ from tst_megatron.data.stream.corpora import Corpus
 from tst_megatron.data.stream.plan import StreamPlan
 from tst_megatron.recipe.check.megatron_arguments import ask_megatron, fixed_flags
 from tst_megatron.recipe.keys.flags import Flags
-from tst_megatron.recipe.recipe import Recipe, RecipeError, TSTConfig
-from tst_megatron.recipe.rules.compatibility import async_save
-from tst_megatron.recipe.rules.learning_rate import LearningRate
+from tst_megatron.recipe.learning_rate import LearningRate
+from tst_megatron.recipe.recipe import Recipe, RecipeError
+from tst_megatron.recipe.rules.async_saves import async_save
+from tst_megatron.recipe.tst_config import TSTConfig
 from tst_megatron.schedule import Schedule
 
 

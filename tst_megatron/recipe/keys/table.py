@@ -1,8 +1,9 @@
 """Build a parser of Megatron's command-line options without importing Megatron.
 
 Importing Megatron takes seconds. Most mistakes in a recipe can be found from the names, types and
-defaults of the options. ``table.json`` has them for the version that this project is pinned to. ``tools/update_keys.py``
-writes it, and ``test_megatron_keys.py`` compares it with Megatron's own parser.
+defaults of the options. ``table.json`` has them for the version that this project is pinned to.
+``tools/update_keys.py`` writes it, and ``test_megatron_keys.py`` compares it with Megatron's own
+parser.
 """
 
 from __future__ import annotations

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 
-from tst_megatron.recipe.recipe import TSTConfig
+from tst_megatron.data.stream.sample_order import unit_problem
+from tst_megatron.recipe.tst_config import TSTConfig
 from tst_megatron.schedule import Schedule
 
 MOST_EPOCHS = 10_000
@@ -144,10 +145,10 @@ def schedule_problems(tst: TSTConfig, values: argparse.Namespace, schedule: Sche
     problems = []
     unit = tst.unit_chunks()
     for phase in schedule.phases:
-        if unit % phase.bag_size:
+        if problem := unit_problem(phase.bag_size, unit):
             problems.append(
-                f"tst.stream-unit-bags: bag size {phase.bag_size} does not divide the stream unit "
-                f"of {unit} bags. Set tst.stream-unit-bags to a multiple of every bag size"
+                f"tst.stream-unit-bags: {problem}. Set tst.stream-unit-bags to a multiple of every "
+                "bag size"
             )
         if phase.last_step != schedule.num_steps and phase.last_step % max(1, values.log_interval):
             problems.append(
