@@ -16,8 +16,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from tst_megatron.recipe.conditions import Setting
 from tst_megatron.recipe.environment import VARIABLES
-from tst_megatron.recipe.profiles import CHAINS, Setting
+from tst_megatron.recipe.profiles import CHAINS
 from tst_megatron.recipe.tst_config import TSTConfig
 
 ROOT = Path(__file__).resolve().parent.parent

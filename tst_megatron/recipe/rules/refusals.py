@@ -17,7 +17,7 @@ from typing import Any
 
 from tst_megatron.recipe.keys.table import destination_of
 from tst_megatron.recipe.recipe import Recipe
-from tst_megatron.recipe.rules.conditions import (
+from tst_megatron.recipe.rules.refusal_conditions import (
     Run,
     differs_from,
     equals,
