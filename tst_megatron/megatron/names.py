@@ -7,7 +7,7 @@ import warnings
 
 from tst_megatron import __version__
 from tst_megatron.megatron.heavy_imports import without_modelopt
-from tst_megatron.system.imports import collecting_later
+from tst_megatron.system.packages import collecting_later
 
 TESTED_MEGATRON = "0.19.2"
 

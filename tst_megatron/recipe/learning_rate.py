@@ -38,7 +38,7 @@ class LearningRate:
 
     @classmethod
     def of(cls, values: argparse.Namespace) -> LearningRate:
-        """The schedule that the keys say.
+        """Make the schedule that the keys describe.
 
         Args:
             values: what the recipe's keys came to; they have passed ``number_problems``.
@@ -60,12 +60,12 @@ class LearningRate:
 
     @property
     def decay_start(self) -> int:
-        """The last step at the largest rate before a decay begins."""
+        """The last step at the largest rate, before a decay begins."""
         start = self.end - self.decay if self.style == "WSD" else math.ceil(self.warmup)
         return max(0, start)
 
     def at(self, step: int) -> float:
-        """The rate of the step that follows ``step`` completed ones."""
+        """Return the rate of the step that follows ``step`` completed ones."""
         if self.warmup > 0 and step <= self.warmup:
             return self.first + (self.largest - self.first) * step / self.warmup
         if self.style == "constant":
@@ -79,14 +79,14 @@ class LearningRate:
         return self.smallest + share * (self.largest - self.smallest)
 
     def _share(self, step: int) -> float:
-        """How much is left of the difference between the largest and the smallest rate."""
+        """Return the share of the difference between largest and smallest rate that is left."""
         if self.style == "WSD":
             done = (step - (self.end - self.decay)) / max(1, self.decay)
             return 1.0 if done <= 0 else _left(self.decay_style, done)
         return _left(self.style, (step - self.warmup) / (self.end - self.warmup))
 
     def drawing(self) -> str:
-        """The whole run in one line of blocks, low to high."""
+        """Draw the run in one line of blocks, low to high."""
         letters = min(WIDTH, self.num_steps)
         highest = self.largest or 1.0
         line = ""
@@ -99,7 +99,7 @@ class LearningRate:
         return line
 
     def line(self, schedule: Schedule | None) -> str:
-        """The drawing, with the rates that decide: at the switch, at the decay's start, at the end.
+        """Draw the run, and say the rate at the switch, at the start of the decay and at the end.
 
         Args:
             schedule: of the phases, if there is one.

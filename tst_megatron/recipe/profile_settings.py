@@ -92,12 +92,12 @@ BF16 = (
     Setting(
         key="overlap-grad-reduce",
         value=True,
-        why="gradients are summed over ranks while the backward pass goes on",
+        why="gradients are summed over ranks while the backward pass runs",
     ),
     Setting(
         key="overlap-param-gather",
         value=True,
-        why="parameters are gathered while the forward pass goes on",
+        why="parameters are gathered while the forward pass runs",
         needs=(needs("overlap-grad-reduce"), needs("use-distributed-optimizer")),
     ),
     Setting(
@@ -198,7 +198,7 @@ TUNED = (
     Setting(
         key="cuda-graph-modules",
         value=["attn", "mlp"],
-        why="the whole dense layer",
+        why="the complete dense layer",
         needs=(GRAPHS, DENSE),
     ),
     Setting(
@@ -272,7 +272,7 @@ FP8_SETTINGS = (
         key="fp8-recipe",
         value="blockwise",
         why="one outlier costs its block of 128 alone, and with current scaling (`tensorwise`) its "
-        "whole tensor, for which recipes keep the first and last layer in BF16. As fast as BF16 "
+        "entire tensor, for which recipes keep the first and last layer in BF16. As fast as BF16 "
         "in the one published figure (242.9 against 240.5 TFLOP/s on H100), so measure first",
     ),
 )

@@ -1,16 +1,16 @@
-"""A recipe: one short YAML file, resolved into Megatron's arguments and the ``tst:`` block.
+"""Read a recipe: one short YAML file becomes Megatron's arguments and the ``tst:`` block.
 
 A recipe's keys are Megatron's own flags without the dashes (``num-layers: 32``), and four of ours:
 
     base:     another recipe to build on, as a path beside this one
-    profile:  what is left to the machine (``profiles.py``); ``cpu`` needs no GPU
+    profile:  settings that are left to the machine (``profiles.py``); ``cpu`` needs no GPU
     data:     folders made by ``tst-megatron data prepare``, each with its weight
-    tst:      token superposition, see ``TSTConfig``
+    tst:      token superposition (``tst_config.py``)
 
-Later values win: base, then the recipe, then ``key=value`` from the command line, where dots reach
-into a block (``tst.bag-size=4``). A key stands once in a file; an empty ``tst:`` or ``data:``
-leaves the base's as it is. Words mean what they say (``strict_yaml.py``). Whether the result makes
-sense is ``check/plain.py``'s and ``check.py``'s question.
+Later values override earlier ones: the base, then the recipe, then ``key=value`` from the command
+line, where a dot reaches into a block (``tst.bag-size=4``). A file may have a key once. An empty
+``tst:`` or ``data:`` leaves that of the base unchanged. ``system/strict_yaml.py`` says what a plain
+word means. ``check/plain.py`` and ``training/check.py`` decide whether the result makes sense.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _MOST_CHARACTERS = 600
 
 
 class RecipeError(ValueError):
-    """What is wrong with a recipe: all of it, one line each."""
+    """A recipe has problems; the message lists all of them, one line each."""
 
     def __init__(self, problems: Sequence[str]) -> None:
         """Keep the problems, each a sentence for a person, with values that others wrote."""
@@ -51,7 +51,7 @@ class RecipeError(ValueError):
 
 
 def _printable(problem: str) -> str:
-    """A sentence that a terminal can show: values are cut, and nothing in them moves the cursor."""
+    """Make a sentence safe for a terminal: cut long values, spell control characters out."""
     if len(problem) > _MOST_CHARACTERS:
         half = _MOST_CHARACTERS // 2
         problem = f"{problem[:half]} [...] {problem[-half:]}"
@@ -73,13 +73,13 @@ class Recipe:
     """Prepared folder -> weight."""
     profile: str | None
     problems: tuple[str, ...] = field(default=())
-    """What could not be read; everything that could be is in the other fields."""
+    """Everything that could not be read. The other fields have the rest."""
 
     def schedule(self) -> Schedule:
-        """The phases in whole steps.
+        """Return the phases, each with its number of steps.
 
         Raises:
-            ValueError: the schedule is none; the message names every rule that is broken.
+            ValueError: the schedule breaks rules; the message names all of them.
         """
         return Schedule(
             phases=resolve_phases(
@@ -93,7 +93,7 @@ class Recipe:
         )
 
     def resolved(self) -> dict[str, Any]:
-        """Everything that decides the run, as plain values for a file or a comparison."""
+        """Return everything that decides the run, as plain values for a file or a comparison."""
         return {
             **dict(sorted(self.megatron.items())),
             "profile": self.profile,
@@ -162,7 +162,7 @@ _BLOCKS = ("tst", "data")
 
 
 def _read(path: Path, problems: list[str]) -> dict[str, Any]:
-    """The keys of one file."""
+    """Return the keys of one file."""
     try:
         text = read_text(path)
         if text is None:

@@ -39,7 +39,7 @@ class TSTConfig:
     """Compute the loss of bags from at most 512 MiB of logits at a time: less memory, a third more
     work in the output layer."""
     reset_embeddings: bool = False
-    """Draw input embeddings and output layer anew at the switch."""
+    """Draw new input embeddings and a new output layer at the switch."""
     reset_optimizer: bool = False
     """Zero the optimizer's moments and count of steps at the switch."""
     max_epochs: int = 1
@@ -50,11 +50,11 @@ class TSTConfig:
     ``save-retain-interval``."""
 
     def entries(self) -> list[tuple[int, float | int | None]]:
-        """The schedule as (bag size, share of steps or number of steps)."""
+        """Return the schedule as (bag size, share of steps or number of steps)."""
         if self.schedule is None:
             return paper_schedule(
                 bag_size=self.bag_size,
-                # A share also where YAML wrote 1, which is a number of steps in a schedule.
+                # YAML's 1 is a share here; in a schedule it would be one step.
                 superposition_fraction=float(self.superposition_fraction),
                 superposition_steps=self.superposition_steps,
             )
@@ -62,11 +62,11 @@ class TSTConfig:
         return [(int(bag_size), amount) for bag_size, amount in self.schedule]
 
     def as_keys(self) -> dict[str, Any]:
-        """The block as a recipe has it, every key."""
+        """Return every key of the block, spelled as in a recipe."""
         return {name.replace("_", "-"): value for name, value in dataclasses.asdict(self).items()}
 
     def unit_chunks(self) -> int:
-        """U, the chunks of a unit of the token stream."""
+        """Return U, the chunks of a unit of the token stream."""
         return self.stream_unit_bags or max(bag_size for bag_size, _ in self.entries())
 
 
@@ -108,7 +108,7 @@ def _is_instance(value: Any, hint: Any) -> bool:
 
 
 def _are_pairs(value: Any) -> bool:
-    """Whether a schedule's entries are [bag size, steps]; anything but a list passes."""
+    """Tell whether a schedule's entries are [bag size, steps]; any other value passes."""
     if not isinstance(value, list):
         return True
     return all(len(entry) == 2 and isinstance(entry[0], int) for entry in value)

@@ -1,1 +1,1 @@
-"""What a recipe must keep to, rule by rule; none of it needs Megatron or torch."""
+"""Check a recipe rule by rule; none of the rules needs Megatron or torch."""

@@ -16,14 +16,14 @@ JUMP = 1.5
 def learning_rate_problems(
     values: argparse.Namespace, given: Collection[str | None]
 ) -> tuple[list[str], LearningRate | None]:
-    """Schedules that no start survives, or that jump, or whose decay cannot be meant.
+    """Check the schedule: Megatron must accept it, it must not jump, and its decay must fit.
 
     Args:
         values: what the recipe's keys came to.
         given: destinations of the keys that the recipe has.
 
     Returns:
-        (problems, the schedule; None where its numbers make none).
+        (problems, the schedule; None if its numbers make none).
     """
     if not _is_complete(values):
         return [], None
@@ -84,7 +84,7 @@ def _order_problems(rate: LearningRate, values: argparse.Namespace) -> list[str]
 
 
 def _length_problems(rate: LearningRate, values: argparse.Namespace) -> list[str]:
-    """Warm-up and decay together, in whatever key the steps were given."""
+    """Check that warm-up and decay fit into the run, in whatever keys their steps were given."""
     by = "lr-warmup-iters" if values.lr_warmup_fraction is None else "lr-warmup-fraction"
     warmup, end = math.ceil(rate.warmup), rate.end
     if rate.warmup >= min(end, rate.num_steps):
@@ -117,7 +117,7 @@ def _length_problems(rate: LearningRate, values: argparse.Namespace) -> list[str
 
 
 def _jump_problems(rate: LearningRate) -> list[str]:
-    """A rate that changes more between two steps than its warm-up and its decay ever do.
+    """Find a rate that changes more between two steps than in its warm-up and its decay.
 
     It can only jump where one part of the schedule follows another, or in a decay of a step or two.
     """
@@ -140,14 +140,17 @@ def _jump_problems(rate: LearningRate) -> list[str]:
 
 
 def _largest_change(rate: LearningRate, first: int, last: int) -> float:
-    """Between two steps that follow each other; curves are steepest at an end or in the middle."""
+    """Return the largest change from one step to the next.
+
+    It is at an end or in the middle, where the curves are steepest.
+    """
     middle = (first + last) // 2
     pairs = [step for step in (first, middle, last - 1) if first <= step < last]
     return max((abs(rate.at(step + 1) - rate.at(step)) for step in pairs), default=0.0)
 
 
 def learning_rate_warnings(rate: LearningRate, schedule: Schedule | None) -> list[str]:
-    """What is odd about a schedule and may be meant.
+    """List what is odd about a schedule and may be meant.
 
     Args:
         rate: a schedule without a problem.

@@ -1,4 +1,4 @@
-"""Rules of the ``tst:`` block, beyond the types of its values."""
+"""Check the ``tst:`` block, beyond the types of its values."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from tst_megatron.recipe.tst_config import TSTConfig
 from tst_megatron.schedule import Schedule
 
 MOST_EPOCHS = 10_000
-"""Nobody reads a text more often, and the plan of a run takes time and memory for each."""
+"""The plan of a run takes time and memory for each epoch."""
 
 
 def tst_problems(tst: TSTConfig) -> list[str]:
-    """Values of the ``tst:`` block that would be passed over without a word."""
+    """List values of the ``tst:`` block that contradict each other or would have no effect."""
     shares = [tst.superposition_fraction or None, tst.superposition_steps]
     ways = [way for way in (*shares, tst.schedule) if way is not None]
     problems = []
@@ -47,7 +47,7 @@ def tst_problems(tst: TSTConfig) -> list[str]:
 
 
 def _switch_problems(tst: TSTConfig) -> list[str]:
-    """Ablation switches that no step would feel."""
+    """List ablation switches that would change no step."""
     changed = {
         "inputs": tst.inputs != "bags",
         "targets": tst.targets != "bags",
@@ -81,7 +81,7 @@ def _switch_problems(tst: TSTConfig) -> list[str]:
 
 
 def reset_problems(tst: TSTConfig, values: argparse.Namespace) -> list[str]:
-    """Optimizers whose copies of parameters and moments a reset does not know.
+    """Refuse optimizers that keep parameters or moments in a form that a reset cannot change.
 
     Args:
         tst: the recipe's block.
@@ -112,7 +112,7 @@ def reset_problems(tst: TSTConfig, values: argparse.Namespace) -> list[str]:
 
 
 def linear_loss_problems(tst: TSTConfig, values: argparse.Namespace) -> list[str]:
-    """Output layers that are more than a matrix product with a weight of this rank.
+    """Refuse output layers that do more than multiply by a weight of this rank.
 
     Args:
         tst: the recipe's block.
@@ -135,12 +135,12 @@ def linear_loss_problems(tst: TSTConfig, values: argparse.Namespace) -> list[str
 
 
 def schedule_problems(tst: TSTConfig, values: argparse.Namespace, schedule: Schedule) -> list[str]:
-    """Phases that do not fit the token stream, or Megatron's log.
+    """List phases that do not fit the token stream, or Megatron's log.
 
     Args:
         tst: the recipe's block.
         values: what the recipe's keys came to.
-        schedule: what the two make.
+        schedule: the phases in steps.
     """
     problems = []
     unit = tst.unit_chunks()
