@@ -99,11 +99,7 @@ class LearningRate:
         return line
 
     def line(self, schedule: Schedule | None) -> str:
-        """Draw the run, and say the rate at the switch, at the start of the decay and at the end.
-
-        Args:
-            schedule: of the phases, if there is one.
-        """
+        """Draw the run, and say the rate at the switch, at the decay's start and at the end."""
         said = []
         if schedule is not None and schedule.switch_step:
             switch = schedule.switch_step

@@ -14,10 +14,6 @@ from tst_megatron.recipe.recipe import RecipeError
 def ask_megatron(flags: Sequence[str], world_size: int) -> argparse.Namespace:
     """Let Megatron validate a recipe that passed our own checks; it stops at its first complaint.
 
-    Args:
-        flags: Megatron's command line.
-        world_size: ranks of the job.
-
     Raises:
         RecipeError: with that complaint.
     """

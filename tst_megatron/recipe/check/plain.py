@@ -235,10 +235,6 @@ def with_profile(recipe: Recipe, known: Flags) -> dict[str, Any]:
     """Merge Megatron's keys of a run: the profile's, then the recipe's, then the CPU host's.
 
     Later ones override earlier ones.
-
-    Args:
-        recipe: as ``load_recipe`` read it.
-        known: Megatron's parser.
     """
     profile = recipe.profile if recipe.profile in PROFILES else None
     given = given_by(profile, recipe.megatron, known)

@@ -166,9 +166,6 @@ def evaluation_leaves_a_trace(args: argparse.Namespace) -> bool:
     three exceptions. A router that is jittered or biased at random draws in evaluation too. Delayed
     scaling of FP8 takes its factors from the last tensors that passed through a layer, those of an
     evaluation included. ``qk-clip`` takes its largest logits from them.
-
-    Args:
-        args: Megatron's arguments, parsed.
     """
     is_delayed = bool(getattr(args, "fp8", None)) and args.fp8_recipe == "delayed"
     of_routers = ("moe_input_jitter_eps", "moe_router_force_biased")

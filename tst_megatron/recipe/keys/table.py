@@ -93,11 +93,7 @@ def _settings(option: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def table_of(parser: argparse.ArgumentParser) -> list[dict[str, Any]]:
-    """Return the table of a parser's options, in the form of ``table.json``.
-
-    Args:
-        parser: Megatron's own.
-    """
+    """Return the table of a parser's options, in the form of ``table.json``."""
     kinds = {kind: name for name, kind in ACTIONS.items()}
     return [
         {

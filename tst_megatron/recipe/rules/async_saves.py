@@ -16,11 +16,6 @@ def async_save(
     Megatron has three flags that only work together. Without a worker it saves synchronously after
     a warning, and its default strategy belongs to a package that may be missing.
 
-    Args:
-        recipe: for its profile.
-        values: what the recipe's keys came to.
-        given: destinations of the keys that the recipe has.
-
     Returns:
         (flags to add, problems).
     """

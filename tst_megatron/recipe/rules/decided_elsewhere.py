@@ -54,12 +54,7 @@ DECIDED_ELSEWHERE = {
 
 
 def key_problems(recipe: Recipe, values: argparse.Namespace) -> list[str]:
-    """List keys that something else decides, and a folder of indexes that cannot be one.
-
-    Args:
-        recipe: as it was read.
-        values: what its keys came to.
-    """
+    """List keys that something else decides, and a folder of indexes that cannot be one."""
     problems = [
         f"{key}: {reason}" for key, reason in DECIDED_ELSEWHERE.items() if key in recipe.megatron
     ]

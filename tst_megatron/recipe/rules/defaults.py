@@ -46,13 +46,7 @@ NEEDED = (
 def default_warnings(
     known: Flags, given: Collection[str | None], values: argparse.Namespace
 ) -> list[str]:
-    """List the dangerous defaults that a recipe does not change.
-
-    Args:
-        known: Megatron's parser.
-        given: destinations of the keys that the recipe has.
-        values: what they came to.
-    """
+    """List the dangerous defaults that a recipe does not change."""
     risks = dict(DANGEROUS_DEFAULTS)
     if values.num_experts:
         risks |= DANGEROUS_MOE_DEFAULTS

@@ -8,12 +8,7 @@ from tst_megatron.recipe.recipe import Recipe
 
 
 def gpu_feature_problems(recipe: Recipe, values: argparse.Namespace) -> list[str]:
-    """List combinations of features for GPUs that Megatron refuses, or that diverge.
-
-    Args:
-        recipe: for its profile.
-        values: what its keys came to.
-    """
+    """List combinations of features for GPUs that Megatron refuses, or that diverge."""
     # On the CPU host the key itself is refused (``refusals.py``).
     plan = [] if recipe.profile == "cpu" else schedule_plan_problems(values)
     return [*plan, *fp8_problems(values), *delayed_gradient_problems(values)]

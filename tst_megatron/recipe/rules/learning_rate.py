@@ -18,10 +18,6 @@ def learning_rate_problems(
 ) -> tuple[list[str], LearningRate | None]:
     """Check the schedule: Megatron must accept it, it must not jump, and its decay must fit.
 
-    Args:
-        values: what the recipe's keys came to.
-        given: destinations of the keys that the recipe has.
-
     Returns:
         (problems, the schedule; None if its numbers make none).
     """
@@ -150,12 +146,7 @@ def _largest_change(rate: LearningRate, first: int, last: int) -> float:
 
 
 def learning_rate_warnings(rate: LearningRate, schedule: Schedule | None) -> list[str]:
-    """List what is odd about a schedule and may be meant.
-
-    Args:
-        rate: a schedule without a problem.
-        schedule: of the phases, if there is one.
-    """
+    """List what is odd about a schedule and may be meant."""
     warnings = []
     last = rate.num_steps - 1
     if rate.style not in ("constant", "inverse-square-root") and rate.end > rate.num_steps:

@@ -25,10 +25,6 @@ def package_remarks(recipe: Recipe, values: argparse.Namespace) -> tuple[list[st
     A login node may lack what the job has, so there they are notes. On a machine that can run the
     recipe, with the CPU host or a GPU, they are problems.
 
-    Args:
-        recipe: for its profile.
-        values: what the recipe's keys came to.
-
     Returns:
         (problems, notes).
     """

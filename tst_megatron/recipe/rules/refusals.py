@@ -235,12 +235,7 @@ REFUSALS = (
 
 
 def refusals(recipe: Recipe, values: argparse.Namespace) -> list[str]:
-    """List what a recipe has that is refused, a sentence for each row of the table.
-
-    Args:
-        recipe: for its profile and its bag sizes.
-        values: what its keys came to.
-    """
+    """List what a recipe has that is refused, a sentence for each row of the table."""
     run = Run(values=values, is_on_cpu=recipe.profile == "cpu", has_bags=_has_bags(recipe))
     return [f"{row.keys[0]}: {row.why}" for row in REFUSALS if row.refuses(run)]
 

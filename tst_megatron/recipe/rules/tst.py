@@ -81,12 +81,7 @@ def _switch_problems(tst: TSTConfig) -> list[str]:
 
 
 def reset_problems(tst: TSTConfig, values: argparse.Namespace) -> list[str]:
-    """Refuse optimizers that keep parameters or moments in a form that a reset cannot change.
-
-    Args:
-        tst: the recipe's block.
-        values: what the recipe's keys came to.
-    """
+    """Refuse optimizers that keep parameters or moments in a form that a reset cannot change."""
     resets = [
         f"tst.{name}"
         for name, is_wanted in (
@@ -112,12 +107,7 @@ def reset_problems(tst: TSTConfig, values: argparse.Namespace) -> list[str]:
 
 
 def linear_loss_problems(tst: TSTConfig, values: argparse.Namespace) -> list[str]:
-    """Refuse output layers that do more than multiply by a weight of this rank.
-
-    Args:
-        tst: the recipe's block.
-        values: what the recipe's keys came to.
-    """
+    """Refuse output layers that do more than multiply by a weight of this rank."""
     unknown = {
         "defer-embedding-wgrad-compute": values.defer_embedding_wgrad_compute,
         "use-mup": values.use_mup,
@@ -135,13 +125,7 @@ def linear_loss_problems(tst: TSTConfig, values: argparse.Namespace) -> list[str
 
 
 def schedule_problems(tst: TSTConfig, values: argparse.Namespace, schedule: Schedule) -> list[str]:
-    """List phases that do not fit the token stream, or Megatron's log.
-
-    Args:
-        tst: the recipe's block.
-        values: what the recipe's keys came to.
-        schedule: the phases in steps.
-    """
+    """List phases that do not fit the token stream, or Megatron's log."""
     problems = []
     unit = tst.unit_chunks()
     for phase in schedule.phases:
