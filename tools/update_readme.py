@@ -16,9 +16,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from tst_megatron.recipe.conditions import Setting
 from tst_megatron.recipe.environment import VARIABLES
-from tst_megatron.recipe.profiles import CHAINS, Setting
-from tst_megatron.recipe.recipe import TSTConfig
+from tst_megatron.recipe.profiles import CHAINS
+from tst_megatron.recipe.tst_config import TSTConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"

@@ -7,7 +7,7 @@ from devices import num_devices, train
 
 from tst_megatron.cli.quickstart import GPU_WITHOUT_TRANSFORMER_ENGINE
 from tst_megatron.megatron.cpu import host
-from tst_megatron.recipe.rules.compatibility import has_transformer_engine
+from tst_megatron.system.packages import has_transformer_engine
 
 pytestmark = pytest.mark.gpu
 

@@ -8,7 +8,7 @@ import pytest
 import tiny
 from devices import num_devices, train
 
-from tst_megatron.recipe.rules.compatibility import has_transformer_engine
+from tst_megatron.system.packages import has_transformer_engine
 
 pytestmark = pytest.mark.gpu
 

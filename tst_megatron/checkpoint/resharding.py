@@ -27,22 +27,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from tst_megatron.recipe.keys.kinds import SIZE_KEYS, TRANSPORT_KEYS
+from tst_megatron.recipe.keys.table import destination_of
 
 FULLY_RESHARDABLE = "fully_reshardable"
 """Megatron's name of the format that loads into any layout."""
 
 KEY = "dist-ckpt-optim-fully-reshardable"
-
-_DESTINATIONS = {
-    "no-overlap-p2p-communication": "overlap_p2p_comm",
-    "overlap-p2p-communication-warmup-flush": "overlap_p2p_comm_warmup_flush",
-    "microbatch-group-size-per-virtual-pipeline-stage": "microbatch_group_size_per_vp_stage",
-}
-
-
-def destination(key: str) -> str:
-    """Return Megatron's attribute for a key of the layout."""
-    return _DESTINATIONS.get(key, key.replace("-", "_"))
 
 
 def layout_of(args: argparse.Namespace) -> dict[str, Any]:
@@ -53,7 +43,7 @@ def layout_of(args: argparse.Namespace) -> dict[str, Any]:
     """
     layout: dict[str, Any] = {"number of ranks": args.world_size}
     for key in (*SIZE_KEYS, *TRANSPORT_KEYS):
-        value = getattr(args, destination(key), None)
+        value = getattr(args, destination_of(key), None)
         # A layout of stages is an object by now.
         is_plain = value is None or isinstance(value, bool | int | float | str | list | tuple)
         layout[key] = value if is_plain else str(value)

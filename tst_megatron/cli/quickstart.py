@@ -27,6 +27,7 @@ from tst_megatron.data.text.standard_library import write_standard_library_corpu
 from tst_megatron.data.tokenizer.sentencepiece import load_sentencepiece
 from tst_megatron.data.tokenizer.train import train_sentencepiece
 from tst_megatron.megatron.cpu import host
+from tst_megatron.megatron.cpu.arguments import WITHOUT_TRANSFORMER_ENGINE
 from tst_megatron.system.packages import package_version
 from tst_megatron.system.processes import signals
 from tst_megatron.system.processes.lock import held
@@ -50,13 +51,8 @@ SHORT = (
 GPU = ("profile=null", "bf16=true", "expert-model-parallel-size=1")
 """Overrides for one process on one GPU."""
 
-GPU_WITHOUT_TRANSFORMER_ENGINE = (
-    "transformer-impl=local",
-    "attention-backend=unfused",
-    "masked-softmax-fusion=false",
-    "gradient-accumulation-fusion=false",
-    "rope-fusion=false",
-    "no-persist-layer-norm=true",
+GPU_WITHOUT_TRANSFORMER_ENGINE = tuple(
+    f"{key}={json.dumps(value).strip(chr(34))}" for key, value in WITHOUT_TRANSFORMER_ENGINE.items()
 )
 
 

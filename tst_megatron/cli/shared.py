@@ -12,8 +12,8 @@ import typer
 from rich.console import Console
 
 from tst_megatron.recipe.recipe import RecipeError, load_recipe
-from tst_megatron.system.imports import collecting_later
 from tst_megatron.system.outputs import check_output
+from tst_megatron.system.packages import collecting_later
 from tst_megatron.system.processes.ranks import variables_of_a_rank
 
 if TYPE_CHECKING:

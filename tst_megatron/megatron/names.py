@@ -13,7 +13,7 @@ from typing import Any
 
 from tst_megatron import __version__
 from tst_megatron.megatron.silence import without_warnings
-from tst_megatron.system.imports import collecting_later
+from tst_megatron.system.packages import collecting_later
 
 TESTED_MEGATRON = "0.19.2"
 """The version of Megatron-Core that every name and signature here belongs to.

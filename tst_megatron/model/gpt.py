@@ -20,7 +20,7 @@ from tst_megatron.megatron.repairs.gpt_config import gpt_config_from_args
 from tst_megatron.model.embedding import BagEmbedding
 from tst_megatron.model.linear_loss import linear_loss
 from tst_megatron.model.loss import slot_weights, vocab_parallel_multi_hot_cross_entropy
-from tst_megatron.recipe.recipe import TSTConfig
+from tst_megatron.recipe.tst_config import TSTConfig
 from tst_megatron.schedule import SlotWeights
 
 

@@ -1,1 +1,1 @@
-"""A recipe: read, completed by a profile, checked, and made into Megatron's arguments."""
+"""Read a recipe, complete it by a profile, check it, and make Megatron's arguments of it."""

@@ -1,9 +1,10 @@
-"""Environment variables that belong to a profile, each with its reason; set before a rank starts.
+"""List the environment variables that belong to a profile, each with its reason.
 
-CUDA, NCCL and Transformer Engine read them when they start, so a running rank cannot set them:
-whoever starts ranks does (``check --environment``), and ``train`` says which are missing. They are
-part of a recipe: a published one ran out of memory without them (Megatron-Bridge#4587).
-None of them decides a number of the run. Untested on hardware, as the profiles are.
+CUDA, NCCL and Transformer Engine read them when they start, so a running rank cannot set them.
+Whatever starts the ranks must set them: ``check --environment`` prints them, and ``train`` says
+which are missing. They are part of a recipe, since a published one ran out of memory without them
+(Megatron-Bridge#4587). None of them decides a number of the run. They are untested on hardware, as
+the profiles are.
 """
 
 from __future__ import annotations
@@ -12,33 +13,31 @@ import functools
 from collections.abc import Mapping
 from typing import Any
 
-from tst_megatron.recipe.keys.flags import Flags
-from tst_megatron.recipe.profiles import (
-    GPU_PROFILES,
-    GRAPHS,
-    HYBRID_EP,
+from tst_megatron.recipe.conditions import (
     Need,
     Setting,
-    Values,
+    all_of,
+    any_of,
+    is_off,
     is_on,
+    is_split_by,
+    needs,
 )
+from tst_megatron.recipe.keys.flags import Flags
+from tst_megatron.recipe.profile_settings import GRAPHS, HYBRID_EP
+from tst_megatron.recipe.profiles import GPU_PROFILES
 
-
-def _is_split(value: Values) -> bool:
-    sizes = (value("tensor-model-parallel-size"), value("context-parallel-size"))
-    return any(size not in (None, 1) for size in sizes)
-
-
-EXPERTS_OVERLAP = is_on("overlap-moe-expert-parallel-comm")
+EXPERTS_OVERLAP = needs("overlap-moe-expert-parallel-comm")
 SPLIT_WITHOUT_OVERLAP = Need(
-    text="tensor or context parallelism without `overlap-moe-expert-parallel-comm`",
-    holds=lambda value: _is_split(value) and not value("overlap-moe-expert-parallel-comm"),
+    "tensor or context parallelism without `overlap-moe-expert-parallel-comm`",
+    all_of(
+        any_of(is_split_by("tensor-model-parallel-size"), is_split_by("context-parallel-size")),
+        is_off("overlap-moe-expert-parallel-comm"),
+    ),
 )
 OVERLAP = Need(
-    text="`overlap-grad-reduce` or `overlap-moe-expert-parallel-comm`",
-    holds=lambda value: bool(
-        value("overlap-grad-reduce") or value("overlap-moe-expert-parallel-comm")
-    ),
+    "`overlap-grad-reduce` or `overlap-moe-expert-parallel-comm`",
+    any_of(is_on("overlap-grad-reduce"), is_on("overlap-moe-expert-parallel-comm")),
 )
 
 VARIABLES = (
@@ -104,11 +103,11 @@ VARIABLES = (
 
 
 def environment_of(profile: str | None, values: Mapping[str, Any], flags: Flags) -> dict[str, str]:
-    """The variables that ranks of a recipe are to be started with.
+    """Return the variables with which the ranks of a recipe must be started.
 
     Args:
-        profile: those of the GPU profiles have any.
-        values: Megatron's keys as the run has them, the profile's among them.
+        profile: only GPU profiles have variables.
+        values: Megatron's keys of the run, those of the profile included.
         flags: Megatron's parser, by which two spellings of one flag are known.
     """
     if profile not in GPU_PROFILES:
@@ -118,7 +117,7 @@ def environment_of(profile: str | None, values: Mapping[str, Any], flags: Flags)
 
 
 def differences(wanted: Mapping[str, str], found: Mapping[str, str]) -> list[str]:
-    """What a rank's own environment lacks, a line each."""
+    """List what differs in a rank's own environment, a line each."""
     return [
         f"{name} is {found[name] if name in found else 'not set'} in the environment, and the "
         f"profile wants {value}: no number changes, throughput may"
@@ -128,7 +127,7 @@ def differences(wanted: Mapping[str, str], found: Mapping[str, str]) -> list[str
 
 
 def strange_values(found: Mapping[str, str]) -> dict[str, list[str]]:
-    """Variables that are set to what no recipe wants, each with the values that recipes want."""
+    """Return variables whose value no recipe wants, each with the values that recipes want."""
     wanted: dict[str, list[str]] = {}
     for variable in VARIABLES:
         wanted.setdefault(variable.key, []).append(variable.value)

@@ -1,9 +1,9 @@
-"""Padding columns of a vocabulary: how many there are, what they cost, and how to have none.
+"""Count the padding columns of a vocabulary, say what they cost, and find sizes that have none.
 
 Megatron gives each tensor-parallel rank a multiple of ``make-vocab-size-divisible-by`` rows of the
-vocabulary's tables. What is more than the vocabulary stands for no token, but its columns take part
-in the softmax. So the loss of the same weights depends on the layout: with Z, the sum of the
-exponentials of a model's logits, n columns of logit 0 add log(1 + n / Z).
+vocabulary's tables. The rows beyond the vocabulary stand for no token, but their columns take part
+in the softmax. So the loss of the same weights depends on the layout. Let Z be the sum of the
+exponentials of a model's logits: n columns of logit 0 then add log(1 + n / Z) to the loss.
 
 Example: 151,936 tokens, 128 rows on each of 2 ranks: 152,064 rows, 128 of padding. A model whose
 log Z is 11 loses 0.002 nats, and one that was trained to log Z = 0 loses 4.86.
@@ -17,17 +17,17 @@ import math
 from pathlib import Path
 
 WIDEST = 8
-"""Tensor-parallel sizes up to this one are to need no padding: the GPUs of a node."""
+"""The largest tensor-parallel size that should need no padding: the GPUs of a node."""
 
 _LARGEST_DIVISOR = 128
 """Megatron's default. Rows in multiples of a power of two suit the matrix units of GPUs."""
 
 FACTS = "import.json"
-"""What was measured of an imported model, beside its checkpoint."""
+"""The file beside an imported checkpoint that keeps what was measured of the model."""
 
 
 def padded(vocab_size: int, divisor: int, ranks: int) -> int:
-    """Rows of a table.
+    """Return the rows of a table, padding included.
 
     Args:
         vocab_size: tokens.
@@ -38,7 +38,7 @@ def padded(vocab_size: int, divisor: int, ranks: int) -> int:
 
 
 def padded_vocabulary(vocab_size: int, args: argparse.Namespace) -> int:
-    """The rows of an embedding, as ``calculate_padded_vocab_size`` of Megatron has them.
+    """Return the rows of an embedding, as Megatron's ``calculate_padded_vocab_size`` does.
 
     Args:
         vocab_size: tokens, which may be more than the tokenizer has.
@@ -48,12 +48,12 @@ def padded_vocabulary(vocab_size: int, args: argparse.Namespace) -> int:
 
 
 def sizes_without_padding(vocab_size: int) -> list[int]:
-    """Tensor-parallel sizes up to ``WIDEST`` that can cut a vocabulary into equal parts."""
+    """List the tensor-parallel sizes up to ``WIDEST`` that cut a vocabulary into equal parts."""
     return [ranks for ranks in range(1, WIDEST + 1) if vocab_size % ranks == 0]
 
 
 def divisor_without_padding(vocab_size: int, ranks: int = 1) -> int:
-    """The ``make-vocab-size-divisible-by`` that pads nothing in any layout that allows it.
+    """Find the ``make-vocab-size-divisible-by`` that pads nothing in any layout that allows it.
 
     Args:
         vocab_size: tokens.
@@ -70,7 +70,7 @@ def divisor_without_padding(vocab_size: int, ranks: int = 1) -> int:
 
 
 def cost(num_columns: int, log_sum_exp: float) -> float:
-    """What padding columns of logit 0 add to a loss, in nats.
+    """Return what padding columns of logit 0 add to a loss, in nats.
 
     Args:
         num_columns: of padding.
@@ -87,7 +87,7 @@ def warning(
     ranks: int,
     pretrained: Path | None = None,
 ) -> str | None:
-    """What the owner of a run should know of its padding; None where there is none.
+    """Write the warning for the owner of a run that has padding; None for a run without.
 
     Args:
         vocab_size: tokens.
@@ -167,10 +167,10 @@ def write_facts(folder: Path, *, vocab_size: int, log_sum_exp: float) -> None:
 
 
 def known_log_sum_exp(folder: Path) -> float | None:
-    """The mean log Z of an imported model; None where nobody has measured or kept it.
+    """Return the mean log Z of an imported model; None if it was not measured or not kept.
 
     Args:
-        folder: that a recipe names as ``pretrained-checkpoint``.
+        folder: the one that a recipe names as ``pretrained-checkpoint``.
     """
     try:
         measured = json.loads((folder / FACTS).read_text())["mean-log-sum-exp"]

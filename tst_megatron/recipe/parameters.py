@@ -1,8 +1,8 @@
-"""How many parameters a recipe's model has, counted on the model itself.
+"""Count the parameters of a recipe's model, on the model itself.
 
-The model is built by Megatron on torch's meta device, so it takes no memory and no GPU. Parallel
-sizes and profiles cut and compute the same parameters, so they are left out, but for the rows that
-tensor parallelism adds to the vocabulary.
+Megatron builds the model on torch's meta device, so it takes no memory and no GPU. Parallel sizes
+and profiles do not change the number of parameters, so they are left out. One effect is kept: the
+rows that tensor parallelism adds to the vocabulary.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+from tst_megatron.megatron.cpu.arguments import ARGUMENTS
 from tst_megatron.recipe import padding, profiles
 from tst_megatron.recipe.check.megatron_arguments import ask_megatron
 from tst_megatron.recipe.keys.flags import Flags
@@ -30,7 +31,7 @@ PARTS = (
     ("mtp.", "multi-token prediction"),
     ("decoder.final_layernorm.", "final norm"),
 )
-"""Beginning of a parameter's name -> the part of the model it belongs to."""
+"""Beginning of a parameter's name -> the part of the model that it belongs to."""
 
 LAYER_PARTS = (
     ("self_attention.", "attention"),
@@ -40,7 +41,7 @@ LAYER_PARTS = (
     ("mlp.", "feed-forward layers"),
     ("", "norms of layers"),
 )
-"""The same inside a layer of the decoder; the first that fits counts."""
+"""The same inside a layer of the decoder; the first that matches counts."""
 
 NEEDED = ("num-layers", "hidden-size", "num-attention-heads", "seq-length", "vocab-size")
 
@@ -52,7 +53,7 @@ class Part:
     name: str
     total: int
     active: int
-    """Parameters that compute one position: of the experts, those that it is routed to."""
+    """Parameters that compute one position. Of the experts, those that it is routed to count."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -61,20 +62,20 @@ class ParameterCount:
 
     parts: tuple[Part, ...]
     padding: str | None
-    """What is to be known of rows of the tables that stand for no token; None without any."""
+    """A warning about rows of the tables that stand for no token; None if there are none."""
 
     @property
     def total(self) -> int:
-        """All parameters."""
+        """Return the number of all parameters."""
         return sum(part.total for part in self.parts)
 
     def active(self, *without: str) -> int:
-        """Parameters that compute one position, in all parts but those named."""
+        """Count the parameters that compute one position, in all parts except those named."""
         return sum(part.active for part in self.parts if part.name not in without)
 
 
 def count_parameters(recipe: Recipe) -> ParameterCount:
-    """Count the parameters of a recipe's model. No prepared data is needed.
+    """Count the parameters of a recipe's model; this needs no prepared data.
 
     Raises:
         RecipeError: the recipe says no model, with every problem that was found.
@@ -113,11 +114,12 @@ def _padding(recipe: Recipe, vocab_size: int, rows: int) -> str | None:
 
 
 def build_on_meta(args: argparse.Namespace) -> Any:
-    """Megatron's ``GPTModel`` without a value in any parameter.
+    """Build Megatron's ``GPTModel`` without a value in any parameter.
 
     Args:
         args: of a single CPU process.
     """
+    # Importing Megatron takes seconds, and a recipe with a problem is refused before it is needed.
     from tst_megatron.megatron.distributed_checkpoint import model as checkpoint
 
     checkpoint.start_alone()
@@ -125,9 +127,9 @@ def build_on_meta(args: argparse.Namespace) -> Any:
 
 
 def model_arguments(recipe: Recipe, known: Flags) -> dict[str, Any]:
-    """The recipe's keys that say what the model is, for a single CPU process."""
-    from tst_megatron.megatron.cpu import host
-
+    """Return the recipe's keys that say what the model is, for a single CPU process."""
+    # Fewer keys than the table of kinds has: one that no layout and no profile sets is still given
+    # to Megatron, so that its value is checked.
     how_it_runs = {known.destination(key) for key in (*LAYOUT_KEYS, *profiles.keys())}
     values: Mapping[str, Any] = {
         key: value
@@ -137,11 +139,11 @@ def model_arguments(recipe: Recipe, known: Flags) -> dict[str, Any]:
     # Tensor parallelism pads the vocabulary to a multiple of this many rows on each rank.
     rows = known.value(recipe.megatron, "make-vocab-size-divisible-by")
     ranks = known.value(recipe.megatron, "tensor-model-parallel-size")
-    return known.overlay(values, {**host.ARGUMENTS, "make-vocab-size-divisible-by": rows * ranks})
+    return known.overlay(values, {**ARGUMENTS, "make-vocab-size-divisible-by": rows * ranks})
 
 
 def arguments_of(recipe: Recipe) -> argparse.Namespace:
-    """Megatron's arguments of a recipe's model, validated for a single CPU process.
+    """Return Megatron's arguments of a recipe's model, validated for a single CPU process.
 
     Raises:
         RecipeError: the recipe says no model, with every problem that was found.

@@ -1,1 +1,4 @@
-"""What any part of the project may use: files, bytes and processes. Imports no other room."""
+"""Serve every other room: files, records, processes, and facts of the machine.
+
+It imports no other room, and no torch: every command imports it, and torch takes seconds.
+"""

@@ -1,4 +1,4 @@
-"""Writing files so that a killed process leaves the old one or the new one, never half of one."""
+"""Write files and folders so that a killed process leaves the old or the new one, never half."""
 
 from __future__ import annotations
 
@@ -19,13 +19,16 @@ from tst_megatron.system.processes.holder import started_at
 
 
 def beside(path: Path) -> Path:
-    """A hidden name in the same folder for what will be renamed to ``path``, this process's own."""
+    """Return a hidden name in the same folder for a file that will be renamed to ``path``.
+
+    Each process has its own.
+    """
     # Processes of two nodes may share a number.
     return path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}")
 
 
 def is_beside(path: Path, file: Path) -> bool:
-    """Whether a path has a name that ``beside`` gave some process for a file."""
+    """Tell whether a path has a name that ``beside`` gave some process for ``file``."""
     return path.parent == file.parent and path.name.startswith(f".{file.name}.")
 
 
@@ -41,9 +44,9 @@ def flush_folder(folder: Path) -> None:
 
 
 FILES_OF_EVERYTHING_ELSE = 1024
-"""As many as a process may open by default: what is open already, sockets, libraries."""
+"""Room for files that are open already, sockets and libraries: the usual limit of a process."""
 FEWEST_FILES_OF_EVERYTHING_ELSE = 256
-"""Where a machine allows no more, as some containers do."""
+"""The same on a machine that allows no more, as some containers do."""
 
 
 def allow_open_files(number: int) -> None:
@@ -65,7 +68,7 @@ def allow_open_files(number: int) -> None:
 
 
 def file_sha256(path: Path) -> str:
-    """The SHA-256 of a file's content, in hexadecimal."""
+    """Return the SHA-256 of a file's content, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -76,20 +79,23 @@ def write_beside(path: Path, text: str) -> None:
 
 
 def write_bytes_beside(path: Path, content: bytes) -> None:
-    """As ``write_beside``."""
+    """Do the same with bytes."""
     with _replacing(path) as new:
         new.write(content)
 
 
 def copy_beside(source: Path, path: Path) -> None:
-    """Copy a file so that it appears under its name whole: copied beside, flushed, renamed."""
+    """Copy a file so that it appears complete under its name: copied beside, flushed, renamed."""
     with source.open("rb") as original, _replacing(path) as new:
         shutil.copyfileobj(original, new)
 
 
 @contextlib.contextmanager
 def _replacing(path: Path) -> Iterator[BinaryIO]:
-    """A file beside another, which it replaces when it is on disk; what kills left is removed."""
+    """Open a file beside another, which it replaces once it is on disk.
+
+    Files that killed processes left there are removed.
+    """
     new = beside(path)
     try:
         with new.open("wb") as file:
@@ -105,12 +111,12 @@ def _replacing(path: Path) -> Iterator[BinaryIO]:
 
 
 SECONDS_OF_A_WRITE = 600.0
-"""What is beside a small file for longer was left there, if its process is not to be found: a
-process of another container may have the host's name, and not be seen from here."""
+"""A file beside another counts as left behind if it is older and its process is not found. The age
+matters because a process of another container may have this host's name and not be visible here."""
 
 
 def remove_left_behind(path: Path) -> None:
-    """Remove what killed processes of this machine left beside a file or folder, half made."""
+    """Remove unfinished files that killed processes of this machine left beside an output."""
     for left in path.parent.iterdir():
         if is_beside(left, path) and _is_left_behind(left, path):
             with contextlib.suppress(OSError):
@@ -118,7 +124,7 @@ def remove_left_behind(path: Path) -> None:
 
 
 def _is_left_behind(left: Path, path: Path) -> bool:
-    """Whether a file or folder that ``beside`` named was left by a process that was killed."""
+    """Tell whether a file or folder that ``beside`` named was left by a process that was killed."""
     host, _, process = left.name.removeprefix(f".{path.name}.").rpartition(".")
     if host != socket.gethostname() or not process.isdecimal() or started_at(int(process)):
         return False
@@ -131,10 +137,10 @@ def _is_left_behind(left: Path, path: Path) -> bool:
 
 @contextlib.contextmanager
 def claimed(output: Path) -> Iterator[Path]:
-    """A hidden folder beside an output, for what becomes it. No other process makes that output.
+    """Claim an output: yield a hidden folder beside it, in which only this process makes it.
 
-    It is held by a lock (``system.lock``), which ends with this process however it ends: the next
-    call deletes what is left.
+    A lock holds the folder (``processes/lock.py``). It ends with this process, however that ends,
+    and the next call deletes what is left.
 
     Raises:
         ValueError: another process is making the same output.
@@ -148,7 +154,7 @@ def claimed(output: Path) -> Iterator[Path]:
                 yield place
             finally:
                 shutil.rmtree(place / MADE, ignore_errors=True)
-                # From here on the folder may be another's, so no more than an empty one is taken.
+                # From here on it may belong to another process, so only an empty folder is removed.
                 (place / lock.LOCK).unlink(missing_ok=True)
     finally:
         with contextlib.suppress(OSError):
@@ -165,7 +171,7 @@ def _held(place: Path, output: Path) -> Iterator[None]:
                 stack.enter_context(lock.held(place, seconds=0))
                 break
             except FileNotFoundError:
-                # Whoever held it has just ended and taken the folder away.
+                # Its holder has just ended and removed the folder.
                 continue
             except lock.InUse as error:
                 if not (place / lock.LOCK).exists():
@@ -178,10 +184,10 @@ def _held(place: Path, output: Path) -> Iterator[None]:
 
 
 def check_not_claimed(output: Path) -> None:
-    """Say before any work whether another process is making an output (``claimed``).
+    """Refuse before any work an output that another process is making (``claimed``).
 
     Raises:
-        ValueError: it is.
+        ValueError: another process is making it.
     """
     output = Path(os.path.realpath(output))
     if unfinished(output).exists():
@@ -190,25 +196,25 @@ def check_not_claimed(output: Path) -> None:
 
 
 MADE = "folder"
-"""In ``unfinished``, beside the lock of its maker: the folder that is made."""
+"""The folder that is being made, inside ``unfinished`` and beside the lock of its maker."""
 
 
 def unfinished(output: Path) -> Path:
-    """The hidden folder beside an output in which it is made."""
+    """Return the hidden folder beside an output in which it is made."""
     return output.with_name(f".{output.name}.unfinished")
 
 
 @contextlib.contextmanager
 def folder_appearing_whole(output: Path, new: Path | None = None) -> Iterator[Path]:
-    """A new folder that becomes ``output`` when the block ends, and disappears when it fails.
+    """Yield a new folder that becomes ``output`` when the block ends, and disappears when it fails.
 
-    All that is in it is on disk by then.
+    Its files are flushed to disk before the rename.
 
     Args:
         output: does not exist, or is empty.
-        new: where the folder is while it is made, on the same file system, by a caller that keeps
-            others away; what a killed process left there is deleted. By default hidden beside
-            ``output`` (``claimed``).
+        new: the place of the folder while it is made, on the same file system, from a caller that
+            keeps other processes away. What a killed process left there is deleted. By default it
+            is hidden beside ``output`` (``claimed``).
 
     Raises:
         ValueError: another process is making the same output, or has made it meanwhile.
@@ -238,7 +244,7 @@ def _flush_all(folder: Path) -> None:
     usual = folder.stat().st_mode & 0o666
     for path in sorted(folder.rglob("*"), reverse=True):
         if path.is_symlink():
-            # What it leads to is another's.
+            # Its target belongs to somebody else.
             continue
         if path.is_file():
             # safetensors gives its files to the owner alone, whatever the umask.

@@ -1,4 +1,4 @@
-"""Where a command may not write: into a checkpoint, or into what a run keeps for itself."""
+"""Refuse outputs inside a checkpoint, or among the files that a run keeps for itself."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ _OF_A_RUN = ("resolved.yaml", "state.json", "versions.json", "metrics.jsonl")
 """A folder with one of these is a run's."""
 _FILES_OF_A_RUN = (*_OF_A_RUN, "recipe.yaml", "metrics.dropped.jsonl", "STOP")
 _FOLDERS_OF_A_RUN = ("checkpoints", "tensorboard", "logs", "slurm")
-"""What a run, its job scripts and Megatron write to and delete from; beside them there is room for
-others, such as an export ``RUN/hf``."""
+"""Folders that a run, its job scripts and Megatron write to and delete from. Other names in a run
+folder are free, such as an export ``RUN/hf``."""
 
 
 def check_output(output: Path) -> None:
-    """Refuse an output where a run would take it for its own, or it would damage the run's.
+    """Refuse an output that a run would take for its own, or that would damage files of the run.
 
     Args:
-        output: a file or folder that is to be made.
+        output: a file or folder that will be made.
 
     Raises:
         ValueError: it is in a checkpoint, or among what a run keeps for itself, or nothing can be
@@ -41,13 +41,13 @@ def check_output(output: Path) -> None:
                 f"{output}: is in {place}. Name a place outside, such as a folder of its own "
                 "beside it"
             )
-    # What is there is reused, or refused by who makes it.
+    # An output that exists is reused or refused by the command that makes it.
     if not is_there(real):
         check_writable(real)
 
 
 def _check_length(output: Path, real: Path) -> None:
-    # What is made beside it has the longer name. The root has none.
+    # The hidden file that is made beside it has a longer name. The root has no name.
     for hidden in (beside(real), unfinished(real)) if real.name else ():
         try:
             hidden.lstat()
@@ -64,7 +64,7 @@ def _check_length(output: Path, real: Path) -> None:
 
 
 def _owned(folder: Path, is_output: bool) -> str | None:
-    """What a folder, or the output itself, belongs to, if it is not free to write to."""
+    """Return what a folder, or the output itself, belongs to; None if it is free to write to."""
     is_of_run = any(is_there(folder.parent / name) for name in _OF_A_RUN)
     if folder.is_dir() and _CHECKPOINT.fullmatch(folder.name):
         return f"{folder}, which is a checkpoint"

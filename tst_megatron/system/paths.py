@@ -1,4 +1,4 @@
-"""Names of files: whether one is there, and those that come from outside."""
+"""Look at names of files: does one exist, and is one from outside safe to use?"""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from typing import Any
 
 
 def is_there(path: Path) -> bool:
-    """Whether anything has a name, a link to nowhere too.
+    """Tell whether a path exists; a broken link does too.
 
     Raises:
-        OSError: that cannot be known now, which ``os.path.lexists`` takes for a no.
+        OSError: the answer is not known now. ``os.path.lexists`` would say no.
     """
     try:
         path.lstat()
@@ -20,7 +20,7 @@ def is_there(path: Path) -> bool:
 
 
 def is_own_name(name: Any) -> bool:
-    """Whether a name that a file gives is of a file beside it, and leads to no other folder."""
+    """Tell whether a name that a file gives is of a file beside it, and not in another folder."""
     if type(name) is not str or "\0" in name:
         return False
     return name not in ("", "..") and PurePosixPath(name).name == name

@@ -1,4 +1,4 @@
-"""Progress: a bar on a terminal; of bytes also a line a minute in a job's log. And warnings."""
+"""Show progress: a bar on a terminal, or a line a minute in a job's log. And print warnings."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ def byte_progress(
     """Yield a function that takes the bytes done since its last call.
 
     Args:
-        console: where progress goes; nowhere when None.
-        what: is done, such as "tokenising".
+        console: shows the progress; None shows nothing.
+        what: a name of the work, such as "tokenising".
         total: bytes of all of it.
-        done: of an earlier run.
+        done: bytes that an earlier run has done.
     """
     if console is None:
         yield lambda num_bytes: None
@@ -57,7 +57,7 @@ def say_warning(console: Console, text: str) -> None:
 
 @contextmanager
 def document_progress(console: Console, what: str, total: int) -> Iterator[Callable[[int], None]]:
-    """A bar of documents on a terminal; the function moves it on."""
+    """Show a bar of documents on a terminal; the yielded function advances it."""
     bar = Progress(
         TextColumn("{task.description}", markup=False),
         BarColumn(),

@@ -1,7 +1,7 @@
-"""Reading the small files that a program writes of itself, whatever has become of them.
+"""Read the small files in which a program keeps its own facts, however damaged they are.
 
-A file may be empty, cut, of other bytes, nested so deep that a parser gives up, a folder, a link to
-nothing, or not to be read at all. Every reader here has one error for all of that.
+A file may be empty, cut, full of other bytes, nested so deep that a parser gives up, a folder, a
+broken link, or unreadable. Every reader here raises one error for all of that: ``Damaged``.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ Kinds = Mapping[str, type | tuple[type, ...]]
 
 
 class Damaged(ValueError):
-    """A file that is there and does not hold what it should; the words say why, and no name."""
+    """A file exists and does not hold what it should; the message says why, without its name."""
 
 
 def open_bytes(path: Path) -> BinaryIO | None:
-    """A file, open to be read; None where there is none.
+    """Open a file for reading; None if there is none.
 
     Raises:
         Damaged: something is there that cannot be read as a file.
     """
     try:
-        # A pipe or a device would be waited for without an end.
+        # Reading a pipe or a device might never end.
         if not stat.S_ISREG(path.stat().st_mode):
             raise Damaged("is a folder" if path.is_dir() else "is no file")
         return path.open("rb")
@@ -49,7 +49,7 @@ def open_bytes(path: Path) -> BinaryIO | None:
 
 
 def read_bytes(path: Path) -> bytes | None:
-    """What a file holds; None where there is none.
+    """Return the content of a file; None if there is none.
 
     Raises:
         Damaged: something is there that cannot be read as a file.
@@ -65,7 +65,7 @@ def read_bytes(path: Path) -> bytes | None:
 
 
 def read_text(path: Path) -> str | None:
-    """The text of a file; None where there is none.
+    """Return the text of a file; None if there is none.
 
     Raises:
         Damaged: it cannot be read, or is not UTF-8.
@@ -78,10 +78,10 @@ def read_text(path: Path) -> str | None:
 
 
 def parse_json(text: str | bytes) -> Any:
-    """The value that a text spells.
+    """Return the value that a JSON text spells.
 
     Raises:
-        Damaged: it spells none, or one that is nested too deep.
+        Damaged: it is not JSON, or is nested too deep.
     """
     try:
         return json.loads(text)
@@ -92,11 +92,11 @@ def parse_json(text: str | bytes) -> Any:
 
 
 def read_json(path: Path, kinds: Kinds | None = None) -> dict[str, Any] | None:
-    """The block of a JSON file; None where there is no file.
+    """Return the block of a JSON file; None if there is no file.
 
     Args:
         path: of the file.
-        kinds: what the block must hold.
+        kinds: keys that the block must have, with the types of their values.
 
     Raises:
         Damaged: it cannot be read, is no block, or lacks something.
@@ -106,7 +106,7 @@ def read_json(path: Path, kinds: Kinds | None = None) -> dict[str, Any] | None:
 
 
 def read_yaml(path: Path, kinds: Kinds | None = None) -> dict[str, Any] | None:
-    """As ``read_json``, of a YAML file. No tag in it can make anything but plain values."""
+    """Do as ``read_json`` with a YAML file. A tag in it can make only plain values."""
     text = read_text(path)
     if text is None:
         return None
@@ -115,13 +115,13 @@ def read_yaml(path: Path, kinds: Kinds | None = None) -> dict[str, Any] | None:
     except RecursionError as error:
         raise Damaged("is nested too deep") from error
     except Exception as error:
-        # Beside its own errors, those of whatever a damaged value looks like, such as a date.
+        # Beside its own errors: those of values that look like something else, such as a date.
         raise Damaged(f"is not YAML ({' '.join(str(error).split())})") from error
     return block_of(value, kinds or {})
 
 
 def block_of(value: Any, kinds: Kinds) -> dict[str, Any]:
-    """A value that was read, as the block that it should be.
+    """Check that a value is a block with the keys that it must have, and return it.
 
     Raises:
         Damaged: it is none, or lacks something.
@@ -139,7 +139,7 @@ def block_of(value: Any, kinds: Kinds) -> dict[str, Any]:
 
 
 def aside(path: Path) -> Path:
-    """The name that ``move_aside`` gives a file now: ``NAME.damaged``, with a number if taken."""
+    """Return the name that ``move_aside`` would give: ``NAME.damaged``, with a number if taken."""
     names = (f"{path.name}{DAMAGED}{f'-{n}' if n > 1 else ''}" for n in itertools.count(1))
     return next(new for name in names if not is_there(new := path.with_name(name)))
 

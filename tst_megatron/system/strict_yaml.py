@@ -1,12 +1,12 @@
-"""YAML that people wrote: plain words as they are meant, and nothing that is said twice.
+"""Read YAML that people wrote: a plain word means what they expect, and no key may stand twice.
 
 PyYAML reads version 1.1, in which ``010`` is 8, ``1:30`` is 90, ``on`` is true, ``1e-1`` is text
-and the last of two equal keys wins. Here a plain word is a number where it looks like one
-(``100``, ``0.1``, ``1e-4``, ``.inf``), true or false where it says so, empty where nothing is said,
-and else text. That is the core schema of version 1.2
+and the last of two equal keys wins. Here a plain word is a number if it looks like one
+(``100``, ``0.1``, ``1e-4``, ``.inf``), true or false if it says so, nothing if it is empty, and
+otherwise text. That is the core schema of version 1.2
 (https://yaml.org/spec/1.2.2/#103-core-schema) without its other spellings of whole numbers: these
-are text, which is refused where a number is wanted. Anchors, aliases and tags are refused too; a
-recipe has bases for what is shared.
+are text, which is refused where a number is wanted. Anchors, aliases and tags are refused too. A
+recipe shares values by its base.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ _MOST_DIGITS = 1000
 
 
 class NotYAML(ValueError):
-    """A text that cannot be read; in words, with the line."""
+    """A text cannot be read; the message has the line."""
 
 
 def read_yaml(text: str, repeated: Callable[[str], None]) -> Any:
-    """The value that a text spells, of which a block is a dictionary.
+    """Return the value that a text spells; a block becomes a dictionary.
 
     Args:
         text: of one document.
@@ -58,13 +58,13 @@ def read_yaml(text: str, repeated: Callable[[str], None]) -> Any:
 
 
 class _Document:
-    """Makes values of what the parser meets."""
+    """Makes values of the events of PyYAML's parser."""
 
     def __init__(self, events: Iterator[Any], repeated: Callable[[str], None]) -> None:
         self._events, self._repeated = events, repeated
 
     def value(self) -> Any:
-        """Of the only document; None where there is none."""
+        """Return the value of the only document; None if there is none."""
         next(self._events)
         if isinstance(next(self._events), yaml.StreamEndEvent):
             return None
@@ -113,7 +113,7 @@ class _Document:
 
 
 def plain_value(word: str) -> Any:
-    """What a word without quotes stands for."""
+    """Return the value of a word without quotes."""
     if _EMPTY.fullmatch(word):
         return None
     if word in _TRUE or word in _FALSE:

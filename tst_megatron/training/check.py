@@ -17,7 +17,7 @@ from tst_megatron.recipe.check.megatron_arguments import ask_megatron, fixed_fla
 from tst_megatron.recipe.check.plain import PlainCheck, check_plainly
 from tst_megatron.recipe.environment import environment_of
 from tst_megatron.recipe.recipe import Recipe, RecipeError
-from tst_megatron.recipe.rules.compatibility import profile_problems
+from tst_megatron.recipe.rules.packages import profile_problems
 
 
 def check_recipe(

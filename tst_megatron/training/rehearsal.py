@@ -13,7 +13,7 @@ import time
 import warnings
 
 from tst_megatron.recipe.check.megatron_arguments import reason_of
-from tst_megatron.recipe.recipe import TSTConfig
+from tst_megatron.recipe.tst_config import TSTConfig
 
 SECONDS = 120.0
 """After that it is not known what building comes to; very many experts take longer."""

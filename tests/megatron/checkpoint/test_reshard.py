@@ -21,6 +21,7 @@ from tst_megatron.megatron.distributed_checkpoint.model import pending_rerun, re
 from tst_megatron.megatron.repairs import expert_optimizers
 from tst_megatron.recipe import padding
 from tst_megatron.recipe.keys import kinds
+from tst_megatron.recipe.keys.table import destination_of
 
 SWITCH, STEPS = 12, 26
 SUPERPOSITION, RECOVERY = 8, 16
@@ -323,7 +324,7 @@ def test_layout_keys_are_megatrons_and_read_by_the_right_name():
         spellings = {name.removeprefix("--") for name in options[key].option_strings}
         assert spellings <= set(kinds.LAYOUT_KEYS), spellings
     for key in (*kinds.SIZE_KEYS, *kinds.TRANSPORT_KEYS):
-        assert resharding.destination(key) == options[key].dest
+        assert destination_of(key) == options[key].dest
         assert hasattr(values, options[key].dest)
 
 

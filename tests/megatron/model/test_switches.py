@@ -120,7 +120,7 @@ def test_recipe_reaches_the_model():
 
     host.install()
     from tst_megatron.model.gpt import TSTGPTModelConfig
-    from tst_megatron.recipe.recipe import TSTConfig
+    from tst_megatron.recipe.tst_config import TSTConfig
 
     fake = TSTGPTModelConfig.__new__(TSTGPTModelConfig)
     tst = TSTConfig(slot_weights="1/i", linear_cross_entropy=True)

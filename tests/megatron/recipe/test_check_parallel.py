@@ -34,7 +34,7 @@ def test_context_parallelism_is_refused_without_transformer_engine(
     text, monkeypatch, changes, is_installed, said
 ):
     monkeypatch.setattr(
-        "tst_megatron.recipe.rules.compatibility.has_transformer_engine", lambda: is_installed
+        "tst_megatron.recipe.rules.parallel_sizes.has_transformer_engine", lambda: is_installed
     )
     problem = only_problem(text, TST, profile=None, context_parallel_size=2, **changes)
     assert problem.startswith("context-parallel-size: 2 needs Transformer Engine's attention")
@@ -45,7 +45,7 @@ def test_latent_positions_must_divide_into_two_chunks_for_each_context_parallel_
     text, monkeypatch
 ):
     monkeypatch.setattr(
-        "tst_megatron.recipe.rules.compatibility.has_transformer_engine", lambda: True
+        "tst_megatron.recipe.rules.parallel_sizes.has_transformer_engine", lambda: True
     )
     wanted = {"profile": None, "context_parallel_size": 4}
     assert only_problem(text, TST, seq_length=36, **wanted) == (

@@ -9,7 +9,7 @@ host.install()
 from checks import check, problems
 
 from tst_megatron.megatron import arguments
-from tst_megatron.recipe.rules import compatibility
+from tst_megatron.recipe.rules import async_saves
 
 TST = {"bag-size": 4, "superposition-fraction": 0.4}
 
@@ -44,7 +44,7 @@ def test_megatron_saves_asynchronously_after_its_own_validation(text):
 
 @pytest.mark.parametrize("is_installed", [True, False])
 def test_default_strategy_is_kept_where_its_package_and_a_gpu_are(text, monkeypatch, is_installed):
-    monkeypatch.setattr(compatibility, "has_nvidia_resiliency_ext", lambda: is_installed)
+    monkeypatch.setattr(async_saves, "has_nvidia_resiliency_ext", lambda: is_installed)
     flags = flags_of(text, async_save=True, profile=None)
     assert ("--async-strategy mcore" in flags) is not is_installed
     assert "--async-strategy mcore" in flags_of(text, async_save=True)

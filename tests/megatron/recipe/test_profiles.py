@@ -23,9 +23,9 @@ from tst_megatron.model.gpt import TSTGPTModelConfig
 from tst_megatron.recipe import profiles
 from tst_megatron.recipe.keys.flags import Flags
 from tst_megatron.recipe.profiles import CHAINS, GPU_PROFILES, PROFILES, given_by
-from tst_megatron.recipe.recipe import TSTConfig
-from tst_megatron.recipe.rules import compatibility
+from tst_megatron.recipe.rules import packages
 from tst_megatron.recipe.rules.defaults import DANGEROUS_DEFAULTS, DANGEROUS_MOE_DEFAULTS
+from tst_megatron.recipe.tst_config import TSTConfig
 
 ROOT = Path(__file__).resolve().parents[3]
 FLAGS = Flags(arguments.argument_parser())
@@ -424,7 +424,7 @@ def test_transformer_engine_is_asked_for_where_there_is_a_gpu(text, monkeypatch,
         f"profile: {profile} needs Transformer Engine, which is not installed. Install it (pip "
         "install --no-build-isolation 'transformer-engine[pytorch]'), or use its container"
     ]
-    monkeypatch.setattr(compatibility, "has_transformer_engine", lambda: True)
+    monkeypatch.setattr(packages, "has_transformer_engine", lambda: True)
     assert checked(text, profile).world_size == NUM_RANKS
 
 

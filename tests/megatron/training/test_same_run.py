@@ -13,7 +13,7 @@ from tst_megatron.megatron.cpu import host
 host.install()
 
 from tst_megatron.megatron import arguments
-from tst_megatron.recipe.keys import kinds
+from tst_megatron.recipe.keys import kinds, run_keys
 from tst_megatron.recipe.recipe import load_recipe
 from tst_megatron.training.check import check_recipe
 from tst_megatron.training.run.identity import differences, identity, notes
@@ -55,7 +55,8 @@ def test_every_key_of_megatron_has_one_kind():
     first = {action.option_strings[0].removeprefix("--") for action in parser._actions}
     assert first - {"-h", "help"} == set(kinds.KINDS)
     lists = (
-        *(kinds._MODEL, kinds._TRAINING, kinds._ELSEWHERE, kinds.LAYOUT_KEYS),
+        *(run_keys.MODEL_KEYS, run_keys.COMPUTING_KEYS, run_keys.TRAINING_KEYS),
+        *(run_keys.OTHER_KEYS, kinds.LAYOUT_KEYS),
         *(kinds._WORK, kinds._SAVING, kinds._EVALUATION),
         *(kinds._PLACES, kinds._REPORTS),
     )

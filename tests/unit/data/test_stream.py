@@ -175,7 +175,7 @@ def test_seed_changes_the_order(corpus):
 
 
 def test_bag_size_that_does_not_divide_the_unit_is_refused():
-    with pytest.raises(ValueError, match="bag size 5 does not divide the unit of 12 bags"):
+    with pytest.raises(ValueError, match="bag size 5 does not divide the stream unit of 12 bags"):
         allocate(units_per_epoch=9, unit_chunks=12, phases=[(5, 1)], seed=0)
 
 

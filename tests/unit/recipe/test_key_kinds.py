@@ -1,4 +1,4 @@
-"""Which keys may change over the life of a run: those of evaluation, unless it leaves a trace."""
+"""The keys of evaluation may change over the life of a run, unless evaluation leaves a trace."""
 
 import argparse
 

@@ -5,11 +5,8 @@ import argparse
 import pytest
 
 from tst_megatron.recipe.keys.table import argument_parser
-from tst_megatron.recipe.rules.learning_rate import (
-    LearningRate,
-    learning_rate_problems,
-    learning_rate_warnings,
-)
+from tst_megatron.recipe.learning_rate import LearningRate
+from tst_megatron.recipe.rules.learning_rate import learning_rate_problems, learning_rate_warnings
 from tst_megatron.schedule import Phase, Schedule
 
 WSD = {

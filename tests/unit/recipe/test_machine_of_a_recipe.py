@@ -1,4 +1,4 @@
-"""Whether this machine can train a recipe, and how many cores a process has."""
+"""The machine of a recipe: can it train it, and with how many cores."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""How many padding columns a vocabulary has, what they cost, and the divisor that gives none."""
+"""Padding columns of a vocabulary: their number, their cost, and the divisor that gives none."""
 
 import json
 import math

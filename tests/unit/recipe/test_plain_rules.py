@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 
 from tst_megatron.recipe.keys.table import argument_parser
-from tst_megatron.recipe.recipe import Recipe, TSTConfig
+from tst_megatron.recipe.recipe import Recipe
 from tst_megatron.recipe.rules import packages
-from tst_megatron.recipe.rules.keys import REFUSED_KEYS, key_problems
+from tst_megatron.recipe.rules.decided_elsewhere import DECIDED_ELSEWHERE, key_problems
 from tst_megatron.recipe.rules.no_effect import BELONGS_TO, no_effect_warnings
+from tst_megatron.recipe.tst_config import TSTConfig
 
 PARSER = argument_parser()
 
@@ -121,13 +122,13 @@ def test_package_that_nothing_asks_for_is_not_missed(nothing_is_installed):
 
 def test_refused_keys_are_keys_of_megatron():
     names = {name for action in PARSER._actions for name in action.option_strings}
-    assert not {f"--{key}" for key in REFUSED_KEYS} - names
+    assert not {f"--{key}" for key in DECIDED_ELSEWHERE} - names
 
 
-@pytest.mark.parametrize("key", sorted(REFUSED_KEYS))
+@pytest.mark.parametrize("key", sorted(DECIDED_ELSEWHERE))
 def test_key_that_something_else_decides_is_refused(key):
     found = key_problems(recipe(**{key.replace("-", "_"): "x"}), values())
-    assert found == [f"{key}: {REFUSED_KEYS[key]}"]
+    assert found == [f"{key}: {DECIDED_ELSEWHERE[key]}"]
 
 
 def test_cache_that_is_no_folder_is_refused(tmp_path):

@@ -1,4 +1,4 @@
-"""Which rank a process is, by the variables that torchrun, srun and a person's shell have."""
+"""The rank of a process, by the variables that torchrun, srun and a person's shell have."""
 
 import pytest
 

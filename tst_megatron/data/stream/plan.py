@@ -33,7 +33,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tst_megatron.data.stream.blend import Blend
-from tst_megatron.data.stream.sample_order import PhaseOrder, allocate, count_units, permutation
+from tst_megatron.data.stream.sample_order import (
+    PhaseOrder,
+    allocate,
+    count_units,
+    permutation,
+    unit_problem,
+)
 from tst_megatron.schedule import Schedule
 
 
@@ -148,9 +154,9 @@ class StreamPlan:
 
     def _problems(self, max_epochs: int) -> list[str]:
         problems = [
-            f"bag size {phase.bag_size} does not divide the stream unit of {self.unit_chunks} bags"
+            problem
             for phase in self.schedule.phases
-            if self.unit_chunks % phase.bag_size
+            if (problem := unit_problem(phase.bag_size, self.unit_chunks))
         ]
         for corpus, units, wanted in zip(
             self.corpora, self.units_per_epoch, self.raw_tokens_of_corpora(), strict=True

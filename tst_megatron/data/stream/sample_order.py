@@ -107,6 +107,18 @@ def _segments(pieces: Sequence[Piece], units_per_epoch: int, seed: str) -> list[
     ]
 
 
+def unit_problem(bag_size: int, unit_chunks: int) -> str | None:
+    """Say in a sentence that a bag size does not divide the unit; None if it does.
+
+    Args:
+        bag_size: K, raw tokens per latent position.
+        unit_chunks: U, chunks per unit.
+    """
+    if unit_chunks % bag_size == 0:
+        return None
+    return f"bag size {bag_size} does not divide the stream unit of {unit_chunks} bags"
+
+
 def allocate(
     *,
     units_per_epoch: int,
@@ -132,10 +144,8 @@ def allocate(
     ]
     orders = []
     for index, (num_inputs, num_samples) in enumerate(phases):
-        if unit_chunks % num_inputs:
-            raise ValueError(
-                f"bag size {num_inputs} does not divide the unit of {unit_chunks} bags"
-            )
+        if problem := unit_problem(num_inputs, unit_chunks):
+            raise ValueError(problem)
         pieces, free, missing = _take(free, num_inputs, num_samples)
         if missing:
             raise ValueError(

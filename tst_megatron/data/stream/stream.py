@@ -17,6 +17,7 @@ from tst_megatron.data.stream.blend import Blend
 from tst_megatron.data.stream.corpora import Corpus
 from tst_megatron.data.stream.corpus_index import CorpusIndex, IndexFacts, ensure_index
 from tst_megatron.data.stream.plan import StreamPlan
+from tst_megatron.data.verify.held_out_size import num_sequences
 from tst_megatron.system.files import allow_open_files
 
 
@@ -156,7 +157,9 @@ class HeldOutPositions:
         self.num_samples = num_samples
         self._length = num_latent_positions
         self._readers = [split.reader() for split in splits]
-        self._chunks = [(reader.num_tokens - 1) // num_latent_positions for reader in self._readers]
+        self._chunks = [
+            num_sequences(reader.num_tokens, num_latent_positions) for reader in self._readers
+        ]
         blend = Blend(weights)
         self._shares = blend.dealt_before(num_samples)
         self._dealt = blend.deal(0, num_samples)

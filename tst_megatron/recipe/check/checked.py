@@ -1,4 +1,4 @@
-"""A recipe that passed its checks, with all that a run needs of it."""
+"""Hold a recipe that passed its checks, with everything that a run needs of it."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from tst_megatron.data.stream.corpora import Corpus
 from tst_megatron.data.stream.plan import StreamPlan
 from tst_megatron.recipe.check.megatron_arguments import ask_megatron, fixed_flags
 from tst_megatron.recipe.keys.flags import Flags
-from tst_megatron.recipe.recipe import Recipe, RecipeError, TSTConfig
-from tst_megatron.recipe.rules.compatibility import async_save
-from tst_megatron.recipe.rules.learning_rate import LearningRate
+from tst_megatron.recipe.learning_rate import LearningRate
+from tst_megatron.recipe.recipe import Recipe, RecipeError
+from tst_megatron.recipe.rules.async_saves import async_save
+from tst_megatron.recipe.tst_config import TSTConfig
 from tst_megatron.schedule import Schedule
 
 
@@ -43,13 +44,13 @@ class CheckedRecipe:
     """Of this environment, which may not be the job's."""
 
     def arguments_of(self, megatron: Mapping[str, Any]) -> argparse.Namespace | None:
-        """The validated arguments of the same run under other keys of Megatron's.
+        """Return the validated arguments of the same run under other keys of Megatron's.
 
         Args:
             megatron: all keys and values, as ``with_profile`` gives them.
 
         Returns:
-            None where they are refused.
+            None if they are refused.
         """
         given = {self.known.destination(key) for key in megatron if megatron[key] is not None}
         values = self.known.parse(megatron)
@@ -64,7 +65,7 @@ class CheckedRecipe:
             return None
 
     def plan(self) -> list[str]:
-        """What the run will do, a line each: phases, steps, raw tokens, the switch, epochs."""
+        """Describe the run, a line each: phases, steps, raw tokens, the switch, epochs."""
         lines = plan_lines(self.recipe.tst, self.schedule, self.stream.corpus_lines(), self.rate)
         variables = " ".join(f"{name}={value}" for name, value in self.environment.items())
         return [*lines, *([f"environment: {variables}"] if variables else []), *self.notes]
@@ -73,7 +74,7 @@ class CheckedRecipe:
 def plan_lines(
     tst: TSTConfig, schedule: Schedule, corpora: Sequence[str], rate: LearningRate
 ) -> list[str]:
-    """What a run will do, a line each.
+    """Describe what a run will do, a line each.
 
     Args:
         tst: the recipe's block.

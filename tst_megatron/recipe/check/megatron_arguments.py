@@ -1,4 +1,4 @@
-"""Megatron's validated arguments of a recipe, or its complaint in a sentence."""
+"""Ask Megatron to validate a recipe: its arguments, or its complaint in a sentence."""
 
 from __future__ import annotations
 
@@ -12,15 +12,12 @@ from tst_megatron.recipe.recipe import RecipeError
 
 
 def ask_megatron(flags: Sequence[str], world_size: int) -> argparse.Namespace:
-    """Let Megatron validate what passed our own checks; it stops at its first complaint.
-
-    Args:
-        flags: Megatron's command line.
-        world_size: ranks of the job.
+    """Let Megatron validate a recipe that passed our own checks; it stops at its first complaint.
 
     Raises:
         RecipeError: with that complaint.
     """
+    # Importing Megatron takes seconds; a recipe that fails the checks before this needs none of it.
     from tst_megatron.megatron import arguments
 
     try:
@@ -34,9 +31,9 @@ def ask_megatron(flags: Sequence[str], world_size: int) -> argparse.Namespace:
 
 
 def reason_of(error: BaseException) -> str:
-    """Why something was raised, in a line.
+    """Say in a line why an error was raised.
 
-    Many of Megatron's assertions have no words, and then their line of source is the best there is.
+    Many of Megatron's assertions have no message. Their line of source is shown instead.
     """
     said = " ".join(str(error).split())
     if isinstance(error, KeyError | AttributeError | TypeError | ZeroDivisionError | SystemExit):
@@ -48,11 +45,11 @@ def reason_of(error: BaseException) -> str:
 
 
 NO_TOKENIZER = 32_000
-"""Pieces of the vocabulary where neither the recipe nor a text says how many."""
+"""Vocabulary size if neither the recipe nor a text says one."""
 
 
 def fixed_flags(values: argparse.Namespace, manifest: Manifest | None) -> list[str]:
-    """What the training loop of this project needs of Megatron, whatever the recipe.
+    """Return the flags that the training loop of this project needs under every recipe.
 
     Args:
         values: what the recipe's keys came to.
@@ -74,8 +71,7 @@ def fixed_flags(values: argparse.Namespace, manifest: Manifest | None) -> list[s
     if values.max_position_embeddings is None:
         flags += ["--max-position-embeddings", str(values.seq_length)]
     if not values.exit_duration_in_mins:
-        # Ten years: the timed exit is how a stop is agreed on, so it must be on
-        # (`request_stop`).
+        # Ten years. Ranks agree on a stop by Megatron's timed exit, so it must be on.
         flags += ["--exit-duration-in-mins", "5256000"]
     # Each step is recorded from what Megatron writes to TensorBoard.
     flags += ["--tensorboard-log-interval", "1"]

@@ -1,1 +1,1 @@
-"""Megatron's option keys without Megatron: their names, types, defaults and kinds."""
+"""Know Megatron's option keys without importing Megatron: names, types, defaults and kinds."""

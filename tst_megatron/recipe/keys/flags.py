@@ -1,4 +1,4 @@
-"""A recipe's keys and values as flags of Megatron's parser, with a word on each that is none."""
+"""Turn a recipe's keys and values into flags of Megatron's parser, and explain wrong ones."""
 
 from __future__ import annotations
 
@@ -53,15 +53,15 @@ _ELSEWHERE = {
     "logging-steps": "log-interval",
     "gradient-accumulation-steps": "global-batch-size",
 }
-"""What other programs and papers call a key -> the key."""
+"""Name in other programs and papers -> the key."""
 
 
 def unknown_key(key: str, known: Iterable[str]) -> str:
-    """The sentence for a key that does not exist, with the one that was meant."""
+    """Write the sentence for a key that does not exist, with the one that was probably meant."""
     names = list(known)
     plain = str(key).lower().replace("_", "-")
     near = [_ELSEWHERE[plain]] if _ELSEWHERE.get(plain) in names else []
-    # Below that, two names have a few letters in common and nothing else.
+    # Below this cutoff two names share a few letters and nothing else.
     near = near or difflib.get_close_matches(plain, names, n=1, cutoff=0.75)
     return f"{key}: there is no such key" + (f". Did you mean {near[0]}?" if near else "")
 
@@ -84,7 +84,7 @@ class Flags:
         self._actions.pop("help", None)
 
     def overlay(self, values: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-        """``values`` with ``over`` in place of every key that means the same flag."""
+        """Return ``values`` with ``over`` in place of every key that means the same flag."""
         taken = {self._actions[key][0].dest for key in over}
         kept = {
             key: value
@@ -94,15 +94,15 @@ class Flags:
         return {**kept, **over}
 
     def default(self, key: str) -> Any:
-        """Megatron's default of a key."""
+        """Return Megatron's default of a key."""
         return self._actions[key][0].default
 
     def destination(self, key: str) -> str | None:
-        """Megatron's attribute for a key, or None if there is no such key."""
+        """Return Megatron's attribute for a key, or None if it has no such key."""
         return self._actions[key][0].dest if key in self._actions else None
 
     def value(self, values: Mapping[str, Any], key: str) -> Any:
-        """What Megatron will take a key to be: as ``values`` spell it, or else its default.
+        """Return the value that Megatron will give a key: what ``values`` say, or else its default.
 
         ``no-rope-fusion: true`` and ``rope-fusion: false`` both make ``rope-fusion`` false.
         """
@@ -114,9 +114,9 @@ class Flags:
         return action.default
 
     def parse(self, values: Mapping[str, Any]) -> argparse.Namespace:
-        """The values as Megatron's parser has them, defaults included; what is wrong is left out.
+        """Parse the values as Megatron does, with its defaults; wrong keys and values are left out.
 
-        ``2e-3`` and ``0.002`` are one number there, and so is a default that is written out.
+        So ``2e-3`` and ``0.002`` are one number, and a default is the same written out or left out.
         """
         flags: list[str] = []
         for key, value in values.items():
@@ -124,7 +124,7 @@ class Flags:
         return self._parser.parse_args(flags)
 
     def override(self, values: Mapping[str, Any], key: str) -> Any:
-        """What to write after ``key=`` so that it comes to what ``values`` say; None undoes it."""
+        """Return what to write after ``key=`` to get what ``values`` say; None removes the key."""
         action, _ = self._actions[key]
         is_said = any(self.destination(name) == action.dest for name in values)
         if not is_said and action.nargs != 0:
@@ -185,7 +185,7 @@ def _as_flags(action: argparse.Action, option: str, key: str, value: Any) -> lis
 
 
 def _as_one_word(action: argparse.Action, value: list[Any]) -> str:
-    """A list as Megatron spells it where it wants one word: ``[0,1]`` or ``(8,0)``."""
+    """Spell a list in one word, for an option that takes one word: ``[0,1]`` or ``(8,0)``."""
     is_of_numbers = all(type(entry) is int for entry in value)
     if is_of_numbers and action.type not in (None, str, int, float, bool):
         entries = ",".join(map(str, value))
@@ -197,7 +197,7 @@ def _as_one_word(action: argparse.Action, value: list[Any]) -> str:
 
 
 def _as_switch(action: argparse.Action, option: str, key: str, value: Any) -> list[str]:
-    """The spelling of a flag without a value that means what ``key: value`` says."""
+    """Spell ``key: value`` as a flag that takes no value."""
     if not isinstance(value, bool):
         raise ValueError(f"{value!r} is not true or false")
     if isinstance(action, argparse.BooleanOptionalAction):
@@ -222,7 +222,7 @@ def _check_value(action: argparse.Action, value: Any) -> None:
     if wanted is float:
         _check_number(value)
     if wanted is str and isinstance(value, float):
-        # What was written may have had other digits.
+        # YAML may have changed the digits that were written.
         raise ValueError(f"{value!r} is a number, and text is wanted. Put it in quotes")
     parsed = value
     if wanted not in (int, float, str):
@@ -243,7 +243,7 @@ def _check_number(value: Any) -> None:
 
 
 def _parse(action: argparse.Action, value: Any) -> Any:
-    """The value as a type of Megatron's own makes it; such types raise whatever they like."""
+    """Convert a value by a type of Megatron's own, which may raise any exception."""
     convert: Any = action.type
     try:
         return convert(_as_text(value))
@@ -259,6 +259,6 @@ def _choices(action: argparse.Action) -> str:
 
 def _as_text(value: Any) -> str:
     if isinstance(value, bool):
-        # What bool() of a text reads as false is the empty one alone.
+        # bool() takes every text for true except the empty one.
         return "True" if value else ""
     return repr(value) if isinstance(value, float) else str(value)

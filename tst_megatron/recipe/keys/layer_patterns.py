@@ -1,7 +1,7 @@
-"""The small language in which Megatron's options say something of each layer.
+"""Read the small language in which some of Megatron's options describe each layer.
 
 ``moe-layer-freq: ([0]*1+[1]*47)`` is a list of one 0 and 47 ones. Megatron hands such a text to
-Python's ``eval``, which makes lists of any length; here it is read with a limit.
+Python's ``eval``, which makes lists of any length. Here a list has a largest length.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ MOST_LAYERS = 10_000
 
 
 def frequency(text: str) -> int | list[int]:
-    """A number N (every N-th layer) or a list with an entry for each layer.
+    """Read a number N (every N-th layer), or a list with an entry for each layer.
 
     Raises:
         ValueError: the text is neither.
@@ -27,10 +27,10 @@ def frequency(text: str) -> int | list[int]:
 
 
 def window(text: str) -> tuple[int, ...]:
-    """The tuple of numbers that ``(8,0)`` or ``8,0`` says.
+    """Read a tuple of numbers, such as ``(8,0)`` or ``8,0``.
 
     Raises:
-        ValueError: the text is no such tuple.
+        ValueError: the text is not such a tuple.
     """
     try:
         return tuple(int(entry) for entry in text.strip("()").split(","))

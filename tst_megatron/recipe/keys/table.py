@@ -1,9 +1,9 @@
-"""Megatron's command-line options, without Megatron: a table and the parser that is made of it.
+"""Build a parser of Megatron's command-line options without importing Megatron.
 
-Importing Megatron takes seconds, and most mistakes in a recipe can be told from the names, types
-and defaults of its options. ``table.json`` has them, for the version that this project is pinned
-to; ``tools/update_keys.py`` writes it, and ``test_megatron_keys.py`` holds it
-against Megatron's own parser.
+Importing Megatron takes seconds. Most mistakes in a recipe can be found from the names, types and
+defaults of the options. ``table.json`` has them for the version that this project is pinned to.
+``tools/update_keys.py`` writes it, and ``test_megatron_keys.py`` compares it with Megatron's own
+parser.
 """
 
 from __future__ import annotations
@@ -45,15 +45,39 @@ ACTIONS = {
 
 @functools.cache
 def argument_parser() -> argparse.ArgumentParser:
-    """A parser with the names, types, choices and defaults of Megatron's own.
+    """Return a parser with the names, types, choices and defaults of Megatron's own.
 
-    Values of Megatron's own types differ: an enumeration is its name in small letters, a tuple or
-    a list stays one. The flags that a recipe makes are given to Megatron as text in any case.
+    Values of Megatron's own types differ: an enumeration is its name in small letters, and a tuple
+    or a list stays one. Megatron receives the flags of a recipe as text in any case.
     """
     parser = argparse.ArgumentParser(allow_abbrev=False)
     for option in json.loads(TABLE.read_text(encoding="utf-8")):
         parser.add_argument(*option["names"], **_settings(option))
     return parser
+
+
+def key_of(destination: str) -> str:
+    """Return the recipe key of an attribute of Megatron's arguments: its option's first name."""
+    return _keys()[destination]
+
+
+def destination_of(key: str) -> str:
+    """Return the attribute of Megatron's arguments that a key sets: ``fp8`` for ``fp8-format``."""
+    return _destinations()[key]
+
+
+@functools.cache
+def _keys() -> dict[str, str]:
+    options = argument_parser()._actions
+    return {option.dest: option.option_strings[0].removeprefix("--") for option in options}
+
+
+@functools.cache
+def _destinations() -> dict[str, str]:
+    options = argument_parser()._actions
+    return {
+        name.removeprefix("--"): option.dest for option in options for name in option.option_strings
+    }
 
 
 def _settings(option: Mapping[str, Any]) -> dict[str, Any]:
@@ -69,11 +93,7 @@ def _settings(option: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def table_of(parser: argparse.ArgumentParser) -> list[dict[str, Any]]:
-    """The table of a parser's options, as ``table.json`` has it.
-
-    Args:
-        parser: Megatron's own.
-    """
+    """Return the table of a parser's options, in the form of ``table.json``."""
     kinds = {kind: name for name, kind in ACTIONS.items()}
     return [
         {
@@ -93,12 +113,12 @@ def table_of(parser: argparse.ArgumentParser) -> list[dict[str, Any]]:
 
 
 def _names(action: argparse.Action) -> list[str]:
-    """As they were given: the parser adds the negations of a boolean option by itself."""
+    """Return the names without the negations that argparse adds to a boolean option."""
     if not isinstance(action, argparse.BooleanOptionalAction):
         return list(action.option_strings)
     return [name for name in action.option_strings if not name.startswith("--no-")]
 
 
 def _plain(value: Any) -> Any:
-    """A member of an enumeration by the name that a recipe writes."""
+    """Replace a member of an enumeration by the name that a recipe writes."""
     return getattr(value, "name", value)

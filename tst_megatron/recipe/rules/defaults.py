@@ -1,4 +1,4 @@
-"""Keys that a recipe must set, and Megatron's defaults that it should not be left to."""
+"""Ask for keys that a recipe must set, and warn of dangerous defaults of Megatron's."""
 
 from __future__ import annotations
 
@@ -46,13 +46,7 @@ NEEDED = (
 def default_warnings(
     known: Flags, given: Collection[str | None], values: argparse.Namespace
 ) -> list[str]:
-    """Dangerous defaults that a recipe leaves alone.
-
-    Args:
-        known: Megatron's parser.
-        given: destinations of the keys that the recipe has.
-        values: what they came to.
-    """
+    """List the dangerous defaults that a recipe does not change."""
     risks = dict(DANGEROUS_DEFAULTS)
     if values.num_experts:
         risks |= DANGEROUS_MOE_DEFAULTS

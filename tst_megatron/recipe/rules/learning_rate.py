@@ -1,146 +1,25 @@
-"""The learning rate of every step, and schedules of it that cannot be meant."""
+"""Find schedules of the learning rate that cannot be meant, such as one that jumps."""
 
 from __future__ import annotations
 
 import argparse
 import math
 from collections.abc import Collection
-from dataclasses import dataclass
 
+from tst_megatron.recipe.learning_rate import LearningRate
 from tst_megatron.schedule import Schedule
-
-BLOCKS = "▁▂▃▄▅▆▇█"
-WIDTH = 40
-"""Letters of the drawing, each the largest rate of its share of the steps."""
 
 JUMP = 1.5
 """A change beyond this multiple of the largest step of the warm-up and of the decay is a jump."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class LearningRate:
-    """The rate of each optimizer step, as Megatron's ``OptimizerParamScheduler.get_lr`` has it.
-
-    Source: ``megatron/core/optimizer_param_scheduler.py`` of megatron-core 0.19.2. A test holds it
-    against that class, step by step.
-    """
-
-    largest: float
-    smallest: float
-    first: float
-    """Where the warm-up begins."""
-    style: str
-    warmup: float
-    """Steps; a fraction may make it a part of one."""
-    end: int
-    """The step at which a decay is done, after which the rate is the smallest."""
-    decay: int
-    """Steps of WSD's decay, which ends there; 0 for other styles."""
-    decay_style: str
-    num_steps: int
-    """Of the run."""
-
-    @classmethod
-    def of(cls, values: argparse.Namespace) -> LearningRate:
-        """The schedule that the keys say.
-
-        Args:
-            values: what the recipe's keys came to; they have passed ``number_problems``.
-        """
-        end = values.lr_decay_iters or values.train_iters
-        fraction = values.lr_warmup_fraction
-        is_wsd = values.lr_decay_style == "WSD"
-        return cls(
-            largest=values.lr,
-            smallest=values.min_lr,
-            first=values.lr_warmup_init,
-            style=values.lr_decay_style,
-            warmup=values.lr_warmup_iters if fraction is None else fraction * end,
-            end=end,
-            decay=(values.lr_wsd_decay_iters or 0) if is_wsd else 0,
-            decay_style=values.lr_wsd_decay_style,
-            num_steps=values.train_iters,
-        )
-
-    @property
-    def decay_start(self) -> int:
-        """The last step at the largest rate before a decay begins."""
-        start = self.end - self.decay if self.style == "WSD" else math.ceil(self.warmup)
-        return max(0, start)
-
-    def at(self, step: int) -> float:
-        """The rate of the step that follows ``step`` completed ones."""
-        if self.warmup > 0 and step <= self.warmup:
-            return self.first + (self.largest - self.first) * step / self.warmup
-        if self.style == "constant":
-            return self.largest
-        if step > self.end:
-            return self.smallest
-        if self.style == "inverse-square-root":
-            rate = self.largest * math.sqrt(max(self.warmup, 1)) / math.sqrt(max(step, 1))
-            return max(self.smallest, rate)
-        share = self._share(step)
-        return self.smallest + share * (self.largest - self.smallest)
-
-    def _share(self, step: int) -> float:
-        """How much is left of the difference between the largest and the smallest rate."""
-        if self.style == "WSD":
-            done = (step - (self.end - self.decay)) / max(1, self.decay)
-            return 1.0 if done <= 0 else _left(self.decay_style, done)
-        return _left(self.style, (step - self.warmup) / (self.end - self.warmup))
-
-    def drawing(self) -> str:
-        """The whole run in one line of blocks, low to high."""
-        letters = min(WIDTH, self.num_steps)
-        highest = self.largest or 1.0
-        line = ""
-        for number in range(letters):
-            first = number * self.num_steps // letters
-            last = max(first, (number + 1) * self.num_steps // letters - 1)
-            peak = min(max(math.floor(self.warmup), first), last)
-            rate = max(self.at(first), self.at(peak), self.at(last))
-            line += BLOCKS[min(len(BLOCKS) - 1, int(rate / highest * len(BLOCKS)))]
-        return line
-
-    def line(self, schedule: Schedule | None) -> str:
-        """The drawing, with the rates that decide: at the switch, at the decay's start, at the end.
-
-        Args:
-            schedule: of the phases, if there is one.
-        """
-        said = []
-        if schedule is not None and schedule.switch_step:
-            switch = schedule.switch_step
-            said.append(f"{self.at(switch):.2e} at the switch (step {switch + 1:,})")
-        if self.style != "constant" and self.decay_start < self.num_steps:
-            start = self.decay_start
-            said.append(f"{self.at(start):.2e} when its decay starts (step {start + 1:,})")
-        said.append(f"{self.at(self.num_steps - 1):.2e} at the last step ({self.num_steps:,})")
-        first = f"{self.at(0):.2e} at step 1"
-        return f"learning rate: {self.drawing()} {', '.join([first, *said])}"
-
-
-def _left(style: str, done: float) -> float:
-    if style == "linear":
-        return 1.0 - done
-    if style == "cosine":
-        return 0.5 * (math.cos(math.pi * done) + 1.0)
-    if style == "exponential":
-        return float(2.0 * 0.5**done - 1.0)
-    return 1.0 - math.sqrt(done)  # minus_sqrt
-
-
 def learning_rate_problems(
     values: argparse.Namespace, given: Collection[str | None]
 ) -> tuple[list[str], LearningRate | None]:
-    """Schedules that no start survives, or that jump, or whose decay cannot be meant.
-
-    Args:
-        values: what the recipe's keys came to.
-        given: destinations of the keys that the recipe has.
+    """Check the schedule: Megatron must accept it, it must not jump, and its decay must fit.
 
     Returns:
-        (problems, the schedule; None where its numbers make none).
+        (problems, the schedule; None if its numbers make none).
     """
     if not _is_complete(values):
         return [], None
@@ -201,7 +80,7 @@ def _order_problems(rate: LearningRate, values: argparse.Namespace) -> list[str]
 
 
 def _length_problems(rate: LearningRate, values: argparse.Namespace) -> list[str]:
-    """Warm-up and decay together, in whatever key the steps were given."""
+    """Check that warm-up and decay fit into the run, in whatever keys their steps were given."""
     by = "lr-warmup-iters" if values.lr_warmup_fraction is None else "lr-warmup-fraction"
     warmup, end = math.ceil(rate.warmup), rate.end
     if rate.warmup >= min(end, rate.num_steps):
@@ -234,7 +113,7 @@ def _length_problems(rate: LearningRate, values: argparse.Namespace) -> list[str
 
 
 def _jump_problems(rate: LearningRate) -> list[str]:
-    """A rate that changes more between two steps than its warm-up and its decay ever do.
+    """Find a rate that changes more between two steps than in its warm-up and its decay.
 
     It can only jump where one part of the schedule follows another, or in a decay of a step or two.
     """
@@ -257,19 +136,17 @@ def _jump_problems(rate: LearningRate) -> list[str]:
 
 
 def _largest_change(rate: LearningRate, first: int, last: int) -> float:
-    """Between two steps that follow each other; curves are steepest at an end or in the middle."""
+    """Return the largest change from one step to the next.
+
+    It is at an end or in the middle, where the curves are steepest.
+    """
     middle = (first + last) // 2
     pairs = [step for step in (first, middle, last - 1) if first <= step < last]
     return max((abs(rate.at(step + 1) - rate.at(step)) for step in pairs), default=0.0)
 
 
 def learning_rate_warnings(rate: LearningRate, schedule: Schedule | None) -> list[str]:
-    """What is odd about a schedule and may be meant.
-
-    Args:
-        rate: a schedule without a problem.
-        schedule: of the phases, if there is one.
-    """
+    """List what is odd about a schedule and may be meant."""
     warnings = []
     last = rate.num_steps - 1
     if rate.style not in ("constant", "inverse-square-root") and rate.end > rate.num_steps:

@@ -1,17 +1,20 @@
-"""Keys that Megatron passes over in silence, because another one that they belong to is not set."""
+"""Warn of keys that have no effect, because another key that they belong to is not set.
+
+Megatron ignores such keys in silence. Example: ``moe-router-topk`` without ``num-experts``.
+"""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Collection
 
-from tst_megatron.recipe.rules.numbers import key_of
+from tst_megatron.recipe.keys.table import key_of
 
 Values = argparse.Namespace
 
 
 def is_rotary(values: Values) -> bool:
-    """Whether positions are turned into the queries and keys."""
+    """Tell whether positions are turned into the queries and keys."""
     turning = ("rope", "yarn", "mrope")
     return bool(
         values.position_embedding_type in turning
@@ -97,20 +100,20 @@ BELONGS_TO: tuple[tuple[str, Callable[[Values], bool], tuple[str, ...]], ...] = 
         ("start_weight_decay", "end_weight_decay"),
     ),
 )
-"""(what has to be set, whether it is, beginnings of the names that belong to it)."""
+"""(what must be set, a test of that, beginnings of the names that belong to it)."""
 
 
 def _optimizers(values: Values) -> str:
-    """The optimizer, and for Muon the one of vectors and tables."""
+    """Return the optimizer, and with Muon also the one for vectors and tables."""
     return f"{values.optimizer} {getattr(values, 'muon_scalar_optimizer', '')}"
 
 
 def no_effect_warnings(values: Values, own: Collection[str | None]) -> list[str]:
-    """Keys of a recipe's own that nothing of the run will feel.
+    """List keys of the recipe itself that have no effect on the run.
 
     Args:
         values: what the recipe's keys came to.
-        own: destinations of the keys that the recipe itself has, its profile left out.
+        own: destinations of the recipe's own keys, without those of its profile.
     """
     warnings = []
     for needed, is_set, beginnings in BELONGS_TO:
@@ -126,12 +129,12 @@ def no_effect_warnings(values: Values, own: Collection[str | None]) -> list[str]
 
 
 def is_idle(values: Values, name: str) -> bool:
-    """Whether nothing of a run would feel an attribute of Megatron's arguments."""
+    """Tell whether an attribute of Megatron's arguments has no effect on a run."""
     return any(
         name.startswith(beginnings) and not is_set(values) for _, is_set, beginnings in BELONGS_TO
     )
 
 
 def _says_something(values: Values, name: str) -> bool:
-    """Whether a key asks for anything: ``false`` and 0 are what is without it."""
+    """Tell whether a key asks for anything: ``false`` and 0 ask for nothing."""
     return bool(getattr(values, name))

@@ -1,14 +1,13 @@
-"""Bounds of every number in a recipe, so that none is found out by a start."""
+"""Check that every number in a recipe is within its bounds."""
 
 from __future__ import annotations
 
 import argparse
-import functools
 import math
 from collections.abc import Collection, Iterator
 from typing import Any
 
-from tst_megatron.recipe.keys.table import argument_parser
+from tst_megatron.recipe.keys.table import argument_parser, key_of
 
 MAY_BE_ZERO = frozenset(
     """
@@ -32,7 +31,7 @@ MAY_BE_ZERO = frozenset(
     adam_beta1 adam_beta2 lion_beta1 lion_beta2 muon_momentum rl_default_temperature
     """.split()
 )
-"""Where 0 means none, off or the first; every other number is above 0."""
+"""Numbers that may be 0, which means none, off or the first. All others are above 0."""
 
 MAY_BE_NEGATIVE = frozenset(("glu_linear_offset", "null_tokenizer_pad_id", "null_tokenizer_eod_id"))
 
@@ -40,7 +39,7 @@ BELOW_ONE = (
     *("adam_beta1", "adam_beta2", "lion_beta1", "lion_beta2", "sgd_momentum", "muon_momentum"),
     *("hidden_dropout", "attention_dropout"),
 )
-"""Decay rates of averages, and shares that are dropped: 1 would never learn."""
+"""Decay rates of averages, and shares that are dropped: with 1 nothing would be learned."""
 
 AT_MOST_ONE = (
     *("lr_warmup_fraction", "rotary_percent", "optimizer_offload_fraction"),
@@ -70,10 +69,10 @@ MOST = {
     # 65,536 ports.
     "straggler_ctrlr_port": 2**16 - 1,
 }
-"""Beyond these a number is a slip of the hand: no machine holds it."""
+"""A number above these is a typing error: no machine holds it."""
 
 MOST_OF_ANY = 2**31 - 1
-"""What fits into the counters of every library below; no step or size is above."""
+"""The largest number that the counters of every library hold."""
 
 LARGE = frozenset(
     ("ddp_bucket_size", "suggested_communication_unit_size", "min_offloaded_tensor_size")
@@ -82,7 +81,7 @@ LARGE = frozenset(
 MOST_OF_ELEMENTS = 2**60
 
 LEAST, MOST_OF_FLOATS = 1e-38, 1e9
-"""Of fractions; 32 bits hold less as 0."""
+"""Bounds of fractions. 32 bits turn smaller ones into 0."""
 
 LARGE_RATES = {
     **dict.fromkeys(("lr", "min_lr", "lr_warmup_init", "decoupled_lr", "decoupled_min_lr"), 10.0),
@@ -90,19 +89,19 @@ LARGE_RATES = {
     **dict.fromkeys(("init_method_std", "embedding_init_method_std"), 10.0),
     **dict.fromkeys(("moe_aux_loss_coeff", "moe_z_loss_coeff", "mtp_loss_scaling_factor"), 100.0),
 }
-"""Beyond these a number is a slip of the hand: the first steps end in NaN."""
+"""A number above these is a typing error: the first steps would end in NaN."""
 
 EPSILONS = 1.0
-"""A number that only keeps a division from 0 is far below this."""
+"""A number that only prevents a division by 0 must be below this."""
 
 
 def number_problems(values: argparse.Namespace, given: Collection[str | None]) -> list[str]:
-    """Numbers that no run can be made with, each with its rule.
+    """List the numbers with which no run is possible, each with the rule that it breaks.
 
     Args:
         values: what the recipe's keys came to.
-        given: destinations of the keys that the recipe has. Megatron's defaults are not asked, also
-            where they are written out.
+        given: destinations of the keys that the recipe has. Megatron's defaults are not checked,
+            even if the recipe writes them out.
     """
     problems = []
     default = argument_parser().get_default
@@ -114,18 +113,6 @@ def number_problems(values: argparse.Namespace, given: Collection[str | None]) -
     return [*problems, *_shape_problems(values, given)]
 
 
-def key_of(destination: str) -> str:
-    """The key of a recipe for an attribute of Megatron's arguments."""
-    return _keys()[destination]
-
-
-@functools.cache
-def _keys() -> dict[str, str]:
-    """Attribute -> the first name of its option."""
-    options = argument_parser()._actions
-    return {option.dest: option.option_strings[0].removeprefix("--") for option in options}
-
-
 def _numbers(value: Any) -> Iterator[int | float]:
     for entry in value if isinstance(value, list | tuple) else [value]:
         if isinstance(entry, int | float) and not isinstance(entry, bool):
@@ -133,12 +120,12 @@ def _numbers(value: Any) -> Iterator[int | float]:
 
 
 def _broken_rule(name: str, number: int | float, value: Any) -> str | None:
-    """Why a number cannot be; None if it can.
+    """Return the rule that a number breaks; None if it breaks none.
 
     Args:
-        name: the attribute that it is of.
+        name: the attribute that has it.
         number: one of its numbers.
-        value: all of it.
+        value: the attribute's value, which may be a list of numbers.
     """
     if not math.isfinite(number):
         return "is not a finite number"
@@ -178,7 +165,7 @@ def _at_least_one(number: int | float) -> str:
 
 
 def _shape_problems(values: argparse.Namespace, given: Collection[str | None]) -> list[str]:
-    """Numbers of the model that must divide each other, or must not be given alone."""
+    """List numbers of the model that must divide each other, or must not be given alone."""
     problems = []
     heads, groups = values.num_attention_heads, values.num_query_groups
     if values.group_query_attention and heads and groups and groups > 0 and heads % groups:
@@ -232,7 +219,7 @@ def _is_share(values: argparse.Namespace) -> bool:
 
 
 def _layer_list_problems(values: argparse.Namespace) -> list[str]:
-    """Lists with an entry for each layer that have another number of entries."""
+    """Find lists with an entry for each layer that have another number of entries."""
     return [
         f"{key_of(name)}: the list is of {len(pattern)}, and num-layers is "
         f"{values.num_layers}. Give one entry for each layer"

@@ -1,4 +1,4 @@
-"""Packages that a recipe's keys need and that this environment may lack."""
+"""Find packages that a recipe needs and that this environment lacks."""
 
 from __future__ import annotations
 
@@ -6,26 +6,24 @@ import argparse
 import importlib.util
 from pathlib import Path
 
+from tst_megatron.recipe.profiles import GPU_PROFILES
 from tst_megatron.recipe.recipe import Recipe
+from tst_megatron.system.packages import has_transformer_engine
 
 DRIVERS = ("/dev/nvidiactl", "/dev/nvidia0", "/dev/dxg", "/proc/driver/nvidia/version")
-"""Where a driver of NVIDIA's shows itself, on Linux and under Windows."""
+"""Files that NVIDIA's driver makes, on Linux and in Linux under Windows."""
 
 
 def sees_gpu() -> bool:
-    """Whether this machine seems to have a GPU; asked without torch, which takes seconds."""
+    """Tell whether this machine seems to have a GPU, without torch, whose import takes seconds."""
     return any(Path(place).exists() for place in DRIVERS)
 
 
 def package_remarks(recipe: Recipe, values: argparse.Namespace) -> tuple[list[str], list[str]]:
-    """Packages that this environment lacks and a start of the recipe would import.
+    """List the packages that a start of the recipe would import and this environment lacks.
 
-    A login node may lack what the job has, so there they are notes. Where the recipe itself would
-    run, with the CPU host or a GPU, they are problems.
-
-    Args:
-        recipe: for its profile.
-        values: what the recipe's keys came to.
+    A login node may lack what the job has, so there they are notes. On a machine that can run the
+    recipe, with the CPU host or a GPU, they are problems.
 
     Returns:
         (problems, notes).
@@ -41,7 +39,7 @@ def package_remarks(recipe: Recipe, values: argparse.Namespace) -> tuple[list[st
 
 
 def _needs(values: argparse.Namespace) -> list[tuple[str, str, str]]:
-    """(key, module, package) of every optional package that the run imports."""
+    """List (key, module, package) of every optional package that the run imports."""
     flex = values.moe_flex_dispatcher_backend if values.moe_token_dispatcher_type == "flex" else ""
     wanted = (
         ("wandb-project", values.wandb_project, "wandb", "wandb"),
@@ -79,3 +77,20 @@ def _needs(values: argparse.Namespace) -> list[tuple[str, str, str]]:
         ),
     )
     return [(key, module, package) for key, is_set, module, package in wanted if is_set]
+
+
+def profile_problems(recipe: Recipe, values: argparse.Namespace) -> list[str]:
+    """Refuse a GPU profile on a machine with a GPU that lacks Transformer Engine.
+
+    A machine without a GPU, such as a login node, is not the job's, so nothing is said there.
+    """
+    # Imports torch, which takes seconds.
+    from tst_megatron.megatron.cpu import host
+
+    needs_it = recipe.profile in GPU_PROFILES and values.transformer_impl == "transformer_engine"
+    if not needs_it or host.is_needed() or has_transformer_engine():
+        return []
+    return [
+        f"profile: {recipe.profile} needs Transformer Engine, which is not installed. Install it "
+        "(pip install --no-build-isolation 'transformer-engine[pytorch]'), or use its container"
+    ]

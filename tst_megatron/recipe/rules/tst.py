@@ -1,18 +1,19 @@
-"""Rules of the ``tst:`` block, beyond the types of its values."""
+"""Check the ``tst:`` block, beyond the types of its values."""
 
 from __future__ import annotations
 
 import argparse
 
-from tst_megatron.recipe.recipe import TSTConfig
+from tst_megatron.data.stream.sample_order import unit_problem
+from tst_megatron.recipe.tst_config import TSTConfig
 from tst_megatron.schedule import Schedule
 
 MOST_EPOCHS = 10_000
-"""Nobody reads a text more often, and the plan of a run takes time and memory for each."""
+"""The plan of a run takes time and memory for each epoch."""
 
 
 def tst_problems(tst: TSTConfig) -> list[str]:
-    """Values of the ``tst:`` block that would be passed over without a word."""
+    """List values of the ``tst:`` block that contradict each other or would have no effect."""
     shares = [tst.superposition_fraction or None, tst.superposition_steps]
     ways = [way for way in (*shares, tst.schedule) if way is not None]
     problems = []
@@ -46,7 +47,7 @@ def tst_problems(tst: TSTConfig) -> list[str]:
 
 
 def _switch_problems(tst: TSTConfig) -> list[str]:
-    """Ablation switches that no step would feel."""
+    """List ablation switches that would change no step."""
     changed = {
         "inputs": tst.inputs != "bags",
         "targets": tst.targets != "bags",
@@ -80,12 +81,7 @@ def _switch_problems(tst: TSTConfig) -> list[str]:
 
 
 def reset_problems(tst: TSTConfig, values: argparse.Namespace) -> list[str]:
-    """Optimizers whose copies of parameters and moments a reset does not know.
-
-    Args:
-        tst: the recipe's block.
-        values: what the recipe's keys came to.
-    """
+    """Refuse optimizers that keep parameters or moments in a form that a reset cannot change."""
     resets = [
         f"tst.{name}"
         for name, is_wanted in (
@@ -111,12 +107,7 @@ def reset_problems(tst: TSTConfig, values: argparse.Namespace) -> list[str]:
 
 
 def linear_loss_problems(tst: TSTConfig, values: argparse.Namespace) -> list[str]:
-    """Output layers that are more than a matrix product with a weight of this rank.
-
-    Args:
-        tst: the recipe's block.
-        values: what the recipe's keys came to.
-    """
+    """Refuse output layers that do more than multiply by a weight of this rank."""
     unknown = {
         "defer-embedding-wgrad-compute": values.defer_embedding_wgrad_compute,
         "use-mup": values.use_mup,
@@ -134,20 +125,14 @@ def linear_loss_problems(tst: TSTConfig, values: argparse.Namespace) -> list[str
 
 
 def schedule_problems(tst: TSTConfig, values: argparse.Namespace, schedule: Schedule) -> list[str]:
-    """Phases that do not fit the token stream, or Megatron's log.
-
-    Args:
-        tst: the recipe's block.
-        values: what the recipe's keys came to.
-        schedule: what the two make.
-    """
+    """List phases that do not fit the token stream, or Megatron's log."""
     problems = []
     unit = tst.unit_chunks()
     for phase in schedule.phases:
-        if unit % phase.bag_size:
+        if problem := unit_problem(phase.bag_size, unit):
             problems.append(
-                f"tst.stream-unit-bags: bag size {phase.bag_size} does not divide the stream unit "
-                f"of {unit} bags. Set tst.stream-unit-bags to a multiple of every bag size"
+                f"tst.stream-unit-bags: {problem}. Set tst.stream-unit-bags to a multiple of every "
+                "bag size"
             )
         if phase.last_step != schedule.num_steps and phase.last_step % max(1, values.log_interval):
             problems.append(

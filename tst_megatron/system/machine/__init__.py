@@ -1,1 +1,1 @@
-"""What this machine is and has: its cores, disks, memory, GPUs and name."""
+"""Ask this machine for its cores, disks, memory, GPUs and name."""

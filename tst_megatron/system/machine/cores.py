@@ -1,4 +1,4 @@
-"""How many processor cores this process may use."""
+"""Count the processor cores that this process may use."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ NO_LIMIT = 1e9
 
 
 def num_cores() -> int:
-    """Cores that this process may run on, at least 1.
+    """Return the cores that this process may run on, at least 1.
 
     The machine may have many more: a job's processes are bound to some of them, and a container
     has a share of their time.
@@ -22,7 +22,7 @@ def num_cores() -> int:
 
 
 def _share_of_container() -> float:
-    """Cores' worth of time that the container has, by version 2 of cgroups or version 1."""
+    """Return the container's share of time in cores, by version 2 of cgroups or version 1."""
     both = _words(CGROUPS / "cpu.max")
     if not both:
         both = [

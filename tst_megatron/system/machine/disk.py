@@ -1,4 +1,4 @@
-"""What can be known of a disk before hours of work: whether it can be written to, and has room."""
+"""Check before hours of work that a disk can be written to and has room."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 def folder_to_write_to(path: Path) -> Path:
-    """The nearest folder above a path that is there: in it, what is missing will be made.
+    """Return the nearest existing folder above a path; missing folders will be made in it.
 
     Args:
         path: absolute, without links.
@@ -18,9 +18,9 @@ def folder_to_write_to(path: Path) -> Path:
 
 
 def check_writable(output: Path) -> None:
-    """Refuse an output that cannot be made, for want of permission or since the disk is read-only.
+    """Refuse an output that cannot be made, because permission is missing or the disk is read-only.
 
-    A file without a name is made and is gone: no other answer is right on every file system.
+    The check makes a temporary file. No other answer is right on every file system.
 
     Args:
         output: absolute, without links; does not exist.
@@ -35,7 +35,7 @@ def check_writable(output: Path) -> None:
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        # A full disk is no fault of the name, and is said where something is written.
+        # A full disk is no fault of the name. It is reported when something is written.
         if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
             return
         raise ValueError(
@@ -48,8 +48,8 @@ def check_room(output: Path, num_bytes: int, what: str) -> None:
     """Refuse an output that the disk has no room for.
 
     Args:
-        output: absolute; what is made lies beside it.
-        num_bytes: that it needs.
+        output: absolute; it is made beside this name.
+        num_bytes: bytes that it needs.
         what: it is, for the message.
 
     Raises:

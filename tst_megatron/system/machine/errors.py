@@ -1,4 +1,4 @@
-"""Telling damage from a machine that does not give what is to be read."""
+"""Tell damaged files from a machine that cannot read them now."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ _PASSING = frozenset(
         *("ENOTCONN", "ECONNREFUSED", "ECONNRESET", "ECONNABORTED", "ESHUTDOWN", "ENOBUFS"),
     )
 )
-"""After these another try may succeed. A file that is missing is damage, and so is one that the
-disk cannot read, since it may never again."""
+"""Errors after which another try may succeed. A missing file counts as damage, and so does one that
+the disk cannot read, because it may stay so."""
 
 
 def machine_error(error: BaseException) -> OSError | None:
-    """The passing error of a file system or of memory that an error comes from, if one did."""
+    """Return the passing error of a file system or of memory that caused an error, if one did."""
     cause = os_error(error)
     return cause if cause is not None and cause.errno in _PASSING else None
 
 
 def raise_passing(damage: Exception) -> None:
-    """Raise what kept a record from being read, if it passes; nothing is replaced for that.
+    """Raise the error that kept a record from being read, if it may pass.
 
-    A record that may not be read at all is as good as damaged.
+    So no record is replaced because of it. A record without permission to read counts as damaged.
     """
     cause = machine_error(damage)
     if cause is not None and not isinstance(cause, PermissionError):
@@ -33,14 +33,14 @@ def raise_passing(damage: Exception) -> None:
 
 
 def os_error(error: BaseException) -> OSError | None:
-    """The error of the operating system that an error is or comes from, if one did."""
+    """Return the error of the operating system that an error is or was caused by, if any."""
     if isinstance(error, OSError):
         return error
     # By name, since importing torch takes seconds.
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return OSError(errno.ENOMEM, str(error).partition("\n")[0] or "not enough memory")
-    # Torch's CheckpointException has those of several ranks. One whose machine failed says more
-    # than one that met damage.
+    # Torch's CheckpointException has the errors of several ranks. One of a failing machine says
+    # more than one of damage.
     of_ranks = getattr(error, "failures", {})
     causes = [error.__cause__, *(cause for cause, _ in of_ranks.values())]
     found = [cause for each in causes if each is not None and (cause := os_error(each))]

@@ -1,4 +1,4 @@
-"""How much memory this process may still take."""
+"""Measure the memory that this process may still take."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _GROUPS = (
 
 
 def available_bytes() -> int:
-    """Free memory of the machine, or of this container or batch job where it has less."""
+    """Return the free memory of the machine, or of this container or batch job if that is less."""
     free = [int(psutil.virtual_memory().available)]
     for limit, used in _GROUPS:
         try:

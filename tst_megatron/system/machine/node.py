@@ -1,4 +1,4 @@
-"""What a node can say of itself without a GPU: versions, shared memory, disks, its clock."""
+"""Ask a node for what needs no GPU: versions, shared memory, disks, its clock."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ MIN_FREE_GIB = 1.0
 PROBE_BYTES = 2**20
 
 MOST_SKEW_SECONDS = 5.0
-"""Far above what reading the clocks in turn takes, far below what a node without NTP drifts to."""
+"""Far more than reading the clocks in turn takes, and far less than a node without NTP drifts."""
 
 DRIVER = Path("/sys/module/nvidia/version")
 
 
 def host_name() -> str:
-    """This node's name as Slurm spells it, where Slurm started this process."""
+    """Return this node's name, as Slurm spells it if Slurm started this process."""
     return os.environ.get("SLURMD_NODENAME") or socket.gethostname()
 
 
 def versions() -> dict[str, str]:
-    """Versions that must be one on all nodes, of what can be asked without importing it."""
+    """Return versions that must be the same on all nodes, without importing the packages."""
     found = {"python": platform.python_version(), "tst_megatron": __version__}
     for package in ("torch", "megatron-core", "transformer-engine"):
         found[package] = package_version(package) or "none"
@@ -44,7 +44,7 @@ def versions() -> dict[str, str]:
 
 
 def driver_version() -> str | None:
-    """The version of NVIDIA's kernel module; None where it is not loaded."""
+    """Return the version of NVIDIA's kernel module; None if it is not loaded."""
     try:
         return DRIVER.read_text(encoding="utf-8").strip()
     except OSError:
@@ -52,19 +52,19 @@ def driver_version() -> str | None:
 
 
 def free_gib(folder: Path) -> float:
-    """Free space of the file system that a folder is in."""
+    """Return the free space of the file system that a folder is in, in GiB."""
     return shutil.disk_usage(folder).free / 2**30
 
 
 def space_problems(name: str, free: float, needed: float) -> list[str]:
-    """Whether a file system has room, both in GiB."""
+    """Check that a file system has room; both numbers are in GiB."""
     if free >= needed:
         return []
     return [f"{name}: {free:.1f} GiB free, {needed:g} are needed"]
 
 
 def probe_seconds(folder: Path) -> float:
-    """Write a small file, bring it to disk, read it back, remove it: how long that took.
+    """Measure how long it takes to write a small file to disk, read it back and remove it.
 
     Raises:
         OSError: the disk failed, or gave back something else.
@@ -85,14 +85,14 @@ def probe_seconds(folder: Path) -> float:
 
 
 def clock_problems(times: Sequence[float], rank: int) -> list[str]:
-    """Whether a rank's clock is off.
+    """Check that a rank's clock agrees with the others.
 
-    It is compared with the clock that most ranks agree with, rank 0's if there is no such: were it
-    always rank 0's, a wrong clock there would make every other node sick.
+    It is compared with the clock that most ranks agree with, or with rank 0's if there is none. If
+    it were always rank 0's, a wrong clock there would make every other node look wrong.
 
     Args:
-        times: of all ranks at one moment, in seconds, by rank.
-        rank: whose clock it is about.
+        times: the clocks of all ranks at one moment, in seconds, by rank.
+        rank: the one whose clock is checked.
     """
 
     def num_agreeing(time_: float) -> int:

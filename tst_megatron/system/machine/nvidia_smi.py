@@ -1,4 +1,4 @@
-"""What ``nvidia-smi`` says of a node's GPUs, and what of it is a problem."""
+"""Ask ``nvidia-smi`` for the state of a node's GPUs, and find the problems in its answer."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ def ask(what: str, fields: Sequence[str], *, seconds: float | None = None) -> An
 
     Args:
         what: ``gpu`` or ``compute-apps``.
-        fields: its names of what is wanted.
-        seconds: after which it hangs; ``SECONDS`` if None.
+        fields: the names that ``nvidia-smi`` has for them.
+        seconds: time after which it counts as hanging; ``SECONDS`` if None.
     """
     if not shutil.which("nvidia-smi"):
         return Answer(problem=NOT_FOUND)
@@ -68,7 +68,7 @@ def ask(what: str, fields: Sequence[str], *, seconds: float | None = None) -> An
 
 
 def parse(text: str, fields: Sequence[str]) -> Answer:
-    """Cut the answer into fields; a line that is none, such as an error among them, is a problem.
+    """Cut the answer into fields; a line of another form, such as an error, is a problem.
 
     Args:
         text: comma-separated, without header and units.
@@ -88,11 +88,11 @@ def parse(text: str, fields: Sequence[str]) -> Answer:
 
 
 def gpu_problems(answer: Answer, *, is_idle: bool = True) -> list[str]:
-    """What is wrong with the GPUs of a node.
+    """List what is wrong with the GPUs of a node.
 
     Args:
         answer: to ``FIELDS``.
-        is_idle: whether nothing should run there yet, so that heat and used memory are problems.
+        is_idle: nothing should run there yet, so heat and used memory are problems.
     """
     problems = [answer.problem] if answer.problem else []
     for row in answer.rows:
@@ -112,14 +112,14 @@ def gpu_problems(answer: Answer, *, is_idle: bool = True) -> list[str]:
 
 
 def count_problems(num_gpus: int, num_ranks: int) -> list[str]:
-    """Whether a node has a GPU for each of its ranks."""
+    """Check that a node has a GPU for each of its ranks."""
     if num_gpus >= num_ranks:
         return []
     return [f"nvidia-smi: {num_gpus} GPUs for the node's {num_ranks} ranks"]
 
 
 def process_problems(answer: Answer) -> list[str]:
-    """Processes that use the GPUs before any rank of this job does.
+    """List processes that use the GPUs before any rank of this job does.
 
     Args:
         answer: to ``PROCESS_FIELDS``.
@@ -180,4 +180,4 @@ _RULES = {
 }
 
 _OF_WORK = ("temperature.gpu", "memory.used")
-"""What any work changes."""
+"""Fields that any work changes."""

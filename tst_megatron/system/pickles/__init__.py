@@ -1,1 +1,1 @@
-"""Reading pickles and torch archives that nobody vouches for, without running any code."""
+"""Read pickles and archives of torch that may be hostile, without running any code of theirs."""

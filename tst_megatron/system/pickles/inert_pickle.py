@@ -1,7 +1,7 @@
-"""Reading the numbers and words of a pickle without any class or function that it names.
+"""Read the numbers and words of a pickle without any class or function that it names.
 
-Whatever a pickle names becomes a placeholder that does nothing, so nothing of it can run, and what
-a library would be needed for is simply not there. Numbers, strings, lists and dictionaries are.
+Everything that a pickle names becomes a placeholder that does nothing. So none of it can run, and
+no library is needed. Numbers, strings, lists and dictionaries are read as they are.
 """
 
 from __future__ import annotations
@@ -64,10 +64,10 @@ class _Inert(pickle.Unpickler):
 
 
 def read_inert(archive: BinaryIO) -> Any:
-    """What an archive of ``torch.save`` holds, with a ``Placeholder`` for all but plain values.
+    """Read an archive of ``torch.save``, with a ``Placeholder`` for everything but plain values.
 
     Args:
-        archive: a seekable stream that ``archive_problem`` has nothing against.
+        archive: a seekable stream in which ``archive_problem`` finds no problem.
 
     Raises:
         Refused: it names what no checkpoint holds.

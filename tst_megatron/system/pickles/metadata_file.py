@@ -1,4 +1,4 @@
-"""Reading ``.metadata``, the pickle in which a checkpoint says where each stored item is."""
+"""Read ``.metadata``, the pickle in which a checkpoint says where each stored item is."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ _OLD_NAMES = {
     "MCoreMetadata": (f"{_DCP}.metadata", "Metadata"),
     "MCoreSavePlan": (f"{_DCP}.planner", "SavePlan"),
 }
-"""What Megatron-Core up to 0.15 wrote in the place of torch's own."""
+"""Names that Megatron-Core up to 0.15 wrote in place of torch's own."""
 _DESCRIPTION_ENUMS = {
     f"{_DCP}.metadata": ("_MEM_FORMAT_ENCODING",),
     f"{_DCP}.planner": ("WriteItemType",),
@@ -52,7 +52,7 @@ _DESCRIPTION_ENUMS = {
 
 @functools.cache
 def description_names() -> Names:
-    """What ``.metadata`` may name."""
+    """Return the names that ``.metadata`` may use."""
     # Takes seconds to import, and most commands do not need it.
     import torch
 
@@ -74,7 +74,7 @@ def description_names() -> Names:
 
 
 def read_description(checkpoint: Path) -> Any:
-    """What ``.metadata`` of a ``torch_dist`` checkpoint says: torch's ``Metadata``.
+    """Read ``.metadata`` of a ``torch_dist`` checkpoint: torch's ``Metadata``.
 
     Args:
         checkpoint: its folder, or the file itself.
@@ -120,7 +120,7 @@ def _require_description(found: Any) -> None:
 
 
 def _require_place(index: Any, place: Any) -> None:
-    """Refuse a place that is in no file of the checkpoint."""
+    """Refuse a place outside the files of the checkpoint."""
     from torch.distributed.checkpoint.filesystem import _StorageInfo
     from torch.distributed.checkpoint.metadata import MetadataIndex
 
@@ -137,7 +137,7 @@ def _require_place(index: Any, place: Any) -> None:
 
 
 def _require_tensor(name: str, item: Any, stored: Any) -> None:
-    """Refuse a tensor whose parts reach out of it, or are not those that are stored of it."""
+    """Refuse a tensor with a part outside its shape, or with other parts than are stored."""
     import torch
 
     if type(item.size) is not torch.Size or type(item.properties.dtype) is not torch.dtype:

@@ -1,8 +1,8 @@
-"""An unpickler that runs no code: what a pickle may name, call and fill is listed.
+"""Unpickle without running foreign code: a list says what a pickle may name, call and fill.
 
-A pickle is a program: it names functions and calls them. Here it may name only what is listed, call
-only the listed functions, with arguments that are looked at, and fill only objects that it has made
-itself. Everything else is damage, whoever wrote it.
+A pickle is a program: it names functions and calls them. Here it may only name what is listed, only
+call listed functions, which check their arguments, and only fill objects that it has made itself.
+Everything else counts as damage.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Refused(pickle.UnpicklingError):
 
 
 class Function:
-    """What a pickle may call in the place of a callable that it names."""
+    """A function that a pickle may call, in place of a callable that it names."""
 
     def __init__(self, call: Callable[..., Any]) -> None:
         """Stand for ``call``, which looks at its arguments."""
@@ -46,11 +46,11 @@ def enum_of(real: Any) -> Function:
 
 
 class Unpickler(_InPython):  # type: ignore[misc]
-    """Makes of a pickle what it holds, where that is listed.
+    """Makes the objects of a pickle if all of their names are listed.
 
-    Python's own implementation in Python, for two reasons: each instruction that calls or changes
-    something can be looked at, and its table of remembered objects does not fill the memory when a
-    flipped bit names a place far behind its end. Remove when ``pickle.Unpickler`` has both.
+    It builds on Python's implementation in Python, for two reasons. Each instruction that calls or
+    changes something can be checked. And its table of remembered objects does not fill the memory
+    when a flipped bit names a place far behind its end. Remove when ``pickle.Unpickler`` has both.
     """
 
     dispatch: dict[int, Any] = dict(_InPython.dispatch)
@@ -59,7 +59,7 @@ class Unpickler(_InPython):  # type: ignore[misc]
     """The classes of ``listed``."""
 
     def find_class(self, module: str, name: str) -> Any:
-        """What stands for a name.
+        """Return what stands for a name.
 
         Raises:
             Refused: it is not listed; dotted names never are.
@@ -113,7 +113,7 @@ class Unpickler(_InPython):  # type: ignore[misc]
 
 
 def _fill_of(made: Any) -> Callable[[Any], None] | None:
-    """How an object that a listed function made gets its values; None for anything else."""
+    """Return the function that gives an object of a listed function its values; None for others."""
     kind = type(made)
     # Imported by the functions that made it, if anything did.
     if (kind.__module__, kind.__name__) == ("torch._C", "Generator"):
@@ -147,8 +147,8 @@ def _fill_type(_: Any, state: Any) -> None:
 
 
 def unpickled(stream: BinaryIO, names: Names) -> Any:
-    """The object in a pickle that names only these."""
-    # A million objects that stay: looking among them for garbage takes most of the time.
+    """Return the object in a pickle that names only these."""
+    # A million objects that stay: searching them for garbage would take most of the time.
     was_enabled = gc.isenabled()
     gc.disable()
     try:
@@ -159,6 +159,6 @@ def unpickled(stream: BinaryIO, names: Names) -> Any:
 
 
 def reader_of(names: Names) -> type[Unpickler]:
-    """The unpickler to which these names are listed."""
+    """Make the unpickler that knows these names."""
     real = frozenset(kind.real for kind in names.values() if isinstance(kind, Class))
     return type("Reader", (Unpickler,), {"listed": names, "filled": real})

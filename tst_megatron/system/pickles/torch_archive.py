@@ -1,13 +1,13 @@
-"""Checking the archive that ``torch.save`` writes against all that it says twice.
+"""Find any changed bit in an archive of ``torch.save``, without opening its pickle.
 
-An archive is a zip file without compression. Every byte of it is either covered by a checksum, said
-a second time elsewhere, or always the same, whatever version of torch wrote it::
+An archive is a zip file without compression. Every byte of it is covered by a checksum, or repeated
+elsewhere, or the same in every version of torch::
 
     header | name | padding | bytes of record | checksum and size     for each record, then
     checksum, size, place | name                                      for each record again, then
     number of records, size and place of that directory
 
-So a change of any bit is seen, with the records read once. No pickle is opened.
+So the check finds a change of any bit, and reads the records once.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _HAS_DESCRIPTOR, _UTF_8 = 0x0008, 0x0800
 """Flags: the checksum follows the bytes, not in their header; names are UTF-8. Torch sets both."""
 
 _FULL_16, _FULL_32 = 0xFFFF, 0xFFFFFFFF
-"""What a field holds whose value is in a larger field elsewhere."""
+"""The mark in a field whose value is in a larger field elsewhere."""
 
 _MADE_BY, _NEEDED = 0x031E, 0x002D
 """Versions in the end record for large archives: fixed numbers of torch's zip library, miniz."""
@@ -62,7 +62,7 @@ class Record:
 
 
 def archive_problem(part: BinaryIO) -> str | None:
-    """What is wrong with one archive of ``torch.save``; None if it holds what was saved.
+    """Return what is wrong with one archive of ``torch.save``; None if it holds what was saved.
 
     Args:
         part: a seekable stream that holds the archive and nothing else.
@@ -88,10 +88,10 @@ def archive_problem(part: BinaryIO) -> str | None:
 
 
 def record_in(part: BinaryIO, name: str) -> bytes:
-    """The bytes of one record of an archive that ``archive_problem`` has nothing against.
+    """Return the bytes of one record of an archive without a problem.
 
     Args:
-        part: as there.
+        part: a stream in which ``archive_problem`` finds none.
         name: of the record, without the folder that all are in.
 
     Raises:
@@ -123,7 +123,7 @@ def _read(part: BinaryIO, start: int, num_bytes: int) -> bytes:
 
 
 def _directory(part: BinaryIO, size: int) -> tuple[list[Record], int]:
-    """The records of an archive in the order of their bytes, and where the directory starts."""
+    """Return the records of an archive in the order of their bytes, and the directory's start."""
     end = size - _END.size
     _require(end >= 0, "it is shorter than an archive")
     signature, *disks, on_disk, number, num_bytes, start, comment = _END.unpack(
@@ -182,7 +182,7 @@ def _entries(data: bytes) -> list[Record]:
 
 
 def _large_fields(extra: bytes, *fields: int) -> tuple[int, ...]:
-    """Sizes and place of a record, which stand behind its entry where they take 64 bits."""
+    """Return sizes and place of a record; those of 64 bits stand behind its entry."""
     places = [number for number, field in enumerate(fields) if field == _FULL_32]
     if not places:
         _require(not extra, "what follows an entry of its directory")

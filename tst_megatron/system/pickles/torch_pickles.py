@@ -1,4 +1,4 @@
-"""Reading the pickles inside the archives of ``torch.save``: arguments, random state and so on."""
+"""Read the pickles inside the archives of ``torch.save``: arguments, random state and so on."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ ENUMS = {
     ),
     "signal": ("Signals",),
 }
-"""What stands in saved arguments and in the state of Megatron's rerun state machine."""
+"""Enumerations in saved arguments and in the state of Megatron's rerun state machine."""
 
 EXTRA_STATE = "_extra_state"
 """In the names of what layers keep beside their weights."""
@@ -54,14 +54,14 @@ DTYPES = (
 
 
 def dtypes() -> dict[tuple[str, str], Any]:
-    """The types of tensors, as pickles name them."""
+    """Return the types of tensors, as pickles name them."""
     import torch
 
     return {("torch", name): getattr(torch, name) for name in DTYPES if hasattr(torch, name)}
 
 
 def paths() -> dict[tuple[str, str], Any]:
-    """A path, which is text until something is done with it."""
+    """Return the names of paths; a path is only text until it is used."""
     # The second is the name of Python 3.13.
     return dict.fromkeys(
         (("pathlib", "PosixPath"), ("pathlib._local", "PosixPath")), Function(Path)
@@ -69,7 +69,7 @@ def paths() -> dict[tuple[str, str], Any]:
 
 
 def layout(name: str) -> Any:
-    """The one way in which the numbers of a saved tensor lie."""
+    """Return the only layout that a saved tensor may have."""
     import torch
 
     if name != "torch.strided":
@@ -78,11 +78,11 @@ def layout(name: str) -> Any:
 
 
 def load_archive(stream: BinaryIO, names: Names | None = None, **options: Any) -> Any:
-    """What ``torch.save`` wrote, as ``torch.load`` would read it, where all of it is listed.
+    """Load an archive as ``torch.load`` does, if every name in its pickle is listed.
 
     Args:
         stream: a seekable stream that holds the archive and nothing else.
-        names: to be allowed beside ``archive_names()``.
+        names: allowed names beside ``archive_names()``.
         options: of ``torch.load``.
 
     Raises:
@@ -107,7 +107,7 @@ def load_archive(stream: BinaryIO, names: Names | None = None, **options: Any) -
 
 @functools.cache
 def archive_names() -> Names:
-    """What an archive of ``torch.save`` may name, beside classes of the program that saved it."""
+    """Return what an archive of ``torch.save`` may name, without classes of the saving program."""
     import argparse
 
     import torch
@@ -148,14 +148,14 @@ def _generator(device: Any) -> Any:
 
 
 def _bytes_of(text: str, encoding: str) -> bytes:
-    """How protocol 2 spells bytes; other codecs unpack more than they are given."""
+    """Make bytes as protocol 2 spells them; other codecs can make more than they are given."""
     if encoding != "latin1":
         raise Refused(f"it decodes {encoding!r}")
     return text.encode("latin1")
 
 
 def _no_bytes() -> bytes:
-    """How protocol 2 spells no bytes; a number would ask for as much memory."""
+    """Make empty bytes as protocol 2 spells them; a number would ask for as much memory."""
     return b""
 
 
@@ -201,7 +201,7 @@ def _numpy_number(dtype: Any, data: bytes) -> Any:
 
 
 def is_listed(module: str, name: str) -> bool:
-    """Whether an object of a checkpoint may name this; needs no Megatron."""
+    """Tell whether an object of a checkpoint may name this; needs no Megatron."""
     if (module, name) in archive_names():
         return True
     if name in ENUMS.get(module, ()) or name in NAMED_TUPLES.get(module, ()):
@@ -238,7 +238,7 @@ _EXTRA_STATE = {
 
 
 class _Nothing:
-    """In the place of every object of a pickle that is only looked at."""
+    """Stands for every object of a pickle whose names alone are checked."""
 
     def __init__(self, *_: Any) -> None:
         pass
@@ -247,7 +247,7 @@ class _Nothing:
 
 
 class _NamesOnly(Unpickler):
-    """Looks at what a pickle names, and makes nothing of it."""
+    """Checks the names in a pickle, and makes no object of it."""
 
     dispatch: dict[int, Any] = dict(Unpickler.dispatch)
 

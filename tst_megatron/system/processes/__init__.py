@@ -1,1 +1,1 @@
-"""Processes: their signals, locks, ranks and workers."""
+"""Deal with processes: their signals, locks, ranks and workers."""

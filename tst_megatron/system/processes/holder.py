@@ -1,4 +1,4 @@
-"""Which process works in a folder, in words that outlive it, and whether it may still be there."""
+"""Describe the process that works in a folder, and tell later whether it may still be alive."""
 
 from __future__ import annotations
 
@@ -9,47 +9,47 @@ from dataclasses import dataclass
 from pathlib import Path
 
 _ONLY_HERE = {"localflock", "nolock", "local_lock=all", "local_lock=flock"}
-"""Options of Lustre and NFS with which no other node sees a lock."""
+"""Mount options of Lustre and NFS with which no other node sees a lock."""
 
 _OF_ONE_NODE = ("beegfs", "fuse", "9p", "virtiofs")
-"""File systems that keep such a lock to each node, unless set up otherwise, and do not say so."""
+"""File systems whose locks usually stay on one node, without an option that says so."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Holder:
-    """Who works in a folder, as the file ``lock`` says it."""
+    """The process that works in a folder, as the file ``lock`` describes it."""
 
     host: str = ""
     process: int = 0
     started: str = ""
-    """Clock ticks from the start of the machine to that of the process: numbers are used again."""
+    """Clock ticks from the machine's start to the process's. Process numbers are used again."""
     machine: str = ""
-    """This start of this machine."""
+    """The identity of this boot of the machine."""
     namespace: str = ""
-    """Of process numbers: a container may have its own."""
+    """The namespace of process numbers: a container may have its own."""
     job: str = ""
     """Slurm's number of the job, if there is one."""
     restart: str = ""
-    """Which start of that job."""
+    """The number of the start of that job."""
     meeting: str = ""
-    """Where the ranks of this start meet, if it is known: the same for all of them."""
+    """Address where the ranks of this start meet, the same for all of them; empty if unknown."""
     since: str = ""
     is_over: bool = False
-    """It has let go by itself."""
+    """It has released the folder."""
 
     def __str__(self) -> str:
-        """For a person."""
+        """Describe the process for a person."""
         if not self.host or self.is_over:
             return "another process"
         job = f" of job {self.job}" if self.job else ""
         return f"process {self.process}{job} on {self.host}, since {self.since}"
 
     def is_earlier_start_of(self, other: Holder) -> bool:
-        """Whether both are of one Slurm job, which ends all processes before it starts again."""
+        """Tell whether both are of one Slurm job; it ends all processes before it starts again."""
         return bool(self.job) and self.job == other.job and self.restart != other.restart
 
     def is_on_machine_of(self, other: Holder) -> bool:
-        """Whether the process numbers of both mean the same."""
+        """Tell whether the process numbers of both mean the same."""
         return bool(self.machine) and (self.host, self.machine, self.namespace) == (
             other.host,
             other.machine,
@@ -58,7 +58,7 @@ class Holder:
 
 
 def this_process() -> Holder:
-    """What this process writes into ``lock``."""
+    """Describe this process, for the file ``lock``."""
     array, task = (os.environ.get(f"SLURM_ARRAY_{name}") for name in ("JOB_ID", "TASK_ID"))
     return Holder(
         host=socket.gethostname(),
@@ -74,12 +74,12 @@ def this_process() -> Holder:
 
 
 def meeting() -> str:
-    """Where the ranks of this start meet, as their starter has told them."""
+    """Return the address where the ranks of this start meet, as their launcher set it."""
     return ":".join(os.environ.get(name, "") for name in ("MASTER_ADDR", "MASTER_PORT")).strip(":")
 
 
 def may_live(other: Holder, own: Holder) -> bool:
-    """Whether a process may still be there, as far as the one that asks can know it."""
+    """Tell whether a process may still be alive, as far as the asking process can know."""
     if other.is_over or other.is_earlier_start_of(own):
         return False
     if not other.is_on_machine_of(own):
@@ -88,7 +88,7 @@ def may_live(other: Holder, own: Holder) -> bool:
 
 
 def started_at(process: int) -> str:
-    """When a process of this machine was started, in ticks; empty if there is none."""
+    """Return the start of a process of this machine, in ticks; empty if there is none."""
     stat = _text(Path(f"/proc/{process}/stat"))
     # After the name, which may hold spaces and brackets; the state comes first.
     after = stat.rpartition(")")[2].split()
@@ -110,7 +110,7 @@ def _text(path: Path) -> str:
 
 
 def is_only_here(folder: Path) -> bool:
-    """Whether a folder's file system is mounted so that locks stay on this node."""
+    """Tell whether a folder's file system is mounted so that locks stay on this node."""
     kind, options = "", set[str]()
     longest = -1
     for line in _text(Path("/proc/self/mountinfo")).splitlines():

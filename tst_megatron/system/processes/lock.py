@@ -1,19 +1,19 @@
-"""One folder, one job: a lock that lasts as long as the processes that work in the folder.
+"""Lock a folder for one job, for as long as any process of that job works in it.
 
 Two files in the folder, both locked with ``flock``:
 
     lock        exclusively, by the process that answers for the work; says in words who that is
     lock-ranks  shared, by every process that may write there for it, on any node
 
-Whoever starts takes the first, and then looks whether anybody is left who holds the second: ranks
-outlive a launcher that is killed, and ranks of other nodes outlive the first one. The kernel lets
-go of both when the last process ends that has them open, whatever ended it, and a child that was
-forked has them open too. Over NFS, Linux makes of ``flock`` a lock of the server, which all nodes
-see; one of a node that died ends with its lease (version 4, about 90 s).
+A start takes the first lock, and then checks that no process still holds the second. Ranks may
+outlive a launcher that is killed, and ranks of other nodes may outlive the first one. The kernel
+releases both locks when the last process ends that has them open, whatever ended it. A forked child
+has them open too. Over NFS, Linux turns ``flock`` into a lock of the server, which all nodes see.
+The lock of a node that died ends with its lease (version 4, about 90 s).
 
-Where a file system has no locks, or keeps them to each node, what the file ``lock`` says is judged
-instead: of this machine it can be known whether that process still exists, of others it cannot.
-The files stay when the work ends: whoever deletes one may let two hold it.
+Some file systems have no locks, or locks that stay on one node. There the words in the file
+``lock`` decide: for a process of this machine it is known whether it still exists, for others not.
+The files stay when the work ends, because deleting one could let two processes hold it.
 """
 
 from __future__ import annotations
@@ -40,19 +40,18 @@ from tst_megatron.system.processes.holder import (
 LOCK = "lock"
 RANKS = "lock-ranks"
 FILES = (LOCK, RANKS)
-"""What this leaves in a folder."""
+"""The files that a lock leaves in a folder."""
 
 SECONDS_TO_END = 10.0
-"""How long a start waits for a holder that may be about to end, such as workers of a killed rank.
-"""
+"""Wait of a start for a holder that may be about to end, such as workers of a killed rank."""
 SECONDS_OF_A_LEASE = 180.0
-"""How long a job waits where the holder may be a node that died: twice the lease of NFS."""
+"""Wait of a job if the holder may be on a node that died: twice the lease of NFS."""
 
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 _FOLDER = "TST_LOCKED_FOLDER"
 _SECONDS_TO_SETTLE = 1.0
 _SECONDS_OF_A_LOOK = 0.5
-"""A look at the lock by another process holds it for a moment."""
+"""Another process that only looks at the lock holds it for a moment."""
 
 Say = Callable[[str], None]
 
@@ -68,9 +67,9 @@ class InUse(ValueError):
 
 
 def is_of_this_start(folder: Path) -> bool:
-    """Whether the first rank of this process's start holds a folder.
+    """Tell whether the first rank of this process's start holds a folder.
 
-    Where the ranks meet is not enough: it may be the same at every start.
+    The address where the ranks meet is not enough: it may be the same at every start.
     """
     said = read_holder(folder)
     if said is None or said.is_over or said.meeting != meeting():
@@ -84,12 +83,12 @@ def _say(line: str) -> None:
 
 @contextlib.contextmanager
 def held(folder: Path, *, say: Say = _say, seconds: float = SECONDS_TO_END) -> Iterator[None]:
-    """Be the one that works in a folder, until the block ends or the process does.
+    """Hold a folder until the block ends, or until the process does.
 
     Args:
         folder: exists.
-        say: takes a line for a person, where there is something to wait for or to know.
-        seconds: how long to wait for another that may be about to end.
+        say: takes a line for a person, if there is something to wait for or to know.
+        seconds: wait for another process that may be about to end.
 
     Raises:
         InUse: another one works there.
@@ -108,9 +107,9 @@ def held(folder: Path, *, say: Say = _say, seconds: float = SECONDS_TO_END) -> I
 
 
 def join(folder: Path) -> None:
-    """Be one of those that write in a folder, for the rest of this process's life.
+    """Take part in the work in a folder, for the rest of this process's life.
 
-    Children that are forked are with it; those that are spawned call ``join_with_parent``.
+    Forked children take part too; spawned ones must call ``join_with_parent``.
     """
     os.environ[_FOLDER] = str(folder.resolve())
     # Never closed: the lock ends with the process, and with every child that has it open.
@@ -130,7 +129,7 @@ def join_with_parent() -> None:
 
 
 def holder(folder: Path) -> Holder | None:
-    """Who works in a folder at the moment, as far as can be told; changes nothing."""
+    """Return the process that works in a folder now, as far as is known; changes nothing."""
     said = read_holder(folder)
     is_held = _is_held(folder / LOCK, fcntl.LOCK_SH)
     if is_held or _is_held(folder / RANKS, fcntl.LOCK_EX):
@@ -140,7 +139,7 @@ def holder(folder: Path) -> Holder | None:
 
 
 def read_holder(folder: Path) -> Holder | None:
-    """What ``lock`` says, whether it still holds or not; None where it says nothing."""
+    """Read the file ``lock``, of a lock that may have ended; None if it says nothing."""
     try:
         values = json.loads((folder / LOCK).read_text(encoding="utf-8"))
         known = {field.name: values[field.name] for field in fields(Holder)}
@@ -153,7 +152,7 @@ def read_holder(folder: Path) -> Holder | None:
 
 
 def _wait(folder: Path, own: Holder, *, say: Say, seconds: float) -> int:
-    """A descriptor of ``lock`` that this process holds."""
+    """Wait for the lock; return the descriptor of ``lock`` that holds it."""
     begun = time.monotonic()
     has_said = False
     while True:
@@ -181,7 +180,7 @@ def _refusal(folder: Path, other: Holder) -> str:
 
 
 def _who(folder: Path, other: Holder) -> str:
-    """What stands in the way, for a person: the first process may have left others behind."""
+    """Describe the obstacle for a person: the first process may have left others behind."""
     is_held = _is_held(folder / LOCK, fcntl.LOCK_SH)
     has_first = is_held is not False or is_only_here(folder)
     if has_first and (not other.host or may_live(other, this_process())):
@@ -230,11 +229,11 @@ def _take(folder: Path, own: Holder, say: Say) -> tuple[int | None, Holder]:
 
 
 def _is_held(path: Path, kind: int) -> bool | None:
-    """Whether another process has locked a file so that ``kind`` is not to be had.
+    """Tell whether another process has locked a file so that ``kind`` cannot be taken.
 
-    None where the file system has no locks.
+    None if the file system has no locks.
     """
-    # NFS gives an exclusive lock to a descriptor for writing alone.
+    # NFS gives an exclusive lock only to a descriptor for writing.
     mode = os.O_RDWR if kind == fcntl.LOCK_EX else os.O_RDONLY
     try:
         descriptor = os.open(path, mode)

@@ -1,8 +1,8 @@
-"""Which rank of a job this process is, as torchrun's variables or Slurm's say.
+"""Read from the environment which rank of a job this process is.
 
 torchrun, and our own job scripts, set ``RANK``, ``WORLD_SIZE`` and ``LOCAL_RANK``. srun sets
-variables of its own. A shell that ``srun --pty`` or ``salloc`` starts has them too, and is no rank:
-it is a step of one task that was told no address to meet others at.
+variables of its own. A shell that ``srun --pty`` or ``salloc`` starts has those too, and is not a
+rank. It is known by this: it is a step of one task, without an address where it meets others.
 """
 
 from __future__ import annotations
@@ -11,18 +11,18 @@ import re
 from collections.abc import Mapping
 
 OWN = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
-"""What torchrun and the job scripts set."""
+"""Variables that torchrun and the job scripts set."""
 
 SLURMS = {
     "RANK": ("SLURM_PROCID",),
-    # The first is of the step. In a shell of salloc the second is of the whole job.
+    # The first is of the step. In a shell of salloc the second is of the entire job.
     "WORLD_SIZE": ("SLURM_STEP_NUM_TASKS", "SLURM_NTASKS"),
     "LOCAL_RANK": ("SLURM_LOCALID",),
 }
-"""What srun sets instead."""
+"""Variables that srun sets instead."""
 
 ADDRESS = ("MASTER_ADDR", "MASTER_PORT")
-"""How ranks find each other."""
+"""Variables by which ranks find each other."""
 
 _LEAST = {"WORLD_SIZE": 1, "SLURM_STEP_NUM_TASKS": 1, "SLURM_NTASKS": 1, "MASTER_PORT": 1}
 _HIGHEST_PORT = 65_535
@@ -30,7 +30,7 @@ _LONGEST_SHOWN = 40
 
 
 def number_of(environment: Mapping[str, str], name: str) -> int | None:
-    """A variable that holds a whole number; None where it is not set, or empty.
+    """Return a variable that holds a whole number; None if it is not set, or empty.
 
     Raises:
         ValueError: it holds something else.
@@ -50,7 +50,7 @@ def number_of(environment: Mapping[str, str], name: str) -> int | None:
 
 
 def variables_of_a_rank(environment: Mapping[str, str]) -> tuple[dict[str, str], list[str]]:
-    """This process's ``RANK``, ``WORLD_SIZE`` and ``LOCAL_RANK``, all from one source.
+    """Return this process's ``RANK``, ``WORLD_SIZE`` and ``LOCAL_RANK``, all from one source.
 
     Args:
         environment: the process's variables.
@@ -92,7 +92,7 @@ def variables_of_a_rank(environment: Mapping[str, str]) -> tuple[dict[str, str],
 def _inconsistencies(
     environment: Mapping[str, str], rank: int | None, ranks: int | None, port: int | None
 ) -> list[str]:
-    """What is missing beside a rank's number, or does not go with it."""
+    """List what is missing beside a rank's number, or contradicts it."""
     problems = []
     if ranks is None:
         problems.append(

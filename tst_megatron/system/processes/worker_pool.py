@@ -1,4 +1,4 @@
-"""Work on units in other processes, in the order of the text, with progress while it lasts."""
+"""Work on items in several processes, and return the results in order, with progress."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _THREADS_OF_TOKENIZERS = "TOKENIZERS_PARALLELISM"
 
 
 def num_cores() -> int:
-    """Cores that this process may use: a batch job may have fewer than the machine."""
+    """Return the cores that this process may use: a batch job may have fewer than the machine."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -30,9 +30,9 @@ def in_order[Item, Result](
 ) -> Generator[tuple[Item, Result | Exception]]:
     """Do some work on every item, and yield the results in the order of the items.
 
-    An error of an item is yielded in its place, so that the caller decides what becomes of the
-    others: those that have not begun are dropped when the generator is closed, those that run are
-    waited for.
+    An error of an item is yielded in place of its result, so that the caller decides about the
+    others. When the generator is closed, items that have not begun are dropped, and those that run
+    are waited for.
 
     Args:
         work: takes an item, and a function to call with the bytes done since its last call. It can
@@ -74,7 +74,7 @@ def in_order[Item, Result](
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """A worker is one thread, also in this process: `tokenizers` would take all cores."""
+    """Keep a worker in this process to one thread: `tokenizers` would take all cores."""
     before = os.environ.get(_THREADS_OF_TOKENIZERS)
     os.environ[_THREADS_OF_TOKENIZERS] = "false"
     try:
@@ -87,7 +87,7 @@ def _one_thread() -> Iterator[None]:
 
 
 def _wait(future: Future[Any], counter: Any, advance: Callable[[int], None]) -> None:
-    """Wait for a future, and say what all workers have done meanwhile."""
+    """Wait for a future, and report meanwhile what all workers have done."""
     while True:
         done, _ = wait([future], timeout=_SECONDS_BETWEEN_LOOKS)
         with counter.get_lock():

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from tst_megatron.recipe.keys.kinds import EVALUATES, KINDS, RUN, evaluation_leaves_a_trace
-from tst_megatron.recipe.recipe import TSTConfig
+from tst_megatron.recipe.tst_config import TSTConfig
 
 if TYPE_CHECKING:
     # Imports torch, which takes longer than `tst-megatron status` may.

@@ -1,4 +1,7 @@
-"""Keys of Megatron's that a recipe cannot have, whatever their value."""
+"""Refuse keys of Megatron's that a recipe cannot have, because something else decides them.
+
+Keys that are refused with some values, or in some runs, are in ``refusals.py``.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ _TOKENIZER = "the tokenizer comes with the prepared data. Remove the key"
 _RECIPE = "the recipe itself says what a run is. Remove the key"
 _LAUNCHER = "whoever starts the ranks tells them. Remove the key"
 
-REFUSED_KEYS = {
+DECIDED_ELSEWHERE = {
     **dict.fromkeys(
         RUN_FOLDER_KEYS,
         "the run folder decides where a run is kept. Remove the key and use --run-folder",
@@ -47,18 +50,13 @@ REFUSED_KEYS = {
         }.items()
     },
 }
-"""Key -> why it is refused."""
+"""Key -> the reason, and what to do instead."""
 
 
 def key_problems(recipe: Recipe, values: argparse.Namespace) -> list[str]:
-    """Keys that something else decides, and folders that cannot be.
-
-    Args:
-        recipe: as it was read.
-        values: what its keys came to.
-    """
+    """List keys that something else decides, and a folder of indexes that cannot be one."""
     problems = [
-        f"{key}: {reason}" for key, reason in REFUSED_KEYS.items() if key in recipe.megatron
+        f"{key}: {reason}" for key, reason in DECIDED_ELSEWHERE.items() if key in recipe.megatron
     ]
     cache = values.data_cache_path
     if cache and os.path.lexists(cache) and not Path(cache).is_dir():
