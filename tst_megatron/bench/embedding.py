@@ -21,7 +21,7 @@ from tst_megatron.bench.comparing import Settings, compare_cases
 from tst_megatron.bench.results import Result, contender_version
 from tst_megatron.bench.timing import NOT_COMPILED, Contender
 from tst_megatron.megatron.cpu.meter import Meter
-from tst_megatron.model.bag_embedding import bag_embedding
+from tst_megatron.model.embedding import bag_embedding
 from tst_megatron.system.packages import import_if_there
 
 OURS = "bag embedding"
