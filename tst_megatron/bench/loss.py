@@ -56,7 +56,7 @@ def compare(settings: Settings, *, sizes: Sequence[Size] | None = None) -> Resul
 
 
 def ways(inputs: Inputs, meter: Meter) -> list[Contender]:
-    """Every way to compute the loss and its gradient that this machine has."""
+    """List every way to compute the loss and its gradient that this machine has."""
     logits, bag_size = inputs.logits_NV, inputs.targets_NK.shape[1]
     num_bytes = 3 * logits.numel() * logits.element_size()
     ours = contender_version("tst-megatron")
