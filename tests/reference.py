@@ -14,15 +14,13 @@ def multi_hot_loss_and_grad(
     *,
     upstream_grad_N: Tensor,
     slot_weights: list[float] | None = None,
-    num_valid_columns: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Loss of each position and the gradient of their weighted sum, slot by slot (paper 3.2)."""
     num_positions, num_columns = logits_NV.shape
-    columns = num_valid_columns or num_columns
     losses = torch.zeros(num_positions, dtype=torch.float64)
     grads = torch.zeros(num_positions, num_columns, dtype=torch.float64)
     for n in range(num_positions):
-        scores = [float(score) for score in logits_NV[n, :columns]]
+        scores = [float(score) for score in logits_NV[n]]
         largest = max(scores)
         total = sum(math.exp(score - largest) for score in scores)
         probabilities = [math.exp(score - largest) / total for score in scores]
@@ -35,7 +33,7 @@ def multi_hot_loss_and_grad(
         for target, weight in slots:
             share = weight / weight_sum
             losses[n] += share * -math.log(probabilities[target])
-            for column in range(columns):
+            for column in range(num_columns):
                 hit = 1.0 if column == target else 0.0
                 grads[n, column] += (
                     float(upstream_grad_N[n]) * share * (probabilities[column] - hit)

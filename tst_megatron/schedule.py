@@ -1,4 +1,4 @@
-"""Which phase an optimizer step is in, and how much text has been read by then. Plain integers.
+"""Tell the phase of an optimizer step, and the text that was read before it, in plain integers.
 
 A step is counted from 0 and named by the number of steps completed before it, which is what
 Megatron calls ``args.curr_iteration``.
@@ -13,9 +13,9 @@ from fractions import Fraction
 from typing import Literal
 
 Side = Literal["bags", "tokens"]
-"""What stands on one side of a latent position in superposition."""
+"""Input or target of a latent position in superposition: a bag, or one token."""
 SlotWeights = Literal["uniform", "1/i", "exp(-i)"]
-"""How the slots of a bag of targets are weighted (paper appendix D)."""
+"""Weighting of the slots of a bag of targets (paper appendix D); ``model/loss.py`` computes it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -28,9 +28,9 @@ class Phase:
     """Optimizer steps completed before this phase."""
     num_steps: int
     inputs: Side = "bags"
-    """Whether a latent position reads a bag or one token."""
+    """Input of a latent position: a bag or one token."""
     targets: Side = "bags"
-    """Whether a latent position predicts a bag or one token."""
+    """Target of a latent position: a bag or one token."""
 
     @property
     def last_step(self) -> int:
@@ -39,7 +39,7 @@ class Phase:
 
     @property
     def is_superposition(self) -> bool:
-        """Whether bags hold more than one token."""
+        """Tell whether bags hold more than one token."""
         return self.bag_size > 1
 
     @property
@@ -74,7 +74,7 @@ class Schedule:
 
     @property
     def num_steps(self) -> int:
-        """Optimizer steps of the whole run."""
+        """Optimizer steps of the complete run."""
         return self.phases[-1].last_step
 
     @property
@@ -83,7 +83,7 @@ class Schedule:
         return self.phases[-1].first_step
 
     def said_of(self, phase: Phase) -> str:
-        """What a person reads for a phase: a run without superposition has nothing to recover."""
+        """Return a phase's name for people; it is plain training if the run has only one phase."""
         return phase.name if len(self.phases) > 1 else "training"
 
     def phase_at(self, step: int) -> Phase:
@@ -147,7 +147,7 @@ def resolve_phases(
 
     Args:
         entries: in order; the last has bag size 1.
-        num_steps: of the whole run.
+        num_steps: of the complete run.
         inputs: what a latent position reads in superposition.
         targets: what it predicts there.
 

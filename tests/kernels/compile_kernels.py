@@ -26,7 +26,7 @@ POINTERS = {
     "sums": "*fp32",
 }
 OF_THE_DATA = ("logits", "gradient", "table", "means", "upstream")
-NOT_MULTIPLES_OF_16 = ("ignore_index", "first_row", "length", "batch")
+NOT_MULTIPLES_OF_16 = ("first_row", "length", "batch")
 
 
 def compiled(kernel, architecture, dtype, num_warps=4, **constants):
@@ -40,14 +40,12 @@ def compiled(kernel, architecture, dtype, num_warps=4, **constants):
             signature[name] = "*fp32"
         elif name in OF_THE_DATA:
             signature[name] = f"*{dtype}"
-        elif name == "z_loss":
-            signature[name] = "fp32"
         else:
             signature[name] = POINTERS.get(name, "i32")
     aligned = {
         (names.index(name),): [["tt.divisibility", 16]]
         for name, kind in signature.items()
-        if kind != "constexpr" and kind != "fp32" and name not in NOT_MULTIPLES_OF_16
+        if kind != "constexpr" and name not in NOT_MULTIPLES_OF_16
     }
     source = ASTSource(
         fn=kernel,
@@ -73,7 +71,7 @@ def all_kernels(architecture):
                 bag = {"NUM_SLOTS": num_slots, "IS_WEIGHTED": weighted}
                 if not weighted:
                     bag["slot_weights"] = None
-                rows = {**bag, "SLOTS": slots, "BLOCK": block, "NUM_VALID": 151936}
+                rows = {**bag, "SLOTS": slots, "BLOCK": block, "NUM_COLUMNS": 151936}
                 name = f"{dtype} K={num_slots} {'weighted' if weighted else 'uniform'}"
                 warps = multi_hot.NUM_WARPS
                 yield (
@@ -91,7 +89,6 @@ def all_kernels(architecture):
                     f"gradient {name}",
                     compiled(
                         *(multi_hot._gradient_kernel, architecture, dtype, warps),
-                        NUM_COLUMNS=151936,
                         **rows,
                     ),
                 )

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from tst_megatron.model.bag_embedding import bag_embedding
+from tst_megatron.model.embedding import bag_embedding
 
 BAG_SIZES = (1, 2, 3, 4, 6, 8, 16)
 

@@ -1,4 +1,4 @@
-"""A comparison from its first case to its result."""
+"""Run a comparison from its first case to its result."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ Notes = dict[str, float | str]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Settings:
-    """How long and on what a comparison runs."""
+    """Length and device of a comparison."""
 
     device: torch.device
     """The host must be in place."""
     rounds: int = 30
     seed: int = 1
-    """Of inputs and of the order within rounds."""
+    """Seed of the inputs and of the order within rounds."""
     on_case: Callable[[str], object] = lambda title: None
-    """Told the title of each case before it is measured."""
+    """Called with the title of each case before it is measured."""
 
     def meter(self) -> Meter:
-        """What measures on the device."""
+        """Return the meter of the device."""
         return Meter(self.device)
 
 

@@ -1,6 +1,6 @@
-"""The embedding of bags against every other way to compute it, forward and into the gradient.
+"""Time the embedding of bags against every other way to compute it, forward and backward.
 
-The gradient counts with its way into Megatron's fp32 buffer, which is where it must go.
+The time of the gradient includes its way into Megatron's fp32 buffer, where it must go.
 
 Shapes: B micro-batch, L latent positions, K tokens per bag, H hidden, V vocabulary.
 """
@@ -21,7 +21,7 @@ from tst_megatron.bench.comparing import Settings, compare_cases
 from tst_megatron.bench.results import Result, contender_version
 from tst_megatron.bench.timing import NOT_COMPILED, Contender
 from tst_megatron.megatron.cpu.meter import Meter
-from tst_megatron.model.bag_embedding import bag_embedding
+from tst_megatron.model.embedding import bag_embedding
 from tst_megatron.system.packages import import_if_there
 
 OURS = "bag embedding"
@@ -74,12 +74,12 @@ class Inputs:
         self.upstream = torch.randn(shape_LBH, **options).to(size.dtype)
 
     def forward(self, way: Way) -> None:
-        """The forward pass alone."""
+        """Run the forward pass alone."""
         with torch.no_grad():
             way(self.table, self.tokens)
 
     def both(self, way: Way, *, adds_itself: bool) -> None:
-        """Forward, backward and into the buffer, as the hook of data parallelism does."""
+        """Run forward, backward and into the buffer, as the hook of data parallelism does."""
         self.table.grad = None
         backward(way(self.table, self.tokens), self.upstream)
         if not adds_itself:
@@ -94,7 +94,7 @@ class Inputs:
             vars(self.table).clear()
 
     def error(self, way: Way) -> float:
-        """Relative error of some means against double precision."""
+        """Return the relative error of some means against double precision."""
         with torch.no_grad():
             found = way(self.table, self.tokens)[:CHECKED_BAGS, 0].double()
             rows = F.embedding(self.tokens[0, :CHECKED_BAGS], self.table).double()
@@ -119,7 +119,7 @@ def compare(settings: Settings, *, sizes: Sequence[Size] | None = None) -> Resul
 
 
 def ways(inputs: Inputs, meter: Meter, *, both: bool) -> list[Contender]:
-    """Every way that this machine has."""
+    """List every way that this machine has."""
     by_torch = contender_version("torch")
     known: list[tuple[str, str, Way | None]] = [
         (OURS, contender_version("tst-megatron"), bag_embedding),
@@ -131,7 +131,7 @@ def ways(inputs: Inputs, meter: Meter, *, both: bool) -> list[Contender]:
     ]
     found = []
     for name, version, way in known:
-        # The kernel adds to the buffer itself; the twin of the CPU gives an ordinary gradient.
+        # The kernel adds to the buffer; the torch code of the CPU gives an ordinary gradient.
         adds_itself = name == OURS and meter.is_gpu
         run: Callable[[], object] | None = None
         if way is not None:
@@ -157,7 +157,7 @@ def ways(inputs: Inputs, meter: Meter, *, both: bool) -> list[Contender]:
 
 
 def _floor(inputs: Inputs) -> int:
-    """Bytes of the forward pass: each token's row is read, each mean is written."""
+    """Return the bytes of the forward pass: each row is read once, each mean is written once."""
     means = inputs.upstream.numel()
     return means * (inputs.tokens.shape[-1] + 1) * inputs.table.element_size()
 
@@ -177,7 +177,7 @@ def _embedding_bag(table: Tensor, tokens: Tensor) -> Tensor:
 
 
 def _megatron(inputs: Inputs) -> Way:
-    """Megatron's own room on all raw tokens, then the mean of each bag, then its transpose."""
+    """Megatron's own embedding of all raw tokens, then the mean of each bag, then its transpose."""
     from tst_megatron.megatron import single_step
 
     room = single_step.plain_embedding(inputs.table)

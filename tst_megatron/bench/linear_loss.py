@@ -1,4 +1,4 @@
-"""Output layer and loss of bags together, against the matrix products that no way can do without.
+"""Time output layer and loss of bags together, against the matrix products that all ways need.
 
 Shapes: N latent positions, V vocabulary, H hidden, K slots per bag.
 """
@@ -69,7 +69,7 @@ class Inputs:
 
 
 def compare(settings: Settings, *, sizes: Sequence[Size] | None = None) -> Result:
-    """Time output layer and loss, in chunks and whole; arguments as for the loss alone."""
+    """Time output layer and loss, in chunks and at once; arguments as for the loss alone."""
     meter = settings.meter()
 
     def cases() -> Iterator[tuple[str, list[Contender]]]:
@@ -85,7 +85,7 @@ def compare(settings: Settings, *, sizes: Sequence[Size] | None = None) -> Resul
 
 
 def ways(inputs: Inputs, size: Size) -> list[Contender]:
-    """Every way, and what the products in it cost by themselves."""
+    """List every way, and the bare matrix products for comparison."""
     ours, by_torch = contender_version("tst-megatron"), contender_version("torch")
     known: list[tuple[str, str, Callable[[], object]]] = [
         (BARE, by_torch, functools.partial(_products, inputs, times=1)),

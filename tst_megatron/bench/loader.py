@@ -1,4 +1,4 @@
-"""Raw tokens per second of the training loader, against what a node of eight B200 reads at K = 16.
+"""Time the training loader, against the text that a node of eight B200 reads at K = 16.
 
 The loader is the one that training uses: the token stream behind torch's DataLoader and Megatron's
 sampler, one rank. By the paper's step times a node of eight B200 reads 3.0M raw tokens per second
@@ -67,7 +67,7 @@ def compare(
     if problems:
         raise RecipeError(problems)
     per_step = bag_size * num_latent_positions * MICRO_BATCH * 8
-    # Ten epochs, and at least a step of each phase; what is read more begins anew.
+    # Ten epochs, and at least a step of each phase; what is read beyond them starts again.
     num_steps = max(2, 10 * corpora[0].manifest.train.tokens // per_step)
     plan = _plan(corpora, bag_size, num_latent_positions, num_steps, seed)
     make_ready(plan, corpora, Console(stderr=True))

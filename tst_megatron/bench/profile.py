@@ -1,4 +1,4 @@
-"""Where the time of a step goes, kernel by kernel, and what bags change in it."""
+"""Profile a step kernel by kernel, and show what bags change in it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a comparison found, as JSON with every round, a table and a picture."""
+"""Write the result of a comparison: JSON with every round, a table and a picture."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Case:
     """Contenders that computed the same thing."""
 
     title: str
-    """What, with its sizes."""
+    """Name of the case, with its sizes."""
     timings: Sequence[Timing]
     notes: dict[str, float | str] = field(default_factory=dict)
     """Numbers that belong to no contender alone."""
@@ -40,7 +40,7 @@ class Result:
     which: str
     """``loss``, ``embedding``, ``step`` or ``loader``."""
     question: str
-    """What it answers, for the head of the table."""
+    """Question that it answers, for the head of the table."""
     baseline: str
     """The contender whose time is 1."""
     device: dict[str, str]
@@ -48,12 +48,12 @@ class Result:
     seed: int
     cases: Sequence[Case]
     are_in_turns: bool = True
-    """Whether each round had every contender; else they ran one after the other."""
+    """True if each round had every contender; else they ran one after the other."""
     kernels: Sequence[dict[str, Any]] = ()
     """Milliseconds by kernel and contender, if they were taken."""
 
     def document(self) -> dict[str, Any]:
-        """Everything, as JSON holds it."""
+        """Return all of it, as JSON has it."""
         return {
             "which": self.which,
             "question": self.question,
@@ -89,7 +89,7 @@ def slug(device: dict[str, str]) -> str:
 
 
 def write(result: Result, folder: Path) -> list[Path]:
-    """Write WHICH.json, WHICH.md and WHICH.png; each is replaced whole.
+    """Write WHICH.json, WHICH.md and WHICH.png; each is replaced completely.
 
     Args:
         result: what was found.

@@ -86,7 +86,7 @@ def _notes(timings: Sequence[Timing]) -> Notes:
 def _profiles(
     contenders: Sequence[Contender], found: Result, device: torch.device
 ) -> dict[str, dict[str, float]]:
-    """Where the time of each goes that could be measured."""
+    """Time of each kernel, for each contender that could be measured."""
     (case,) = found.cases
     return {
         each.name: kernel_milliseconds(each.run, device)

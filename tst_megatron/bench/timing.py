@@ -1,4 +1,4 @@
-"""Several ways to compute the same thing, timed in turns.
+"""Time several ways to compute the same thing, in turns.
 
 Machines are noisy and drift, so ways are compared round by round: each round runs every one once,
 in an order of its own, and the ratio of two is the median over rounds of their ratio within a
@@ -15,7 +15,7 @@ from typing import Protocol
 
 
 class Times(Protocol):
-    """What measures a run; ``host.meter.Meter`` does."""
+    """Meter of a run, such as ``megatron.cpu.meter.Meter``."""
 
     def seconds(self, run: Callable[[], object]) -> float:
         """Seconds that a run takes."""
@@ -28,7 +28,7 @@ class Times(Protocol):
 
 
 NOT_COMPILED = "the CPU host compiles nothing"
-"""Why a way that the compiler makes cannot be timed there."""
+"""Reason why a compiled way cannot be timed on the CPU host."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,17 +37,17 @@ class Contender:
 
     name: str
     version: str
-    """Of the package that computes it, such as ``torch 2.11.0``."""
+    """Package that computes it with its version, such as ``torch 2.11.0``."""
     run: Callable[[], object] | None
-    """What is timed; None where it cannot be."""
+    """Function that is timed; None where it cannot run."""
     absent: str = "not installed"
-    """Why it cannot be timed."""
+    """Reason why it cannot be timed."""
     before: Callable[[], object] | None = None
     """Called before each run and not timed: restores an input that the run overwrites."""
     num_bytes: int | None = None
     """Bytes that must move at least, for an effective bandwidth."""
     error: Callable[[], float] | None = None
-    """How far the result of a run is from that in double precision, relative to its size."""
+    """Relative error of a run's result against double precision."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -69,14 +69,14 @@ class Spread:
 
 @dataclass(kw_only=True, slots=True)
 class Timing:
-    """What was measured of a contender."""
+    """Measurements of a contender."""
 
     name: str
     version: str
     failure: str | None = None
-    """Why it was not measured."""
+    """Reason why it was not measured."""
     seconds: list[float] = field(default_factory=list)
-    """Of every round."""
+    """Time of every round."""
     spread: Spread | None = None
     ratio: Spread | None = None
     """Its seconds by those of the baseline, within each round."""

@@ -1,4 +1,7 @@
-"""Cut a stream of raw tokens into bags, and each bag's targets from the bag that follows.
+"""Cut raw tokens into bags, and cut the targets of each bag from the tokens that follow it.
+
+``fold`` cuts both, ``ignore_after`` marks targets that do not count. ``training/step.py`` calls
+them once per micro-batch, in ``make_batch``.
 
 Shapes: B micro-batch, T raw tokens per sequence, L latent positions, K tokens per bag (paper: s).
 """
@@ -8,15 +11,17 @@ from __future__ import annotations
 from torch import Tensor
 
 IGNORED = -100
-"""A target slot that counts for nothing; the field's usual ignore index."""
+"""The target id of a slot that counts for nothing, as in ``torch.nn.functional.cross_entropy``."""
 
 
 def fold(tokens_BT: Tensor, *, num_inputs: int, num_targets: int) -> tuple[Tensor, Tensor]:
-    """Cut raw tokens into bags and give each latent position the tokens that follow its bag.
+    """Cut raw tokens into bags, and cut the targets of each latent position.
 
     Latent position j reads the I raw tokens [j*I, (j+1)*I) and predicts the J tokens after them.
     Token superposition has I = J = K, ordinary training I = J = 1. The paper's ablations have a bag
     on one side only: I = K, J = 1 and I = 1, J = K.
+
+    Example: tokens 0..5 with I = J = 2 give the bags (0, 1), (2, 3) with targets (2, 3), (4, 5).
 
     Args:
         tokens_BT: [B, T] integer raw tokens, T = L*I + J: the last J are targets only.
@@ -27,7 +32,7 @@ def fold(tokens_BT: Tensor, *, num_inputs: int, num_targets: int) -> tuple[Tenso
         inputs_BLK [B, L, I] and targets_BLK [B, L, J].
 
     Raises:
-        ValueError: T is no such length, or has no latent position.
+        ValueError: T has another form, or leaves no latent position.
 
     Source: paper sections 3.1, 3.2 and 5.2.
     """
@@ -45,8 +50,8 @@ def fold(tokens_BT: Tensor, *, num_inputs: int, num_targets: int) -> tuple[Tenso
 def ignore_after(tokens_BT: Tensor, targets_BLK: Tensor, token: int) -> Tensor:
     """Ignore each target whose preceding raw token is ``token`` (Megatron's ``--eod-mask-loss``).
 
-    Megatron masks the positions that read the end-of-document token: what follows it starts another
-    document and cannot be predicted. The same raw tokens are ignored here at every bag size.
+    Megatron masks the positions that read the end-of-document token, because the next token starts
+    another document and cannot be predicted. The same raw tokens are ignored at every bag size.
 
     Args:
         tokens_BT: [B, T] the raw tokens that ``fold`` was given.

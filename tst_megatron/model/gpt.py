@@ -1,4 +1,8 @@
-"""GPTModel with two rooms exchanged: its word embeddings take bags, its loss takes bags of targets.
+"""The model that trains: Megatron's GPT, whose word embeddings and loss also take bags of tokens.
+
+``TSTGPTModel`` is Megatron's ``GPTModel`` with two parts exchanged. Token ids [B, L] take
+Megatron's own path, unchanged. Bags [B, L, K] are averaged by ``BagEmbedding``, and bags of targets
+get multi-hot cross-entropy. ``TSTGPTModelBuilder`` builds it where Megatron builds a model.
 
 Shapes: B micro-batch, L latent positions, K tokens per bag (paper: s), P vocabulary columns on this
 rank.
@@ -28,27 +32,27 @@ class VocabularyTable(NamedTuple):
     """A table with a row for each token of the vocabulary."""
 
     name: str
-    """The same for two copies of one table, on the first and on the last pipeline stage."""
+    """Two copies of one table, on the first and on the last pipeline stage, have the same name."""
     weight: Parameter
-    """[P, H] this rank's rows."""
+    """This rank's rows, [P, H]."""
     initialise: Callable[[Tensor], Any]
-    """Fills a table with new values, in place."""
+    """Function that fills a table with new values, in place."""
 
 
 class TokenSuperposition(LanguageModule):
-    """What token superposition adds to a language model, whichever decoder it has.
+    """The loss of bags, as a mixin for any of Megatron's language models.
 
-    A mixin over ``LanguageModule`` and not over ``GPTModel``, which upstream means to replace by
-    ``HybridModel``.
+    It extends ``LanguageModule`` and not ``GPTModel``, because upstream plans to replace
+    ``GPTModel`` by ``HybridModel``.
     """
 
     slot_weights: SlotWeights = "uniform"
-    """How the slots of a bag of targets are weighted (``tst.slot-weights``)."""
+    """Weighting of the slots of a bag of targets (``tst.slot-weights``)."""
     linear_cross_entropy: bool = False
-    """Whether the loss of bags is computed with the output layer (``tst.linear-cross-entropy``)."""
+    """Compute the loss of bags together with the output layer (``tst.linear-cross-entropy``)."""
 
     def compute_language_model_loss(self, labels: Tensor, logits: Tensor) -> Tensor:
-        """Loss per position: Megatron's own for labels [B, L], multi-hot for bags [B, L, K].
+        """Return the loss per position: Megatron's for labels [B, L], multi-hot for bags.
 
         Args:
             labels: [B, L] next tokens, or [B, L, K] next bags with -100 in ignored slots.
@@ -64,19 +68,22 @@ class TokenSuperposition(LanguageModule):
             labels.transpose(0, 1),
             tp_group=self.tp_group,
             slot_weights=slot_weights(self.slot_weights, labels.shape[-1], device=labels.device),
-            # The output layer keeps its inputs for the backward pass, and nothing reads its output.
+            # Nothing else reads the logits: the output layer keeps only its input for backward.
             may_overwrite_logits=True,
         )
         return loss_LB.transpose(0, 1).contiguous()
 
     def output_processor(self, labels: Tensor | None) -> Callable[..., Tensor] | None:
-        """What takes the place of output layer and loss, if anything does for these labels."""
+        """Return the function that GPTModel calls instead of output layer and loss, or None.
+
+        It is the linear cross-entropy of bags, where the recipe asks for it and labels are bags.
+        """
         if not self.linear_cross_entropy or labels is None or labels.dim() == 2:
             return None
         return functools.partial(linear_loss, kind=self.slot_weights)
 
     def vocabulary_tables(self) -> list[VocabularyTable]:
-        """The input embeddings and the output layer, as far as this pipeline stage holds them."""
+        """List the input embeddings and the output layer, if this pipeline stage has them."""
         config, is_tied = self.config, self.share_embeddings_and_output_weights
         tables = []
         if self.pre_process:
@@ -94,7 +101,7 @@ class TokenSuperposition(LanguageModule):
 
 
 class TSTGPTModel(TokenSuperposition, GPTModel):
-    """A GPT that trains on tokens [B, L] as ``GPTModel`` does, and on bags [B, L, K]."""
+    """Megatron's GPT, which trains on tokens [B, L] and also on bags [B, L, K]."""
 
     @classmethod
     def take_over(cls, model: GPTModel) -> TSTGPTModel:
@@ -106,18 +113,18 @@ class TSTGPTModel(TokenSuperposition, GPTModel):
         return model
 
     def forward(self, *args: Any, labels: Tensor | None = None, **kwargs: Any) -> Tensor:
-        """Arguments as in ``GPTModel``; labels may be bags."""
+        """Compute the loss or the logits; arguments as in ``GPTModel``, labels may be bags."""
         processor = self.output_processor(labels)
         return super().forward(*args, labels=labels, output_processor=processor, **kwargs)
 
     def build_schedule_plan(self, *args: Any, labels: Tensor | None = None, **kwargs: Any) -> Any:
-        """Arguments as in ``GPTModel``; labels may be bags."""
+        """Return the computation of ``forward`` as a plan that Megatron runs piece by piece."""
         kwargs["output_processor"] = self.output_processor(labels)
         return super().build_schedule_plan(*args, labels=labels, **kwargs)
 
 
 class TSTGPTModelBuilder(GPTModelBuilder):
-    """Builds what Megatron's builder builds, then exchanges the two rooms."""
+    """Megatron's builder of GPT models, which afterwards exchanges the two parts."""
 
     def build_model(self, *args: Any, **kwargs: Any) -> TSTGPTModel:
         """Build one pipeline stage; arguments as in Megatron's builder."""
@@ -129,15 +136,16 @@ class TSTGPTModelBuilder(GPTModelBuilder):
 
 @dataclass(kw_only=True)
 class TSTGPTModelConfig(GPTModelConfig):
-    """Megatron's GPT configuration, built by ``TSTGPTModelBuilder``."""
+    """Megatron's GPT configuration, from which ``TSTGPTModelBuilder`` builds."""
 
+    # Checkpoints name this path: the class must stay importable there.
     builder: ClassVar[str] = "tst_megatron.model.gpt.TSTGPTModelBuilder"
     slot_weights: SlotWeights = "uniform"
     linear_cross_entropy: bool = False
 
     @classmethod
     def from_arguments(cls, args: argparse.Namespace, tst: TSTConfig) -> TSTGPTModelConfig:
-        """The configuration that Megatron's arguments and the recipe's ``tst:`` block mean."""
+        """Return the configuration of Megatron's arguments and the recipe's ``tst:`` block."""
         config: TSTGPTModelConfig = gpt_config_from_args(args, model_config_cls=cls)
         config.slot_weights = tst.slot_weights
         config.linear_cross_entropy = tst.linear_cross_entropy

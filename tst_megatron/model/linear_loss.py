@@ -1,10 +1,12 @@
-"""Multi-hot cross-entropy of the output layer's input, without ever holding all logits.
+"""Compute multi-hot cross-entropy from the output layer's input, without holding all logits.
 
-The logits of 16,384 positions and 151,936 tokens are 5 GB. Where that is too much they are computed
-in chunks of the vocabulary, in one workspace that is used again, once in the forward pass and once
-more in the backward pass, whose chunks have the same shapes and therefore the same bits. Chunks of
-the vocabulary and not of positions: each row of the weight's gradient is then written once, and
-only the smaller gradient, that of the hidden states, is summed over chunks.
+The logits of 16,384 positions and 151,936 tokens take 5 GB. Where that is too much, this module
+computes them in chunks of the vocabulary, in one workspace that is used for one chunk after the
+other. It does so once in the forward pass and once more in the backward pass. The chunks have the
+same shapes both times and therefore the same bits.
+
+The chunks are of the vocabulary and not of positions. So each row of the weight's gradient is
+written once, and only the smaller gradient, that of the hidden states, is summed over chunks.
 
 Shapes: L latent positions, B micro-batch, N = L * B, H hidden, K slots per bag, P vocabulary
 columns on this rank (V / tp).
@@ -19,18 +21,9 @@ import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from tst_megatron.model.bags import IGNORED
+from tst_megatron.model.kernels.choose import Implementation, uses_triton
 from tst_megatron.model.loss import bags_of, check_shapes, gather_statistics, slot_weights
-from tst_megatron.model.loss_steps import (
-    Bags,
-    Columns,
-    Implementation,
-    columns_of,
-    loss_of,
-    statistics,
-    uses_triton,
-    write_gradient,
-)
+from tst_megatron.model.loss_steps import Bags, loss_of, statistics, write_gradient
 from tst_megatron.model.main_grad import add_matmul, main_grad_of, note_added
 from tst_megatron.schedule import SlotWeights
 
@@ -44,20 +37,20 @@ CHUNK_MULTIPLE = 256
 
 
 class _Head(NamedTuple):
-    """What does not change between the forward and the backward pass."""
+    """Settings of one call that the forward and the backward pass share."""
 
-    columns: Columns
+    first_column: int
+    """Token id of this rank's first column."""
     chunk: int
     """Columns that are computed at a time."""
     tp_group: ProcessGroup | None
     sequence_parallel: bool
-    z_loss: float
-    ignore_index: int
     into_main_grad: bool
     triton: bool
 
     @property
     def is_parallel(self) -> bool:
+        """Tell whether other ranks hold other columns."""
         return self.tp_group is not None and self.tp_group.size() > 1
 
 
@@ -69,27 +62,21 @@ def linear_multi_hot_cross_entropy(
     tp_group: ProcessGroup | None = None,
     sequence_parallel: bool = False,
     slot_weights: Tensor | None = None,
-    num_valid_columns: int | None = None,
-    ignore_index: int = IGNORED,
-    z_loss: float = 0.0,
     mode: Mode = "auto",
     workspace_bytes: int | None = None,
     accumulate_into_main_grad: bool = False,
     implementation: Implementation = "auto",
 ) -> Tensor:
-    """``vocab_parallel_multi_hot_cross_entropy`` of ``hidden @ weight.T``, and its gradients.
+    """Return ``vocab_parallel_multi_hot_cross_entropy`` of ``hidden @ weight.T``.
 
     Args:
         hidden: [..., H] hidden states; with ``sequence_parallel`` this rank's share of the first
             dimension, which is gathered here.
         weight_PH: [P, H] rows [rank*P, (rank+1)*P) of the output layer, in the type of ``hidden``.
-        targets: [..., K] token ids of the whole vocabulary, of all positions.
-        tp_group: the group that the rows are split over; None for the whole weight.
-        sequence_parallel: whether ``hidden`` is split over ``tp_group`` as well.
+        targets: [..., K] token ids of the complete vocabulary, of all positions.
+        tp_group: the group that the rows are split over; None for an unsplit weight.
+        sequence_parallel: ``hidden`` is split over ``tp_group`` as well.
         slot_weights: as in ``multi_hot_cross_entropy``.
-        num_valid_columns: as in ``multi_hot_cross_entropy``.
-        ignore_index: the id of an ignored slot.
-        z_loss: as in ``multi_hot_cross_entropy``.
         mode: ``save`` computes all logits of this rank and keeps them; ``recompute`` computes them
             chunk by chunk, twice; ``auto`` saves what fits into ``workspace_bytes``.
         workspace_bytes: the most that a chunk of logits takes in ``recompute``, at least 256
@@ -114,18 +101,15 @@ def linear_multi_hot_cross_entropy(
     chunk, saves = _plan(mode, num_columns, bytes_of_column, workspace_bytes or WORKSPACE_BYTES)
     rank = 0 if tp_group is None else tp_group.rank()
     head = _Head(
-        columns=columns_of(rank * num_columns, num_columns, num_valid_columns),
+        first_column=rank * num_columns,
         chunk=chunk,
         tp_group=tp_group,
         sequence_parallel=sequence_parallel and num_ranks > 1,
-        z_loss=z_loss,
-        ignore_index=ignore_index,
         into_main_grad=accumulate_into_main_grad,
         triton=uses_triton(hidden, implementation),
     )
-    targets_NK, slot_weights_K, _ = bags_of(targets, slot_weights, ignore_index)
     loss_N: Tensor = _LinearMultiHotCrossEntropy.apply(  # type: ignore[no-untyped-call]
-        hidden, weight_PH, targets_NK, slot_weights_K, head, saves
+        hidden, weight_PH, *bags_of(targets, slot_weights), head, saves
     )
     return loss_N.view(targets.shape[:-1])
 
@@ -140,15 +124,17 @@ def linear_loss(
     kind: SlotWeights = "uniform",
     **_: Any,
 ) -> Tensor:
-    """What ``GPTModel`` calls in place of its output layer and loss (``output_processor``).
+    """Return the loss of a batch, for ``GPTModel`` to call instead of its output layer and loss.
+
+    ``GPTModel.forward`` takes it as ``output_processor`` and passes these arguments by name.
 
     Args:
         hidden_states: [L, B, H], or this rank's [L / tp, B, H] under sequence parallelism.
-        output_layer: Megatron's, whose weight is used and whose forward is not.
-        output_weight: the embedding table, where the two are tied.
+        output_layer: Megatron's output layer, of which only the weight is used.
+        output_weight: the embedding table where the two are tied, else None.
         labels: [B, L, K] next bags.
-        config: the model's.
-        kind: how slots are weighted.
+        config: of the model.
+        kind: the weighting of slots (``tst.slot-weights``).
 
     Returns:
         [B, L] loss in nats.
@@ -166,6 +152,8 @@ def linear_loss(
 
 
 class _LinearMultiHotCrossEntropy(torch.autograd.Function):
+    """Output layer and loss as one differentiable function."""
+
     @staticmethod
     def forward(
         ctx: Any,
@@ -176,18 +164,20 @@ class _LinearMultiHotCrossEntropy(torch.autograd.Function):
         head: _Head,
         saves: bool,
     ) -> Tensor:
-        bags = Bags(targets_NK, slot_weights_K, head.ignore_index)
+        bags = Bags(targets_NK, slot_weights_K)
         parts = []
         logits = None
-        for logits, _, columns in _chunks_of_logits(_gathered(hidden, head), weight_PH, head):
-            parts.append(statistics(logits, bags, columns, triton=head.triton))
+        for logits, rows in _chunks_of_logits(_gathered(hidden, head), weight_PH, head):
+            parts.append(
+                statistics(logits, bags, head.first_column + rows.start, triton=head.triton)
+            )
         of_all_ranks = gather_statistics(torch.cat(parts), head.tp_group)
-        loss_N, log_sum_exp_N = loss_of(of_all_ranks, bags, z_loss=head.z_loss, triton=head.triton)
-        # Not the gathered hidden states: they are gathered again.
+        loss_N, log_sum_exp_N = loss_of(of_all_ranks, bags, triton=head.triton)
+        # The gathered hidden states are not saved: the backward pass gathers them again.
         saved = logits if saves else None
         ctx.save_for_backward(hidden, weight_PH, targets_NK, slot_weights_K, log_sum_exp_N, saved)
         ctx.head = head
-        # Autograd may hand back another object for a saved tensor, and the buffer hangs on this.
+        # Saved tensors may come back as other objects, but the buffer is an attribute of this one.
         ctx.main_grad = main_grad_of(weight_PH) if head.into_main_grad else None
         ctx.weight = weight_PH if ctx.main_grad is not None else None
         return loss_N
@@ -198,10 +188,10 @@ class _LinearMultiHotCrossEntropy(torch.autograd.Function):
         hidden, weight_PH, targets_NK, slot_weights_K, log_sum_exp_N, saved = ctx.saved_tensors
         head: _Head = ctx.head
         needs_hidden, needs_weight = ctx.needs_input_grad[:2]
-        bags = Bags(targets_NK, slot_weights_K, head.ignore_index)
+        bags = Bags(targets_NK, slot_weights_K)
         upstream_N = grad_loss_N.to(log_sum_exp_N.dtype).contiguous()
         hidden_NH = _gathered(hidden, head)
-        # Summed over chunks in fp32; of one chunk the product is rounded as any other.
+        # Chunks are summed in fp32; a single chunk needs no sum and keeps its type.
         is_one_chunk = head.chunk == weight_PH.shape[0]
         total_type = hidden.dtype if is_one_chunk else log_sum_exp_N.dtype
         grad_hidden_NH = torch.zeros_like(hidden_NH, dtype=total_type)
@@ -211,12 +201,13 @@ class _LinearMultiHotCrossEntropy(torch.autograd.Function):
         chunks = (
             _chunks_of_logits(hidden_NH, weight_PH, head)
             if saved is None
-            else [(saved, slice(0, weight_PH.shape[0]), head.columns)]
+            else [(saved, slice(0, weight_PH.shape[0]))]
         )
-        for logits, rows, columns in chunks:
+        for logits, rows in chunks:
+            # The gradient of the logits goes over the logits.
             write_gradient(
-                logits, logits, log_sum_exp_N, bags, columns, upstream_N,
-                z_loss=head.z_loss, triton=head.triton,
+                logits, logits, log_sum_exp_N, bags, head.first_column + rows.start, upstream_N,
+                triton=head.triton,
             )  # fmt: skip
             if grad_weight_PH is not None:
                 torch.mm(logits.t(), hidden_NH, out=grad_weight_PH[rows])
@@ -231,6 +222,7 @@ class _LinearMultiHotCrossEntropy(torch.autograd.Function):
 
 
 def _check_inputs(hidden: Tensor, weight_PH: Tensor, mode: str) -> None:
+    """Refuse an unknown mode, and hidden states that do not fit the weight."""
     if mode not in get_args(Mode):
         raise ValueError(f"mode: {mode} is none of auto, save, recompute")
     if hidden.dtype != weight_PH.dtype or hidden.shape[-1] != weight_PH.shape[-1]:
@@ -243,7 +235,7 @@ def _check_inputs(hidden: Tensor, weight_PH: Tensor, mode: str) -> None:
 def _plan(
     mode: str, num_columns: int, bytes_of_column: int, workspace_bytes: int
 ) -> tuple[int, bool]:
-    """How many columns are computed at a time, and whether their logits are kept."""
+    """Return how many columns are computed at a time, and whether their logits are kept."""
     fits = num_columns * bytes_of_column <= workspace_bytes
     if mode == "save" or (mode == "auto" and fits):
         return num_columns, True
@@ -254,11 +246,11 @@ def _plan(
 
 def _chunks_of_logits(
     hidden_NH: Tensor, weight_PH: Tensor, head: _Head
-) -> Iterator[tuple[Tensor, slice, Columns]]:
-    """Logits of one chunk after the other, its rows of the weight and its columns.
+) -> Iterator[tuple[Tensor, slice]]:
+    """Compute the logits [N, C] of one chunk of C columns after the other.
 
-    Each overwrites the one before. How many there are follows from shapes alone, so that a graph
-    can hold them.
+    Yields each with the rows of the weight that it was computed from. Each overwrites the one
+    before. Their number follows from shapes alone, so that a CUDA graph can hold them.
     """
     num_columns = weight_PH.shape[0]
     workspace = hidden_NH.new_empty(hidden_NH.shape[0] * head.chunk)
@@ -267,24 +259,23 @@ def _chunks_of_logits(
         width = rows.stop - start
         logits = workspace[: hidden_NH.shape[0] * width].view(-1, width)
         torch.mm(hidden_NH, weight_PH[rows].t(), out=logits)
-        num_valid = min(max(head.columns.num_valid - start, 0), width)
-        yield logits, rows, Columns(head.columns.first + start, num_valid)
+        yield logits, rows
 
 
 def _gathered(hidden: Tensor, head: _Head) -> Tensor:
-    """[N, H] hidden states of all positions."""
+    """Return the hidden states of all positions, [N, H]; gathered under sequence parallelism."""
     if head.sequence_parallel:
         assert head.tp_group is not None
-        whole = hidden.new_empty((hidden.shape[0] * head.tp_group.size(), *hidden.shape[1:]))
-        torch.distributed.all_gather_into_tensor(whole, hidden.contiguous(), group=head.tp_group)
-        hidden = whole
+        every = hidden.new_empty((hidden.shape[0] * head.tp_group.size(), *hidden.shape[1:]))
+        torch.distributed.all_gather_into_tensor(every, hidden.contiguous(), group=head.tp_group)
+        hidden = every
     return hidden.reshape(-1, hidden.shape[-1])
 
 
 def _reduced(grad_NH: Tensor, hidden: Tensor, head: _Head) -> Tensor:
-    """The gradient of ``hidden``, summed over the ranks that hold other columns.
+    """Sum the gradient of ``hidden`` over the ranks that hold other columns.
 
-    In the type of the hidden states, as Megatron's own output layer sends it.
+    It is sent in the type of the hidden states, as Megatron's own output layer does.
     """
     grad = grad_NH.to(hidden.dtype)
     if head.sequence_parallel:

@@ -1,4 +1,8 @@
-"""Gradients of weights that go straight into Megatron's fp32 buffer, without a copy in between."""
+"""Add gradients of weights straight to Megatron's fp32 buffer, without a copy in between.
+
+Megatron's data parallelism gives each weight a buffer ``main_grad`` and a mark
+``grad_added_to_main_grad``. Whoever adds a gradient to the buffer sets the mark.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +11,10 @@ from torch import Tensor
 
 
 def main_grad_of(weight: Tensor) -> Tensor | None:
-    """The buffer that Megatron's data parallelism accumulates a weight's gradient in, if any.
+    """Return the fp32 buffer that Megatron accumulates a weight's gradient in, or None.
 
-    Megatron-FSDP's buffers come and go and are overwritten, so they count as none: a gradient is
-    then returned to autograd as usual.
+    None also under Megatron-FSDP, whose buffers are allocated and overwritten during a step. The
+    gradient is then returned to autograd as usual.
     """
     if not hasattr(weight, "grad_added_to_main_grad") or hasattr(weight, "__fsdp_param__"):
         return None
@@ -19,11 +23,11 @@ def main_grad_of(weight: Tensor) -> Tensor | None:
 
 
 def note_added(weight: Tensor) -> Tensor:
-    """Tell Megatron that a gradient is in the buffer, and give autograd what it returns instead.
+    """Tell Megatron that a gradient is in the buffer, and return a gradient for autograd.
 
-    The hook of Megatron's data parallelism must still be called, and skips a gradient of this
-    weight; but where the weight is also the other table (``zero_out_wgrad``) it adds what it is
-    given, which is then zero. As in Megatron's own linear layer.
+    Autograd must receive some gradient, so that the hook of Megatron's data parallelism runs. The
+    hook ignores its value, except for tied tables (``zero_out_wgrad``), where it adds the value:
+    they get zeros. Megatron's own linear layer does the same.
     """
     weight.grad_added_to_main_grad = True  # type: ignore[attr-defined]
     make = torch.zeros_like if getattr(weight, "zero_out_wgrad", False) else torch.empty_like
@@ -31,7 +35,10 @@ def note_added(weight: Tensor) -> Tensor:
 
 
 def add_matmul(total: Tensor, left: Tensor, right: Tensor) -> None:
-    """Add a product to a sum in place, in the type of the sum; factors are not widened on a GPU."""
+    """Add a matrix product to a sum in place, in the type of the sum.
+
+    On a GPU the factors keep their type, for example bf16 factors beside an fp32 sum.
+    """
     if total.dtype == left.dtype:
         total.addmm_(left, right)
     elif left.is_cuda:

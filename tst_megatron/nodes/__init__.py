@@ -1,1 +1,1 @@
-"""The machines: what one of them lacks (`doctor/`), and sick ones among many (`preflight/`)."""
+"""Check machines before a run: one alone (`doctor/`), or sick ones among many (`preflight/`)."""

@@ -3,7 +3,6 @@
 import re
 
 from tst_megatron.checkpoint.reader.arguments import execution_arguments
-
 from tst_megatron.recipe.keys.run_keys import MODEL_KEYS
 from tst_megatron.recipe.keys.table import argument_parser, destination_of
 

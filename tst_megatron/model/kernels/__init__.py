@@ -1,1 +1,1 @@
-"""Triton kernels; imported only where they run."""
+"""Triton kernels of the bag embedding and of the loss, and the choice between them and torch."""

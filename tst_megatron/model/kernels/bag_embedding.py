@@ -1,15 +1,17 @@
-"""The Triton kernels of the bag embedding: mean of K rows, and its gradient in a fixed order.
+"""Compute the bag embedding as Triton kernels: mean of K rows, and its gradient in a fixed order.
 
-Forward, a program reads K rows and writes their mean where Megatron's layers want it, so that no
-row of an ordinary look-up is ever stored. Backward, positions are sorted by the row they read, so
-that each row of the table has one writer, which adds in the order of positions: no atomic adds, and
-the same bits every time. A token that stands at a few per cent of all positions would make that
-writer slow; whole segments of one token are therefore summed beforehand, each by a program of its
-own, and the writer adds their sums. How much is launched follows from shapes alone, so that a graph
-can hold it.
+Forward, a program reads K rows and writes their mean where Megatron's layers want it. No row of an
+ordinary look-up is ever stored.
 
-Row offsets are 64 bits wide, also where tokens are not: a table of 151,936 rows is larger than 2^31
-numbers from 14,135 columns on, and positions times columns sooner.
+Backward, positions are sorted by the row that they read. So each row of the table has one writer,
+which adds in the order of positions: no atomic adds, and the bits are the same every time.
+A token at a few per cent of all positions would make its writer slow. Therefore segments of 64
+sorted positions that all read one row are summed beforehand, each by a program of its own, and the
+writer adds their sums. The number of programs follows from shapes alone, so that a CUDA graph can
+hold them.
+
+Row offsets are 64 bits wide, also where tokens are not: a table of 151,936 rows has more than 2^31
+numbers from 14,135 columns on, and positions times columns reach that sooner.
 
 Shapes: B micro-batch, L latent positions, K tokens per bag, H hidden, P table rows on this rank.
 """
@@ -22,10 +24,10 @@ import triton.language as tl
 from torch import Tensor
 
 MAX_BLOCK = 1024
-"""Columns of a program."""
+"""Columns that one program works on."""
 
 SEGMENT = 64
-"""Sorted positions of a segment. A row's writer adds fewer than twice as many gradients itself."""
+"""Sorted positions in a segment. A row's writer adds fewer than twice as many gradients itself."""
 
 
 @triton.jit
@@ -33,6 +35,7 @@ def _mean_kernel(
     table, tokens, means, first_row, num_rows, num_hidden, length, batch,
     NUM_SLOTS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
+    """Write ``BLOCK`` columns of the mean of one bag."""
     bag = tl.program_id(0).to(tl.int64)
     columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     is_column = columns < num_hidden
@@ -52,7 +55,7 @@ def _gradient_at(
     upstream, positions, place, columns, is_column, num_hidden, length, batch,
     NUM_SLOTS: tl.constexpr,
 ):  # fmt: skip
-    """The upstream gradient of the bag that the sorted position ``place`` belongs to."""
+    """Load the upstream gradient of the bag that the sorted position ``place`` belongs to."""
     bag = tl.load(positions + place) // NUM_SLOTS
     row = (bag % length) * batch + bag // length
     gradient = tl.load(upstream + row * num_hidden + columns, mask=is_column, other=0.0)
@@ -64,7 +67,7 @@ def _segment_kernel(
     upstream, keys, positions, sums, num_rows, num_hidden, length, batch,
     NUM_SLOTS: tl.constexpr, SEGMENT: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Sum a segment, if all of it reads one row of this rank."""
+    """Sum a segment, if all its positions read one row of this rank."""
     segment = tl.program_id(0).to(tl.int64)
     columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     is_column = columns < num_hidden
@@ -115,7 +118,7 @@ def _row_kernel(
 
 @torch.library.custom_op("tst_megatron::bag_mean", mutates_args=())
 def bag_mean(table: Tensor, tokens: Tensor, first_row: int, out_dtype: torch.dtype) -> Tensor:
-    """[L, B, H] means of bags [B, L, K]; a token outside [first_row, first_row + P) adds 0."""
+    """Return means [L, B, H] of bags [B, L, K]; tokens outside [first_row, first_row + P) add 0."""
     batch, length, num_slots = tokens.shape
     num_rows, num_hidden = table.shape
     means = table.new_empty((length, batch, num_hidden), dtype=out_dtype)
@@ -140,14 +143,14 @@ def write_gradient(
 ) -> None:
     """Write the gradient of a table [P, H], or add to it, from that of the means [L, B, H].
 
-    Sums are fp32 and rounded once, or added in fp32 to what is there.
+    Sums are fp32 and rounded once. Adding happens in fp32 as well.
     """
     batch, length, num_slots = tokens.shape
     num_rows, num_hidden = gradient.shape
     block, num_blocks = _blocks(num_hidden)
     rows = tokens.view(-1) - first_row
     is_here = (rows >= 0) & (rows < num_rows)
-    # Fewer bits to sort; the rows of other ranks come last, as one beyond the table.
+    # int32 has fewer bits to sort. Rows of other ranks come last, as a row beyond the table.
     keys, positions = rows.where(is_here, num_rows).int().sort(stable=True)
     every_row = torch.arange(num_rows + 1, dtype=torch.int32, device=keys.device)
     starts = torch.searchsorted(keys, every_row, out_int32=True)
@@ -167,6 +170,6 @@ def write_gradient(
 
 
 def _blocks(num_hidden: int) -> tuple[int, int]:
-    """Columns of a program, and how many programs make a row."""
+    """Return the columns of one program, and how many programs make a row."""
     block = min(MAX_BLOCK, triton.next_power_of_2(num_hidden))
     return block, triton.cdiv(num_hidden, block)

@@ -1,4 +1,4 @@
-"""All findings, in the order in which a person would mend them."""
+"""Collect all findings about a machine, in the order in which a person would repair them."""
 
 from __future__ import annotations
 
@@ -12,28 +12,28 @@ from tst_megatron.nodes.doctor.finding import Finding, Level
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Diagnosis:
-    """What was found for a profile on a host."""
+    """Findings about one host, for one profile."""
 
     host: str
     profile: str
     is_default_profile: bool
-    """Whether it was taken from the machine, as none was asked for."""
+    """True if nobody asked for a profile and the machine's own was taken."""
     findings: Sequence[Finding]
     seconds: float
-    """That it took."""
+    """Time that the diagnosis took."""
 
     @property
     def can_train(self) -> bool:
-        """Whether there is no problem."""
+        """Tell whether no finding is a problem."""
         return all(finding.level is not Level.PROBLEM for finding in self.findings)
 
     def number(self, level: Level) -> int:
-        """How many findings have a level."""
+        """Count the findings of a level."""
         return sum(finding.level is level for finding in self.findings)
 
 
 def findings_of(facts: Facts, profile: str, *, is_asked: bool = True) -> list[Finding]:
-    """Everything that facts say about training with a profile.
+    """Return all findings that follow from the facts, for training with a profile.
 
     Args:
         facts: all of them.
@@ -45,7 +45,7 @@ def findings_of(facts: Facts, profile: str, *, is_asked: bool = True) -> list[Fi
     return [
         *packages.image_findings(facts.packages),
         *packages.python_findings(facts.packages),
-        *packages.path_findings(facts.probes["modules"]),
+        *machine.path_findings(facts.probes["modules"]),
         *packages.requirement_findings(facts.packages, modules),
         *packages.metadata_findings(facts.packages),
         *packages.indirect_findings(facts.packages),

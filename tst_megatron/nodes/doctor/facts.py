@@ -1,4 +1,4 @@
-"""What is known of a machine and its software before anybody judges it."""
+"""Define the facts about a machine and its software, from which findings are made."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tst_megatron.system.machine.nvidia_smi import Answer
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Copy:
-    """A distribution as one folder of Python's path has it."""
+    """One installed copy of a distribution, in one folder of Python's path."""
 
     version: str | None
     """None where its metadata are damaged."""
@@ -21,16 +21,16 @@ class Copy:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Image:
-    """What an image was built with."""
+    """Packages that an image was built with."""
 
     versions: Mapping[str, str] = field(default_factory=dict)
-    """By distribution."""
+    """Version of each distribution."""
     has_apex: bool | None = None
-    """Whether NVIDIA's Apex was built into it; None where it does not say."""
+    """True if NVIDIA's Apex was built into it; None where the image does not say."""
     replaced: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    """Versions, that of the base image and its own, of what it has over the base's copy."""
+    """By distribution that its build installed before the base image's copy: both versions."""
     problem: str | None = None
-    """Why its file cannot be read."""
+    """Reason why its file cannot be read."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,13 +44,13 @@ class Packages:
     copies: Mapping[str, tuple[Copy, ...]]
     """Every copy of a distribution by its normalised name; the first one is used."""
     requires: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    """What the copy of a distribution that is used requires itself."""
+    """Requirements of each distribution's used copy, by its own metadata."""
     damaged: tuple[str, ...] = ()
-    """Which metadata cannot be read, and why."""
+    """Metadata that cannot be read, each with the reason."""
     executable: str = "python"
     """The interpreter of this environment."""
     user_site: str | None = None
-    """The user's own folder of packages, where Python looks into it and it is there."""
+    """The user's own folder of packages, if it exists and Python looks into it."""
     image: Image | None = None
 
     def version(self, distribution: str) -> str | None:
@@ -61,11 +61,11 @@ class Packages:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Probe:
-    """What a process of its own saw when it imported something."""
+    """Answers of a process of its own that imported something."""
 
     answers: Mapping[str, Any] = field(default_factory=dict)
     problem: str | None = None
-    """Why it has no answers: an error in one line, a crash, a hang."""
+    """Reason why it has no answers: an error in one line, a crash, a hang."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -79,7 +79,7 @@ class GPUs:
 
     @property
     def are_there(self) -> bool:
-        """Whether this machine has GPUs, whatever this process can see of them."""
+        """Tell whether this machine has GPUs, whether or not this process can see them."""
         return self.driver is not None or bool(self.health.rows)
 
 
@@ -90,10 +90,10 @@ class Disk:
     name: str
     path: str
     is_of_compilers: bool = False
-    """Whether only Triton and torch.compile write there, which the CPU host does without."""
+    """True if only Triton and torch.compile write there; the CPU host uses neither."""
     free_gib: float | None = None
     problem: str | None = None
-    """Why it could not be written to."""
+    """Reason why it could not be written to."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -107,7 +107,7 @@ class Machine:
     most_tasks_of_container: int | None
     """Processes and threads that the control group allows; None is no limit."""
     may_lock_memory: bool
-    """Whether this process may lock memory beyond its limit (CAP_IPC_LOCK)."""
+    """True if this process may lock memory beyond its limit (CAP_IPC_LOCK)."""
     infiniband: tuple[str, ...]
     """Names of its adapters."""
     interfaces: tuple[str, ...]
@@ -115,11 +115,11 @@ class Machine:
     compiler: str | None
     """The C compiler that Triton takes."""
     has_python_headers: bool
-    """Whether Python.h is there, against which Triton compiles."""
+    """True if Python.h exists, against which Triton compiles."""
     user: str | None
     """Name of the user; None where there is none for this number."""
     is_clock_synchronised: bool | None
-    """As the kernel says; None where it does not."""
+    """The kernel's answer; None where it gives none."""
     now: float
     """Seconds since 1970, as the clock says."""
     written: float
@@ -129,10 +129,10 @@ class Machine:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Facts:
-    """All that findings are made of."""
+    """All facts that findings are made from."""
 
     packages: Packages
     probes: Mapping[str, Probe]
-    """By the names in ``probe.py``. One is missing where its package is."""
+    """Answers by the names in ``probe.py``; absent where the package is absent."""
     gpus: GPUs
     machine: Machine

@@ -1,4 +1,4 @@
-"""What was looked at, how it stands, and what to do about it."""
+"""Define a finding: one thing that was checked, its state, and the fix."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from enum import StrEnum
 
 
 class Level(StrEnum):
-    """How much a finding matters."""
+    """Weight of a finding."""
 
     OK = "ok"
     NOTE = "note"
-    """Training works, and the owner should know it all the same."""
+    """Training works, but the owner should know it."""
     PROBLEM = "problem"
-    """Training cannot work, or not as was meant."""
+    """Training cannot work, or would not do what was asked for."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -21,7 +21,7 @@ class Finding:
     """One line of the answer."""
 
     check: str
-    """What was looked at, in a word or two."""
+    """Name of the thing that was checked, in a word or two."""
     level: Level
     found: str
     needed: str = ""
@@ -29,15 +29,15 @@ class Finding:
 
 
 def ok(check: str, found: str) -> Finding:
-    """All is well."""
+    """Return a finding that nothing is wrong."""
     return Finding(check=check, level=Level.OK, found=found)
 
 
 def note(check: str, found: str, *, needed: str = "", fix: str = "") -> Finding:
-    """Something to know that keeps no run from training."""
+    """Return a finding that stops no run."""
     return Finding(check=check, level=Level.NOTE, found=found, needed=needed, fix=fix)
 
 
 def problem(check: str, found: str, *, needed: str, fix: str) -> Finding:
-    """Something that keeps runs from training, with what to do about it."""
+    """Return a finding that stops runs from training, with the fix."""
     return Finding(check=check, level=Level.PROBLEM, found=found, needed=needed, fix=fix)

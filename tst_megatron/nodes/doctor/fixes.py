@@ -1,4 +1,4 @@
-"""Commands that mend packages: with uv, whose environments have no pip; images are built again."""
+"""Name the commands that repair packages: uv in an environment, a new build for an image."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ NEWER_IMAGE = "use a newer image: torch of an index would replace NVIDIA's"
 
 
 def required(packages: Packages, name: str) -> str:
-    """A distribution as every run requires it; its name alone where that is not known."""
+    """Return the requirement on a distribution; only its name where that is not known."""
     texts = packages.required.get("", ())
     named = (text for text in texts if canonicalize_name(Requirement(text).name) == name)
     return next(named, name)
 
 
 def as_installed(packages: Packages, name: str) -> str:
-    """A distribution in the version that is there, of an index; else as it is required."""
+    """Pin a distribution to its installed version; else return the requirement on it."""
     try:
         return f"{name}=={Version(packages.version(name) or '').public}"
     except InvalidVersion:
@@ -28,7 +28,7 @@ def as_installed(packages: Packages, name: str) -> str:
 
 
 def install(packages: Packages, what: str, *, options: str = "", all_of: str = "") -> str:
-    """How a requirement comes to be met here.
+    """Return the command that installs a requirement here.
 
     Args:
         packages: as installed.
@@ -45,7 +45,7 @@ def install(packages: Packages, what: str, *, options: str = "", all_of: str = "
 
 
 def reinstall(packages: Packages, what: str) -> str:
-    """How a broken distribution is replaced."""
+    """Return the command that replaces a broken distribution."""
     name = Requirement(what).name
     if not packages.image and name == "torch" and has_torch_of_an_image(packages):
         return "start its image anew: no index has this torch"
@@ -53,14 +53,14 @@ def reinstall(packages: Packages, what: str) -> str:
 
 
 def uninstall(packages: Packages, name: str) -> str:
-    """How a distribution is taken away."""
+    """Return the command that removes a distribution."""
     if packages.image:
         return f"{BUILD_AGAIN} from a base without {name}"
     return f"uv pip uninstall --python {packages.executable} {name}"
 
 
 def has_torch_of_an_image(packages: Packages) -> bool:
-    """Whether torch is a pre-release, as NVIDIA's images have it and no index does."""
+    """Tell whether torch is a pre-release, which NVIDIA's images have and no index has."""
     try:
         return Version(packages.version("torch") or "").is_prerelease
     except InvalidVersion:

@@ -1,4 +1,4 @@
-"""Collects the facts: metadata, folders, limits, and what processes of their own import."""
+"""Collect the facts: metadata, folders, limits, and answers of processes that import."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from tst_megatron.nodes.doctor.probe import DEEP_EP, MODULES, SECONDS, WGRAD, as
 from tst_megatron.system.machine import node, nvidia_smi
 
 IMAGE = Path("/opt/tst_megatron/image.json")
-"""What an image was built with: {"versions": {distribution: version}, "apex": bool}."""
+"""File of an image about its packages: {"versions": {distribution: version}, "apex": bool}."""
 
 SECONDS_WITHOUT_DRIVER = 5
 """For nvidia-smi, which without a driver has nothing to wait for."""
@@ -39,7 +39,7 @@ QUESTIONS = {
     WGRAD: "wgrad",
     DEEP_EP: "deep_ep",
 }
-"""What is asked of a module that is there."""
+"""Question to ask about each module that exists."""
 
 
 def gather(
@@ -49,7 +49,7 @@ def gather(
     image: Path = IMAGE,
     seconds: float = SECONDS,
 ) -> Facts:
-    """Everything that is to be known.
+    """Collect all facts about this machine and its software.
 
     Args:
         folder: that of the run, whose disk is looked at; it need not be there yet.
@@ -101,7 +101,7 @@ def _packages(image: Path) -> Packages:
 
 
 def _required(project: Path) -> tuple[str, dict[str, tuple[str, ...]]]:
-    """What this project requires: by its checkout if it runs in one, else by its metadata."""
+    """Return this project's requirements: from the checkout it runs in, else from its metadata."""
     table = _checkout(project)
     if table is not None:
         texts = {"": table["dependencies"], **table["optional-dependencies"]}
@@ -163,9 +163,9 @@ def _named(distributions: Iterable[Distribution]) -> tuple[Named, list[str]]:
 def _requires(
     required: Iterable[str], named: Named
 ) -> tuple[dict[str, tuple[str, ...]], list[str]]:
-    """What each distribution requires that this project leads to, and what cannot be read.
+    """Return the requirements of each distribution that this project needs, and unreadable ones.
 
-    Others on the machine are none of its business, and old ones are not by PEP 508.
+    Other distributions on the machine are left alone: old ones do not follow PEP 508.
     """
     used = dict(reversed(named))
     found: dict[str, tuple[str, ...]] = {}
@@ -188,7 +188,7 @@ def _names_of(requirements: Iterable[str]) -> list[str]:
 
 
 def _copies(named: Named) -> tuple[dict[str, tuple[Copy, ...]], list[str]]:
-    """Every distribution on Python's path, in its order, and whose origin cannot be read."""
+    """Return all copies of each distribution in the order of Python's path, and unreadable ones."""
     copies: dict[str, list[Copy]] = {}
     damaged = []
     for name, distribution in named:
@@ -214,7 +214,7 @@ def _source(distribution: Distribution) -> str | None:
 
 
 def read_image(file: Path) -> Image | None:
-    """What an image says that it was built with; None outside of one."""
+    """Return the packages that an image says it was built with; None outside an image."""
     if not file.exists():
         return None
     try:

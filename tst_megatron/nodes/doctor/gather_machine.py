@@ -1,4 +1,4 @@
-"""Collects what a process can see of its machine: memory, limits, disks, clock, network."""
+"""Collect what a process can see of its machine: memory, limits, disks, clock, network."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ CAP_IPC_LOCK = 14
 """The number of the capability; ``capabilities(7)``."""
 
 MOST_TO_LOCK_BYTES = 64 * 2**20
-"""That are tried."""
+"""Most bytes that are locked to try it."""
 
 STA_UNSYNC = 0x40
 TIMEX_BYTES = 512
 """More than ``struct timex`` has."""
 STATUS_OFFSET = 40
-"""Of ``status`` in it, where a long has 8 bytes; ``adjtimex(2)``."""
+"""Offset of ``status`` in it, where a long has 8 bytes; ``adjtimex(2)``."""
 
 
 def machine(folder: Path | None, package: Path) -> Machine:
@@ -128,7 +128,7 @@ def _number(file: Path) -> int | None:
 
 
 def _may_lock_beyond(limit: int) -> bool:
-    """Whether memory beyond a limit in bytes can be locked.
+    """Tell whether memory beyond a limit in bytes can be locked.
 
     It is tried, for the capability does not count in a user namespace. What is too much to try is
     left to the capability.
@@ -159,7 +159,7 @@ def _names(folder: Path) -> tuple[str, ...]:
 
 
 def _compiler() -> str | None:
-    """As triton.runtime.build looks for it."""
+    """Find the C compiler in the way of triton.runtime.build."""
     return os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")
 
 
@@ -171,7 +171,7 @@ def _user() -> str | None:
 
 
 def _is_clock_synchronised() -> bool | None:
-    """What the kernel says, to which every time service reports; the clock is not changed."""
+    """Ask the kernel, to which every time service reports; the clock is not changed."""
     answer = ctypes.create_string_buffer(TIMEX_BYTES)
     try:
         state = ctypes.CDLL(None).adjtimex(answer)

@@ -27,7 +27,7 @@ HIDDEN = ("", "-1", "NoDevFiles", "none", "void")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Hardware:
-    """What a profile is made for."""
+    """GPUs that a profile is made for."""
 
     least: tuple[int, int]
     """Compute capability."""
@@ -42,11 +42,11 @@ HARDWARE = {
     "mxfp8": Hardware(least=(10, 0), majors=(10,), words="Blackwell (B200)"),
     "fp8": Hardware(least=(9, 0), majors=(9,), words="Hopper"),
 }
-"""As docs/profiles.md."""
+"""GPUs of each profile, as in docs/profiles.md."""
 
 
 def seen_by_torch(facts: Facts) -> Mapping[str, Any]:
-    """What torch answered; nothing where it is missing or broken, which is a finding itself."""
+    """Return torch's answers; none where torch is missing or broken, which other findings say."""
     return facts.probes["torch"].answers if "torch" in facts.probes else {}
 
 
@@ -60,7 +60,7 @@ def default_profile(facts: Facts) -> str:
 
 
 def driver_findings(facts: Facts, profile: str) -> list[Finding]:
-    """Whether there is a driver, new enough for the CUDA that torch was built with."""
+    """Check for a driver that is new enough for the CUDA that torch was built with."""
     driver, torch = facts.gpus.driver, seen_by_torch(facts)
     least = DRIVERS.get(str(torch.get("cuda")).partition(".")[0])
     if driver is None:
@@ -97,7 +97,7 @@ def driver_findings(facts: Facts, profile: str) -> list[Finding]:
 
 
 def gpu_findings(facts: Facts, profile: str) -> list[Finding]:
-    """Whether torch sees every GPU, they are well, and the profile is made for them."""
+    """Check that torch sees every GPU, that they work, and that the profile is made for them."""
     torch = seen_by_torch(facts)
     found = [*_health(facts)]
     if profile == "cpu":
@@ -212,7 +212,7 @@ def _capabilities(gpus: list[dict[str, Any]], profile: str) -> Iterator[Finding]
 
 
 def nccl_findings(facts: Facts, profile: str) -> list[Finding]:
-    """Whether NCCL is there, and is the one that torch was installed with."""
+    """Check that NCCL is the one that torch was installed with."""
     torch = seen_by_torch(facts)
     if not torch or torch["cuda"] is None or profile not in GPU_PROFILES:
         return []
@@ -256,7 +256,7 @@ def _release(version: str) -> tuple[int, ...]:
 
 
 def gloo_findings(facts: Facts) -> list[Finding]:
-    """Whether gloo starts, which carries what is on the CPU, also beside NCCL."""
+    """Check that gloo starts; it carries what is on the CPU, also beside NCCL."""
     torch = seen_by_torch(facts)
     if not torch:
         return []

@@ -1,4 +1,4 @@
-"""Findings on limits of a process: what ``ulimit`` and a container's control group allow."""
+"""Judge the limits of a process, set by ``ulimit`` or by a container's control group."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LIMITS = {
     "core": resource.RLIMIT_CORE,
     "as": resource.RLIMIT_AS,
 }
-"""By the names of ``limits.conf``."""
+"""Limits that are looked at, by their names in ``limits.conf``."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -27,12 +27,12 @@ class Least:
     """A limit that must be high enough."""
 
     least: int
-    """Below it training fails."""
+    """Value below which training fails."""
     enough: int
-    """Below it large jobs may."""
+    """Value below which large jobs may fail."""
     what: str
     letter: str
-    """Of ``ulimit``."""
+    """Option of ``ulimit`` that sets it."""
 
 
 LEAST = {
@@ -60,7 +60,7 @@ def _is_below(value: int, wanted: int) -> bool:
 
 
 def limit_findings(machine: Machine, profile: str) -> list[Finding]:
-    """What limits of this process keep a run from training, or may do so in a large job."""
+    """List limits of this process that stop a run from training, or may stop a large job."""
     found = [
         *_too_low(machine.limits),
         *_container(machine.most_tasks_of_container),

@@ -1,4 +1,4 @@
-"""Findings on the machine: shared memory, disks, clock, user, environment variables."""
+"""Judge the machine: shared memory, disks, clock, user, environment variables."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 
-from tst_megatron.nodes.doctor.facts import Disk, Machine
+from tst_megatron.nodes.doctor.facts import Disk, Machine, Probe
 from tst_megatron.nodes.doctor.finding import Finding, note, ok, problem
 from tst_megatron.recipe.environment import strange_values
 from tst_megatron.recipe.profiles import GPU_PROFILES
@@ -26,7 +26,7 @@ HURTS = {
     "TORCHDYNAMO_DISABLE": "what Megatron fuses by torch.compile is no longer fused",
     "PYTHONOPTIMIZE": "Python leaves out the assertions by which Megatron checks its arguments",
 }
-"""Variables that are of use while a fault is looked for, and cost in a run."""
+"""Variables that help to find a fault and slow a run down, with their cost."""
 
 ATTENTION = ("NVTE_FLASH_ATTN", "NVTE_FUSED_ATTN", "NVTE_UNFUSED_ATTN")
 """Megatron sets them by `attention-backend`, and refuses to start if they were set otherwise."""
@@ -42,7 +42,7 @@ OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
 
 
 def memory_findings(machine: Machine, profile: str) -> list[Finding]:
-    """Whether there is shared memory for NCCL and loaders; without NCCL a little does."""
+    """Check for enough shared memory for NCCL and loaders; without NCCL a little is enough."""
     return [
         _disk_finding(
             machine.shared_memory,
@@ -55,7 +55,7 @@ def memory_findings(machine: Machine, profile: str) -> list[Finding]:
 
 
 def disk_findings(machine: Machine, profile: str) -> list[Finding]:
-    """Whether there is room and permission where a run writes."""
+    """Check for free space and permission in the folders that a run writes to."""
     found = []
     for disk in machine.disks:
         if disk.is_of_compilers and profile not in GPU_PROFILES:
@@ -70,7 +70,7 @@ def disk_findings(machine: Machine, profile: str) -> list[Finding]:
 
 
 def compiler_findings(machine: Machine, profile: str) -> list[Finding]:
-    """Whether Triton and torch.compile can compile, which the CPU host does without."""
+    """Check that Triton and torch.compile can compile; the CPU host needs no compiler."""
     if profile not in GPU_PROFILES:
         return []
     found = []
@@ -96,7 +96,7 @@ def compiler_findings(machine: Machine, profile: str) -> list[Finding]:
 
 
 def user_findings(machine: Machine) -> list[Finding]:
-    """Whether the user has a name, without which Megatron cannot be imported."""
+    """Check that the user has a name, without which Megatron cannot be imported."""
     # `machine.user` heeds the variables that give a name.
     if machine.user is not None or "TORCHINDUCTOR_CACHE_DIR" in machine.environment:
         return []
@@ -123,7 +123,7 @@ def _disk_finding(
 
 
 def clock_findings(machine: Machine) -> list[Finding]:
-    """Whether the clock is right, as far as one machine can tell."""
+    """Check that the clock is right, as far as one machine can tell."""
     here = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(machine.now))
     fix = "start its time service (chronyd, systemd-timesyncd, ntpd) on the machine itself, not in "
     fix += "a container"
@@ -155,8 +155,22 @@ def clock_findings(machine: Machine) -> list[Finding]:
 # --- environment ----------------------------------------------------------------------------------
 
 
+def path_findings(modules: Probe) -> list[Finding]:
+    """Check that Python can look for modules at all."""
+    if modules.problem is None:
+        return []
+    return [
+        problem(
+            "Python's path",
+            f"modules could not be looked for: {modules.problem}",
+            needed="folders on PYTHONPATH and in the environment that Python can search",
+            fix="unset PYTHONPATH, start in another folder, or make the environment anew",
+        )
+    ]
+
+
 def environment_findings(machine: Machine, profile: str, *, is_compute: bool) -> list[Finding]:
-    """Variables that keep a run from training, that slow it down, or that it waits for.
+    """List environment variables that stop a run, slow it down, or make it wait for a network.
 
     Args:
         machine: with its environment.
@@ -188,7 +202,7 @@ def _interfaces(machine: Machine) -> Iterator[Finding]:
 
 
 def _has_interface(value: str, interfaces: Sequence[str]) -> bool:
-    """As NCCL reads it: prefixes; ``=`` in front wants whole names, ``^`` any other."""
+    """Tell whether NCCL finds an interface: prefixes; ``=`` means full names, ``^`` all others."""
     names = [name for name in value.lstrip("^=").split(",") if name]
 
     def is_named(interface: str) -> bool:

@@ -1,7 +1,7 @@
-"""Findings on Python and its packages: versions, copies, folders, and what an image was built with.
+"""Judge Python and its packages: versions, copies, folders, and the packages of an image.
 
-Versions follow PEP 440, with one liberty: a pre-release counts as the release that it leads to, for
-NVIDIA's images bring torch ``2.13.0a0+8145d630e8``. Where one version is wanted, only that fits.
+Versions follow PEP 440, with one liberty: a pre-release counts as the release that it leads to,
+because NVIDIA's images have torch ``2.13.0a0+8145d630e8``. A pinned version fits only itself.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from packaging.utils import canonicalize_name
 from packaging.version import InvalidVersion, Version
 
 from tst_megatron.nodes.doctor import fixes
-from tst_megatron.nodes.doctor.facts import Copy, Image, Packages, Probe
+from tst_megatron.nodes.doctor.facts import Copy, Image, Packages
 from tst_megatron.nodes.doctor.finding import Finding, note, ok, problem
 from tst_megatron.nodes.doctor.fixes import BUILD_AGAIN
 from tst_megatron.nodes.doctor.probe import MODULES
@@ -27,14 +27,14 @@ NOT_OF_TRAINING = {
     "pyarrow": ", for data commands and not for training",
     "zstandard": ", for data commands and not for training",
 }
-"""What every installation has, and training imports nowhere."""
+"""Packages of every installation that training never imports."""
 
 
 def fits(wanted: SpecifierSet, version: str) -> bool:
-    """Whether a version is as wanted.
+    """Tell whether a version is as wanted.
 
     Raises:
-        InvalidVersion: it is none by PEP 440.
+        InvalidVersion: PEP 440 does not allow the version.
     """
     parsed = Version(version)
     if wanted.contains(parsed, prereleases=True):
@@ -44,7 +44,7 @@ def fits(wanted: SpecifierSet, version: str) -> bool:
 
 
 def python_findings(packages: Packages) -> list[Finding]:
-    """Whether this Python is one that the project runs on."""
+    """Check that the project runs on this Python."""
     if fits(SpecifierSet(packages.requires_python), packages.python):
         return [ok("Python", packages.python)]
     return [
@@ -58,7 +58,7 @@ def python_findings(packages: Packages) -> list[Finding]:
 
 
 def requirement_findings(packages: Packages, modules: Mapping[str, str]) -> list[Finding]:
-    """Whether each package that every run needs is there in a version that was asked for.
+    """Check that each package that every run needs is installed in a required version.
 
     Args:
         packages: as installed.
@@ -101,7 +101,7 @@ def _unmet(
 
 
 def _mismatch(requirement: Requirement, packages: Packages) -> str | None:
-    """What is there instead of what is required; None if that is there."""
+    """Describe what is installed instead of a requirement; None if the requirement is met."""
     name = canonicalize_name(requirement.name)
     if name not in packages.copies:
         return "not installed"
@@ -115,7 +115,7 @@ def _mismatch(requirement: Requirement, packages: Packages) -> str | None:
 
 
 def extra_findings(packages: Packages) -> list[Finding]:
-    """What optional parts lack, which training does not need; ``gpu`` has findings of its own."""
+    """List what extras lack. Training needs none of them; ``gpu`` has findings of its own."""
     found = []
     for extra, texts in packages.required.items():
         if extra in ("", "gpu"):
@@ -143,22 +143,8 @@ def extra_findings(packages: Packages) -> list[Finding]:
     return found
 
 
-def path_findings(modules: Probe) -> list[Finding]:
-    """Whether modules can be looked for at all."""
-    if modules.problem is None:
-        return []
-    return [
-        problem(
-            "Python's path",
-            f"modules could not be looked for: {modules.problem}",
-            needed="folders on PYTHONPATH and in the environment that Python can search",
-            fix="unset PYTHONPATH, start in another folder, or make the environment anew",
-        )
-    ]
-
-
 def metadata_findings(packages: Packages) -> list[Finding]:
-    """Which metadata are damaged, so that what they say is not looked at."""
+    """List damaged metadata, whose content is ignored."""
     if not packages.damaged:
         return []
     return [
@@ -172,13 +158,13 @@ def metadata_findings(packages: Packages) -> list[Finding]:
 
 
 def indirect_findings(packages: Packages) -> list[Finding]:
-    """What packages that every run needs require in turn, by their own metadata.
+    """Check the requirements of the packages that every run needs, by their own metadata.
 
-    Notes only: images have some of them under other names, and a version that does not fit mostly
-    works. Importing Megatron tells.
+    These are notes only. Images have some packages under other names, and a version that does not
+    fit mostly works. Importing Megatron gives the certain answer.
     """
     names = [canonicalize_name(Requirement(text).name) for text in packages.required.get("", ())]
-    # What is wrong with those is said already.
+    # The direct requirements have findings of their own.
     reached, said, wrong = set(names), set(names), []
     while names:
         name = names.pop()
@@ -207,18 +193,14 @@ def indirect_findings(packages: Packages) -> list[Finding]:
 
 
 def _names(packages: Packages) -> set[str]:
-    """Distributions of ours whose copies matter."""
+    """Return the distributions whose copies matter to training."""
     texts = [text for each in packages.required.values() for text in each]
     return {canonicalize_name(Requirement(text).name) for text in texts} | MODULES.keys()
 
 
 def copy_findings(packages: Packages, modules: Mapping[str, str]) -> list[Finding]:
-    """Packages that are there twice, from another folder than their version, or private."""
-    return [
-        *_twice(packages),
-        *_shadowed(packages, modules),
-        *_private(packages),
-    ]
+    """List packages that are installed twice, imported from elsewhere, or the user's own."""
+    return [*_twice(packages), *_shadowed(packages, modules), *_private(packages)]
 
 
 def _twice(packages: Packages) -> Iterator[Finding]:
@@ -236,7 +218,7 @@ def _twice(packages: Packages) -> Iterator[Finding]:
 
 
 def _is_meant(image: Image | None, name: str, copies: Sequence[Copy]) -> bool:
-    """Whether these are the base image's copy and what its build laid over it."""
+    """Tell whether these are the base image's copy and the one that our build put before it."""
     replaced = image.replaced.get(name) if image else None
     return replaced is not None and {copy.version for copy in copies} == set(replaced)
 
@@ -280,7 +262,7 @@ def _private(packages: Packages) -> Iterator[Finding]:
 
 
 def image_findings(packages: Packages) -> list[Finding]:
-    """Whether an image still has what it was built with."""
+    """Check that an image still has the packages that it was built with."""
     image = packages.image
     if image is None:
         return []

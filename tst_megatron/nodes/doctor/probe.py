@@ -1,4 +1,6 @@
-"""Questions that import something, each in a process of its own: a crash or a hang is an answer.
+"""Ask questions that import something, each in a process of its own.
+
+A crash or a hang of that process is an answer too.
 
 ``ask`` starts the process, ``answer`` is what runs in it.
 """
@@ -24,7 +26,7 @@ SECONDS = 180.0
 minutes from a file system that is ill."""
 
 MOST_CHARACTERS = 400
-"""Of an error; some list every folder they searched."""
+"""Most characters of an error; some list every folder they searched."""
 
 MODULES = {
     "torch": "torch",
@@ -120,7 +122,7 @@ def answer(name: str) -> None:
 
 
 def _modules() -> dict[str, Any]:
-    """Where each module would come from, without importing more than what holds it."""
+    """Find where each module would be imported from, importing only the package that holds it."""
     names = (*MODULES.values(), TRAINING, APEX, WGRAD, DEEP_EP)
     return {name: found for name in names if (found := _origin(name)) is not None}
 
@@ -138,7 +140,7 @@ def _origin(module: str) -> str | None:
 
 
 def _helpers() -> dict[str, Any]:
-    """Load the extension of Megatron's datasets by itself, without Megatron and torch."""
+    """Load the extension of Megatron's datasets alone, without Megatron and torch."""
     origin = _origin("megatron.core")
     assert origin is not None, "asked only where it is"
     folder = Path(origin).parent / "datasets"
@@ -154,6 +156,7 @@ def _helpers() -> dict[str, Any]:
 
 
 def _torch() -> dict[str, Any]:
+    # It imports torch, which may crash: only the process that answers may do so.
     from tst_megatron.megatron.cpu import device
 
     return {**device.seen_by_torch(), "nccl_file": _loaded("libnccl.so")}
@@ -185,6 +188,7 @@ def _deep_ep() -> dict[str, Any]:
 
 
 def _megatron() -> dict[str, Any]:
+    # It imports torch, which may crash: only the process that answers may do so.
     from tst_megatron.megatron.cpu import host
 
     if host.is_needed():
@@ -202,4 +206,4 @@ PROBES: dict[str, Callable[[], dict[str, Any]]] = {
     "deep_ep": _deep_ep,
     "megatron": _megatron,
 }
-"""What can be asked. ``megatron`` imports all that training does."""
+"""Functions that answer, by question. ``megatron`` imports all that training imports."""

@@ -1,4 +1,4 @@
-"""A diagnosis as a table for a person, and as JSON for a machine."""
+"""Print a diagnosis as a table for a person, or as JSON for a program."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ STYLES = {Level.OK: "green", Level.NOTE: "yellow", Level.PROBLEM: "bold red"}
 
 
 def as_json(diagnosis: Diagnosis) -> str:
-    """One object, with the findings as a list."""
+    """Return the diagnosis as one JSON object, with the findings as a list."""
     facts = {"can_train": diagnosis.can_train, **dataclasses.asdict(diagnosis)}
     return json.dumps(facts, indent=2)
 
 
 def show(diagnosis: Diagnosis, console: Console) -> None:
-    """Every finding in a table, then what it comes to."""
+    """Print every finding in a table, then the conclusion."""
     choice = " (none was asked for; this is the one for this machine)"
     profile = f"{diagnosis.profile}{choice if diagnosis.is_default_profile else ''}"
     _line(console, f"{diagnosis.host}, profile {profile}", None)

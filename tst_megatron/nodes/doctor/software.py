@@ -1,4 +1,4 @@
-"""Findings on what training imports: torch, Megatron, Transformer Engine, Apex, DeepEP."""
+"""Judge what training imports: torch, Megatron, Transformer Engine, Apex, DeepEP."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ WITHOUT_DEEP_EP = "moe-token-dispatcher-type=alltoall behind the recipe"
 
 
 def torch_findings(facts: Facts) -> list[Finding]:
-    """Whether torch can be imported and was built for this machine."""
+    """Check that torch can be imported and was built for this machine."""
     probe = facts.probes.get("torch")
     if probe is None:
         if facts.packages.required and "torch" not in facts.packages.copies:
@@ -70,7 +70,7 @@ def _broken(name: str, facts: Facts, probe: Probe) -> Finding:
 
 
 def megatron_findings(facts: Facts, modules: Mapping[str, str]) -> list[Finding]:
-    """Whether Megatron has its training loop and its extension, and can be imported."""
+    """Check that Megatron has its training loop and its extension, and can be imported."""
     version = facts.packages.version("megatron-core") or "of unknown version"
     wanted = fixes.required(facts.packages, "megatron-core")
     fix = f"{fixes.reinstall(facts.packages, wanted)}; PyPI's wheel has both"
@@ -113,7 +113,7 @@ def megatron_findings(facts: Facts, modules: Mapping[str, str]) -> list[Finding]
 
 
 def engine_findings(facts: Facts, profile: str) -> list[Finding]:
-    """Whether Transformer Engine is there for a profile that needs it."""
+    """Check for Transformer Engine, if the profile needs it."""
     probe, version = facts.probes.get("transformer engine"), facts.packages.version(ENGINE)
     tested = _tested(facts)
     fix = _engine_fix(facts, tested)
@@ -192,7 +192,7 @@ def _engine_version(version: str | None, tested: Requirement, profile: str, fix:
 def apex_findings(
     facts: Facts, modules: Mapping[str, str], profile: str, *, is_asked: bool
 ) -> list[Finding]:
-    """Whether Apex is NVIDIA's, and its extension there for a profile that needs it.
+    """Check that Apex is NVIDIA's, and that it has its extension if the profile needs that.
 
     Args:
         facts: all of them.
@@ -266,7 +266,7 @@ def _extension(facts: Facts, profile: str) -> list[Finding]:
 
 
 def deep_ep_findings(facts: Facts, profile: str) -> list[Finding]:
-    """Whether HybridEP is there, which the fused profiles take for experts on several GPUs."""
+    """Check for HybridEP, which the fused profiles use for experts on several GPUs."""
     if profile not in FUSED:
         return []
     probe = facts.probes.get("deep_ep")

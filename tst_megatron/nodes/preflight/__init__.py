@@ -1,1 +1,1 @@
-"""Finding sick nodes before a training run starts on them."""
+"""Find sick nodes before a training run starts on them."""

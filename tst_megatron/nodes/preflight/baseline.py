@@ -1,4 +1,4 @@
-"""Bandwidths that a cluster had when it was well, in a JSON file that is made once per site."""
+"""Keep the bandwidths of a healthy cluster in a JSON file, which is made once per site."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Baseline:
     over_all_nodes: float | None
 
     def is_like(self, other: Baseline) -> bool:
-        """Whether both are of jobs of one shape."""
+        """Tell whether both are from jobs of one shape."""
         return self._shape() == other._shape()
 
     def _shape(self) -> tuple[str, int, int, int]:
@@ -29,7 +29,7 @@ class Baseline:
 
 
 def read_baselines(path: Path) -> list[Baseline]:
-    """The baselines in a file.
+    """Read the baselines in a file.
 
     Raises:
         ValueError: the file holds something else.
@@ -52,7 +52,7 @@ def add_baseline(path: Path, new: Baseline) -> None:
 def bandwidth_problems(
     measured: float | None, baseline: float | None, min_fraction: float
 ) -> list[str]:
-    """Whether a bandwidth is too far below what the cluster had when it was well, both in GB/s."""
+    """Check that a bandwidth is not too far below the healthy cluster's, both in GB/s."""
     if measured is None or baseline is None or measured >= min_fraction * baseline:
         return []
     return [

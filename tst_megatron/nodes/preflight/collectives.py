@@ -1,4 +1,4 @@
-"""The ranks of a preflight meet, and add up known numbers within each node and over all."""
+"""Let the ranks of a preflight meet and add up known numbers, within each node and over all."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ class Absent(Exception):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Meeting:
-    """What every rank knows of the others once all have come."""
+    """Knowledge of every rank about the others, once all have come."""
 
     store: Any
     hosts: list[str]
-    """By rank."""
+    """Host of each rank."""
     unfit: dict[int, str]
     """Ranks that cannot take part in collectives, and why."""
     times: list[float]
@@ -118,7 +118,7 @@ def group_of(ranks: Sequence[int], timeout_seconds: float) -> Any:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AllReduce:
-    """What all-reduces of a group showed."""
+    """Result of the all-reduces of a group."""
 
     num_wrong: int
     """Elements that were not the sum, over all rounds."""

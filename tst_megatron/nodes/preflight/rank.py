@@ -1,4 +1,4 @@
-"""One rank of a preflight: look at the node, meet the others, add up numbers, write a report."""
+"""Run one rank of a preflight: check the node, meet the others, add up numbers, report."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ NUM_BYTES = {"nccl": 2**30, "gloo": 2**26}
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Wanted:
-    """What a preflight was asked for."""
+    """Options of a preflight."""
 
     backend: str
     num_bytes: int | None
-    """Of each all-reduce; None is ``NUM_BYTES`` of the backend."""
+    """Size of each all-reduce; None is ``NUM_BYTES`` of the backend."""
     baseline: Path | None
     write_baseline: bool
     min_fraction: float
@@ -49,7 +49,7 @@ class Wanted:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Place:
-    """Where a rank is in its job."""
+    """Position of a rank in its job."""
 
     rank: int
     num_ranks: int
@@ -107,7 +107,7 @@ def preflight(folder: Path, place: Place, wanted: Wanted) -> int:
 
 
 def _look_at_node(progress: Progress, folder: Path, wanted: Wanted, *, has_gpus: bool) -> None:
-    """What one rank of each node looks at, before any rank has work on a GPU."""
+    """Check the node, as one rank of each node does before any rank works on a GPU."""
     report = progress.report
     if has_gpus:
         with progress.check("nvidia-smi"):
@@ -140,8 +140,9 @@ def _meet(
     """Wait for all ranks, and compare clocks.
 
     Raises:
-        GaveUp: not all came, or not all can go on.
+        GaveUp: not all ranks came, or not all can take part.
     """
+    # It imports torch at its top, which only the first check may do: it has the time limit.
     from tst_megatron.nodes.preflight import collectives
 
     report = progress.report
@@ -185,9 +186,10 @@ def _add_up(
     backend: str,
     baselines: list[Baseline],
 ) -> None:
-    """All-reduce within the node and over all nodes, compared with the baseline."""
+    """All-reduce within the node and over all nodes, and compare with the baseline."""
+    # Both import torch at their top, which only the first check may do: it has the time limit.
     from tst_megatron.megatron.cpu import device
-    from tst_megatron.nodes.preflight import collectives
+    from tst_megatron.nodes.preflight import collectives  # As above.
 
     report = progress.report
     num_bytes = wanted.num_bytes or NUM_BYTES[backend]

@@ -1,4 +1,4 @@
-"""What each rank of a preflight writes down: ``rank-N.json``, current whenever it may hang."""
+"""Write each rank's report of a preflight, ``rank-N.json``, before every step that may hang."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ CHECKS = (
     *("start", "nvidia-smi", "memory and disks"),
     *("rendezvous", "within the node", "over all nodes", "done"),
 )
-"""What a rank goes through, in order; its file says which it has reached."""
+"""Checks of a rank, in order; its file says which it has reached."""
 
 WITH_OTHER_NODES = ("rendezvous", "over all nodes")
 """Checks that end only if every other node comes: being held up there is not the node's fault."""
 
 OVER_ALL_NODES = "over all nodes: "
-"""How a problem begins that is not known to be of the node that saw it."""
+"""Start of a problem that may not be the fault of the node that saw it."""
 
 SECONDS_OF_GRACE = 15.0
-"""What a check gets beyond the timeout of its collectives, whose own error says more."""
+"""Time that a check gets beyond the timeout of its collectives, whose own error says more."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -39,7 +39,7 @@ class RankReport:
     rank: int
     host: str
     attempt: str
-    """Which start of which job this is: a folder may hold files of an earlier one."""
+    """Job and start that this belongs to; a folder may hold files of an earlier start."""
     check: str = CHECKS[0]
     problems: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -52,7 +52,7 @@ class RankReport:
 
 
 class GaveUp(Exception):
-    """A check failed and its problem is written down; the rank cannot go on."""
+    """A check failed and its problem is written down; the rank cannot continue."""
 
 
 class Progress:
@@ -130,13 +130,13 @@ class Progress:
 
 
 def attempt(environment: Mapping[str, str] = os.environ) -> str:
-    """Which start of which Slurm job this process belongs to; empty outside one."""
+    """Return the Slurm job and start that this process belongs to; empty outside a job."""
     job = environment.get("SLURM_JOB_ID", "")
     return f"{job}.{environment.get('SLURM_RESTART_COUNT') or 0}" if job else ""
 
 
 def read_reports(folder: Path, current: str) -> tuple[dict[int, RankReport], list[str]]:
-    """Every rank's report of this attempt, and notes on files that are none.
+    """Read every rank's report of this attempt, and note files that are not reports of it.
 
     Args:
         folder: of the preflight; one that does not exist has no files.

@@ -1,4 +1,4 @@
-"""A verdict as a file for a batch script, and as a table for a person."""
+"""Write a verdict as a file for a batch script, and print it as a table for a person."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def write_sick_nodes(folder: Path, verdict: Verdict) -> None:
 
 
 def show(verdict: Verdict, console: Console) -> None:
-    """A table of all nodes, and every problem in full below."""
+    """Print a table of all nodes, and every problem in full below."""
     table = Table("host", "ranks", "worst problem", "within, GB/s", "over all, GB/s")
     for node in verdict.nodes:
         more = f" (and {len(node.problems) - 1} more)" if len(node.problems) > 1 else ""

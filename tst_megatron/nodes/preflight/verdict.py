@@ -1,4 +1,4 @@
-"""Which nodes are sick, from what all ranks of a preflight wrote down."""
+"""Decide which nodes are sick, from the reports of all ranks of a preflight."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Nodes = Mapping[str, Sequence[RankReport]]
 
 @dataclass(kw_only=True, slots=True)
 class NodeVerdict:
-    """What is known of one node."""
+    """Verdict on one node."""
 
     host: str
     num_ranks: int
@@ -29,16 +29,16 @@ class NodeVerdict:
     over_all_nodes: float | None = None
     """Bus bandwidths of its slowest rank, GB/s."""
     problems: list[str] = field(default_factory=list)
-    """Of its own, the worst first; it is sick if there is one."""
+    """Problems of this node, the worst first; one makes the node sick."""
 
 
 @dataclass(kw_only=True, slots=True)
 class Verdict:
-    """What is known of a job's nodes."""
+    """Verdict on all nodes of a job."""
 
     nodes: list[NodeVerdict]
     problems: list[str] = field(default_factory=list)
-    """Of no single node."""
+    """Problems that belong to no single node."""
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -48,7 +48,7 @@ class Verdict:
 
     @property
     def is_well(self) -> bool:
-        """Whether a run can start."""
+        """Tell whether a run can start."""
         return not self.problems and not self.sick_nodes
 
 

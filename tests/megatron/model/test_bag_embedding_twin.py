@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tst_megatron.model.bag_embedding import bag_embedding
+from tst_megatron.model.embedding import bag_embedding
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 
