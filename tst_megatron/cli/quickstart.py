@@ -30,7 +30,7 @@ from tst_megatron.megatron.cpu import host
 from tst_megatron.system.packages import package_version
 from tst_megatron.system.processes import signals
 from tst_megatron.system.processes.lock import held
-from tst_megatron.training.record import BAG_LOSS, VALIDATION_LOSS, read_metrics
+from tst_megatron.training.report.metrics_file import BAG_LOSS, VALIDATION_LOSS, read_metrics
 from tst_megatron.training.run.folder import RunFolder
 
 VOCAB_SIZE = 4096
@@ -210,7 +210,7 @@ def _summarise(
     run: RunFolder, manifest: Manifest, exported: Path, *, short: bool, console: Console
 ) -> int:
     """Draw and print the losses; a full run must have learnt."""
-    from tst_megatron.cli.views.losses import PICTURE, draw_losses
+    from tst_megatron.training.report.losses import PICTURE, draw_losses
 
     entropy = manifest.unigram_entropy_nats
     picture = run.report / PICTURE

@@ -1,6 +1,8 @@
-"""The exit statuses of training and of its checks, by which a job script knows what to do next."""
+"""The exit statuses of all commands, by which a job script knows what to do next."""
 
 from __future__ import annotations
+
+import signal
 
 FINISHED = 0
 FAILED = 1
@@ -10,3 +12,5 @@ STOPPED = 75
 """Saved and stopped as asked, or to be tried again."""
 DO_NOT_RESTART = 93
 """Another start would end the same way."""
+INTERRUPTED = 128 + signal.SIGINT
+"""The status that a shell gives of a process that Ctrl-C has ended."""

@@ -17,7 +17,7 @@ from torch import Tensor
 from tst_megatron.megatron import loop, names
 from tst_megatron.model.bags import IGNORED, fold, ignore_after
 from tst_megatron.schedule import Phase, Schedule
-from tst_megatron.training.record import BAG_LOSS, LM_LOSS
+from tst_megatron.training.report.metrics_file import BAG_LOSS, LM_LOSS
 
 _EVALUATION = Phase(bag_size=1, first_step=0, num_steps=0)
 """Evaluation is next-token, whatever the phase of training."""

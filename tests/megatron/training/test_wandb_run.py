@@ -10,8 +10,8 @@ from tst_megatron.megatron.cpu import host
 
 host.install()
 
-from tst_megatron.training import wandb_run
-from tst_megatron.training.wandb_run import RECORD, start_wandb
+from tst_megatron.training.report import wandb_run
+from tst_megatron.training.report.wandb_run import RECORD, start_wandb
 
 
 @pytest.fixture

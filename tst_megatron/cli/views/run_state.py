@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from tst_megatron.cli.views.events import END, GIVE_UP, REQUEUE, STOP_FILE, Event, since_last_start
 from tst_megatron.system.exit_status import DO_NOT_RESTART
+from tst_megatron.training.console import duration
 from tst_megatron.training.run.state import STARTED
 
 State = Literal[
@@ -97,16 +98,3 @@ def _of_the_chain(event: Event, state: Mapping[str, Any] | None) -> tuple[State,
 
 def _with(text: str, more: str) -> str:
     return f"{text} ({more})" if more else text
-
-
-def duration(seconds: float) -> str:
-    """A time in its two largest units, for a person."""
-    units = [("d", 86400), ("h", 3600), ("min", 60), ("s", 1)]
-    left = round(seconds)
-    counts = []
-    for unit, size in units:
-        counts.append((left // size, unit))
-        left %= size
-    first = next((number for number, (count, _) in enumerate(counts) if count), len(counts) - 1)
-    shown = [f"{count} {unit}" for count, unit in counts[first : first + 2] if count]
-    return " ".join(shown) or "0 s"

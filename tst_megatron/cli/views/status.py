@@ -23,7 +23,12 @@ from tst_megatron.cli.views.events import (
 from tst_megatron.cli.views.run_state import State, judge
 from tst_megatron.schedule import Phase, Schedule, resolve_phases
 from tst_megatron.system.records import Damaged, read_yaml
-from tst_megatron.training.record import BAG_LOSS, LM_LOSS, VALIDATION_LOSS, read_newest
+from tst_megatron.training.report.metrics_file import (
+    BAG_LOSS,
+    LM_LOSS,
+    VALIDATION_LOSS,
+    read_newest,
+)
 from tst_megatron.training.run.folder import RunFolder, run_of
 from tst_megatron.training.run.state import read_state
 

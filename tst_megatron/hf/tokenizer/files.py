@@ -15,7 +15,7 @@ from typing import Any
 from tst_megatron.data.manifest import load_manifest
 from tst_megatron.data.tokenizer.load import HUGGING_FACE_FILES, copy_files
 from tst_megatron.system.records import Damaged, read_json, read_yaml
-from tst_megatron.training.run.records import RESOLVED
+from tst_megatron.training.run.folder import RESOLVED
 from tst_megatron.training.run.tokenizer import is_tokenizer, places_of_tokenizers
 
 GENERATION = "generation_config.json"

@@ -21,12 +21,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from multiprocessing import resource_tracker
 
+from tst_megatron.system.exit_status import INTERRUPTED
+
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT)
 """What Slurm and people send: SIGTERM before the end of an allocation, SIGUSR2 on request, SIGINT
 from a terminal (Ctrl-C)."""
-
-INTERRUPTED = 128 + signal.SIGINT
-"""The status that a shell gives of a process that Ctrl-C has ended."""
 
 SECONDS_OF_ONE_STOP = 1.0
 """One Ctrl-C may come twice, from the terminal and through whatever started the ranks. One that

@@ -16,7 +16,7 @@ from types import FrameType
 
 from rich.console import Console
 
-from tst_megatron.system.exit_status import STOPPED
+from tst_megatron.system.exit_status import BAD_INPUT, INTERRUPTED, STOPPED
 from tst_megatron.system.machine.cores import num_cores
 from tst_megatron.system.processes import signals as stopping
 
@@ -72,11 +72,11 @@ def launch(
     try:
         failed = _wait(processes)
         if signals.is_interrupted_twice():
-            return stopping.INTERRUPTED
+            return INTERRUPTED
         if failed is None:
             return 0
         status = processes[failed].returncode
-        if status not in (2, STOPPED):
+        if status not in (BAD_INPUT, STOPPED):
             ended = f"rank {failed} {_how_it_ended(status)}"
             _show_end_of(logs / f"rank-{failed}.log", sizes[failed], ended, console)
             on_failure(ended)

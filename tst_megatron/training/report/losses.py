@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tst_megatron.system.files import write_bytes_beside
-from tst_megatron.training.record import (
+from tst_megatron.training.report.metrics_file import (
     BAG_LOSS,
     LM_LOSS,
     NEXT_TOKEN,

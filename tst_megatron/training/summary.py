@@ -9,12 +9,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tst_megatron.cli.views.losses import PICTURE, draw_losses
-from tst_megatron.cli.views.run_state import duration
 from tst_megatron.schedule import Schedule
 from tst_megatron.system.files import write_beside
 from tst_megatron.system.records import Damaged
-from tst_megatron.training.record import (
+from tst_megatron.training.console import duration
+from tst_megatron.training.report.losses import PICTURE, draw_losses
+from tst_megatron.training.report.metrics_file import (
     BAG_LOSS,
     LM_LOSS,
     SAID,

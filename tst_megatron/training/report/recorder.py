@@ -20,7 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from tst_megatron.megatron import loop, names, writers
 from tst_megatron.schedule import Schedule
-from tst_megatron.training.record import (
+from tst_megatron.training.report.metrics_file import (
     BAG_LOSS,
     DROPPED,
     LM_LOSS,
