@@ -27,6 +27,51 @@ EodToken = Annotated[
     typer.Option(help="Special token that ends documents. Default: the tokenizer's EOS."),
 ]
 
+# Options of `data prepare` alone.
+TextFiles = Annotated[
+    list[str],
+    typer.Argument(help="Files, folders or patterns: .jsonl, .json (also .gz, .zst), .parquet."),
+]
+Tokenizer = Annotated[
+    Path, typer.Option(help="SentencePiece model, or folder of a Hugging Face tokenizer.")
+]
+Prepared = Annotated[
+    Path, typer.Option(help="Folder for .bin, .idx and manifest.json.", callback=outside_runs)
+]
+SpecialTokensInText = Annotated[
+    bool,
+    typer.Option(
+        "--special-tokens-in-text",
+        help="Text that spells a special token becomes its id; else it stays text.",
+    ),
+]
+MaxRejectedFraction = Annotated[
+    float,
+    typer.Option(help="Share of lines, 0-1, that may hold no document and are left out."),
+]
+MaxChangedFraction = Annotated[
+    float,
+    typer.Option(help="Share of documents, 0-1, whose tokens may not give their text again."),
+]
+Deduplicate = Annotated[
+    bool, typer.Option("--deduplicate", help="Leave out exact copies of earlier documents.")
+]
+Fast = Annotated[
+    bool,
+    typer.Option("--fast", help="Encode by gigatoken, checked against the tokenizer."),
+]
+ShardOfFiles = Annotated[
+    str | None,
+    typer.Option(
+        metavar="I/N",
+        help="Prepare part I (from 0) of N of the files alone, to merge later.",
+    ),
+]
+AllowEmptySplits = Annotated[
+    bool,
+    typer.Option("--allow-empty-splits", help="To merge later: a split may have no document."),
+]
+
 data_app = typer.Typer(no_args_is_help=True, help="Make a tokenizer and prepare training text.")
 
 
@@ -51,58 +96,23 @@ def data_tokenizer(
 
 @data_app.command("prepare")
 def data_prepare(
-    inputs: Annotated[
-        list[str],
-        typer.Argument(
-            help="Files, folders or patterns: .jsonl, .json (also .gz, .zst), .parquet."
-        ),
-    ],
-    tokenizer: Annotated[
-        Path, typer.Option(help="SentencePiece model, or folder of a Hugging Face tokenizer.")
-    ],
-    output: Annotated[
-        Path, typer.Option(help="Folder for .bin, .idx and manifest.json.", callback=outside_runs)
-    ],
+    inputs: TextFiles,
+    tokenizer: Tokenizer,
+    output: Prepared,
     text_key: Annotated[str, typer.Option(help="Key or column of the text.")] = "text",
     held_out_fraction: HeldOutFraction = 0.01,
     test_fraction: TestFraction = 0.0,
     eod_token: EodToken = None,
-    special_tokens_in_text: Annotated[
-        bool,
-        typer.Option(
-            "--special-tokens-in-text",
-            help="Text that spells a special token becomes its id; else it stays text.",
-        ),
-    ] = False,
-    max_rejected_fraction: Annotated[
-        float,
-        typer.Option(help="Share of lines, 0-1, that may hold no document and are left out."),
-    ] = 0.0,
-    max_changed_fraction: Annotated[
-        float,
-        typer.Option(help="Share of documents, 0-1, whose tokens may not give their text again."),
-    ] = 0.01,
-    deduplicate: Annotated[
-        bool, typer.Option("--deduplicate", help="Leave out exact copies of earlier documents.")
-    ] = False,
-    fast: Annotated[
-        bool,
-        typer.Option("--fast", help="Encode by gigatoken, checked against the tokenizer."),
-    ] = False,
+    special_tokens_in_text: SpecialTokensInText = False,
+    max_rejected_fraction: MaxRejectedFraction = 0.0,
+    max_changed_fraction: MaxChangedFraction = 0.01,
+    deduplicate: Deduplicate = False,
+    fast: Fast = False,
     workers: Annotated[
         int | None, typer.Option(help="Processes that tokenise; default: one per core.")
     ] = None,
-    shard: Annotated[
-        str | None,
-        typer.Option(
-            metavar="I/N",
-            help="Prepare part I (from 0) of N of the files alone, to merge later.",
-        ),
-    ] = None,
-    allow_empty_splits: Annotated[
-        bool,
-        typer.Option("--allow-empty-splits", help="To merge later: a split may have no document."),
-    ] = False,
+    shard: ShardOfFiles = None,
+    allow_empty_splits: AllowEmptySplits = False,
 ) -> None:
     """Tokenise text once, into the form that a recipe's data: block names."""
     from tst_megatron.data.prepare.prepare import prepare

@@ -116,9 +116,7 @@ def _follow_loading(
     device: str,
     say: Callable[[str], None],
 ) -> None:
-    """Go back to an older checkpoint where one is damaged, and go on with the curves after it."""
-    from tst_megatron.megatron import writers
-
+    """Take an older checkpoint if the newest is damaged, and continue the curves after it."""
     for step in start.unreadable if start else ():
         keeper.distrust(step)
 

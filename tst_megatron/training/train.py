@@ -134,7 +134,7 @@ def _launch_ranks(checked: CheckedRecipe, this: _Begun, nproc: int) -> int:
     _prepare(checked, plan, this)
     if _is_finished(plan, run, is_first=True):
         return FINISHED
-    _note_start(plan, run)
+    endings.note_start(run, "cpu" if plan.is_on_cpu else "unknown")
     console = Console()
     announce(checked, console)
     status = launch.launch(
@@ -174,7 +174,7 @@ def _train_as_a_rank(checked: CheckedRecipe, this: _Begun, *, is_held: bool) -> 
     again = _command_again(this.command, rank)
     if is_first and not launch.is_started_here():
         # A launcher has noted it before, and another rank may have failed since.
-        _note_start(plan, run)
+        endings.note_start(run, "cpu" if plan.is_on_cpu else "unknown")
     with endings.failure_noted(run, rank):
         # Announce.
         if rank is None:
@@ -194,8 +194,10 @@ def _wait_for_the_first_rank(
     checked: CheckedRecipe, plan: RunPlan, run: RunFolder, *, is_held: bool
 ) -> None:
     """Wait until the first rank has prepared the folder, and check that it is of this run."""
-    # Importing torch takes seconds, and a rank must listen for signals before.
+    # Imports numpy, and a rank must listen for signals before anything slow.
     from tst_megatron.training.run import indexes
+
+    # Imports torch, which takes seconds: the same reason.
     from tst_megatron.training.run.start import check_run
 
     # In the order of the first rank, whose indexes may take it hours.
@@ -271,8 +273,10 @@ def _command_again(command: list[str], rank: int | None) -> str:
 
 def _prepare(checked: CheckedRecipe, plan: RunPlan, this: _Begun) -> Start:
     """Check the start, build the indexes and prepare the folder, before any rank reads."""
-    # Importing torch takes seconds, and a rank must listen for signals before.
+    # Imports numpy, and a rank must listen for signals before anything slow.
     from tst_megatron.training.run import indexes
+
+    # Imports torch, which takes seconds: the same reason.
     from tst_megatron.training.run.start import plan_start
 
     start = plan_start(checked, this.run, fresh=this.fresh)
@@ -280,11 +284,6 @@ def _prepare(checked: CheckedRecipe, plan: RunPlan, this: _Begun) -> Start:
     for note in prepare.prepare(this.run, plan):
         tell(note)
     return start
-
-
-def _note_start(plan: RunPlan, run: RunFolder) -> None:
-    """Say that this start has begun; this stands until the start says how it ended."""
-    endings.note_start(run, "cpu" if plan.is_on_cpu else "unknown")
 
 
 def _is_finished(plan: RunPlan, run: RunFolder, *, is_first: bool) -> bool:

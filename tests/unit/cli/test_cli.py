@@ -323,12 +323,12 @@ def test_other_ranks_of_a_finished_run_say_nothing(stand_ins, monkeypatch, capsy
 def test_recipe_that_this_machine_cannot_train_is_refused_before_anything_else(
     stand_ins, monkeypatch, capsys, nproc, profile
 ):
-    def check(*_):
+    def takes_longer(*_):
         raise AssertionError("the check takes much longer")
 
     monkeypatch.setattr(device.torch.cuda, "is_available", lambda: False)
     stand_ins.checked.recipe.profile = profile
-    monkeypatch.setattr(check, "checked_recipe", check)
+    monkeypatch.setattr(check, "checked_recipe", takes_longer)
     arguments = ("train", "tst.yaml", "--run-folder", "here", *nproc)
     status, out, error = run_main(monkeypatch, capsys, *arguments)
     assert (status, out) == (2, "") and not Path("here").exists()
