@@ -80,7 +80,7 @@ def main() -> None:
     except (ValueError, OSError) as error:
         said, is_bad_input = f"{error}", not isinstance(error, OSError)
         if isinstance(error, InUse) and error.is_earlier_start:
-            # What is left of it ends by itself.
+            # What is left of it ends without help.
             tell(said)
             raise SystemExit(STOPPED) from None
         if isinstance(error, OSError):

@@ -90,7 +90,7 @@ def import_(
     verify: Verify = True,
     logits: Logits = None,
 ) -> None:
-    """Write a Hugging Face model as a checkpoint that training goes on from, in any layout."""
+    """Write a Hugging Face model as a checkpoint that training can start from, in any layout."""
     from tst_megatron.hf.importing import MODEL, import_model
     from tst_megatron.recipe.padding import sizes_without_padding
 
@@ -211,7 +211,7 @@ def _dtype(name: str) -> torch.dtype:
 def _progress(
     console: Console,
 ) -> Iterator[tuple[Callable[[str], None], Callable[[int, int], None]]]:
-    """A way to say what is done now, and a bar for the weights."""
+    """Yield a function that says what is done now, and one that moves a bar of the weights."""
     bar = Progress(
         TextColumn("weights"),
         BarColumn(),

@@ -1,4 +1,4 @@
-"""The whole chain on one machine in minutes, by the same commands that a cluster run uses.
+"""Run the complete chain on one machine in minutes, by the commands that a cluster run uses.
 
 Real text without a download (Python's own sources), a tokenizer, both phases of training, an export
 that is proven, a generated continuation and a picture of the losses. What is already there and
@@ -98,7 +98,7 @@ def _run_chain(recipe: Path, folder: Path, *, short: bool, console: Console) -> 
 
 
 def find_recipe() -> Path:
-    """The quickstart's recipe, in a checkout or in an installed package.
+    """Return the quickstart's recipe, in a checkout or in an installed package.
 
     Raises:
         FileNotFoundError: it is in neither.

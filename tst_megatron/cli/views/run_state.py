@@ -1,4 +1,4 @@
-"""Whether a run goes on, waits or has ended: by its own words, its job scripts' and the clock."""
+"""Tell if a run is running, waits or has ended, by its records, its job scripts and the clock."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ def judge(
     patience_seconds: float,
     has_begun: bool = False,
 ) -> tuple[State, str]:
-    """The state in a word, and the reason.
+    """Return the state in a word, and the reason.
 
-    What the run itself says comes first, as far as it is of the last start: while one goes on,
+    What the run itself says comes first, as far as it is of the last start: while one is running,
     ``state.json`` says ``STARTED``, and before it has got that far, what the start before it said.
 
     Args:
@@ -55,7 +55,7 @@ def judge(
     is_older = start is not None and state_time < start.time
     if state is not None and state["status"] == "finished":
         return "finished", state["reason"]
-    # A run that has not obeyed the file yet goes on.
+    # A run that has not obeyed the file yet is still running.
     closing = [
         event
         for event in after
@@ -83,7 +83,7 @@ def judge(
 
 
 def _of_the_chain(event: Event, state: Mapping[str, Any] | None) -> tuple[State, str]:
-    """What a job script has decided."""
+    """Return what a job script has decided."""
     if event.name == GIVE_UP:
         return "failed", f"job {event.job} gave up" + (f": {event.text}" if event.text else "")
     if event.name == STOP_FILE:

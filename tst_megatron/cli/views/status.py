@@ -49,7 +49,7 @@ class RunStatus:
     state: State
     reason: str
     exit_status: int | None
-    """What the last start ended with; 1 while one goes on."""
+    """The status that the last start ended with; 1 while one is running."""
     step: int
     """Optimizer steps recorded; without any, those in the newest checkpoint."""
     num_steps: int
@@ -73,7 +73,7 @@ class RunStatus:
     seconds_left: float | None
     """At the median, without evaluations, saves and waits. A step costs the same in all phases."""
     estimated_end_utc: str | None
-    """Of a run that goes on."""
+    """Of a run that is running."""
     seconds_since_last_step: float | None
     seconds_since_sign_of_life: float | None
     """Since a step, ``state.json`` or a start of a job changed the folder."""

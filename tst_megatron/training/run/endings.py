@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Ending:
-    """How a start ended, as ``state.json`` says it."""
+    """The end of a start, as ``state.json`` says it."""
 
     status: int
     """Exit status of the process."""

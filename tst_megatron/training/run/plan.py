@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunPlan:
-    """What a run trains, on which text, and in which steps."""
+    """The model that a run trains, its text, and its steps."""
 
     recipe: Path
     """The recipe's file, of which the run folder keeps a copy."""
