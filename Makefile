@@ -93,6 +93,7 @@ lint: $(UV)
 	$(RUN) ruff check .
 	$(RUN) ruff format --check .
 	$(RUN) mypy
+	$(RUN) python tools/check_house.py
 	$(RUN) hadolint Dockerfile
 
 ifdef WHEELS

@@ -31,7 +31,7 @@ from tst_megatron.data.prepare.prepare import prepare
 from tst_megatron.data.text.documents import texts
 from tst_megatron.data.text.standard_library import write_standard_library_corpus
 from tst_megatron.data.tokenizer.train import train_sentencepiece
-from tst_megatron.training.record import read_metrics
+from tst_megatron.training.report.metrics_file import read_metrics
 
 RECIPE = Path(__file__).parent.parent / "examples" / "quickstart" / "tst.yaml"
 SMALL = (

@@ -29,7 +29,7 @@ from tst_megatron.cli.quickstart import GPU_WITHOUT_TRANSFORMER_ENGINE
 from tst_megatron.megatron.cpu import host
 from tst_megatron.system.files import write_beside
 from tst_megatron.system.packages import has_transformer_engine
-from tst_megatron.training.record import VALIDATION_LOSS, read_metrics
+from tst_megatron.training.report.metrics_file import VALIDATION_LOSS, read_metrics
 
 ROOT = Path(__file__).resolve().parents[1]
 ENDINGS = {".py", ".pyi", ".md", ".rst", ".txt", ".h", ".hpp", ".cuh", ".c", ".html", ".json"}

@@ -1,7 +1,12 @@
 # shellcheck shell=bash
-# One start of a run inside a job, and what comes after it: finished, requeued, or given up.
-# What the run says in state.json decides; srun's status does not, which is 0 or 143 where it may
-# be 75 (it is that of another task, or of the signal that ended the others).
+# Supervise one start of a run inside a job, and decide what follows: finished, requeued or given up.
+#
+# In order: may the run start? (refuse_to_start); the check of the recipe (check_run); the nodes
+# (leave_cordoned_nodes, check_nodes); training under watch (train_until_end, watch_run); what the run
+# says of its end (after_the_end); another start (try_again).
+#
+# What the run says in state.json decides. srun's status does not: it may be 0 or 143 instead of 75,
+# because it is that of another task, or of the signal that ended the others.
 # RUN_FOLDER is set; messages and job steps come from common.sh.
 
 FINISHED=0 BAD_INPUT=2 TRY_AGAIN=75 DO_NOT_RESTART=93
@@ -57,7 +62,7 @@ job_state() {
 # --- may it start? ------------------------------------------------------------------------------------
 
 # The number of starts, the newest ones, that all began at the step of today's checkpoint.
-# A person who submits again after `give-up` starts the count anew.
+# When a person submits again after `give-up`, the count begins at 0.
 starts_without_progress() {
   events | awk -F'\t' -v step="$(saved_step)" '
     $3 == "give-up" { count = 0 }
@@ -69,11 +74,13 @@ starts_without_progress() {
 # finished.
 refuse_to_start() {
   local other queue submitted gave_up
+  # A person has asked for no further start.
   if [[ -e $RUN_FOLDER/STOP ]]; then
     note stop-file "not started: $RUN_FOLDER/STOP is there. Delete it to go on"
     exit "$TRY_AGAIN"
   fi
   [[ $(state_of status) != finished ]] || end_finished "$@"
+  # Another job still trains in this folder.
   other=$(events | awk -F'\t' '$3 == "start" { job = $2 } END { print job }')
   [[ $other != "$JOB" ]] || other=
   # A link of a chain may start while the one before it is being cleaned up.
@@ -85,6 +92,7 @@ refuse_to_start() {
   if [[ -n $other ]] && grep -qE "^$other (R|S|ST)\$" <<<"$queue"; then
     die "$BAD_INPUT" "job $other is training in $RUN_FOLDER. Cancel it, or give another RUN_FOLDER"
   fi
+  # The run was given up while this job waited.
   gave_up=$(events | awk -F'\t' '$3 == "give-up" { time = $1 } END { print time }')
   submitted=$(job_fact SubmitTime)
   submitted=$(date -u -d "$submitted" +%FT%TZ)
@@ -103,7 +111,7 @@ end_finished() {
   ask_for_problems "$@" || status=$?
   ((status != BAD_INPUT)) ||
     die "$BAD_INPUT" "the run in $RUN_FOLDER is finished, and this start is refused: see above. Give another RUN_FOLDER"
-  # No start was noted, so another try by itself would not be counted.
+  # No start was noted, so an automatic retry would not be counted.
   ((status == 0)) ||
     die "$TRY_AGAIN" "the run in $RUN_FOLDER is finished, and the check of the recipe ended with status $status. Submit again"
   say "this run is finished: $RUN_FOLDER"
@@ -235,13 +243,15 @@ train_until_end() {
 # Tells one writing of state.json from the next, also within a second: it is written beside and renamed.
 state_version() { stat -c '%i %y' "$RUN_FOLDER/state.json" 2>/dev/null || true; }
 
-# after_the_end: from what the run says, if it is of this start.
+# after_the_end: act on what the run says of its end, if it is of this start: finished, stopped by a
+# person, not to be tried again, or tried again.
 after_the_end() {
   local status reason node
   if [[ $(state_version) == "$state_before" ]]; then
     try_again "no rank came so far that it could say how it stands"
   fi
   status=$(state_of status) reason=$(state_of reason) node=$(state_of sick_node)
+  # A sick node is left out of later starts, whatever else follows.
   if [[ -n $node && $node != null ]]; then
     cordon "$node" "$reason"
     note sick "$node: $reason"
@@ -313,7 +323,7 @@ watch_run() {
   done
 }
 
-# end_step SRUN: until it has ended; the controller may not answer, or a node no longer.
+# end_step SRUN: try until the step has ended; the controller or a node may not answer.
 end_step() {
   local attempt
   for attempt in 1 2 3 4 5 6 7 8 9 10; do

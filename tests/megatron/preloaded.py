@@ -20,7 +20,10 @@ import torch._dynamo
 import torch.distributed.tensor  # noqa: F401
 
 import tst_megatron.cli.app
+import tst_megatron.training.build
 import tst_megatron.training.check
 import tst_megatron.training.pretrain
-import tst_megatron.training.rehearsal
-import tst_megatron.training.step  # noqa: F401
+import tst_megatron.training.rehearsal.child
+import tst_megatron.training.rehearsal.rehearse
+import tst_megatron.training.step
+import tst_megatron.training.train  # noqa: F401

@@ -7,6 +7,7 @@ import no_slurm
 import pytest
 
 from tst_megatron.cli import train as train_command
+from tst_megatron.training import train as choreography
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPE = "examples/quickstart/tst.yaml"
@@ -209,7 +210,7 @@ def test_run_folder_is_named_as_train_names_it(checkout, monkeypatch, name):
     recipe.write_text("{}\n")
     named = []
     monkeypatch.setattr(
-        train_command, "train_run", lambda recipe, overrides, folder, **_: named.append(folder) or 0
+        choreography, "train_run", lambda recipe, overrides, folder, **_: named.append(folder) or 0
     )
     with pytest.raises(train_command.typer.Exit):
         train_command.train(recipe)

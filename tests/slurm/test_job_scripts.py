@@ -239,7 +239,7 @@ def test_job_without_the_users_variables_trains(cluster, jobs, checkout, run):
     assert all(seen["OMP_NUM_THREADS"] == "1" for seen in ranks)
 
 
-ASK = "from tst_megatron.cli.shared import rank_of_environment as rank; print('rank', rank())"
+ASK = "from tst_megatron.training.rank import rank_of_environment as rank; print('rank', rank())"
 
 
 @pytest.mark.parametrize(

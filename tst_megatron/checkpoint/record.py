@@ -14,8 +14,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tst_megatron.checkpoint.content.tables import shortened
 from tst_megatron.system.files import file_sha256, write_beside
+from tst_megatron.system.problems import shortened
 from tst_megatron.system.records import read_bytes
 
 RECORD = "saved.json"

@@ -1,7 +1,6 @@
-"""The ``tst-megatron`` command: one thin function per subcommand.
+"""Run the ``tst-megatron`` command line: all commands by name, and what an error ends in.
 
-Exit statuses: 0 finished, 75 stopped or to be tried again, 2 bad input, 93 do not restart, anything
-else a failure.
+The exit statuses are in ``system/exit_status.py``.
 """
 
 from __future__ import annotations
@@ -15,21 +14,18 @@ from rich.console import Console
 
 from tst_megatron import __version__
 from tst_megatron.cli.bench import bench_app
-from tst_megatron.cli.check import check
-from tst_megatron.cli.checkpoint import checkpoint_app
-from tst_megatron.cli.data import data_app
-from tst_megatron.cli.doctor import doctor
+from tst_megatron.cli.data_making import data_app
+from tst_megatron.cli.data_reading import add_reading_commands
 from tst_megatron.cli.evaluate import evaluate, evaluate_data
-from tst_megatron.cli.hugging_face import export, generate, import_
-from tst_megatron.cli.params import params
-from tst_megatron.cli.preflight import preflight, preflight_verdict
-from tst_megatron.cli.quantize import quantize
-from tst_megatron.cli.shared import BAD_INPUT, FAILED, tell
-from tst_megatron.cli.status import status
+from tst_megatron.cli.hugging_face import export, generate, import_, quantize
+from tst_megatron.cli.nodes import doctor, preflight, preflight_verdict
+from tst_megatron.cli.recipes import check, params
+from tst_megatron.cli.runs import checkpoint_app, status
 from tst_megatron.cli.train import train
 from tst_megatron.recipe.recipe import RecipeError
-from tst_megatron.system.exit_status import STOPPED
+from tst_megatron.system.exit_status import BAD_INPUT, FAILED, STOPPED
 from tst_megatron.system.processes.lock import InUse
+from tst_megatron.training.console import tell
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -37,6 +33,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Pre-train Qwen3-family MoE models on Megatron-Core with Token-Superposition Training.",
 )
+add_reading_commands(data_app)
 app.add_typer(data_app, name="data")
 app.add_typer(checkpoint_app, name="checkpoint")
 app.add_typer(bench_app, name="bench")
@@ -83,7 +80,7 @@ def main() -> None:
     except (ValueError, OSError) as error:
         said, is_bad_input = f"{error}", not isinstance(error, OSError)
         if isinstance(error, InUse) and error.is_earlier_start:
-            # What is left of it ends by itself.
+            # What is left of it ends without help.
             tell(said)
             raise SystemExit(STOPPED) from None
         if isinstance(error, OSError):

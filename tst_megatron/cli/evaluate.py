@@ -79,7 +79,7 @@ def evaluate_data(
     output: Annotated[
         Path,
         typer.Argument(
-            help="Folder for the data; one that is there goes on.", callback=outside_runs
+            help="Folder for the data; an existing one is completed.", callback=outside_runs
         ),
     ],
     tasks: Tasks = "paper",

@@ -1,4 +1,4 @@
-"""The whole chain on one machine in minutes, by the same commands that a cluster run uses.
+"""Run the complete chain on one machine in minutes, by the commands that a cluster run uses.
 
 Real text without a download (Python's own sources), a tokenizer, both phases of training, an export
 that is proven, a generated continuation and a picture of the losses. What is already there and
@@ -31,7 +31,7 @@ from tst_megatron.megatron.cpu.arguments import WITHOUT_TRANSFORMER_ENGINE
 from tst_megatron.system.packages import package_version
 from tst_megatron.system.processes import signals
 from tst_megatron.system.processes.lock import held
-from tst_megatron.training.record import BAG_LOSS, VALIDATION_LOSS, read_metrics
+from tst_megatron.training.report.metrics_file import BAG_LOSS, VALIDATION_LOSS, read_metrics
 from tst_megatron.training.run.folder import RunFolder
 
 VOCAB_SIZE = 4096
@@ -94,7 +94,7 @@ def _run_chain(recipe: Path, folder: Path, *, short: bool, console: Console) -> 
 
 
 def find_recipe() -> Path:
-    """The quickstart's recipe, in a checkout or in an installed package.
+    """Return the quickstart's recipe, in a checkout or in an installed package.
 
     Raises:
         FileNotFoundError: it is in neither.
@@ -206,7 +206,7 @@ def _summarise(
     run: RunFolder, manifest: Manifest, exported: Path, *, short: bool, console: Console
 ) -> int:
     """Draw and print the losses; a full run must have learnt."""
-    from tst_megatron.cli.views.losses import PICTURE, draw_losses
+    from tst_megatron.training.report.losses import PICTURE, draw_losses
 
     entropy = manifest.unigram_entropy_nats
     picture = run.report / PICTURE

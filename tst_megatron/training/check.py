@@ -1,14 +1,19 @@
-"""Every check of a recipe that can be made before a queue wait, all problems at once.
+"""Check a recipe before it waits in a queue: every problem that can be found, all at once.
 
-What Megatron is not needed for is answered first (``check/plain.py``). Only a recipe without such a
-problem is shown to Megatron, and then all that a start builds is built, as far as that goes without
-a GPU (``rehearsal.py``).
+First come the checks that need no Megatron (``recipe/check/plain.py``). Only a recipe without such
+a problem is shown to Megatron. Then everything that a start builds is built, as far as that is
+possible without a GPU (``rehearsal/``).
 """
 
 from __future__ import annotations
 
 import argparse
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from rich.console import Console
 
 from tst_megatron.hf.export_warnings import export_warnings, tokenizer_warnings
 from tst_megatron.recipe import padding
@@ -16,8 +21,58 @@ from tst_megatron.recipe.check.checked import CheckedRecipe
 from tst_megatron.recipe.check.megatron_arguments import ask_megatron, fixed_flags
 from tst_megatron.recipe.check.plain import PlainCheck, check_plainly
 from tst_megatron.recipe.environment import environment_of
-from tst_megatron.recipe.recipe import Recipe, RecipeError
+from tst_megatron.recipe.recipe import Recipe, RecipeError, load_recipe
 from tst_megatron.recipe.rules.packages import profile_problems
+from tst_megatron.system.packages import collecting_later
+from tst_megatron.training.rehearsal.rehearse import rehearse_start
+from tst_megatron.training.run.launch import is_started_here
+
+
+def checked_recipe(recipe: Path, overrides: list[str] | None, nproc: int | None) -> CheckedRecipe:
+    """Read a recipe and check it for a job of ``nproc`` ranks, on the host that it names.
+
+    Raises:
+        RecipeError: with every problem that was found.
+    """
+    loaded = load_recipe(recipe, overrides or [])
+    plain = check_plainly(loaded, world_size=nproc)
+    # One process of a job is enough; that is the launcher, where there is one.
+    is_first = os.environ.get("RANK", "0") == "0" and not is_started_here()
+    with asking_megatron():
+        install_host(loaded.profile)
+        return check_with_megatron(plain, is_rehearsed=is_first)
+
+
+@contextmanager
+def asking_megatron() -> Iterator[None]:
+    """Show a person that the command is at work while Megatron is imported."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield
+        return
+    with console.status("asking Megatron about the recipe"):
+        yield
+
+
+def install_host(profile: str | None) -> None:
+    """Put the CPU host in place for a recipe of its profile, before Megatron is imported.
+
+    Raises:
+        RecipeError: this machine has a GPU.
+    """
+    if profile != "cpu":
+        return
+    with collecting_later():
+        # Importing the host takes seconds (torch), and a recipe for GPUs needs none of it.
+        from tst_megatron.megatron.cpu import host
+    if not host.is_needed():
+        raise RecipeError(
+            [
+                "profile: cpu on a machine with a GPU. Use profile=null, or hide the GPU with "
+                "CUDA_VISIBLE_DEVICES= if the run is meant for the CPU"
+            ]
+        )
+    host.install()
 
 
 def check_recipe(
@@ -43,7 +98,7 @@ def check_with_megatron(plain: PlainCheck, *, is_rehearsed: bool) -> CheckedReci
     """Show Megatron a recipe in which nothing else is wrong.
 
     Args:
-        plain: of a recipe whose text is there.
+        plain: the check of a recipe whose text exists.
         is_rehearsed: as ``check_recipe`` takes it.
 
     Raises:
@@ -77,7 +132,7 @@ def check_with_megatron(plain: PlainCheck, *, is_rehearsed: bool) -> CheckedReci
 def validated(
     plain: PlainCheck, *, is_rehearsed: bool = True
 ) -> tuple[argparse.Namespace, list[str], list[str]]:
-    """Megatron's arguments of a recipe, with its text or without.
+    """Return Megatron's arguments of a recipe, with its text or without.
 
     Args:
         plain: what was found without Megatron.
@@ -96,8 +151,6 @@ def validated(
     arguments = ask_megatron(flags, plain.world_size)
     notes: list[str] = []
     if is_rehearsed:
-        from tst_megatron.training.rehearsal import rehearse_start
-
         is_exact = plain.recipe.profile == "cpu"
         problems, notes = rehearse_start(arguments, plain.recipe.tst, is_exact=is_exact)
         if problems:
@@ -106,7 +159,7 @@ def validated(
 
 
 def _padding(values: argparse.Namespace, arguments: argparse.Namespace) -> list[str]:
-    """Columns of the softmax that stand for no token."""
+    """Warn of columns of the softmax that stand for no token."""
     start = values.pretrained_checkpoint
     warning = padding.warning(
         arguments.vocab_size,

@@ -1,4 +1,4 @@
-"""The token stream and the held-out texts as the data sets that Megatron's loaders read."""
+"""Give the token stream and the held-out texts to Megatron's loaders, as data sets."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class HeldOutSamples(torch.utils.data.Dataset[dict[str, Tensor]]):
 
 
 def make_dataset_provider(plan: StreamPlan, corpora: Sequence[Corpus]) -> Callable[..., Any]:
-    """What ``pretrain`` calls on every rank to get its training, validation and test data."""
+    """Return the function that Megatron calls on every rank for its data sets."""
 
     def provide(
         num_samples: Sequence[int], vp_stage: int | None = None

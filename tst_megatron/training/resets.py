@@ -1,4 +1,4 @@
-"""What ``tst.reset-embeddings`` and ``tst.reset-optimizer`` do before the first recovery step.
+"""Reset embeddings or optimizer before the first recovery step, as ``tst.reset-*`` ask.
 
 The checkpoint of the last superposition step is saved before the reset, so a run that is resumed
 there resets too. What is drawn depends on the seed alone, and not on the layout or on what was
@@ -22,7 +22,7 @@ from tst_megatron.model.gpt import VocabularyTable
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Resets:
-    """What is made new at the switch, and when; called before every optimizer step."""
+    """The resets at the switch; called before every optimizer step."""
 
     step: int
     """Steps completed when superposition ends."""
@@ -55,7 +55,7 @@ class Resets:
 
 
 def reset_tables(tables: Iterable[VocabularyTable], optimizer: Any, *, seed: int) -> None:
-    """Draw tables anew, in every copy that the optimizer keeps, with zero moments."""
+    """Draw new tables, in every copy that the optimizer keeps, with zero moments."""
     rank, size = ranks.tensor_parallel_rank(), ranks.tensor_parallel_size()
     for table in tables:
         num_rows, width = table.weight.shape
@@ -68,7 +68,7 @@ def reset_tables(tables: Iterable[VocabularyTable], optimizer: Any, *, seed: int
 def draw(
     name: str, shape: tuple[int, int], initialise: Callable[[Tensor], Any], *, seed: int
 ) -> Tensor:
-    """New values for a whole table, the same on every rank; torch's generators stay as they were.
+    """Draw new values for a table, the same on every rank; torch's generators stay as they were.
 
     Args:
         name: of the table; each has draws of its own.

@@ -17,7 +17,7 @@ from torch import Tensor
 from tst_megatron.megatron import loop, names, ranks
 from tst_megatron.model.bags import IGNORED, fold, ignore_after
 from tst_megatron.schedule import Phase, Schedule
-from tst_megatron.training.record import BAG_LOSS, LM_LOSS
+from tst_megatron.training.report.metrics_file import BAG_LOSS, LM_LOSS
 
 _EVALUATION = Phase(bag_size=1, first_step=0, num_steps=0)
 """Evaluation is next-token, whatever the phase of training."""
@@ -25,7 +25,7 @@ _EVALUATION = Phase(bag_size=1, first_step=0, num_steps=0)
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """What the model is given for one micro-batch."""
+    """The input of the model for one micro-batch."""
 
     tokens: Tensor
     """[B, L, K] bags, or [B, L] tokens where a position reads one."""
@@ -59,7 +59,9 @@ def make_batch(tokens_BT: Tensor, phase: Phase, *, masked_after: int | None = No
 
 
 def on_this_context_parallel_rank(batch: Batch) -> Batch:
-    """The part of a batch that this rank works on, cut after folding: latent positions, not tokens.
+    """Return the part of a batch that this rank works on.
+
+    The batch is cut after folding: by latent positions, not by tokens.
 
     A target stays with its position, also where the next bag itself is on another rank, and
     position ids count from the start of the whole sequence.
@@ -70,7 +72,7 @@ def on_this_context_parallel_rank(batch: Batch) -> Batch:
 
 
 def make_forward_step(schedule: Schedule) -> Callable[..., Any]:
-    """The forward step of a run: the phase decides the bag size, and nothing else changes.
+    """Return the forward step of a run: the phase decides the bag size, and nothing else changes.
 
     The phase follows from Megatron's own count of completed steps. Evaluation is next-token in both
     phases. With ``overlap-moe-expert-parallel-comm`` Megatron asks for a schedule plan, whose nodes
@@ -120,7 +122,7 @@ def _require_no_heads(phase: Phase, num_heads: int | None) -> None:
 def read_raw_tokens(
     data_iterator: Iterator[dict[str, Tensor]] | None, shape: tuple[int, int]
 ) -> Tensor:
-    """The next micro-batch of raw tokens, which are all that crosses the tensor-parallel group.
+    """Return the next micro-batch of raw tokens: nothing else crosses the tensor-parallel group.
 
     Args:
         data_iterator: on tensor-parallel rank 0; None on the others, which have no data.
@@ -168,7 +170,7 @@ def loss_func(
 
 
 def _validate(loss_sum: Tensor, *, context: str) -> None:
-    """The checks of Megatron's own GPT script; a spike is measured against its own phase."""
+    """Check as Megatron's own GPT script does; a spike is measured against its own phase."""
     args = names.get_args()
     machine = names.get_rerun_state_machine()
     if args.check_for_nan_in_loss_and_grad:

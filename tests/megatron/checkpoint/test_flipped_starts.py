@@ -46,6 +46,7 @@ class Job:
         from tst_megatron.recipe.recipe import load_recipe
         from tst_megatron.training.check import check_recipe
         from tst_megatron.training.run.folder import RunFolder
+        from tst_megatron.training.run.plan import run_plan
         from tst_megatron.training.run.start import fall_back
 
         self.checkpoints = run / "checkpoints"
@@ -63,7 +64,7 @@ class Job:
             None,
             functools.partial(
                 fall_back,
-                checked,
+                run_plan(checked),
                 RunFolder(run),
                 say=self.said.append,
                 distrust=lambda _: None,

@@ -13,6 +13,8 @@ from tst_megatron.checkpoint.whole import examine, problems
 from tst_megatron.recipe.recipe import load_recipe
 from tst_megatron.training.check import check_recipe
 from tst_megatron.training.run.folder import RunFolder
+from tst_megatron.training.run.plan import run_plan
+from tst_megatron.training.run.saves import is_finished
 
 SHARD = "__0_0.distcp"
 NUM_FLIPS = {".metadata": 80, "metadata.json": 30, RECORD: 65, SHARD: 25}
@@ -84,17 +86,17 @@ def test_wrong_values_with_right_checksums_are_named(checkpoint, pattern, value,
 
 
 def test_a_run_is_finished_only_by_a_checkpoint_of_its_last_step(short_run, short_recipe, tmp_path):
-    checked = check_recipe(load_recipe(short_recipe("whole")))
+    plan = run_plan(check_recipe(load_recipe(short_recipe("whole"))))
     run = RunFolder(tmp_path / "run")
     last = checkpoint_of(run.checkpoints, 24)
     shutil.copytree(checkpoint_of(short_run / "checkpoints", 20), last)
-    assert not run.is_finished(checked)
+    assert not is_finished(run, plan)
     # As a copy from before there were records.
     (last / RECORD).unlink()
-    assert not run.is_finished(checked)
+    assert not is_finished(run, plan)
     assert problems(last) == ["the folder's name says step 24, and what is in it is of step 20"]
     shutil.copytree(checkpoint_of(short_run / "checkpoints", 24), last, dirs_exist_ok=True)
-    assert run.is_finished(checked)
+    assert is_finished(run, plan)
 
 
 def test_common_state_of_another_step_is_noticed_without_a_record(checkpoint, short_run):

@@ -29,7 +29,8 @@ from tst_megatron.megatron.cpu import host
 from tst_megatron.megatron.repairs import checkpoint_processes, no_cuda
 from tst_megatron.megatron.repairs.apply import repair_wheel
 from tst_megatron.schedule import Phase
-from tst_megatron.training import pretrain, step
+from tst_megatron.training import step
+from tst_megatron.training.run import endings
 
 CALLER = names.async_utils.PersistentAsyncCaller
 
@@ -236,7 +237,7 @@ def test_stop_is_asked_for_after_each_step_and_each_batch_of_an_evaluation():
 def test_refused_results_end_in_states_that_have_a_meaning():
     ending = inspect.getsource(RerunStateMachine.should_checkpoint_and_exit)
     states = [state.name for state in RerunState if f"RerunState.{state.name}:" in ending]
-    assert sorted(states) == sorted(pretrain._MEANING_OF_REFUSAL)
+    assert sorted(states) == sorted(endings._MEANING_OF_REFUSAL)
     machine = RerunStateMachine()
     assert machine.failed_validation_call is None
     assert machine.rerun_requested is False

@@ -270,9 +270,10 @@ def test_check_announces_the_plan_and_the_warnings(text, monkeypatch, capsys):
 def test_training_alone_a_recipe_for_two_ranks_is_refused(text, monkeypatch, tmp_path, capsys):
     """Without --nproc and outside a job this process is the only rank."""
     import tst_megatron.training.pretrain as training
+    import tst_megatron.training.train as train
 
     monkeypatch.setattr(training, "pretrain", lambda *_, **__: 0)
-    monkeypatch.setattr(training, "redirect_output_to", lambda path: None)
+    monkeypatch.setattr(train, "redirect_output_to", lambda path: None)
     check(text, TST, expert_model_parallel_size=2)
     arguments = ["train", str(text.parent / "checked.yaml"), "--run-folder", str(tmp_path / "run")]
     monkeypatch.setattr(sys, "argv", ["tst-megatron", *arguments])

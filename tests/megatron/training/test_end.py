@@ -12,7 +12,8 @@ from tst_megatron.megatron import loop, ranks
 from tst_megatron.megatron.repairs import checkpoint_processes
 from tst_megatron.system.processes import signals
 from tst_megatron.training import pretrain as main_job
-from tst_megatron.training.run import folder as run_folder
+from tst_megatron.training.console import RankConsole
+from tst_megatron.training.run import endings, saves, state
 from tst_megatron.training.run.folder import RunFolder
 
 NO_SPACE = OSError(28, "No space left on device")
@@ -33,15 +34,15 @@ class Job:
         monkeypatch.setattr(signals, "end_children", lambda: self.ended.append("children"))
 
     def rank(self, number, train):
-        checked = SimpleNamespace(recipe=SimpleNamespace(profile="gpu"))
+        plan = SimpleNamespace(is_on_cpu=False)
         with self._monkeypatch.context() as patch:
             patch.setenv("RANK", str(number))
             patch.setattr(main_job, "_train", lambda *_, **__: train())
             return main_job.pretrain(
-                checked,
+                plan,
                 self.run,
                 start=None,
-                console=main_job.RankConsole(file=self.shown, width=40),
+                console=RankConsole(file=self.shown, width=40),
             )
 
     def told(self):
@@ -95,7 +96,7 @@ def test_each_rank_that_fails_says_so_in_one_line_with_its_log(job):
 
 
 def test_run_that_stops_or_finishes_says_nothing_of_failure(job, monkeypatch):
-    monkeypatch.setattr(RunFolder, "is_finished", lambda *_: False)
+    monkeypatch.setattr(saves, "is_finished", lambda *_: False)
     assert job.rank(0, lambda: None) == 0 and job.rank(0, fails(SystemExit(0))) == 75
     assert job.shown.getvalue() == ""
 
@@ -132,7 +133,7 @@ def test_failure_of_the_start_before_is_told_no_more(job):
     ("megatrons", "ours"), [(0, 75), (5, 1), ("text", 1)], ids=["stop", "failure", "message"]
 )
 def test_state_has_the_status_that_the_process_ends_with(job, monkeypatch, megatrons, ours):
-    monkeypatch.setattr(RunFolder, "is_finished", lambda *_: False)
+    monkeypatch.setattr(saves, "is_finished", lambda *_: False)
     assert job.rank(0, fails(SystemExit(megatrons))) == job.told_status() == ours
 
 
@@ -144,8 +145,8 @@ def test_refused_result_on_the_same_node_is_not_to_be_restarted(job, monkeypatch
 
 def test_no_rank_ends_before_the_first_has_said_how_the_run_stopped(job, monkeypatch):
     """The first to end with a status has the scheduler end the others."""
-    monkeypatch.setattr(RunFolder, "is_finished", lambda *_: False)
-    running = {"reason": run_folder.STARTED, "step": 0, "device": "cpu", "exit_status": 1}
+    monkeypatch.setattr(saves, "is_finished", lambda *_: False)
+    running = {"reason": state.STARTED, "step": 0, "device": "cpu", "exit_status": 1}
     job.run.write_state("failed", **running)
     rank_0 = threading.Timer(
         0.5, lambda: job.run.write_state("stopped", **{**running, "reason": "asked to stop"})
@@ -157,7 +158,7 @@ def test_no_rank_ends_before_the_first_has_said_how_the_run_stopped(job, monkeyp
 
 
 def test_node_that_a_restart_must_avoid_is_in_the_state(job, monkeypatch):
-    monkeypatch.setattr(RunFolder, "is_finished", lambda *_: False)
+    monkeypatch.setattr(saves, "is_finished", lambda *_: False)
     refused = ("loss is NaN", "node7", "WILL_RERUN_FROM_CHECKPOINT")
     monkeypatch.setattr(loop, "refused_result", lambda: refused)
     assert job.rank(0, fails(SystemExit(16))) == job.told_status() == 75
@@ -183,8 +184,9 @@ def test_children_are_ended_where_the_state_cannot_be_written(job, monkeypatch):
 
 def test_stop_after_the_last_step_says_what_was_cut_off(job, monkeypatch):
     reason = "all steps are done; the last evaluation was cut off"
-    monkeypatch.setattr(RunFolder, "is_finished", lambda *_: True)
-    monkeypatch.setattr(RunFolder, "reason_of_end", lambda *_: reason)
+    monkeypatch.setattr(saves, "is_finished", lambda *_: True)
+    ending = endings.Ending(0, "finished", reason)
+    monkeypatch.setattr(endings, "finished", lambda *_: ending)
     assert job.rank(0, fails(SystemExit(0))) == 0
     assert job.told() == ("finished", reason)
 
@@ -196,7 +198,7 @@ def test_numbers_are_on_disk_before_the_checkpoint_that_follows_them(tmp_path, m
     from rich.console import Console
 
     from tst_megatron.schedule import Schedule, resolve_phases
-    from tst_megatron.training.metrics import Recorder
+    from tst_megatron.training.report.recorder import Recorder
 
     schedule = Schedule(
         phases=resolve_phases([(1, 1.0)], num_steps=4), num_latent_positions=8, global_batch_size=2

@@ -12,12 +12,13 @@ import tiny
 import torch
 from interrupted import interrupted_at
 
-from tst_megatron.cli.check import check
-from tst_megatron.cli.train import train_run
+from tst_megatron.cli.recipes import check
 from tst_megatron.data.stream.cursor import stream_facts
 from tst_megatron.megatron.repairs import torch_adam
 from tst_megatron.recipe.recipe import RecipeError, load_recipe
+from tst_megatron.training.run.plan import run_plan
 from tst_megatron.training.run.start import check_checkpoint
+from tst_megatron.training.train import train_run
 
 SWITCH, STEPS = 16, 36
 
@@ -202,7 +203,7 @@ def test_checkpoint_holds_where_the_stream_stands_and_what_decides_it(uninterrup
         }
         checked = checked_with(recipe)
         assert tst["stream"] == stream_facts(checked.stream, checked.corpora)
-        check_checkpoint(checked, run / "checkpoints" / f"iter_{step:07d}")
+        check_checkpoint(run_plan(checked), run / "checkpoints" / f"iter_{step:07d}")
 
 
 @pytest.mark.parametrize(
@@ -222,7 +223,9 @@ def test_checkpoint_holds_where_the_stream_stands_and_what_decides_it(uninterrup
 def test_other_stream_is_refused_with_what_differs(uninterrupted, override, key):
     recipe, run = uninterrupted
     with pytest.raises(RecipeError) as refused:
-        check_checkpoint(checked_with(recipe, override), run / "checkpoints" / "iter_0000012")
+        check_checkpoint(
+            run_plan(checked_with(recipe, override)), run / "checkpoints" / "iter_0000012"
+        )
     (problem,) = refused.value.problems
     assert problem.startswith(key)
 
@@ -237,7 +240,7 @@ def test_other_text_and_tokenizer_are_refused_with_what_differs(uninterrupted):
     )
     changed = replace(checked, corpora=(replace(corpus, manifest=manifest, weight=2.0),))
     with pytest.raises(RecipeError) as refused:
-        check_checkpoint(changed, run / "checkpoints" / "iter_0000012")
+        check_checkpoint(run_plan(changed), run / "checkpoints" / "iter_0000012")
     assert [problem.split(":")[0] for problem in refused.value.problems] == [
         "tokenizer",
         "weight of corpus 1",

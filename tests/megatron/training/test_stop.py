@@ -9,9 +9,9 @@ import time
 import pytest
 import tiny
 
-from tst_megatron.cli.train import train_run
 from tst_megatron.megatron.distributed_checkpoint.model import read_saved_state
 from tst_megatron.recipe.recipe import RecipeError
+from tst_megatron.training.train import train_run
 
 
 def test_ctrl_c_saves_within_a_step_and_until_then_no_other_start_comes_in(text, tmp_path):

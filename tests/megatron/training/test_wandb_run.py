@@ -10,8 +10,8 @@ from tst_megatron.megatron.cpu import host
 
 host.install()
 
-from tst_megatron.training import wandb_run
-from tst_megatron.training.wandb_run import RECORD, start_wandb
+from tst_megatron.training.report import wandb_run
+from tst_megatron.training.report.wandb_run import RECORD, start_wandb
 
 
 @pytest.fixture
@@ -24,7 +24,7 @@ def wandb(monkeypatch):
             raise RuntimeError("cannot rewind a run that is not in a terminal state")
         service.started.append(settings)
 
-    monkeypatch.setattr(wandb_run.upstream, "start_wandb", start)
+    monkeypatch.setattr(wandb_run.writers, "start_wandb", start)
     for name in (*wandb_run.OF_THE_USER, "WANDB_RUN_GROUP"):
         monkeypatch.delenv(name, raising=False)
     return service

@@ -20,6 +20,7 @@ from tst_megatron.checkpoint.start import find_start, repair_tracker
 from tst_megatron.checkpoint.whole import examine, record_save, whole_before
 from tst_megatron.cli.views.checkpoints import verify
 from tst_megatron.system.machine.errors import machine_error
+from tst_megatron.training.run import prepare
 from tst_megatron.training.run.folder import RunFolder
 from tst_megatron.training.run.records import damaged_records
 
@@ -187,7 +188,7 @@ def test_record_that_cannot_be_read_now_is_not_moved_aside(tmp_path, fail, name)
     with pytest.raises(OSError, match="Stale file handle"):
         damaged_records(run)
     with pytest.raises(RuntimeError, match="was not prepared by rank 0"):
-        run.wait_until_prepared(seconds=0)
+        prepare.wait_until_prepared(run, seconds=0)
 
 
 def test_tokenizer_that_cannot_be_read_now_is_not_another(tmp_path, fail):

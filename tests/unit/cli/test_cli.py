@@ -12,15 +12,15 @@ from typer.testing import CliRunner
 
 from tst_megatron import __version__
 from tst_megatron.cli import app as cli
-from tst_megatron.cli import check as check_command
-from tst_megatron.cli import train as train_command
 from tst_megatron.cli.app import app, main
 from tst_megatron.megatron.cpu import device
 from tst_megatron.recipe.recipe import RecipeError
 from tst_megatron.schedule import Schedule, resolve_phases
 from tst_megatron.training import check
+from tst_megatron.training import train as train_command
 from tst_megatron.training.run import indexes as data_ready
-from tst_megatron.training.run import launch
+from tst_megatron.training.run import launch, prepare, saves
+from tst_megatron.training.run import start as starting
 from tst_megatron.training.run.state import STARTED
 
 COMMANDS = {
@@ -211,7 +211,7 @@ def test_problems_are_counted_and_each_has_its_line(monkeypatch, capsys):
     def refuse(*_):
         raise cli.RecipeError(["lr: 'x' is not [a] number", "seed: " + "long " * 40])
 
-    monkeypatch.setattr(check_command, "checked_recipe", refuse)
+    monkeypatch.setattr(check, "checked_recipe", refuse)
     status, _, error = run_main(monkeypatch, capsys, "check", "r.yaml")
     lines = click.unstyle(error).splitlines()
     assert status == 2
@@ -237,7 +237,7 @@ def test_wrong_name_is_bad_input_and_a_full_disk_is_a_failure(monkeypatch, capsy
     def fail(*_):
         raise error
 
-    monkeypatch.setattr(check_command, "checked_recipe", fail)
+    monkeypatch.setattr(check, "checked_recipe", fail)
     seen, _, said = run_main(monkeypatch, capsys, "check", "r.yaml")
     assert seen == status and error.strerror in said
 
@@ -256,6 +256,9 @@ def stand_ins(monkeypatch, outside_a_job, tmp_path):
     )
     checked = SimpleNamespace(
         recipe=SimpleNamespace(profile="cpu"),
+        is_on_cpu=True,
+        saves_manifest=False,
+        last_evaluations=frozenset(),
         schedule=schedule,
         stream="the stream",
         corpora=(),
@@ -268,13 +271,14 @@ def stand_ins(monkeypatch, outside_a_job, tmp_path):
     monkeypatch.setattr(data_ready, "build_indexes", lambda *text: ready.append(text[:2]))
     monkeypatch.setattr(data_ready, "wait_until_ready", lambda *text: ready.append("waited"))
     monkeypatch.chdir(tmp_path)
-    for command in (check_command, train_command):
-        monkeypatch.setattr(command, "checked_recipe", lambda *arguments: checked)
-    monkeypatch.setattr(RunFolder, "problems", lambda self, checked, fresh, copy=None: [])
-    monkeypatch.setattr(RunFolder, "prepare", lambda self, checked: calls.append(self.path) or [])
-    monkeypatch.setattr(training, "redirect_output_to", lambda path: Console(width=60))
+    monkeypatch.setattr(check, "checked_recipe", lambda *arguments: checked)
+    monkeypatch.setattr(starting, "folder_problems", lambda *_, **__: [])
+    monkeypatch.setattr(prepare, "prepare", lambda run, plan: calls.append(run.path) or [])
+    for module in (train_command, starting):
+        monkeypatch.setattr(module, "run_plan", lambda checked: checked)
+    monkeypatch.setattr(train_command, "redirect_output_to", lambda path: Console(width=60))
     monkeypatch.setattr(train_command, "load_recipe", lambda *_: checked.recipe)
-    monkeypatch.setattr(training, "pretrain", lambda checked, run, start, console: 75)
+    monkeypatch.setattr(training, "pretrain", lambda plan, run, start, console: 75)
     # Restored at the end, whatever the command puts there.
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.setenv(name, "")
@@ -298,7 +302,7 @@ def test_run_folder_is_named_after_the_recipe_unless_given(stand_ins, monkeypatc
 
 
 def test_finished_run_ends_with_0_and_starts_nothing(stand_ins, monkeypatch, capsys):
-    monkeypatch.setattr(stand_ins.folder, "is_finished", lambda self, checked: True)
+    monkeypatch.setattr(saves, "is_finished", lambda run, plan: True)
     status, out, _ = run_main(monkeypatch, capsys, "train", "tst.yaml", "--run-folder", "done")
     assert status == 0 and out.startswith("done: this run is finished.\n")
     assert out.splitlines()[-1].split(maxsplit=1) == ["next", "tst-megatron export done done/hf"]
@@ -306,8 +310,8 @@ def test_finished_run_ends_with_0_and_starts_nothing(stand_ins, monkeypatch, cap
 
 
 def test_other_ranks_of_a_finished_run_say_nothing(stand_ins, monkeypatch, capsys):
-    monkeypatch.setattr(stand_ins.folder, "is_finished", lambda self, checked: True)
-    monkeypatch.setattr(stand_ins.folder, "wait_until_prepared", lambda self, *, is_held: None)
+    monkeypatch.setattr(saves, "is_finished", lambda run, plan: True)
+    monkeypatch.setattr(prepare, "wait_until_prepared", lambda run, *, is_held: None)
     as_rank(monkeypatch, 3)
     Path("done").mkdir()
     arguments = ("train", "tst.yaml", "--run-folder", "done")
@@ -319,12 +323,12 @@ def test_other_ranks_of_a_finished_run_say_nothing(stand_ins, monkeypatch, capsy
 def test_recipe_that_this_machine_cannot_train_is_refused_before_anything_else(
     stand_ins, monkeypatch, capsys, nproc, profile
 ):
-    def check(*_):
+    def takes_longer(*_):
         raise AssertionError("the check takes much longer")
 
     monkeypatch.setattr(device.torch.cuda, "is_available", lambda: False)
     stand_ins.checked.recipe.profile = profile
-    monkeypatch.setattr(train_command, "checked_recipe", check)
+    monkeypatch.setattr(check, "checked_recipe", takes_longer)
     arguments = ("train", "tst.yaml", "--run-folder", "here", *nproc)
     status, out, error = run_main(monkeypatch, capsys, *arguments)
     assert (status, out) == (2, "") and not Path("here").exists()
@@ -333,7 +337,7 @@ def test_recipe_that_this_machine_cannot_train_is_refused_before_anything_else(
 
 def test_finished_run_needs_no_gpu(stand_ins, monkeypatch, capsys):
     monkeypatch.setattr(device.torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(stand_ins.folder, "is_finished", lambda self, checked: True)
+    monkeypatch.setattr(saves, "is_finished", lambda run, plan: True)
     stand_ins.checked.recipe.profile = "bf16"
     state = {"reason": "all steps are done", "step": 0, "device": "B200", "exit_status": 0}
     Path("done").mkdir()
@@ -350,7 +354,7 @@ def test_profile_that_is_none_is_left_to_the_check(stand_ins, monkeypatch, capsy
 def ends_as(word, status):
     """Training that says how it ended, as ``pretrain`` does."""
 
-    def pretrain(checked, run, start, console):
+    def pretrain(plan, run, start, console):
         # A launcher, which notes a start for its ranks, is none here.
         assert launch.is_started_here() or run.state()["reason"] == STARTED
         if os.environ["RANK"] == "0":
@@ -427,9 +431,9 @@ def as_rank(monkeypatch, rank):
 def test_other_ranks_wait_and_prepare_nothing(stand_ins, monkeypatch, capsys):
     waited = stand_ins.ready
     monkeypatch.setattr(
-        stand_ins.folder,
+        prepare,
         "wait_until_prepared",
-        lambda self, *, is_held: waited.append((str(self.path), is_held)),
+        lambda run, *, is_held: waited.append((str(run.path), is_held)),
     )
     as_rank(monkeypatch, 3)
     Path("shared").mkdir()
@@ -523,7 +527,7 @@ def test_fault_inside_training_is_no_bad_input_and_not_mute(stand_ins, monkeypat
 def test_failure_before_there_is_a_log_is_in_the_state_too(
     stand_ins, monkeypatch, capsys, error, status
 ):
-    monkeypatch.setattr(stand_ins.folder, "repair", raises(error))
+    monkeypatch.setattr(saves, "repair", raises(error))
     seen, _, said = run_main(monkeypatch, capsys, "train", "tst.yaml", "--run-folder", "here")
     reason = "none is whole" if status == 2 else repr(error)
     assert seen == status and state_in("here") == ("failed", f"rank 0: {reason}", status)
@@ -533,7 +537,7 @@ def test_failure_before_there_is_a_log_is_in_the_state_too(
 def test_failure_of_a_started_rank_before_its_log_is_in_the_state(stand_ins, monkeypatch, capsys):
     """The launcher has noted the start, and has nothing to read but its status."""
     refused = RecipeError(["lr: is no number"])
-    monkeypatch.setattr(train_command, "checked_recipe", raises(refused))
+    monkeypatch.setattr(check, "checked_recipe", raises(refused))
     monkeypatch.setenv("TST_LAUNCHER", str(os.getppid()))
     as_rank(monkeypatch, 1)
     Path("here").mkdir()
@@ -545,7 +549,7 @@ def test_failure_of_a_started_rank_before_its_log_is_in_the_state(stand_ins, mon
 
 
 def test_refused_start_leaves_the_state_of_the_one_before(stand_ins, monkeypatch, capsys):
-    monkeypatch.setattr(stand_ins.folder, "problems", lambda *_, **__: ["another run"])
+    monkeypatch.setattr(starting, "folder_problems", lambda *_, **__: ["another run"])
     Path("here").mkdir()
     begun = {"reason": STARTED, "step": 0, "device": "cpu", "exit_status": 1}
     stand_ins.folder(Path("here")).write_state("failed", **begun)

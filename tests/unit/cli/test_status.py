@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from status_folders import NOW, RAW_TOKENS_PER_STEP, Folder, step_row, utc
 
-from tst_megatron.training.record import read_newest
+from tst_megatron.training.report.metrics_file import read_newest
 
 LONG_PAST = (json.dumps(step_row(1)).encode() + b"\n") * 150_000
 """About 30 MB of steps."""

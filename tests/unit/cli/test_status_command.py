@@ -18,7 +18,7 @@ def show(*arguments):
 
 @pytest.fixture
 def fixed_time(monkeypatch):
-    monkeypatch.setattr("tst_megatron.cli.status.time.time", lambda: NOW)
+    monkeypatch.setattr("tst_megatron.cli.runs.time.time", lambda: NOW)
 
 
 def test_one_run_is_shown_in_words(running, fixed_time):

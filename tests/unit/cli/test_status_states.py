@@ -6,7 +6,7 @@ import pytest
 from status_folders import NOW, age
 
 from tst_megatron.cli.views.events import links_without_progress, read_events
-from tst_megatron.cli.views.run_state import duration
+from tst_megatron.training.console import duration
 
 # --- how it stands, by state.json alone -----------------------------------------------------------
 

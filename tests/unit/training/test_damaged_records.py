@@ -13,12 +13,14 @@ from test_run_folder import make_checked, save_checkpoint
 
 from tst_megatron.checkpoint.folder import TRACKER
 from tst_megatron.cli.app import main
-from tst_megatron.training.record import drop_lines_after, events_at, read_metrics
-from tst_megatron.training.run import folder as run_folder
+from tst_megatron.training.report.metrics_file import drop_lines_after, events_at, read_metrics
+from tst_megatron.training.report.versions import write_versions
+from tst_megatron.training.run import endings, prepare, saves
 from tst_megatron.training.run.folder import RunFolder
 from tst_megatron.training.run.identity import identity
+from tst_megatron.training.run.plan import run_plan
 from tst_megatron.training.run.records import clear_log, notes_of
-from tst_megatron.training.run.versions import write_versions
+from tst_megatron.training.run.start import folder_problems
 
 STEP = 6
 
@@ -98,10 +100,10 @@ def checked(tmp_path):
 def run(tmp_path, checked, monkeypatch):
     """Stopped after step 6 of 10, with everything that a run has."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(run_folder, "problems", lambda *_, **__: [])
+    monkeypatch.setattr(saves, "problems", lambda *_, **__: [])
     monkeypatch.setattr("tst_megatron.checkpoint.whole.problems", lambda *_, **__: [])
     run = RunFolder(tmp_path / "run")
-    run.prepare(checked)
+    prepare.prepare(run, run_plan(checked))
     Folder.steps(_folder_of(run), 1, 8, validation_at=(STEP,))
     run.metrics.with_name("metrics.dropped.jsonl").write_text('{"event": "step", "step": 9}\n')
     run.log(0).write_text("a log\n")
@@ -120,12 +122,12 @@ def _folder_of(run):
 
 def start(run, checked):
     """All that a start does with the folder, without Megatron between."""
-    assert run.problems(checked, fresh=False) == []
-    notes = notes_of(run.damaged(checked))
-    moved = run.prepare(checked)
+    assert folder_problems(run, checked, fresh=False) == []
+    notes = notes_of(prepare.damaged(run, run_plan(checked)))
+    moved = prepare.prepare(run, run_plan(checked))
     assert len(moved) == len(notes)
-    found = run.repair(checked)
-    assert found.step == STEP and not run.is_finished(checked)
+    found = saves.repair(run, run_plan(checked))
+    assert found.step == STEP and not saves.is_finished(run, run_plan(checked))
     moved += clear_log(run.log(0))
     with run.log(0).open("a") as log:
         log.write("another start\n")
@@ -135,10 +137,10 @@ def start(run, checked):
     drop_lines_after(run.metrics, found.step)
     with run.metrics.open("a") as metrics:
         metrics.write(json.dumps({"event": "step", "step": 7, "lm loss": 1.0}) + "\n")
-    assert not run.has_failed_since(run.state())
-    run.wait_until_ended(seconds=0)
+    assert not endings.has_failed_since(run, run.state())
+    endings.wait_until_ended(run, seconds=0)
     save_checkpoint(run, 10)
-    run.write_finished(checked)
+    endings.write_finished(run, run_plan(checked))
     assert run.state()["status"] == "finished" and before != run.state()
     return moved
 
@@ -203,7 +205,7 @@ def test_start_goes_on_where_a_folder_of_records_is_none(run, checked, damage):
 def test_checkpoints_that_are_no_folder_decide(run, checked, damage):
     shutil.move(run.checkpoints, run.path.parent / "elsewhere")
     damage(run.checkpoints)
-    (problem,) = run.problems(checked, fresh=False)
+    (problem,) = folder_problems(run, checked, fresh=False)
     assert str(run.checkpoints) in problem
     assert ("bring them back" if damage is turned_into_a_file else "Bring that back") in problem
 
@@ -211,7 +213,7 @@ def test_checkpoints_that_are_no_folder_decide(run, checked, damage):
 @pytest.mark.parametrize("name", sorted(set(DAMAGE) - {"link to nothing"}))
 def test_damaged_resolved_recipe_is_named_with_what_to_do(run, checked, name):
     DAMAGE[name](run.resolved)
-    (problem,) = run.problems(checked, fresh=False)
+    (problem,) = folder_problems(run, checked, fresh=False)
     assert problem.startswith(f"{run.resolved}: ") and "decides" in problem
     assert "Bring it back, from a backup or from another run folder of the same recipe" in problem
     assert not Path("ran-code").exists()
@@ -220,7 +222,7 @@ def test_damaged_resolved_recipe_is_named_with_what_to_do(run, checked, name):
 def test_resolved_recipe_that_lost_its_last_lines_is_damaged_and_no_other_run(run, checked):
     lines = run.resolved.read_text().splitlines(keepends=True)
     run.resolved.write_text("".join(lines[:4]))
-    (problem,) = run.problems(checked, fresh=False)
+    (problem,) = folder_problems(run, checked, fresh=False)
     assert problem.startswith(f"{run.resolved}: says no 'data'")
 
 
@@ -228,10 +230,10 @@ def test_copy_of_the_newest_checkpoint_stands_in_for_a_damaged_resolved_recipe(r
     copy, whole = identity(checked), run.resolved.read_text()
     cut(run.resolved)
     half = run.resolved.read_text()
-    assert run.problems(checked, fresh=False, copy=copy) == []
-    (problem,) = run.problems(checked, fresh=False, copy=copy | {"lr": 7})
+    assert folder_problems(run, checked, fresh=False, copy=copy) == []
+    (problem,) = folder_problems(run, checked, fresh=False, copy=copy | {"lr": 7})
     assert problem.startswith("lr: this run was started with 7")
-    (note,) = run.prepare(checked)
+    (note,) = prepare.prepare(run, run_plan(checked))
     assert note.startswith(f"{run.resolved} says no ")
     assert run.resolved.read_text() == whole
     assert run.resolved.with_name("resolved.yaml.damaged").read_text() == half
@@ -240,7 +242,7 @@ def test_copy_of_the_newest_checkpoint_stands_in_for_a_damaged_resolved_recipe(r
 def test_second_damaged_file_does_not_take_the_place_of_the_first(run, checked):
     for text in ("first", "second"):
         run.state_file.write_text(text)
-        run.prepare(checked)
+        prepare.prepare(run, run_plan(checked))
         run.write_state("failed", reason="", step=0, device="cpu", exit_status=1)
     kept = [run.path / "state.json.damaged", run.path / "state.json.damaged-2"]
     assert [path.read_text() for path in kept] == ["first", "second"]
@@ -250,11 +252,11 @@ def test_layouts_that_can_be_read_are_kept(run, checked):
     versions = json.loads(run.versions.read_text())
     versions["layouts"].append({"after step": None})
     run.versions.write_text(json.dumps(versions))
-    (note,) = run.prepare(checked)
+    (note,) = prepare.prepare(run, run_plan(checked))
     assert "versions.json says 1 of 2 layouts that are none: moved to" in note
     layouts = json.loads(run.versions.read_text())["layouts"]
     assert layouts == [{"after step": 0, "layout": {"ranks": 1}}]
-    assert run.prepare(checked) == []
+    assert prepare.prepare(run, run_plan(checked)) == []
 
 
 def test_file_that_may_not_be_read_is_moved_aside(run, checked, monkeypatch):
@@ -267,7 +269,7 @@ def test_file_that_may_not_be_read_is_moved_aside(run, checked, monkeypatch):
 
     monkeypatch.setattr(Path, "open", refuse)
     assert run.state() is None
-    (note,) = run.prepare(checked)
+    (note,) = prepare.prepare(run, run_plan(checked))
     assert note == f"{run.state_file} cannot be read (Permission denied): moved to {KEPT}"
 
 
@@ -275,14 +277,14 @@ def test_rank_waits_for_the_first_to_write_a_damaged_resolved_recipe_anew(
     run, checked, monkeypatch
 ):
     cut(run.resolved)
-    monkeypatch.setattr(time, "sleep", lambda _: run.prepare(checked))
-    run.wait_until_prepared(seconds=60.0)
-    assert run.problems(checked, fresh=False) == []
+    monkeypatch.setattr(time, "sleep", lambda _: prepare.prepare(run, run_plan(checked)))
+    prepare.wait_until_prepared(run, seconds=60.0)
+    assert folder_problems(run, checked, fresh=False) == []
 
 
 @pytest.mark.parametrize("name", DAMAGE)
 def test_status_shows_what_is_left_and_names_the_damage(run, monkeypatch, capfd, name):
-    monkeypatch.setattr("tst_megatron.cli.status.time.time", lambda: NOW)
+    monkeypatch.setattr("tst_megatron.cli.runs.time.time", lambda: NOW)
     for record in RECORDS:
         if record != "metrics.jsonl":
             DAMAGE[name](run.path / record)

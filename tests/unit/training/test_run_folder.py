@@ -11,15 +11,20 @@ import yaml
 
 from tst_megatron import __version__
 from tst_megatron.checkpoint.folder import step_of
+from tst_megatron.checkpoint.known_saves import note_save
 from tst_megatron.recipe.keys.flags import Flags
 from tst_megatron.recipe.recipe import RecipeError, load_recipe
 from tst_megatron.system.files import file_sha256
 from tst_megatron.system.packages import package_version
+from tst_megatron.training.report import versions as run_versions
+from tst_megatron.training.report.versions import write_versions
+from tst_megatron.training.run import endings, prepare, saves
 from tst_megatron.training.run import folder as run_folder
-from tst_megatron.training.run import versions as run_versions
-from tst_megatron.training.run.folder import RunFolder, check_run
+from tst_megatron.training.run.folder import RunFolder
+from tst_megatron.training.run.plan import run_plan
+from tst_megatron.training.run.start import check_run, folder_problems
 from tst_megatron.training.run.state import ALL_STEPS, STARTED
-from tst_megatron.training.run.versions import write_versions
+from tst_megatron.training.run.tokenizer import kept_tokenizer
 
 
 def small_parser():
@@ -68,7 +73,10 @@ def make_checked(folder, *overrides):
         flags=(),
         profile_values={"bf16": True},
         known=KNOWN,
+        arguments=None,
         arguments_of=lambda megatron: None,
+        stream=None,
+        environment={},
     )
 
 
@@ -87,19 +95,20 @@ def save_checkpoint(run, step):
 
 
 def test_nothing_is_written_before_prepare(run, checked):
-    assert run.problems(checked, fresh=True) == []
+    assert folder_problems(run, checked, fresh=True) == []
     assert run.state() is None
     assert run.last_checkpoint() is None
     assert not run.path.exists()
 
 
 def test_prepare_makes_folders_and_keeps_what_describes_the_run(run, checked):
-    run.prepare(checked)
+    prepare.prepare(run, run_plan(checked))
     for folder in (run.checkpoints, run.tensorboard, run.logs, run.report):
         assert folder.is_dir()
     assert (run.path / "recipe.yaml").read_bytes() == checked.recipe.path.read_bytes()
     assert (run.checkpoints / "tokenizer.model").read_bytes() == b"pieces"
-    assert run.tokenizer_of(checked) == run.checkpoints / "tokenizer.model"
+    kept = kept_tokenizer(run.checkpoints, checked.corpora[0].manifest)
+    assert kept == run.checkpoints / "tokenizer.model"
     assert run.log(3) == run.path / "logs" / "rank-3.log"
     resolved = yaml.safe_load((run.path / "resolved.yaml").read_text())
     assert resolved["lr"] == 1e-6
@@ -110,20 +119,20 @@ def test_prepare_makes_folders_and_keeps_what_describes_the_run(run, checked):
 
 
 def test_what_the_profile_gave_is_kept_for_the_reader_and_not_compared(run, checked):
-    run.prepare(checked)
+    prepare.prepare(run, run_plan(checked))
     kept = yaml.safe_load((run.path / "resolved.yaml").read_text())
     assert kept["given by the profile"] == {"bf16": True}
     # As when the expert-parallel size changes, which takes flags of experts along.
     checked.profile_values = {"bf16": True, "moe-grouped-gemm": True}
-    assert run.problems(checked, fresh=False) == []
+    assert folder_problems(run, checked, fresh=False) == []
 
 
 def test_prepared_folder_takes_the_same_recipe_again(run, checked):
-    run.prepare(checked)
-    assert run.problems(checked, fresh=False) == []
-    check_run(checked, run, fresh=False)
+    prepare.prepare(run, run_plan(checked))
+    assert folder_problems(run, checked, fresh=False) == []
+    check_run(run, checked, fresh=False)
     before = (run.path / "resolved.yaml").read_text()
-    run.prepare(checked)
+    prepare.prepare(run, run_plan(checked))
     assert (run.path / "resolved.yaml").read_text() == before
 
 
@@ -131,10 +140,12 @@ def test_prepared_folder_takes_the_same_recipe_again(run, checked):
 
 
 def test_each_difference_is_named_with_both_values(run, checked, tmp_path):
-    run.prepare(checked)
+    prepare.prepare(run, run_plan(checked))
     other = make_checked(tmp_path / "other", "lr=0.5", "tst.superposition-fraction=0.5", "seed=7")
     other.corpora[0].manifest.train.text_sha256 = "cd34"
-    problems = {problem.split(":")[0]: problem for problem in run.problems(other, fresh=False)}
+    problems = {
+        problem.split(":")[0]: problem for problem in folder_problems(run, other, fresh=False)
+    }
     assert sorted(problems) == [
         "lr",
         "phases",
@@ -155,48 +166,48 @@ def test_each_difference_is_named_with_both_values(run, checked, tmp_path):
 
 
 def test_key_that_decides_no_number_may_change(run, checked, tmp_path):
-    run.prepare(checked)
+    prepare.prepare(run, run_plan(checked))
     other = make_checked(tmp_path / "other", "rerun-mode=disabled")
-    assert run.problems(other, fresh=False) == []
+    assert folder_problems(run, other, fresh=False) == []
 
 
 def test_key_that_was_taken_away_is_named(run, tmp_path):
-    run.prepare(make_checked(tmp_path / "with", "seed=7"))
-    (problem,) = run.problems(make_checked(tmp_path / "without"), fresh=False)
+    prepare.prepare(run, run_plan(make_checked(tmp_path / "with", "seed=7")))
+    (problem,) = folder_problems(run, make_checked(tmp_path / "without"), fresh=False)
     assert problem.startswith("seed: this run was started with 7, and the recipe now says nothing.")
 
 
 def test_check_run_raises_with_all_differences(run, checked, tmp_path):
-    run.prepare(checked)
+    prepare.prepare(run, run_plan(checked))
     with pytest.raises(RecipeError) as caught:
-        check_run(make_checked(tmp_path / "other", "lr=1", "seed=2"), run, fresh=False)
+        check_run(run, make_checked(tmp_path / "other", "lr=1", "seed=2"), fresh=False)
     assert [problem.split(":")[0] for problem in caught.value.problems] == ["lr", "seed"]
 
 
 def test_fresh_refuses_a_folder_with_files_and_takes_an_empty_one(run, checked):
     run.path.mkdir(parents=True)
-    assert run.problems(checked, fresh=True) == []
-    run.prepare(checked)
-    (problem,) = run.problems(checked, fresh=True)
+    assert folder_problems(run, checked, fresh=True) == []
+    prepare.prepare(run, run_plan(checked))
+    (problem,) = folder_problems(run, checked, fresh=True)
     assert problem == f"--fresh: {run.path} is not empty. Name another folder, or delete it"
 
 
 def test_key_that_is_newer_than_the_run_has_its_default(run, checked, tmp_path):
-    run.prepare(checked)
+    prepare.prepare(run, run_plan(checked))
     path = run.path / "resolved.yaml"
     resolved = yaml.safe_load(path.read_text())
     del resolved["tst"]["linear-cross-entropy"]
     path.write_text(yaml.safe_dump(resolved))
-    check_run(checked, run, fresh=False)
+    check_run(run, checked, fresh=False)
     changed = make_checked(tmp_path / "other", "tst.linear-cross-entropy=true")
     with pytest.raises(RecipeError, match="tst.linear-cross-entropy: this run was started with"):
-        check_run(changed, run, fresh=False)
+        check_run(run, changed, fresh=False)
 
 
 def test_folder_that_is_no_run_is_refused(run, checked):
     run.path.mkdir(parents=True)
     (run.path / "letter.txt").write_text("dear")
-    (problem,) = run.problems(checked, fresh=False)
+    (problem,) = folder_problems(run, checked, fresh=False)
     assert problem == f"--run-folder: {run.path} has files and no resolved.yaml, so it is not a run"
 
 
@@ -220,19 +231,19 @@ def test_start_killed_at_any_moment_of_prepare_does_not_bar_the_next(run, checke
             for place, name in ((Path, "mkdir"), (Path, "replace"), (os, "fsync")):
                 patch.setattr(place, name, killed(getattr(place, name)))
             try:
-                run.prepare(other)
+                prepare.prepare(run, run_plan(other))
                 break
             except KeyboardInterrupt:
                 pass
         if not (run.path / "resolved.yaml").exists():
-            assert run.problems(checked, fresh=False) == [], num_calls
+            assert folder_problems(run, checked, fresh=False) == [], num_calls
             killed_run = run
             run = RunFolder(run.path.parent / str(num_calls))
             if killed_run.path.exists():
-                killed_run.prepare(checked)
+                prepare.prepare(killed_run, run_plan(checked))
                 assert killed_run.recipe.read_bytes() == checked.recipe.path.read_bytes()
         else:
-            assert run.problems(other, fresh=False) == []
+            assert folder_problems(run, other, fresh=False) == []
     assert num_calls > 10
 
 
@@ -241,11 +252,11 @@ def test_start_killed_at_any_moment_of_prepare_does_not_bar_the_next(run, checke
     ["checkpoints/iter_0000004/common.pt", "logs/rank-0.log", "checkpoints/recipe.yaml", "data/x"],
 )
 def test_folder_with_more_than_prepare_makes_is_no_half_run(run, checked, path):
-    run.prepare(checked)
+    prepare.prepare(run, run_plan(checked))
     (run.path / "resolved.yaml").unlink()
     (run.path / path).parent.mkdir(exist_ok=True)
     (run.path / path).write_text("more")
-    (problem,) = run.problems(checked, fresh=False)
+    (problem,) = folder_problems(run, checked, fresh=False)
     assert problem.endswith("has files and no resolved.yaml, so it is not a run")
 
 
@@ -254,25 +265,25 @@ def test_folder_with_what_a_job_script_made_before_the_first_start_is_new(run, c
     (run.slurm / "logs").mkdir(parents=True)
     (run.slurm / "events.tsv").write_text("2026-11-25T21:20:06Z\t811\tstart\t0\t\n")
     run.stop_file.touch()
-    assert run.problems(checked, fresh=fresh) == []
+    assert folder_problems(run, checked, fresh=fresh) == []
 
 
 def test_start_killed_in_prepare_behind_a_job_script_does_not_bar_the_next(run, checked):
-    run.prepare(checked)
+    prepare.prepare(run, run_plan(checked))
     (run.path / "resolved.yaml").unlink()
     run.slurm.mkdir()
     (run.slurm / "events.tsv").touch()
     run.stop_file.touch()
-    assert run.problems(checked, fresh=False) == []
+    assert folder_problems(run, checked, fresh=False) == []
     (run.path / "letter.txt").write_text("dear")
-    assert len(run.problems(checked, fresh=False)) == 1
+    assert len(folder_problems(run, checked, fresh=False)) == 1
 
 
 @pytest.mark.parametrize("fresh", [True, False])
 def test_file_in_place_of_the_folder_is_refused(run, checked, fresh):
     run.path.parent.mkdir(parents=True)
     run.path.write_text("a file")
-    (problem,) = run.problems(checked, fresh=fresh)
+    (problem,) = folder_problems(run, checked, fresh=fresh)
     assert str(run.path) in problem
     assert "not a folder" in problem
 
@@ -284,7 +295,7 @@ def test_dangling_link_is_named_with_where_it_leads(run, checked, name, fresh):
         run.path.mkdir(parents=True)
     run.path.parent.mkdir(exist_ok=True, parents=True)
     (run.path / name).symlink_to("/scratch/purged")
-    (problem,) = run.problems(checked, fresh=fresh)
+    (problem,) = folder_problems(run, checked, fresh=fresh)
     assert problem.startswith(
         f"{run.path / name}: is a link to /scratch/purged, which is not there"
     )
@@ -296,8 +307,8 @@ def test_link_to_a_folder_elsewhere_is_used(run, checked, tmp_path):
     (tmp_path / "scratch").mkdir()
     run.path.mkdir(parents=True)
     run.checkpoints.symlink_to(tmp_path / "scratch")
-    assert run.problems(checked, fresh=False) == []
-    run.prepare(checked)
+    assert folder_problems(run, checked, fresh=False) == []
+    prepare.prepare(run, run_plan(checked))
     assert (tmp_path / "scratch" / "tokenizer.model").exists()
 
 
@@ -309,7 +320,7 @@ def test_refused_start_leaves_no_folder_that_it_made(run, checked):
         raise RecipeError(["no such key"])
     assert not run.path.parent.exists()
     with pytest.raises(RecipeError), run.held(say=print):
-        run.prepare(checked)
+        prepare.prepare(run, run_plan(checked))
         raise RecipeError(["later"])
     assert run.resolved.exists()
 
@@ -318,17 +329,17 @@ def test_refused_start_leaves_no_folder_that_it_made(run, checked):
 def test_folder_that_was_held_and_nothing_else_is_new(run, checked, fresh):
     with run.held(say=print):
         run.join()
-        assert run.problems(checked, fresh=fresh) == []
+        assert folder_problems(run, checked, fresh=fresh) == []
         assert run.user().process == os.getpid()
     assert {path.name for path in run.path.iterdir()} == {"lock", "lock-ranks"}
-    assert run.problems(checked, fresh=fresh) == []
+    assert folder_problems(run, checked, fresh=fresh) == []
 
 
 def test_start_killed_in_prepare_leaves_locks_that_bar_nobody(run, checked):
     with run.held(say=print):
-        run.prepare(checked)
+        prepare.prepare(run, run_plan(checked))
         (run.path / "resolved.yaml").unlink()
-    assert run.problems(checked, fresh=False) == []
+    assert folder_problems(run, checked, fresh=False) == []
 
 
 # --- checkpoints that are gone --------------------------------------------------------------------
@@ -343,13 +354,13 @@ GONE = {
 
 @pytest.mark.parametrize("name", GONE)
 def test_run_that_has_saved_is_not_started_over(run, checked, name):
-    run.prepare(checked)
-    run.note_save(8)
+    prepare.prepare(run, run_plan(checked))
+    note_save(run.path, 8)
     GONE[name](run)
     found = "is missing" if name == "missing" else "holds no "
-    for ask in (run.find_start, run.repair):
+    for ask in (saves.find_start, saves.repair):
         with pytest.raises(RecipeError) as refused:
-            ask(checked)
+            ask(run, run_plan(checked))
         (problem,) = refused.value.problems
         assert problem.startswith(f"{run.checkpoints}: {found}")
         assert "this run has saved some before (saves.json knows step 8)" in problem
@@ -359,33 +370,33 @@ def test_run_that_has_saved_is_not_started_over(run, checked, name):
 
 
 def test_run_that_never_saved_starts_over(run, checked):
-    run.prepare(checked)
+    prepare.prepare(run, run_plan(checked))
     (run.checkpoints / "iter_0000010").mkdir()
-    assert run.find_start(checked).step == 0
-    assert run.repair(checked).step == 0
+    assert saves.find_start(run, run_plan(checked)).step == 0
+    assert saves.repair(run, run_plan(checked)).step == 0
     assert not (run.checkpoints / "iter_0000010").exists()
 
 
 def test_older_folder_is_told_once_what_it_had_saved(run, checked):
-    run.prepare(checked)
+    prepare.prepare(run, run_plan(checked))
     run.saves.unlink()
     save_checkpoint(run, 8)
-    run.prepare(checked)
+    prepare.prepare(run, run_plan(checked))
     assert run.saves.read_text() == '{"newest completed save": 8}\n'
-    run.prepare(checked)
+    prepare.prepare(run, run_plan(checked))
     shutil.rmtree(run.checkpoints)
-    run.prepare(checked)
+    prepare.prepare(run, run_plan(checked))
     with pytest.raises(RecipeError, match="saves.json knows step 8"):
-        run.find_start(checked)
+        saves.find_start(run, run_plan(checked))
 
 
 # --- waiting for the first rank -------------------------------------------------------------------
 
 
 def test_wait_returns_at_once_when_prepared(run, checked, monkeypatch):
-    run.prepare(checked)
+    prepare.prepare(run, run_plan(checked))
     monkeypatch.setattr(time, "sleep", lambda _: pytest.fail("it waited"))
-    run.wait_until_prepared(seconds=0.0)
+    prepare.wait_until_prepared(run, seconds=0.0)
 
 
 def test_wait_ends_when_the_first_rank_has_prepared(run, checked, monkeypatch):
@@ -394,10 +405,10 @@ def test_wait_ends_when_the_first_rank_has_prepared(run, checked, monkeypatch):
     def sleep(seconds):
         waits.append(seconds)
         if len(waits) == 2:
-            run.prepare(checked)
+            prepare.prepare(run, run_plan(checked))
 
     monkeypatch.setattr(time, "sleep", sleep)
-    run.wait_until_prepared(seconds=60.0)
+    prepare.wait_until_prepared(run, seconds=60.0)
     assert len(waits) == 2
 
 
@@ -407,22 +418,22 @@ def test_wait_is_for_the_first_rank_of_this_start(run, checked, monkeypatch):
     for port, is_ours in (("29500", True), ("29501", False)):
         monkeypatch.setenv("MASTER_PORT", "29500")
         with run.held(say=print):
-            run.prepare(checked)
+            prepare.prepare(run, run_plan(checked))
             monkeypatch.setenv("MASTER_PORT", port)
             if is_ours:
-                run.wait_until_prepared(seconds=0.0, is_held=False)
+                prepare.wait_until_prepared(run, seconds=0.0, is_held=False)
             else:
                 with pytest.raises(RuntimeError, match="was not prepared by rank 0"):
-                    run.wait_until_prepared(seconds=0.0, is_held=False)
-                run.wait_until_prepared(seconds=0.0, is_held=True)
+                    prepare.wait_until_prepared(run, seconds=0.0, is_held=False)
+                prepare.wait_until_prepared(run, seconds=0.0, is_held=True)
         # Of a start that has ended, whose ranks met at the same place.
         with pytest.raises(RuntimeError, match="was not prepared by rank 0"):
-            run.wait_until_prepared(seconds=0.0, is_held=False)
+            prepare.wait_until_prepared(run, seconds=0.0, is_held=False)
 
 
 def test_wait_that_takes_too_long_says_where_and_how_long(run):
     with pytest.raises(RuntimeError, match="was not prepared by rank 0 within 0 s.*share") as error:
-        run.wait_until_prepared(seconds=0.01)
+        prepare.wait_until_prepared(run, seconds=0.01)
     assert str(error.value).startswith(str(run.path))
 
 
@@ -439,15 +450,15 @@ def test_last_checkpoint_is_the_one_megatron_tracks(run):
 def test_run_is_finished_when_the_checkpoint_of_its_last_step_is_whole(run, checked, monkeypatch):
     """Every rank asks, also before the first has repaired the tracker file: it is not read."""
     problems = []
-    monkeypatch.setattr(run_folder, "problems", lambda *_, **__: problems)
-    assert not run.is_finished(checked)
+    monkeypatch.setattr(saves, "problems", lambda *_, **__: problems)
+    assert not saves.is_finished(run, run_plan(checked))
     save_checkpoint(run, 9)
-    assert not run.is_finished(checked)
+    assert not saves.is_finished(run, run_plan(checked))
     save_checkpoint(run, 10)
     (run.checkpoints / "latest_checkpointed_iteration.txt").write_text("")
-    assert run.is_finished(checked)
+    assert saves.is_finished(run, run_plan(checked))
     problems.append(".metadata is missing")
-    assert not run.is_finished(checked)
+    assert not saves.is_finished(run, run_plan(checked))
 
 
 def test_last_checkpoint_that_goes_while_it_is_read_is_no_whole_one(run, checked, monkeypatch):
@@ -455,8 +466,8 @@ def test_last_checkpoint_that_goes_while_it_is_read_is_no_whole_one(run, checked
         raise FileNotFoundError("metadata.json")
 
     save_checkpoint(run, 10)
-    monkeypatch.setattr(run_folder, "problems", gone)
-    assert not run.is_finished(checked)
+    monkeypatch.setattr(saves, "problems", gone)
+    assert not saves.is_finished(run, run_plan(checked))
 
 
 @pytest.mark.parametrize("text", [None, "", "twelve", "13"])
@@ -468,10 +479,12 @@ def test_tracker_that_names_no_checkpoint_is_none(run, text):
 
 
 def test_how_often_to_save_and_what_to_keep_may_change(run, checked, tmp_path):
-    run.prepare(checked)
+    prepare.prepare(run, run_plan(checked))
     changes = ("save-interval=7", "save-retain-interval=14", "tst.keep-last-checkpoints=2")
-    assert run.problems(make_checked(tmp_path / "other", *changes), fresh=False) == []
-    (problem,) = run.problems(make_checked(tmp_path / "third", *changes, "lr=1"), fresh=False)
+    assert folder_problems(run, make_checked(tmp_path / "other", *changes), fresh=False) == []
+    (problem,) = folder_problems(
+        run, make_checked(tmp_path / "third", *changes, "lr=1"), fresh=False
+    )
     assert problem.startswith("lr:")
 
 
@@ -482,24 +495,26 @@ def test_how_often_to_save_and_what_to_keep_may_change(run, checked, tmp_path):
 def test_layout_may_change_and_the_folder_says_what_the_last_start_had(
     run, checked, tmp_path, change
 ):
-    run.prepare(checked)
+    prepare.prepare(run, run_plan(checked))
     other = make_checked(tmp_path / "other", change)
-    assert run.problems(other, fresh=False) == []
-    run.prepare(other)
+    assert folder_problems(run, other, fresh=False) == []
+    prepare.prepare(run, run_plan(other))
     key, _, value = change.partition("=")
     assert str(yaml.safe_load((run.path / "resolved.yaml").read_text())[key]).lower() == value
     assert run.recipe.read_bytes() == checked.recipe.path.read_bytes()
 
 
 def test_micro_batch_size_is_no_layout(run, checked, tmp_path):
-    run.prepare(checked)
-    (problem,) = run.problems(make_checked(tmp_path / "other", "micro-batch-size=2"), fresh=False)
+    prepare.prepare(run, run_plan(checked))
+    (problem,) = folder_problems(
+        run, make_checked(tmp_path / "other", "micro-batch-size=2"), fresh=False
+    )
     assert problem.startswith("micro-batch-size: this run was started with nothing")
 
 
 def test_start_finishes_an_interrupted_delete(run, checked):
     (run.checkpoints / ".deleted-iter_0000004").mkdir(parents=True)
-    assert run.repair(checked).step == 0
+    assert saves.repair(run, run_plan(checked)).step == 0
     assert list(run.checkpoints.iterdir()) == []
 
 
@@ -507,7 +522,7 @@ def test_chain_of_jobs_that_are_killed_in_their_first_saves_is_never_refused(run
     """Each at another step, as a stop signal makes it."""
     for step in (4, 3, 2, 1):
         (run.checkpoints / f"iter_{step:07d}").mkdir(parents=True)
-        start = run.repair(checked)
+        start = saves.repair(run, run_plan(checked))
         assert start.step == 0
         assert start.notes[0] == f"iter_{step:07d}: metadata.json is missing; skipped"
         assert list(run.checkpoints.glob("iter_*")) == []
@@ -541,20 +556,20 @@ def test_first_failure_of_a_start_stands(run):
     run.path.mkdir(parents=True)
     fail(run, STARTED)
     before = run.state()
-    assert not run.has_failed_since(before)
+    assert not endings.has_failed_since(run, before)
     fail(run, "rank 1: OSError(28, 'No space left on device')")
-    assert run.has_failed_since(before)
+    assert endings.has_failed_since(run, before)
 
 
 def test_failure_of_an_earlier_start_does_not_stand(run):
     """Rank 1 may begin, and fail, before rank 0 has said that this start began."""
     run.path.mkdir(parents=True)
-    assert not run.has_failed_since(run.state())
+    assert not endings.has_failed_since(run, run.state())
     fail(run, "rank 1: OSError(28, 'No space left on device')")
     before = run.state()
-    assert not run.has_failed_since(before)
+    assert not endings.has_failed_since(run, before)
     fail(run, STARTED)
-    assert not run.has_failed_since(before)
+    assert not endings.has_failed_since(run, before)
 
 
 @pytest.mark.parametrize(
@@ -581,7 +596,7 @@ def test_finished_run_says_that_its_last_evaluation_was_cut_off(
             for event, step in [*earlier, *((event, 10) for event in rows)]
         )
     )
-    run.write_finished(checked)
+    endings.write_finished(run, run_plan(checked))
     state = run.state()
     assert (state["status"], state["step"], state["exit_status"]) == ("finished", 10, 0)
     cut_off = "all steps are done; the last evaluation was cut off"
@@ -591,11 +606,11 @@ def test_finished_run_says_that_its_last_evaluation_was_cut_off(
 def test_state_and_recipe_are_written_whole(run, checked, monkeypatch):
     """By ``write_beside``, so that a killed process leaves no half of them."""
     written = []
-    for module in (run_folder, run_versions):
+    for module in (prepare, run_folder, run_versions):
         monkeypatch.setattr(
             module, "write_beside", lambda path, text: written.append((path.name, text[-1]))
         )
-    run.prepare(checked)
+    prepare.prepare(run, run_plan(checked))
     run.write_state("finished", reason="", step=1, device="cpu", exit_status=0)
     write_versions(run.versions, device="cpu", world_size=1, layout={"number of ranks": 1}, step=0)
     assert written == [("resolved.yaml", "\n"), ("state.json", "\n"), ("versions.json", "\n")]

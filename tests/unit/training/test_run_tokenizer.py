@@ -12,7 +12,11 @@ from test_run_folder import KNOWN
 from tst_megatron.data.tokenizer.files import tokenizer_sha256
 from tst_megatron.hf.tokenizer.files import find_tokenizer
 from tst_megatron.recipe.recipe import load_recipe
+from tst_megatron.training.run import prepare
 from tst_megatron.training.run.folder import RunFolder
+from tst_megatron.training.run.plan import run_plan
+from tst_megatron.training.run.start import folder_problems
+from tst_megatron.training.run.tokenizer import kept_tokenizer
 
 FILES = {"tokenizer.json": "{}", "tokenizer_config.json": '{"eos_token": "x"}', "merges.txt": "a b"}
 
@@ -35,6 +39,9 @@ def checked_with(tokenizer: Path, *overrides: str) -> SimpleNamespace:
         flags=(),
         profile_values={},
         known=KNOWN,
+        arguments=None,
+        stream=None,
+        environment={},
     )
 
 
@@ -56,6 +63,10 @@ def run(tmp_path):
     return RunFolder(tmp_path / "runs" / "one")
 
 
+def kept_in_run(run: RunFolder, checked: SimpleNamespace) -> Path:
+    return kept_tokenizer(run.checkpoints, checked.corpora[0].manifest)
+
+
 def kept_in(run: RunFolder) -> list[str]:
     return sorted(path.name for path in run.checkpoints.iterdir())
 
@@ -64,22 +75,22 @@ def test_folder_of_a_tokenizer_is_kept_with_the_checkpoints_without_a_model(run,
     tokenizer = hugging_face_at(tmp_path / "text")
     (tokenizer / "model.safetensors").write_text("weights")
     checked = checked_with(tokenizer)
-    run.prepare(checked)
-    assert run.tokenizer_of(checked) == run.checkpoints / "tokenizer"
-    found = {path.name: path.read_text() for path in run.tokenizer_of(checked).iterdir()}
+    prepare.prepare(run, run_plan(checked))
+    assert kept_in_run(run, checked) == run.checkpoints / "tokenizer"
+    found = {path.name: path.read_text() for path in kept_in_run(run, checked).iterdir()}
     assert found == FILES
     assert kept_in(run) == ["tokenizer"]
 
 
 def test_second_start_leaves_it_alone_and_brings_back_one_that_was_deleted(run, tmp_path):
     checked = checked_with(hugging_face_at(tmp_path / "text"))
-    run.prepare(checked)
-    kept = run.tokenizer_of(checked)
+    prepare.prepare(run, run_plan(checked))
+    kept = kept_in_run(run, checked)
     before = kept.stat().st_ino
-    run.prepare(checked)
+    prepare.prepare(run, run_plan(checked))
     assert kept.stat().st_ino == before
     shutil.rmtree(kept)
-    run.prepare(checked)
+    prepare.prepare(run, run_plan(checked))
     assert tokenizer_sha256(kept) == tokenizer_sha256(tmp_path / "text" / "tokenizer")
 
 
@@ -98,14 +109,14 @@ def test_start_killed_at_any_moment_leaves_no_tokenizer_of_another_recipe(run, t
     wanted = tokenizer_sha256(of_new.corpora[0].manifest.tokenizer_path)
     for num_calls in range(100):
         run = RunFolder(tmp_path / "runs" / str(num_calls))
-        if not killed_after(num_calls, lambda run=run: run.prepare(of_old)):
+        if not killed_after(num_calls, lambda run=run: prepare.prepare(run, run_plan(of_old))):
             break
         if run.is_prepared():
             continue
-        assert run.problems(of_new, fresh=False) == [], num_calls
-        run.prepare(of_new)
-        assert kept_in(run) == [run.tokenizer_of(of_new).name]
-        assert tokenizer_sha256(run.tokenizer_of(of_new)) == wanted
+        assert folder_problems(run, of_new, fresh=False) == [], num_calls
+        prepare.prepare(run, run_plan(of_new))
+        assert kept_in(run) == [kept_in_run(run, of_new).name]
+        assert tokenizer_sha256(kept_in_run(run, of_new)) == wanted
     assert num_calls > 10
 
 
@@ -138,18 +149,18 @@ def test_what_a_kill_leaves_beside_bars_no_start(run, tmp_path):
     half = run.checkpoints / ".tokenizer.node-1.4711"
     half.mkdir(parents=True)
     (half / "tokenizer.json").write_text("{")
-    assert run.problems(checked, fresh=False) == []
-    run.prepare(checked)
+    assert folder_problems(run, checked, fresh=False) == []
+    prepare.prepare(run, run_plan(checked))
     assert kept_in(run) == ["tokenizer"]
-    assert tokenizer_sha256(run.tokenizer_of(checked)) == tokenizer_sha256(
+    assert tokenizer_sha256(kept_in_run(run, checked)) == tokenizer_sha256(
         tmp_path / "text" / "tokenizer"
     )
 
 
 def test_run_refuses_text_of_another_tokenizer(run, tmp_path):
-    run.prepare(checked_with(hugging_face_at(tmp_path / "text")))
+    prepare.prepare(run, run_plan(checked_with(hugging_face_at(tmp_path / "text"))))
     other = checked_with(hugging_face_at(tmp_path / "other", added_tokens_json="[]"))
-    (problem,) = run.problems(other, fresh=False)
+    (problem,) = folder_problems(run, other, fresh=False)
     assert problem.startswith("training text: this run was started with")
 
 
@@ -175,23 +186,23 @@ def lie_beside(path: Path, what: str) -> None:
 def test_another_tokenizer_beside_the_checkpoints_is_moved_aside(run, tmp_path, make, what, name):
     """Also one of the other kind: it would be exported before the run's own."""
     checked = checked_with(make(tmp_path / "text"))
-    run.prepare(checked)
+    prepare.prepare(run, run_plan(checked))
     lie_beside(run.checkpoints / name, what)
-    assert [path for path, _ in run.damaged(checked)] == [run.checkpoints / name]
-    (note,) = run.prepare(checked)
+    assert [path for path, _ in prepare.damaged(run, run_plan(checked))] == [run.checkpoints / name]
+    (note,) = prepare.prepare(run, run_plan(checked))
     assert "is not the tokenizer of the training text: moved to" in note
     wanted = checked.corpora[0].manifest.tokenizer
-    assert tokenizer_sha256(run.tokenizer_of(checked)) == wanted.sha256
-    assert kept_in(run) == sorted([run.tokenizer_of(checked).name, f"{name}.damaged"])
-    assert run.prepare(checked) == []
+    assert tokenizer_sha256(kept_in_run(run, checked)) == wanted.sha256
+    assert kept_in(run) == sorted([kept_in_run(run, checked).name, f"{name}.damaged"])
+    assert prepare.prepare(run, run_plan(checked)) == []
 
 
 @pytest.mark.parametrize("file", ["merges.txt", "tokenizer.json"])
 def test_one_changed_file_of_a_folder_is_another_tokenizer(run, tmp_path, file):
     checked = checked_with(hugging_face_at(tmp_path / "text"))
-    run.prepare(checked)
-    (run.tokenizer_of(checked) / file).write_text("changed")
-    assert len(run.damaged(checked)) == 1
+    prepare.prepare(run, run_plan(checked))
+    (kept_in_run(run, checked) / file).write_text("changed")
+    assert len(prepare.damaged(run, run_plan(checked))) == 1
 
 
 def arguments(tokenizer: Path | None = None, **known) -> SimpleNamespace:

@@ -15,10 +15,10 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from tst_megatron.checkpoint.content.tables import shortened
 from tst_megatron.system.pickles.inert_pickle import read_inert
 from tst_megatron.system.pickles.torch_archive import archive_problem
 from tst_megatron.system.pickles.torch_pickles import EXTRA_STATE, check_extra_states, load_archive
+from tst_megatron.system.problems import shortened
 
 _COMMON = re.compile(r"common_state/")
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from tst_megatron.checkpoint.content.facts import OPTIMIZER, Facts
-from tst_megatron.checkpoint.content.tables import shortened
+from tst_megatron.system.problems import shortened
 
 _LAYERS = "decoder.layers."
 _NUMBERED = re.compile(r"decoder\.layers\.(\d+)\.(.+)")

@@ -12,9 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tst_megatron.system.paths import is_own_name
-
-_MOST = 5
-"""Problems of one kind that are named; of more, the number is."""
+from tst_megatron.system.problems import shortened
 
 _Place = tuple[str, tuple[int, ...] | None]
 """Name of an item, and of a tensor's chunk where it starts."""
@@ -61,13 +59,6 @@ def table_problems(description: Any) -> list[str]:
         if place in places and places[place] <= num_bytes
     ]
     return shortened([f".metadata is damaged ({text})" for text in found])
-
-
-def shortened(found: list[str]) -> list[str]:
-    """The first few of many problems, and how many more there are."""
-    if len(found) <= _MOST:
-        return found
-    return [*found[:_MOST], f"{len(found) - _MOST} more of this kind"]
 
 
 def _shown(place: _Place) -> str:

@@ -15,7 +15,7 @@ END = "end"
 REQUEUE = "requeue"
 """The job is in the queue again."""
 GIVE_UP = "give-up"
-"""No further start comes by itself."""
+"""No further start comes unless a person submits one."""
 STOP_FILE = "stop-file"
 """The script found the run's file ``STOP``."""
 
@@ -35,7 +35,7 @@ class Event:
 
 
 def read_events(path: Path) -> list[Event]:
-    """The lines of a file that may be missing; those that a killed script tore are left out.
+    """Read the lines of a file that may be missing; a line that a killed script tore is left out.
 
     Raises:
         Damaged: it cannot be read.
@@ -59,7 +59,7 @@ def _event(line: str) -> Event | None:
 
 
 def since_last_start(events: Sequence[Event]) -> tuple[Event | None, Sequence[Event]]:
-    """The last start and what came after it; without any start, None and all events."""
+    """Return the last start and what came after it; without any start, None and all events."""
     for number in reversed(range(len(events))):
         if events[number].name == START:
             return events[number], events[number + 1 :]
@@ -67,7 +67,7 @@ def since_last_start(events: Sequence[Event]) -> tuple[Event | None, Sequence[Ev
 
 
 def num_requeues(events: Sequence[Event]) -> int:
-    """How often a job was started again or waits for it; Slurm also does it by itself."""
+    """Count how often a job was started again or waits for that; Slurm also does so unasked."""
     starts = [event.job for event in events if event.name == START]
     _, later = since_last_start(events)
     is_waiting = any(event.name == REQUEUE for event in later)
@@ -75,10 +75,10 @@ def num_requeues(events: Sequence[Event]) -> int:
 
 
 def links_without_progress(events: Sequence[Event]) -> int:
-    """How many of the last starts, in a row, ended without a new checkpoint.
+    """Count the last starts, in a row, that ended without a new checkpoint.
 
     A start has ended when its job says so, or when another start follows: a node that dies writes
-    nothing. One that goes on is not counted, and what it saved before it ended is progress.
+    nothing. One that still runs is not counted, and what it saved before it ended is progress.
     """
     starts = [number for number, event in enumerate(events) if event.name == START]
     count = 0

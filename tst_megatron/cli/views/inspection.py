@@ -17,7 +17,7 @@ CHARACTERS_SHOWN = 1000
 
 
 def lines(inspection: Inspection) -> Iterator[str]:
-    """The whole inspection, line by line and without colours."""
+    """Return the inspection, line by line and without colours."""
     yield from _origin(inspection)
     yield ""
     yield from _table(inspection)
@@ -134,7 +134,7 @@ def _histogram(inspection: Inspection) -> Iterator[str]:
     head = f"  {'from':>11} {'to':>13}  {'documents':<{BAR_CHARACTERS}} {'%':>5}"
     yield f"{head}  {'% of tokens':>11}"
     for low, high, (documents, tokens) in zip(edges, edges[1:], bins, strict=False):
-        # One that is there is seen.
+        # An existing one is seen.
         bar = "#" * -(-documents * BAR_CHARACTERS // most)
         shares = (100 * documents / lengths.num_documents, 100 * tokens / lengths.num_tokens)
         yield (

@@ -72,7 +72,7 @@ def _load(folder: Path) -> Manifest | str:
 
 
 def _held_out(manifests: Mapping[Path, Manifest | str]) -> list[_HeldOut]:
-    """The held-out documents of each folder, where there are several."""
+    """Return the held-out documents of each folder, where there are several."""
     there = [each for each in manifests.values() if isinstance(each, Manifest)]
     return [(each, held_out_of(each)) for each in there] if len(there) > 1 else []
 

@@ -1,4 +1,4 @@
-"""Whether a run goes on, waits or has ended: by its own words, its job scripts' and the clock."""
+"""Tell if a run is running, waits or has ended, by its records, its job scripts and the clock."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from tst_megatron.cli.views.events import END, GIVE_UP, REQUEUE, STOP_FILE, Event, since_last_start
 from tst_megatron.system.exit_status import DO_NOT_RESTART
+from tst_megatron.training.console import duration
 from tst_megatron.training.run.state import STARTED
 
 State = Literal[
@@ -32,9 +33,9 @@ def judge(
     patience_seconds: float,
     has_begun: bool = False,
 ) -> tuple[State, str]:
-    """The state in a word, and the reason.
+    """Return the state in a word, and the reason.
 
-    What the run itself says comes first, as far as it is of the last start: while one goes on,
+    What the run itself says comes first, as far as it is of the last start: while one is running,
     ``state.json`` says ``STARTED``, and before it has got that far, what the start before it said.
 
     Args:
@@ -54,7 +55,7 @@ def judge(
     is_older = start is not None and state_time < start.time
     if state is not None and state["status"] == "finished":
         return "finished", state["reason"]
-    # A run that has not obeyed the file yet goes on.
+    # A run that has not obeyed the file yet is still running.
     closing = [
         event
         for event in after
@@ -82,7 +83,7 @@ def judge(
 
 
 def _of_the_chain(event: Event, state: Mapping[str, Any] | None) -> tuple[State, str]:
-    """What a job script has decided."""
+    """Return what a job script has decided."""
     if event.name == GIVE_UP:
         return "failed", f"job {event.job} gave up" + (f": {event.text}" if event.text else "")
     if event.name == STOP_FILE:
@@ -97,16 +98,3 @@ def _of_the_chain(event: Event, state: Mapping[str, Any] | None) -> tuple[State,
 
 def _with(text: str, more: str) -> str:
     return f"{text} ({more})" if more else text
-
-
-def duration(seconds: float) -> str:
-    """A time in its two largest units, for a person."""
-    units = [("d", 86400), ("h", 3600), ("min", 60), ("s", 1)]
-    left = round(seconds)
-    counts = []
-    for unit, size in units:
-        counts.append((left // size, unit))
-        left %= size
-    first = next((number for number, (count, _) in enumerate(counts) if count), len(counts) - 1)
-    shown = [f"{count} {unit}" for count, unit in counts[first : first + 2] if count]
-    return " ".join(shown) or "0 s"

@@ -1,4 +1,4 @@
-"""How a run stands: read from its folder in a moment, without torch and without the run's help."""
+"""Read from a run's folder how the run stands, in a moment and without torch."""
 
 from __future__ import annotations
 
@@ -24,7 +24,12 @@ from tst_megatron.cli.views.events import (
 from tst_megatron.cli.views.run_state import State, judge
 from tst_megatron.schedule import Phase, Schedule, resolve_phases
 from tst_megatron.system.records import Damaged, read_yaml
-from tst_megatron.training.record import BAG_LOSS, LM_LOSS, VALIDATION_LOSS, read_newest
+from tst_megatron.training.report.metrics_file import (
+    BAG_LOSS,
+    LM_LOSS,
+    VALIDATION_LOSS,
+    read_newest,
+)
 from tst_megatron.training.run.folder import RunFolder
 from tst_megatron.training.run.state import read_state
 
@@ -38,14 +43,14 @@ _MOST = 1e9
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunStatus:
-    """How a run stands. None is what the folder does not say (yet)."""
+    """The state of a run. None stands for what the folder does not say (yet)."""
 
     run: str
     """The folder, as it was given."""
     state: State
     reason: str
     exit_status: int | None
-    """What the last start ended with; 1 while one goes on."""
+    """The status that the last start ended with; 1 while one is running."""
     step: int
     """Optimizer steps recorded; without any, those in the newest checkpoint."""
     num_steps: int
@@ -69,7 +74,7 @@ class RunStatus:
     seconds_left: float | None
     """At the median, without evaluations, saves and waits. A step costs the same in all phases."""
     estimated_end_utc: str | None
-    """Of a run that goes on."""
+    """Of a run that is running."""
     seconds_since_last_step: float | None
     seconds_since_sign_of_life: float | None
     """Since a step, ``state.json`` or a start of a job changed the folder."""
@@ -89,7 +94,7 @@ class RunStatus:
 
 
 def run_status(path: Path, *, now: float) -> RunStatus:
-    """How a run stands.
+    """Return how a run stands.
 
     Args:
         path: its folder, its ``checkpoints/`` or one of these.
@@ -114,15 +119,7 @@ def run_status(path: Path, *, now: float) -> RunStatus:
     step_seconds = _median(steps, "step seconds")
     seconds_left = None if step_seconds is None else (schedule.num_steps - step) * step_seconds
     silent = _seconds_since_sign_of_life(run, events, now)
-    patience = max(LEAST_PATIENCE_SECONDS, PATIENCE_STEPS * (step_seconds or 0.0))
-    word, reason = judge(
-        state,
-        state_time=_changed(run.state_file),
-        events=events,
-        silent_seconds=silent,
-        patience_seconds=patience,
-        has_begun=run.has_begun(),
-    )
+    word, reason = _judged(run, state, events, silent, step_seconds)
     if word == "not started" and damaged:
         word, reason = "unknown", "what would tell it is damaged"
     is_running = word == "running" and seconds_left is not None
@@ -147,17 +144,32 @@ def run_status(path: Path, *, now: float) -> RunStatus:
         seconds_since_sign_of_life=silent,
         checkpoint_step=saved,
         steps_since_checkpoint=max(0, step - (saved or 0)),
-        num_starts=sum(event.name == START for event in events),
-        num_requeues=num_requeues(events),
-        jobs=tuple(dict.fromkeys(event.job for event in events if event.name == START)),
-        links_without_progress=links_without_progress(events),
+        **_of_jobs(events),
         has_stop_file=run.stop_file.exists(),
         damaged=tuple(damaged),
     )
 
 
+def _judged(
+    run: RunFolder,
+    state: Mapping[str, Any] | None,
+    events: Sequence[Event],
+    silent_seconds: float | None,
+    step_seconds: float | None,
+) -> tuple[State, str]:
+    """Return the word for a run's state, and the reason."""
+    return judge(
+        state,
+        state_time=_changed(run.state_file),
+        events=events,
+        silent_seconds=silent_seconds,
+        patience_seconds=max(LEAST_PATIENCE_SECONDS, PATIENCE_STEPS * (step_seconds or 0.0)),
+        has_begun=run.has_begun(),
+    )
+
+
 def _read[T](path: Path, reader: Callable[[Path], T], damaged: list[str]) -> T | None:
-    """What a reader finds; None for a damaged record, which is named in a list."""
+    """Return what a reader finds. A damaged record is named in a list, and gives None."""
     try:
         return reader(path)
     except Damaged as error:
@@ -205,6 +217,15 @@ def _of_phase(schedule: Schedule, phase: Phase, step: int) -> dict[str, Any]:
     }
 
 
+def _of_jobs(events: Sequence[Event]) -> dict[str, Any]:
+    return {
+        "num_starts": sum(event.name == START for event in events),
+        "num_requeues": num_requeues(events),
+        "jobs": tuple(dict.fromkeys(event.job for event in events if event.name == START)),
+        "links_without_progress": links_without_progress(events),
+    }
+
+
 def _of_losses(
     steps: Sequence[Mapping[str, Any]], validation: Mapping[str, Any] | None
 ) -> dict[str, Any]:
@@ -220,7 +241,7 @@ def _of_losses(
 
 
 def _median(steps: Sequence[Mapping[str, Any]], name: str) -> float | None:
-    """Of what can be meant: a time or a speed is above 0, and no run lasts longer than an age."""
+    """Return the median of the values that can be meant: above 0, and below ``_MOST``."""
     values = [value for row in steps if 0 < (value := _number(row, name) or 0) < _MOST]
     return statistics.median(values) if values else None
 
@@ -242,7 +263,7 @@ def _seconds_since_sign_of_life(
 
 
 def _changed(path: Path) -> float:
-    """When a file was last written to; 0 if it is not there."""
+    """Return when a file was last written to; 0 if it is missing."""
     try:
         return path.stat().st_mtime
     except OSError:

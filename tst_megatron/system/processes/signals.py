@@ -1,8 +1,8 @@
-"""Receive stop signals from the first moment of a rank: none is lost, and no child dies of one.
+"""Stop signals, from the first moment of a rank on: none is lost, and no child dies of one.
 
-The signals stay blocked in every thread, and one thread of ours waits for them. Every process that
-is started later, by fork or by exec, inherits the mask. It must: a scheduler and a terminal signal
-the entire process group, and loader and checkpoint workers must live until the rank has saved.
+The signals stay blocked in every thread, and one thread of ours waits for them. Whatever is
+started later, by fork or by exec, inherits the mask: a scheduler and a terminal signal the whole
+process group, and loader and checkpoint workers must live on until the rank has saved.
 
 Children end with the process that they work for, whatever ends it.
 """
@@ -21,12 +21,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from multiprocessing import resource_tracker
 
+from tst_megatron.system.exit_status import INTERRUPTED
+
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT)
 """What Slurm and people send: SIGTERM before the end of an allocation, SIGUSR2 on request, SIGINT
 from a terminal (Ctrl-C)."""
-
-INTERRUPTED = 128 + signal.SIGINT
-"""The status that a shell reports of a process that Ctrl-C has ended."""
 
 SECONDS_OF_ONE_STOP = 1.0
 """One Ctrl-C may come twice, from the terminal and through whatever started the ranks. One that

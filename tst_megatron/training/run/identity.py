@@ -1,8 +1,8 @@
-"""What makes a run this run and no other, and how a recipe of a later start may differ from it.
+"""Tell if a recipe is still the same run as at an earlier start, and what differs.
 
 Two recipes are the same run if Megatron makes the same of every key that decides numbers, however
-the recipe spells it, and if the text, the phases and the profile are the same. ``key_kinds`` says
-which keys decide.
+the recipe spells it, and if the text, the phases and the profile are the same.
+``recipe/keys/kinds.py`` says which keys decide.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ FILLED_IN_BY_THE_LOOP = {
 
 
 def identity(checked: CheckedRecipe) -> dict[str, Any]:
-    """What decides a run; most of it must stay the same over its life."""
+    """Return what decides a run; most of it must stay the same over its life."""
     steps = [[phase.bag_size, phase.num_steps] for phase in checked.schedule.phases]
     return {
         **checked.recipe.resolved(),
@@ -53,7 +53,7 @@ def identity(checked: CheckedRecipe) -> dict[str, Any]:
 
 
 def differences(before: Mapping[str, Any], checked: CheckedRecipe) -> list[str]:
-    """Why a recipe is another run than one that was started before, a sentence for each reason.
+    """List why a recipe is another run than one that was started before, a sentence each.
 
     Args:
         before: the ``identity`` of that run, as its folder kept it.
@@ -67,7 +67,7 @@ def differences(before: Mapping[str, Any], checked: CheckedRecipe) -> list[str]:
 
 
 def notes(before: Mapping[str, Any], checked: CheckedRecipe) -> list[str]:
-    """What may change, and makes a curve of this start another than that of the start before."""
+    """List what may change and makes the curves of this start differ from those before."""
     old, new = (
         _own_and_given(before, checked.known),
         _own_and_given(identity(checked), checked.known),
@@ -135,7 +135,7 @@ def _after_validation(
     new: Mapping[str, Any],
     checked: CheckedRecipe,
 ) -> list[str]:
-    """Of keys that are parsed to something else, those that validation leaves different.
+    """Return those of the keys that differ after Megatron's validation too.
 
     It fills in what follows from other keys, such as ``ffn-hidden-size``, so that a recipe which
     writes that out is still the same run.
@@ -155,7 +155,7 @@ def _after_validation(
 
 
 def _of_phases(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """What of the ``tst:`` block, whose phases may be spelled in several ways, is another."""
+    """List what differs in the ``tst:`` block, whose phases may be spelled in several ways."""
     # A key that is newer than the run had the value that is its default now.
     old, new = (TSTConfig().as_keys() | (run.get("tst") or {}) for run in (before, now))
     same_phases = _is_same(before.get("phases"), now["phases"])
@@ -203,7 +203,7 @@ def _is_same(one: Any, other: Any) -> bool:
 
 
 def _plain(value: Any) -> Any:
-    """A list of one is its entry: Megatron's defaults of keys that take lists are single values."""
+    """Turn a list of one into its entry: Megatron's defaults of keys that take lists are single."""
     if isinstance(value, list | tuple):
         return _plain(value[0]) if len(value) == 1 else [_plain(entry) for entry in value]
     return value
@@ -222,7 +222,7 @@ def _sentence_of_key(
     old: Mapping[str, Any],
     known: Flags,
 ) -> str:
-    """The sentence for a key of Megatron's, of which each side may have another spelling."""
+    """Return the sentence for a key of Megatron's; each side may have another spelling of it."""
     was, is_now = (
         next((run[k] for k in run if known.destination(k) == known.destination(key)), None)
         for run in (before, now)

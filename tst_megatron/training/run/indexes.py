@@ -1,4 +1,4 @@
-"""What is done once before a run reads: files compared with their manifests, indexes built.
+"""Compare the text with its manifests, and build its indexes, once before a run reads.
 
 One process does it, before the ranks meet, so that no collective's time-out runs meanwhile; the
 others wait for the files.

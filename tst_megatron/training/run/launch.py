@@ -16,7 +16,7 @@ from types import FrameType
 
 from rich.console import Console
 
-from tst_megatron.system.exit_status import STOPPED
+from tst_megatron.system.exit_status import BAD_INPUT, INTERRUPTED, STOPPED
 from tst_megatron.system.machine.cores import num_cores
 from tst_megatron.system.processes import signals as stopping
 
@@ -35,7 +35,7 @@ SECONDS_TO_SAVE = 600.0
 LOWEST_PORT = 15_000
 """Above the ports that services are usually given."""
 LINUX_FIRST_PORT = 32_768
-"""From where on Linux hands out ports by itself, unless told otherwise."""
+"""The first port that Linux hands out unasked, unless it is told otherwise."""
 
 
 def launch(
@@ -72,11 +72,11 @@ def launch(
     try:
         failed = _wait(processes)
         if signals.is_interrupted_twice():
-            return stopping.INTERRUPTED
+            return INTERRUPTED
         if failed is None:
             return 0
         status = processes[failed].returncode
-        if status not in (2, STOPPED):
+        if status not in (BAD_INPUT, STOPPED):
             ended = f"rank {failed} {_how_it_ended(status)}"
             _show_end_of(logs / f"rank-{failed}.log", sizes[failed], ended, console)
             on_failure(ended)
@@ -107,13 +107,16 @@ class _Signals:
         self._send(number)
 
     def pass_on_to(self, processes: Sequence[subprocess.Popen[bytes]]) -> None:
-        """Also what was received before: another thread may take what this one blocks."""
+        """Send ranks all signals, also those received before.
+
+        Another thread may take what this one blocks.
+        """
         self._processes = processes
         for number in tuple(self._received):
             self._send(number)
 
     def _is_same_stop(self) -> bool:
-        """Whether this is the first Ctrl-C once more, through whatever started this command."""
+        """Tell if this is the first Ctrl-C once more, through whatever started this command."""
         return time.monotonic() - self._first_at < stopping.SECONDS_OF_ONE_STOP
 
     def is_interrupted_twice(self) -> bool:
@@ -163,7 +166,7 @@ def take_threads_of_the_only_rank() -> None:
 
 
 def is_started_here() -> bool:
-    """Whether ``launch`` has started this process as a rank, and its caller still lives."""
+    """Tell if ``launch`` has started this process as a rank, and its caller still lives."""
     return os.environ.get(LAUNCHER) == str(os.getppid())
 
 
@@ -197,7 +200,7 @@ def _wait_for_others(processes: Sequence[subprocess.Popen[bytes]], *, has_stoppe
 
 
 def _how_it_ended(status: int) -> str:
-    """Of a rank, from what ``Popen.returncode`` says."""
+    """Return how a rank ended, from its ``Popen.returncode``."""
     if status > 0:
         return f"ended with status {status}"
     name = signal.Signals(-status).name
@@ -222,7 +225,7 @@ def _size(log: Path) -> int:
 
 
 def free_port() -> int:
-    """A TCP port of this machine that nothing uses now, nor takes by itself until it is wanted.
+    """Return a TCP port of this machine that nothing uses now, nor is given until it is wanted.
 
     The first rank binds it seconds later. A port that the kernel hands out would be given to any
     outgoing connection meanwhile, so it is drawn from below those.
@@ -239,7 +242,7 @@ def free_port() -> int:
 
 
 def _first_handed_out() -> int:
-    """The lowest port that the kernel gives to connections by itself."""
+    """Return the lowest port that the kernel gives to connections unasked."""
     try:
         first = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
     except (OSError, ValueError):

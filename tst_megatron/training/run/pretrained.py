@@ -1,4 +1,4 @@
-"""Starting a run from the weights of another model: an imported one, or one trained before."""
+"""Check the weights that a new run starts from: an imported model, or one trained before."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _SETTINGS = (
 
 
 def pretrained_problems(args: argparse.Namespace) -> list[str]:
-    """Why the weights that a recipe names cannot start its run, a sentence each.
+    """List why the weights that a recipe names cannot start its run, a sentence each.
 
     Args:
         args: Megatron's arguments, validated; ``pretrained_checkpoint`` is set.
@@ -71,7 +71,7 @@ def pretrained_problems(args: argparse.Namespace) -> list[str]:
 
 
 def _settings(args: argparse.Namespace) -> dict[str, Any]:
-    """What decides the meaning of weights; a setting that a checkpoint does not know is neutral."""
+    """Return what decides the meaning of weights; settings that a checkpoint lacks are neutral."""
     names = (*_SETTINGS, *family_of_args(args).settings())
     settings = {name: getattr(args, name) for name in names if hasattr(args, name)}
     if not settings.get("use_rope_scaling"):

@@ -1,7 +1,7 @@
-"""The records of a run: which of them are damaged, and moving these aside before a start.
+"""Find the damaged records of a run, and move them aside before a start.
 
-A record tells what was, and decides nothing: a start never fails for one. What cannot be read keeps
-its content under another name, and is written anew.
+A record tells what was, and decides nothing: a start never fails for one. A record that cannot be
+read keeps its content under another name, and is written again.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tst_megatron.checkpoint.folder import TRACKER
 from tst_megatron.checkpoint.run_files import RESOLVED
@@ -17,21 +17,17 @@ from tst_megatron.system.files import copy_beside
 from tst_megatron.system.machine.errors import raise_passing
 from tst_megatron.system.paths import is_there
 from tst_megatron.system.records import Damaged, aside, move_aside, open_bytes, read_yaml
-from tst_megatron.training.record import DROPPED
+from tst_megatron.training.report.metrics_file import DROPPED
+from tst_megatron.training.report.versions import read_layouts, write_layouts
+from tst_megatron.training.run.folder import VERSIONS, RunFolder
 from tst_megatron.training.run.state import read_state
-from tst_megatron.training.run.versions import read_layouts, write_layouts
-
-VERSIONS = "versions.json"
-
-if TYPE_CHECKING:
-    from tst_megatron.training.run.folder import RunFolder
 
 
 def read_resolved(path: Path) -> dict[str, Any]:
-    """What a ``resolved.yaml`` says a run is (``identity``).
+    """Return the identity of a run, as its ``resolved.yaml`` says it.
 
     Raises:
-        Damaged: it is not there, or not whole.
+        Damaged: the file is missing or incomplete.
     """
     # The last key that is written: without it, the end of the file is missing.
     run = read_yaml(path, {"data": dict, "phases": list, "training text": (list, str)})
@@ -43,7 +39,7 @@ def read_resolved(path: Path) -> dict[str, Any]:
 
 
 def damaged_records(run: RunFolder) -> list[tuple[Path, str]]:
-    """The records that a start would move aside, each with what is wrong with it."""
+    """List the records that a start would move aside, each with what is wrong with it."""
     readers: list[tuple[Path, Callable[[Path], Any]]] = [
         (run.resolved, read_resolved),
         (run.recipe, _read_recipe),
@@ -60,7 +56,7 @@ def damaged_records(run: RunFolder) -> list[tuple[Path, str]]:
 
 
 def damage_of(path: Path, read: Callable[[Path], Any]) -> str | None:
-    """What a reader says is wrong with a file.
+    """Return what a reader says is wrong with a file, or None.
 
     Raises:
         OSError: that cannot be known now.
@@ -74,15 +70,15 @@ def damage_of(path: Path, read: Callable[[Path], Any]) -> str | None:
 
 
 def notes_of(found: list[tuple[Path, str]]) -> list[str]:
-    """What a start would say of damaged records."""
+    """Return what a start would say of damaged records, a line each."""
     return [f"{path} {what}: a start moves it to {aside(path).name}" for path, what in found]
 
 
 def move_damaged_aside(found: list[tuple[Path, str]]) -> list[str]:
-    """Make place for the records of a start; the first rank does this, before the others go on.
+    """Make place for the records of a start. The first rank does this, before the others read.
 
     Returns:
-        A line for each that was damaged.
+        A line for each record that was damaged.
     """
     notes = []
     for path, what in found:
@@ -96,17 +92,17 @@ def move_damaged_aside(found: list[tuple[Path, str]]) -> list[str]:
 def _keep_aside(path: Path) -> Path:
     if path.name != RESOLVED or not path.is_file():
         return move_aside(path)
-    # It is replaced at once: a run without it is none, if this process is killed in between.
+    # Copied, not moved: without this file the folder is no run, if this process is killed now.
     new = aside(path)
     copy_beside(path, new)
     return new
 
 
 def clear_log(log: Path) -> list[str]:
-    """Make place for the log of a rank, which does this itself.
+    """Make place for the log of a rank. Each rank does this for its own.
 
     Returns:
-        A line, if something that is no file was there.
+        A line, if something other than a file was there.
     """
     what = damage_of(log, _open)
     return [f"{log} {what}: moved to {move_aside(log).name}"] if what else []

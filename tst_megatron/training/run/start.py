@@ -1,6 +1,7 @@
-"""Where a start of a run would begin, and everything that stands against it, before any rank runs.
+"""Plan a start: where it would begin, and everything that stands against it.
 
-``tst-megatron check --run-folder``, the launcher and the first rank ask the same function.
+``tst-megatron check --run-folder``, the launcher and the first rank ask the same function, before
+any rank runs.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import contextlib
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tst_megatron.checkpoint import saved_state
 from tst_megatron.checkpoint.folder import checkpoint_of, step_of, write_tracker
@@ -18,15 +19,22 @@ from tst_megatron.checkpoint.start import Start
 from tst_megatron.checkpoint.whole import newest_whole, whole_before
 from tst_megatron.data.stream.corpora import changed_text
 from tst_megatron.data.stream.cursor import cursor, differences, stream_facts
-from tst_megatron.recipe.check.checked import CheckedRecipe
 from tst_megatron.recipe.recipe import RecipeError
-from tst_megatron.training.run.folder import RunFolder, saves_manifest
+from tst_megatron.system.machine.errors import raise_passing
+from tst_megatron.system.records import Damaged
+from tst_megatron.training.run import identity, saves
+from tst_megatron.training.run.folder import RunFolder
+from tst_megatron.training.run.plan import RunPlan, run_plan
+from tst_megatron.training.run.prepare import is_half_prepared
 from tst_megatron.training.run.pretrained import pretrained_problems
 from tst_megatron.training.run.records import damage_of, read_resolved
 
+if TYPE_CHECKING:
+    from tst_megatron.recipe.check.checked import CheckedRecipe
+
 
 def plan_start(checked: CheckedRecipe, run: RunFolder, *, fresh: bool = False) -> Start:
-    """The step that a start of this recipe in this folder goes on from. Changes nothing.
+    """Return the step that a start of this recipe in this folder begins after. Changes nothing.
 
     Args:
         checked: the recipe, for the ranks of this start.
@@ -35,47 +43,106 @@ def plan_start(checked: CheckedRecipe, run: RunFolder, *, fresh: bool = False) -
 
     Raises:
         RecipeError: with every problem: the folder is of another run, the text is not what its
-            manifest recorded, no checkpoint is whole, the newest was trained on another stream, or
-            it does not load into this layout.
+            manifest recorded, no checkpoint is complete, the newest was trained on another stream,
+            or it does not load into this layout.
     """
+    plan = run_plan(checked)
     copy, notes_of_copy = (None, []) if fresh else _copy_of_identity(run)
-    problems = run.problems(checked, fresh=fresh, copy=copy) + changed_text(checked.corpora)
+    problems = folder_problems(run, checked, fresh=fresh, copy=copy)
+    problems += changed_text(plan.corpora)
     start = Start(step=0)
     if run.is_prepared() and not fresh:
         try:
-            start = run.find_start(checked)
+            start = saves.find_start(run, plan)
             start = replace(start, notes=(*notes_of_copy, *start.notes))
         except RecipeError as error:
             problems += error.problems
-    if start.step and not run.is_finished(checked):
+    if start.step and not saves.is_finished(run, plan):
         try:
-            start = _readable(checked, run, start)
-            start = replace(start, notes=(*start.notes, *run.notes(checked)))
+            start = _readable(plan, run, start)
+            start = replace(start, notes=(*start.notes, *_notes(run, checked)))
         except RecipeError as error:
             # What the folder says of a key, its checkpoint would say again.
             said = {problem.partition(":")[0] for problem in problems}
             problems += [text for text in error.problems if text.partition(":")[0] not in said]
-    if not start.step and checked.arguments.pretrained_checkpoint:
-        problems += pretrained_problems(checked.arguments)
-        note = f"weights come from {checked.arguments.pretrained_checkpoint}"
+    if not start.step and plan.arguments.pretrained_checkpoint:
+        problems += pretrained_problems(plan.arguments)
+        note = f"weights come from {plan.arguments.pretrained_checkpoint}"
         start = replace(start, notes=(*start.notes, note))
     if problems:
         raise RecipeError(problems)
     return start
 
 
-def _readable(checked: CheckedRecipe, run: RunFolder, start: Start) -> Start:
-    """The newest checkpoint from a start on that can be read and fits this run.
+def folder_problems(
+    run: RunFolder,
+    checked: CheckedRecipe,
+    *,
+    fresh: bool,
+    copy: dict[str, Any] | None = None,
+) -> list[str]:
+    """List why a recipe cannot use a folder: nothing, if it is new or holds the same run.
+
+    Args:
+        run: the folder.
+        checked: the recipe of the start.
+        fresh: the folder must be empty.
+        copy: the run's identity as the newest checkpoint says it, if ``resolved.yaml`` is damaged.
+    """
+    if problems := run.place_problems():
+        return problems
+    ours = {run.slurm, run.stop_file, *run.locks}
+    if not run.path.exists() or not set(run.path.iterdir()) - ours:
+        return []
+    if fresh:
+        return [f"--fresh: {run.path} is not empty. Name another folder, or delete it"]
+    if not run.is_prepared():
+        if is_half_prepared(run):
+            return []
+        return [f"--run-folder: {run.path} has files and no resolved.yaml, so it is not a run"]
+    try:
+        before = copy or read_resolved(run.resolved)
+    except Damaged as error:
+        raise_passing(error)
+        return [
+            f"{run.resolved}: {error}, and it decides whether this is the same run. Bring it "
+            "back, from a backup or from another run folder of the same recipe, where it is "
+            "the same"
+        ]
+    return identity.differences(before, checked)
+
+
+def check_run(run: RunFolder, checked: CheckedRecipe, *, fresh: bool) -> None:
+    """Refuse a folder that belongs to another run.
+
+    Raises:
+        RecipeError: with what differs.
+    """
+    if problems := folder_problems(run, checked, fresh=fresh):
+        raise RecipeError(problems)
+
+
+def _notes(run: RunFolder, checked: CheckedRecipe) -> list[str]:
+    """Return what the owner should know of a recipe that changes what may change in a run."""
+    if not run.is_prepared() or damage_of(run.resolved, read_resolved):
+        return []
+    return identity.notes(read_resolved(run.resolved), checked)
+
+
+def _readable(plan: RunPlan, run: RunFolder, start: Start) -> Start:
+    """Return a start after the newest checkpoint that can be read and fits this run.
+
+    Begin with the checkpoint of the given start, and take older ones where that is unreadable.
 
     Raises:
         RecipeError: none can be read, with what is wrong with the newest; or that one does not fit.
     """
     try:
-        notes = check_checkpoint(checked, checkpoint_of(run.checkpoints, start.step))
+        notes = check_checkpoint(plan, checkpoint_of(run.checkpoints, start.step))
         return replace(start, notes=(*start.notes, *notes))
     except saved_state.UnreadableError as error:
         damage = error.problems[0]
-        for checkpoint in whole_before(run.checkpoints, start.step, saves_manifest(checked)):
+        for checkpoint in whole_before(run.checkpoints, start.step, plan.saves_manifest):
             older = replace(
                 start,
                 step=step_of(checkpoint),
@@ -83,12 +150,12 @@ def _readable(checked: CheckedRecipe, run: RunFolder, start: Start) -> Start:
                 unreadable=start.unreadable | {start.step},
             )
             with contextlib.suppress(saved_state.UnreadableError):
-                return _readable(checked, run, older)
+                return _readable(plan, run, older)
         raise
 
 
 def fall_back(
-    checked: CheckedRecipe,
+    plan: RunPlan,
     run: RunFolder,
     step: int,
     damage: str,
@@ -98,24 +165,24 @@ def fall_back(
 ) -> int | None:
     """Point Megatron's tracker at the newest checkpoint before one that could not be loaded.
 
-    The damaged one stays where it is, for its owner to look at, until its step is saved again.
+    The damaged one stays in its place, for its owner to look at, until its step is saved again.
 
     Args:
-        checked: the recipe.
+        plan: of the run.
         run: its folder.
         step: of the damaged one.
         damage: what is wrong with it.
-        say: told what is done.
-        distrust: told each step whose checkpoint is not gone on from.
+        say: takes a line for each thing that is done.
+        distrust: takes each step whose checkpoint cannot be used.
 
     Returns:
-        The step of the older one, or None if there is none that this run can go on from.
+        The step of the older one, or None if the run can resume after none of them.
     """
     say(f"{checkpoint_of(run.checkpoints, step).name}: cannot be loaded: {damage}")
     distrust(step)
-    for checkpoint in whole_before(run.checkpoints, step, saves_manifest(checked)):
+    for checkpoint in whole_before(run.checkpoints, step, plan.saves_manifest):
         try:
-            check_checkpoint(checked, checkpoint)
+            check_checkpoint(plan, checkpoint)
         except RecipeError as error:
             say(f"{error.problems[0]}; skipped")
             distrust(step_of(checkpoint))
@@ -128,7 +195,7 @@ def fall_back(
 
 
 def _copy_of_identity(run: RunFolder) -> tuple[dict[str, Any] | None, list[str]]:
-    """What the newest checkpoint says that the run is, where the folder's own file is damaged."""
+    """Return the identity in the newest checkpoint, if the folder's own file is damaged."""
     what = damage_of(run.resolved, read_resolved) if run.is_prepared() else None
     newest, _ = newest_whole(run.checkpoints) if what else (None, [])
     if newest is None:
@@ -143,13 +210,13 @@ def _copy_of_identity(run: RunFolder) -> tuple[dict[str, Any] | None, list[str]]
     return copy, [f"{run.resolved} {what}: compared with the copy in {newest.name} instead"]
 
 
-def check_checkpoint(checked: CheckedRecipe, checkpoint: Path) -> list[str]:
-    """Refuse a checkpoint that this start cannot go on from, and say what its owner should know.
+def check_checkpoint(plan: RunPlan, checkpoint: Path) -> list[str]:
+    """Refuse a checkpoint that this start cannot resume from, and return notes for its owner.
 
     Raises:
         UnreadableError: its bytes are damaged.
-        RecipeError: it was trained on another stream, does not load into this layout, or does not
-            say.
+        RecipeError: it was trained on another stream, it does not load into this layout, or it
+            does not say on which stream it was trained.
     """
     # Imports Megatron, which the check of the recipe has done before.
     from tst_megatron.megatron.distributed_checkpoint.model import pending_rerun
@@ -159,24 +226,24 @@ def check_checkpoint(checked: CheckedRecipe, checkpoint: Path) -> list[str]:
         advice="delete that folder or move it away: the run goes on from the checkpoint before it",
     )
     saved, step = state["args"], step_of(checkpoint)
-    problems = _stream_problems(checked, checkpoint, getattr(saved, "tst", {}))
+    problems = _stream_problems(plan, checkpoint, getattr(saved, "tst", {}))
     problems += reshard_problems(
         saved,
-        checked.arguments,
+        plan.arguments,
         content=state.get("content_metadata") or {},
         rerun=pending_rerun(state),
     )
     if problems:
         raise RecipeError(problems)
-    return reshard_notes(saved, checked.arguments, step)
+    return reshard_notes(saved, plan.arguments, step)
 
 
-def _stream_problems(checked: CheckedRecipe, checkpoint: Path, saved: dict[str, Any]) -> list[str]:
+def _stream_problems(plan: RunPlan, checkpoint: Path, saved: dict[str, Any]) -> list[str]:
     if not {"stream", "cursor"} <= set(saved):
         return [
             f"{checkpoint}: holds no cursor of the token stream, so it cannot be shown where "
             "the run goes on reading. Start again in another --run-folder"
         ]
-    found = differences(saved["stream"], stream_facts(checked.stream, checked.corpora))
-    found = found or differences(saved["cursor"], cursor(checked.stream, step_of(checkpoint)))
+    found = differences(saved["stream"], stream_facts(plan.stream, plan.corpora))
+    found = found or differences(saved["cursor"], cursor(plan.stream, step_of(checkpoint)))
     return [f"{problem}. Bring back the old, or use another --run-folder" for problem in found]

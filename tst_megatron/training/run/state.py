@@ -1,4 +1,4 @@
-"""``state.json``: how a run stands, in its own words."""
+"""Read ``state.json``, in which a run says how it stands."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from tst_megatron.system.records import Damaged, read_json
 
 ALL_STEPS = "all steps are done"
 STARTED = "started, and ended without saying how"
-"""Stands while the run goes on, and after a kill."""
+"""The reason while the run is running, and after a kill."""
 
 WORDS = ("finished", "stopped", "failed")
 
@@ -18,10 +18,10 @@ KEYS = {"status": str, "reason": str, "step": int, "exit_status": int}
 
 
 def read_state(path: Path) -> dict[str, Any] | None:
-    """What a ``state.json`` says; None where there is none.
+    """Return what a ``state.json`` says; None if it is missing.
 
     Raises:
-        Damaged: nothing that a run writes there.
+        Damaged: its content is not what a run writes.
     """
     state = read_json(path, KEYS)
     if state is not None and state["status"] not in WORDS:

@@ -1,4 +1,4 @@
-"""``metrics.jsonl``: the names of its losses, how it is read, and how it is cut on resume."""
+"""Read ``metrics.jsonl``, and cut it on resume; here are the names of its losses too."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def read_metrics(path: Path, *, event: str = "step") -> list[dict[str, Any]]:
 
 
 def _row(line: bytes) -> dict[str, Any] | None:
-    """What a line says; None for one that a kill has torn, or damage."""
+    """Return what a line says; None for a line that a kill has torn, or that is damaged."""
     try:
         row = block_of(parse_json(line), _ROW)
     except Damaged:
@@ -69,7 +69,7 @@ def _row(line: bytes) -> dict[str, Any] | None:
 def read_newest(
     path: Path, *, num_steps: int, last_step: int, most_bytes: int = MOST_BYTES_FROM_END
 ) -> tuple[list[dict[str, Any]], dict[str, Any] | None]:
-    """The newest rows of steps and the newest validation, read from the end of a ``metrics.jsonl``.
+    """Read the newest rows of steps and the newest validation, from the end of a ``metrics.jsonl``.
 
     Args:
         path: may be missing, may be written to at the moment, may end in a torn line.
@@ -118,7 +118,7 @@ def _lines_from_end(path: Path, most_bytes: int) -> Iterator[bytes]:
 
 
 def events_at(path: Path, step: int) -> set[str]:
-    """Which kinds of rows a ``metrics.jsonl`` has of a step; a torn line is none.
+    """List the kinds of rows that a ``metrics.jsonl`` has of a step; a torn line is none.
 
     Raises:
         Damaged: it cannot be read.
@@ -128,7 +128,7 @@ def events_at(path: Path, step: int) -> set[str]:
 
 
 def newest_step(path: Path, *, last_step: int) -> int:
-    """The newest optimizer step that a ``metrics.jsonl`` has a row of, or 0.
+    """Return the newest optimizer step that a ``metrics.jsonl`` has a row of, or 0.
 
     Args:
         path: as for ``read_newest``; one that cannot be read is of no step.

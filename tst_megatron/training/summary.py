@@ -1,4 +1,4 @@
-"""What a start ends with: how far the run is, its losses, where things are, what comes next."""
+"""Sum up a run at the end of a start: how far it is, its losses, its places, what comes next."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tst_megatron.cli.views.losses import PICTURE, draw_losses
-from tst_megatron.cli.views.run_state import duration
 from tst_megatron.schedule import Schedule
 from tst_megatron.system.files import write_beside
 from tst_megatron.system.records import Damaged
-from tst_megatron.training.record import (
+from tst_megatron.training.console import duration
+from tst_megatron.training.report.losses import PICTURE, draw_losses
+from tst_megatron.training.report.metrics_file import (
     BAG_LOSS,
     LM_LOSS,
     SAID,
@@ -43,7 +43,7 @@ def end_with_summary(
         say: takes a line for a person.
         seconds: that this start took.
         log: of the rank that says it.
-        resume: the command that goes on with a run that has stopped.
+        resume: the command that resumes a run that has stopped.
     """
     picture = draw(run, say=say)
     state = run.state() or {}
@@ -105,7 +105,7 @@ def draw(run: RunFolder, *, say: Say) -> Path | None:
 
 
 def export_command(run: RunFolder) -> str:
-    """The command that writes a run's newest checkpoint in Hugging Face format."""
+    """Return the command that writes a run's newest checkpoint in Hugging Face format."""
     output = run.path / "hf"
     number = 2
     while os.path.lexists(output):

@@ -1,6 +1,6 @@
-"""The one run of Weights & Biases that a run folder goes on under, kept in its ``wandb.json``.
+"""Log every start of a run folder to one run of Weights & Biases, named in its ``wandb.json``.
 
-W&B draws what it was sent first and ignores a step below its newest. So a start that goes on from
+W&B draws what it was sent first and ignores a step below its newest. So a start from
 an older step than was logged has to take the later ones back: it *rewinds* the W&B run, which keeps
 its id. Not every server can, and none while it still takes a killed run for a running one; then the
 steps go to a new W&B run, and the group of both is the id of the first.
@@ -80,7 +80,7 @@ def _rewound(run_id: str | None, step: int, say: Callable[[str], None]) -> bool:
 def _read(
     path: Path, place: dict[str, str | None], say: Callable[[str], None]
 ) -> dict[str, str | None] | None:
-    """What the record says, or None where there is none for this project."""
+    """Return what the record says; None if it is missing or of another project."""
     try:
         record = read_json(path, {"id": str})
     except Damaged as error:

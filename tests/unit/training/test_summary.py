@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from status_folders import NUM_STEPS, SWITCH, Folder
 
-from tst_megatron.cli.views import summary
 from tst_megatron.cli.views.status import _schedule
+from tst_megatron.training import summary
 
 RESUME = "tst-megatron train r.yaml --run-folder one"
 STOPPED = ("stopped", "asked to stop; a checkpoint was saved")

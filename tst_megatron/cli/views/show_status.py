@@ -1,72 +1,26 @@
-"""``tst-megatron status``: how runs stand, for a person or for a script."""
+"""Show how runs stand: one run as a sheet, several as a table, each as keys for a script."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
-import time
 from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Any
 
-import typer
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from tst_megatron.training.record import SAID
-
-if TYPE_CHECKING:
-    from tst_megatron.cli.views.status import RunStatus
-
-WIDTH_OF_A_FILE = 10_000
-"""Columns where there is no terminal to fit: a run stays one line."""
+from tst_megatron.cli.views.status import RunStatus
+from tst_megatron.training.console import duration
+from tst_megatron.training.report.metrics_file import SAID
 
 STYLES = {"running": "green", "finished": "green", "failed": "red", "no sign of life": "red"}
 
 NOTHING = "none"
 
 
-def status(
-    runs: Annotated[
-        list[Path],
-        typer.Argument(help="Run folders, or checkpoints in them.", show_default=False),
-    ],
-    is_json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON object per run, a line each.")
-    ] = False,
-) -> None:
-    """Say how runs stand: state, step, phase, losses, speed, time left, checkpoint, job starts."""
-    from tst_megatron.cli.views.status import run_status
-
-    found, problems = [], []
-    for run in runs:
-        try:
-            found.append(run_status(run, now=time.time()))
-        except (ValueError, FileNotFoundError) as error:
-            # The others are shown all the same.
-            problems.append(str(error))
-    _show(found, is_json=is_json)
-    if problems:
-        raise ValueError("\n".join(problems))
-
-
-def _show(found: Sequence[RunStatus], *, is_json: bool) -> None:
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=WIDTH_OF_A_FILE)
-    if is_json:
-        for each in found:
-            typer.echo(json.dumps(_as_keys(each)))
-    elif len(found) == 1:
-        console.print(_sheet(found[0]))
-    elif found:
-        console.print(_table(found))
-
-
-def _as_keys(status: RunStatus) -> dict[str, Any]:
-    """The facts under the names that ``metrics.jsonl`` has where it has them too."""
+def as_keys(status: RunStatus) -> dict[str, Any]:
+    """Return the facts for JSON, under the names of ``metrics.jsonl`` where it has them too."""
     facts = {name.replace("_", " "): value for name, value in dataclasses.asdict(status).items()}
     facts["TFLOP/s per device"] = facts.pop("teraflops per device")
     # JSON knows no NaN and no infinity.
@@ -79,17 +33,16 @@ def _as_keys(status: RunStatus) -> dict[str, Any]:
 # --- one run -------------------------------------------------------------------------------------
 
 
-def _sheet(status: RunStatus) -> Table:
-    table = Table.grid(padding=(0, 2))
+def sheet(status: RunStatus) -> Table:
+    """Return one run, a line for each fact."""
+    grid = Table.grid(padding=(0, 2))
     for name, text in _lines(status):
         style = STYLES.get(status.state, "") if name == "state" else ""
-        table.add_row(Text(name, style="dim"), Text(text, style=style))
-    return table
+        grid.add_row(Text(name, style="dim"), Text(text, style=style))
+    return grid
 
 
 def _lines(status: RunStatus) -> list[tuple[str, str]]:
-    from tst_megatron.cli.views.run_state import duration
-
     state = f"{status.state}{_joint(status)}{status.reason}"
     share = status.step / status.num_steps
     lines = [
@@ -150,8 +103,6 @@ def _speed(status: RunStatus) -> str:
 
 
 def _time_left(status: RunStatus) -> str:
-    from tst_megatron.cli.views.run_state import duration
-
     if status.seconds_left is None:
         return "unknown"
     left = duration(status.seconds_left)
@@ -173,15 +124,14 @@ def _checkpoint(status: RunStatus) -> str:
 # --- several runs --------------------------------------------------------------------------------
 
 
-def _table(found: Sequence[RunStatus]) -> Table:
-    from tst_megatron.cli.views.run_state import duration
-
-    table = Table("run", "state", box=None, padding=(0, 2, 0, 0))
+def table(found: Sequence[RunStatus]) -> Table:
+    """Return several runs, a row each."""
+    rows = Table("run", "state", box=None, padding=(0, 2, 0, 0))
     for name in ("step", "phase", "raw tokens", "loss", "validation", "tokens/s", "TFLOP/s"):
-        table.add_column(name, justify="right")
+        rows.add_column(name, justify="right")
     for name in ("step time", "left", "last step", "unsaved", "starts"):
-        table.add_column(name, justify="right")
-    table.add_column("reason")
+        rows.add_column(name, justify="right")
+    rows.add_column("reason")
     for each in found:
         age, left = each.seconds_since_last_step, each.seconds_left
         speed, flops = each.raw_tokens_per_second, each.teraflops_per_device
@@ -201,12 +151,12 @@ def _table(found: Sequence[RunStatus]) -> Table:
             "; ".join([each.reason, *(f"damaged: {said}" for said in each.damaged)]),
         )
         state = Text(each.state, style=STYLES.get(each.state, ""))
-        table.add_row(Text(each.run), state, *map(Text, cells))
-    return table
+        rows.add_row(Text(each.run), state, *map(Text, cells))
+    return rows
 
 
 def _phase_in_a_table(status: RunStatus) -> str:
-    """Also of a run that is in recovery or finished, which bags it has had."""
+    """Name the bags that the run has or had, also in recovery or at its end."""
     bags = [bag_size for bag_size in status.bag_sizes if bag_size > 1]
     if not bags:
         return "training"
@@ -219,7 +169,7 @@ def _phase_in_a_table(status: RunStatus) -> str:
 
 
 def _short(number: float) -> str:
-    """A number to three digits or more, in thousands, millions, billions or trillions."""
+    """Return a number in thousands, millions, billions or trillions, such as ``1.50M``."""
     for size, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
         if number >= size:
             return f"{number / size:.2f}{letter}"
@@ -233,7 +183,7 @@ def _nats(loss: float | None, *, step: int | None = None) -> str:
 
 
 def _flops(number: float) -> str:
-    """Also a CPU's thousandths."""
+    """Return TFLOP/s with a digit after the point, or three digits below 10, as on a CPU."""
     return f"{number:,.1f}" if number >= 10 else f"{number:.3g}"
 
 

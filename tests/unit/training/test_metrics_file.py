@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from tst_megatron.training.record import drop_lines_after, events_at, read_metrics
+from tst_megatron.training.report.metrics_file import drop_lines_after, events_at, read_metrics
 
 
 def step(number, event="step"):

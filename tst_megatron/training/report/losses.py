@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tst_megatron.system.files import write_bytes_beside
-from tst_megatron.training.record import (
+from tst_megatron.training.report.metrics_file import (
     BAG_LOSS,
     LM_LOSS,
     NEXT_TOKEN,
@@ -115,7 +115,7 @@ def curves(steps: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, str, Point
 
 
 def points(rows: Iterable[Mapping[str, Any]], name: str) -> Points:
-    """The steps that have a loss, and the loss of each; what is no finite number is left out."""
+    """Return the steps that have a loss, and the loss of each; only finite numbers count."""
     found = [
         (row["step"], float(row[name]))
         for row in rows
@@ -125,7 +125,7 @@ def points(rows: Iterable[Mapping[str, Any]], name: str) -> Points:
 
 
 def smoothed(losses: Sequence[float], width: int) -> list[float]:
-    """The running mean over ``width`` losses around each, and over fewer at both ends."""
+    """Return the running mean over ``width`` losses around each, and over fewer at both ends."""
     sums = [0.0, *itertools.accumulate(losses)]
     half = width // 2
     means = []

@@ -1,4 +1,4 @@
-"""``tst-megatron data``: make a tokenizer and prepare training text."""
+"""Make training text: ``data tokenizer``, ``data prepare``, ``data adopt`` and ``data merge``."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from tst_megatron.cli.shared import FAILED, Overrides, RecipePath, checked_recipe, outside_runs
+from tst_megatron.cli.shared import outside_runs
+from tst_megatron.system.exit_status import FAILED
+from tst_megatron.system.progress import say_warning
 
 if TYPE_CHECKING:
     from tst_megatron.data.manifest import Manifest
@@ -23,6 +25,51 @@ TestFraction = Annotated[
 EodToken = Annotated[
     str | None,
     typer.Option(help="Special token that ends documents. Default: the tokenizer's EOS."),
+]
+
+# Options of `data prepare` alone.
+TextFiles = Annotated[
+    list[str],
+    typer.Argument(help="Files, folders or patterns: .jsonl, .json (also .gz, .zst), .parquet."),
+]
+Tokenizer = Annotated[
+    Path, typer.Option(help="SentencePiece model, or folder of a Hugging Face tokenizer.")
+]
+Prepared = Annotated[
+    Path, typer.Option(help="Folder for .bin, .idx and manifest.json.", callback=outside_runs)
+]
+SpecialTokensInText = Annotated[
+    bool,
+    typer.Option(
+        "--special-tokens-in-text",
+        help="Text that spells a special token becomes its id; else it stays text.",
+    ),
+]
+MaxRejectedFraction = Annotated[
+    float,
+    typer.Option(help="Share of lines, 0-1, that may hold no document and are left out."),
+]
+MaxChangedFraction = Annotated[
+    float,
+    typer.Option(help="Share of documents, 0-1, whose tokens may not give their text again."),
+]
+Deduplicate = Annotated[
+    bool, typer.Option("--deduplicate", help="Leave out exact copies of earlier documents.")
+]
+Fast = Annotated[
+    bool,
+    typer.Option("--fast", help="Encode by gigatoken, checked against the tokenizer."),
+]
+ShardOfFiles = Annotated[
+    str | None,
+    typer.Option(
+        metavar="I/N",
+        help="Prepare part I (from 0) of N of the files alone, to merge later.",
+    ),
+]
+AllowEmptySplits = Annotated[
+    bool,
+    typer.Option("--allow-empty-splits", help="To merge later: a split may have no document."),
 ]
 
 data_app = typer.Typer(no_args_is_help=True, help="Make a tokenizer and prepare training text.")
@@ -49,58 +96,23 @@ def data_tokenizer(
 
 @data_app.command("prepare")
 def data_prepare(
-    inputs: Annotated[
-        list[str],
-        typer.Argument(
-            help="Files, folders or patterns: .jsonl, .json (also .gz, .zst), .parquet."
-        ),
-    ],
-    tokenizer: Annotated[
-        Path, typer.Option(help="SentencePiece model, or folder of a Hugging Face tokenizer.")
-    ],
-    output: Annotated[
-        Path, typer.Option(help="Folder for .bin, .idx and manifest.json.", callback=outside_runs)
-    ],
+    inputs: TextFiles,
+    tokenizer: Tokenizer,
+    output: Prepared,
     text_key: Annotated[str, typer.Option(help="Key or column of the text.")] = "text",
     held_out_fraction: HeldOutFraction = 0.01,
     test_fraction: TestFraction = 0.0,
     eod_token: EodToken = None,
-    special_tokens_in_text: Annotated[
-        bool,
-        typer.Option(
-            "--special-tokens-in-text",
-            help="Text that spells a special token becomes its id; else it stays text.",
-        ),
-    ] = False,
-    max_rejected_fraction: Annotated[
-        float,
-        typer.Option(help="Share of lines, 0-1, that may hold no document and are left out."),
-    ] = 0.0,
-    max_changed_fraction: Annotated[
-        float,
-        typer.Option(help="Share of documents, 0-1, whose tokens may not give their text again."),
-    ] = 0.01,
-    deduplicate: Annotated[
-        bool, typer.Option("--deduplicate", help="Leave out exact copies of earlier documents.")
-    ] = False,
-    fast: Annotated[
-        bool,
-        typer.Option("--fast", help="Encode by gigatoken, checked against the tokenizer."),
-    ] = False,
+    special_tokens_in_text: SpecialTokensInText = False,
+    max_rejected_fraction: MaxRejectedFraction = 0.0,
+    max_changed_fraction: MaxChangedFraction = 0.01,
+    deduplicate: Deduplicate = False,
+    fast: Fast = False,
     workers: Annotated[
         int | None, typer.Option(help="Processes that tokenise; default: one per core.")
     ] = None,
-    shard: Annotated[
-        str | None,
-        typer.Option(
-            metavar="I/N",
-            help="Prepare part I (from 0) of N of the files alone, to merge later.",
-        ),
-    ] = None,
-    allow_empty_splits: Annotated[
-        bool,
-        typer.Option("--allow-empty-splits", help="To merge later: a split may have no document."),
-    ] = False,
+    shard: ShardOfFiles = None,
+    allow_empty_splits: AllowEmptySplits = False,
 ) -> None:
     """Tokenise text once, into the form that a recipe's data: block names."""
     from tst_megatron.data.prepare.prepare import prepare
@@ -222,105 +234,5 @@ def _say_what_is_there(
 
 
 def _warn(warnings: Sequence[str]) -> None:
-    from tst_megatron.system.progress import say_warning
-
     for warning in warnings:
         say_warning(Console(), warning)
-
-
-@data_app.command("index")
-def data_index(recipe: RecipePath, overrides: Overrides = None) -> None:
-    """Build the indexes of a recipe's corpora, so that no job waits for them."""
-    from tst_megatron.training.run.indexes import make_ready
-
-    console = Console()
-    checked = checked_recipe(recipe, overrides, None)
-    num_built = make_ready(checked.stream, checked.corpora, console)
-    for line in checked.stream.corpus_lines():
-        console.print(line, highlight=False, soft_wrap=True)
-    verb = "built" if num_built else "already there and whole"
-    console.print(f"indexes: {num_built or 'all'} {verb}", highlight=False)
-
-
-@data_app.command("trace")
-def data_trace(
-    recipe: RecipePath,
-    overrides: Overrides = None,
-    step: Annotated[
-        int, typer.Option(min=0, help="Steps completed before the one that is shown.")
-    ] = 0,
-) -> None:
-    """Show what a step reads: where each sample starts, the phase, and raw tokens so far."""
-    from tst_megatron.data.stream.stream import TokenStream
-    from tst_megatron.data.stream.trace import trace_lines
-    from tst_megatron.training.run.indexes import make_ready
-
-    console = Console()
-    checked = checked_recipe(recipe, overrides, None)
-    phase = checked.schedule.phase_at(step)
-    make_ready(checked.stream, checked.corpora, console)
-    console.print(
-        f"after {step} steps: {phase.name}, bag size {phase.bag_size}, "
-        f"{checked.schedule.raw_tokens_before(step):,} raw tokens read before",
-        highlight=False,
-        soft_wrap=True,
-    )
-    stream = TokenStream(checked.stream, checked.corpora)
-    for line in trace_lines(stream, checked.corpora, step):
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
-
-
-@data_app.command("verify")
-def data_verify(
-    prepared: Annotated[
-        list[Path], typer.Argument(help="Folders of `data prepare`.", show_default=False)
-    ],
-    against: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Input that the folder was made of; name each, in order, to compare the tokens.",
-            show_default=False,
-        ),
-    ] = None,
-    sample: Annotated[
-        float | None,
-        typer.Option(
-            min=0, max=1, help="Share of the documents to compare, 0-1; 0.001 if not given."
-        ),
-    ] = None,
-) -> None:
-    """Read prepared folders again and say which are whole; status 1 if one is not."""
-    from tst_megatron.cli.views.prepared import verify
-
-    is_whole = verify(prepared, Console(), against=against or [], sample=sample)
-    raise typer.Exit(0 if is_whole else FAILED)
-
-
-@data_app.command("inspect")
-def data_inspect(
-    prepared: Annotated[Path, typer.Argument(help="Folder of `data prepare`.", show_default=False)],
-    samples: Annotated[int, typer.Option(min=0, help="Documents to show as text.")] = 3,
-    split: Annotated[
-        str, typer.Option(help="Whose tokens to look at: train, validation or test.")
-    ] = "train",
-    seed: Annotated[int, typer.Option(help="Of the choice of documents.")] = 0,
-    picture: Annotated[
-        Path | None,
-        typer.Option(
-            help="PNG file for the distribution of lengths.",
-            show_default=False,
-            callback=outside_runs,
-        ),
-    ] = None,
-) -> None:
-    """Show what a prepared folder holds: lengths, frequent tokens and documents as text."""
-    from tst_megatron.cli.views.inspection import draw_lengths, lines
-    from tst_megatron.data.manifest import load_manifest
-    from tst_megatron.data.verify.inspect import inspect
-
-    found = inspect(load_manifest(prepared), split=split, num_samples=samples, seed=seed)
-    for line in lines(found):
-        typer.echo(line)
-    if picture is not None:
-        draw_lengths(found.lengths[split], split, picture)
-        typer.echo(f"\n{picture}: lengths of documents, {split}")

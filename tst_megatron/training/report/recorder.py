@@ -1,4 +1,4 @@
-"""Every logged number with its name and unit; the losses of two phases never share a curve.
+"""Record every number of a run; the losses of two phases never share a curve.
 
 ``metrics.jsonl`` holds one line per optimizer step and one per evaluation, written on the last
 rank, where the loss is. TensorBoard and Weights & Biases get the same names. Numbers for comparison
@@ -20,7 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from tst_megatron.megatron import loop, names, writers
 from tst_megatron.schedule import Schedule
-from tst_megatron.training.record import (
+from tst_megatron.training.report.metrics_file import (
     BAG_LOSS,
     DROPPED,
     LM_LOSS,

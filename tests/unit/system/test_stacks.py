@@ -3,11 +3,11 @@ import subprocess
 import sys
 import time
 
-from tst_megatron.training.run import stacks
+from tst_megatron.system.processes import stacks
 
 RANK = """
 import subprocess, sys, time
-from tst_megatron.training.run import stacks
+from tst_megatron.system.processes import stacks
 
 def waits_for_others():
     print(child.pid, flush=True)

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from tst_megatron.cli.views.losses import curves, draw_losses, smoothed
+from tst_megatron.training.report.losses import curves, draw_losses, smoothed
 
 
 def row(step, bag_size, loss):

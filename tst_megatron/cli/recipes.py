@@ -1,28 +1,25 @@
-"""``tst-megatron check``: a recipe before it waits in a queue."""
+"""Look at a recipe without training: the commands ``check`` and ``params``."""
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
+from rich.table import Table
 
-from tst_megatron.cli.shared import (
-    Overrides,
-    RecipePath,
-    announce,
-    asking_megatron,
-    checked_recipe,
-    install_host,
-    tell,
-)
+from tst_megatron.cli.shared import Overrides, RecipePath
 from tst_megatron.recipe.recipe import RecipeError, load_recipe
 from tst_megatron.system.files import write_beside
+from tst_megatron.training.console import announce, tell
 
 if TYPE_CHECKING:
+    from tst_megatron.checkpoint.start import Start
+    from tst_megatron.recipe.check.checked import CheckedRecipe
     from tst_megatron.recipe.check.plain import NoTextError, PlainCheck
 
 
@@ -50,6 +47,7 @@ def check(
 ) -> None:
     """Check a recipe before it waits in a queue: all problems at once, status 2 if any."""
     from tst_megatron.recipe.check.plain import NoTextError
+    from tst_megatron.training.check import checked_recipe
 
     console = Console()
     if no_data:
@@ -65,37 +63,60 @@ def check(
     except NoTextError as error:
         _check_the_rest(error, console)
         raise
-    # They import torch, and a recipe that is refused does not need it.
-    from tst_megatron.training.run.folder import RunFolder
-    from tst_megatron.training.run.records import notes_of
-    from tst_megatron.training.run.start import plan_start
-
-    start, user = None, None
+    lines: list[str] = []
     if run is not None:
-        folder = RunFolder(run)
-        user = folder.user()
-        with folder.held(say=tell) if starting and run.exists() else nullcontext():
-            start = plan_start(checked, folder)
+        lines = _check_start(checked, run, starting=starting)
     else:
         _check_weights(checked.arguments)
     announce(checked, console)
     if environment is not None:
-        lines = (f"{name}={value}\n" for name, value in checked.environment.items())
-        write_beside(environment, "".join(lines))
-    if run is not None and start is not None:
-        is_finished = RunFolder(run).is_finished(checked)
-        would = (
-            "is finished: a start would do nothing"
-            if is_finished
-            else f"would start after step {start.step}"
-        )
-        for note in (*start.notes, *notes_of(RunFolder(run).damaged(checked)), f"{run}: {would}"):
-            tell(note)
-        if user is not None and not starting:
-            tell(f"{run}: in use by {user}. A start is refused until that has ended")
-    tell(_this_machine(checked.recipe.profile, checked.world_size))
+        _write_environment(environment, checked.environment)
+    for line in (*lines, _this_machine(checked.recipe.profile, checked.world_size)):
+        tell(line)
     console.print("No problem found.", style="green")
 
+
+def _check_start(checked: CheckedRecipe, folder: Path, *, starting: bool) -> list[str]:
+    """Check that a run can be started or resumed, and return what to say of it, a line each.
+
+    Raises:
+        RecipeError: with every problem.
+        InUse: a start follows, and the folder is in use.
+    """
+    from tst_megatron.training.run.folder import RunFolder
+    from tst_megatron.training.run.start import plan_start
+
+    run = RunFolder(folder)
+    user = run.user()
+    with run.held(say=tell) if starting and folder.exists() else nullcontext():
+        start = plan_start(checked, run)
+    lines = _notes_of_start(checked, folder, start)
+    if user is not None and not starting:
+        lines.append(f"{folder}: in use by {user}. A start is refused until that has ended")
+    return lines
+
+
+def _notes_of_start(checked: CheckedRecipe, folder: Path, start: Start) -> list[str]:
+    from tst_megatron.training.run import prepare, saves
+    from tst_megatron.training.run.folder import RunFolder
+    from tst_megatron.training.run.plan import run_plan
+    from tst_megatron.training.run.records import notes_of
+
+    run, plan = RunFolder(folder), run_plan(checked)
+    would = (
+        "is finished: a start would do nothing"
+        if saves.is_finished(run, plan)
+        else f"would start after step {start.step}"
+    )
+    return [*start.notes, *notes_of(prepare.damaged(run, plan)), f"{folder}: {would}"]
+
+
+def _write_environment(path: Path, variables: Mapping[str, str]) -> None:
+    lines = (f"{name}={value}\n" for name, value in variables.items())
+    write_beside(path, "".join(lines))
+
+
+# --- a recipe whose text is not prepared yet ------------------------------------------------------
 
 UNKNOWN = (
     "not known without the text: how often it is read, whether its held-out part is enough for "
@@ -115,7 +136,7 @@ def _check_without_text(
 
 
 def _check_the_rest(error: NoTextError, console: Console) -> None:
-    """Of a recipe whose text is missing, say what else there is to say.
+    """Check the rest of a recipe whose text is missing.
 
     Raises:
         RecipeError: something else is wrong too; with all of it.
@@ -129,7 +150,7 @@ def _check_the_rest(error: NoTextError, console: Console) -> None:
 def _show_rest(plain: PlainCheck, console: Console) -> None:
     from tst_megatron.hf.export_warnings import export_warnings
     from tst_megatron.recipe.check.megatron_arguments import NO_TOKENIZER
-    from tst_megatron.training.check import validated
+    from tst_megatron.training.check import asking_megatron, install_host, validated
 
     with asking_megatron():
         install_host(plain.recipe.profile)
@@ -147,7 +168,7 @@ def _show_rest(plain: PlainCheck, console: Console) -> None:
 
 
 def _check_weights(arguments: argparse.Namespace) -> None:
-    """Look at the weights that the first start of a run takes; with a folder of its own it may not.
+    """Check the weights that a new run would start from. A resumed run may not need them.
 
     Raises:
         RecipeError: they are not there, or not those of this model.
@@ -160,9 +181,39 @@ def _check_weights(arguments: argparse.Namespace) -> None:
 
 
 def _this_machine(profile: str | None, num_ranks: int) -> str:
-    """Whether the machine that a recipe is checked on could run it, in a line."""
+    """Say in a line if the machine that a recipe is checked on could run it."""
     from tst_megatron.megatron.cpu.device import why_not_here
 
     reason = why_not_here(profile, num_ranks=num_ranks)
     ranks = "1 rank" if num_ranks == 1 else f"{num_ranks} ranks"
     return f"this machine could run it, with {ranks}" if reason is None else f"not here: {reason}"
+
+
+def params(recipe: RecipePath, overrides: Overrides = None) -> None:
+    """Count the parameters of a recipe's model, part by part; takes no data, memory or GPU."""
+    from tst_megatron.megatron.cpu import host
+
+    # Counting is CPU work also on a machine that has a GPU; before Megatron is imported.
+    host.install(even_with_gpu=True)
+    from tst_megatron.recipe.parameters import EMBEDDINGS, OUTPUT_LAYER, TIED, count_parameters
+
+    count = count_parameters(load_recipe(recipe, overrides or []))
+    table = Table("part", "parameters", "active")
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for part in count.parts:
+        table.add_row(part.name, f"{part.total:,}", f"{part.active:,}")
+    table.add_section()
+    table.add_row("all", f"{count.total:,}", f"{count.active():,}")
+    console = Console()
+    console.print(table)
+    for text, number in (
+        ("total", count.total),
+        ("active, both tables", count.active()),
+        ("active, output layer but no input embeddings", count.active(EMBEDDINGS)),
+        ("active, neither table", count.active(EMBEDDINGS, OUTPUT_LAYER, TIED)),
+    ):
+        console.print(f"{text}: {number:,}", highlight=False)
+    if count.padding:
+        warning = f"warning: {count.padding}"
+        console.print(warning, style="yellow", highlight=False, markup=False, soft_wrap=True)

@@ -1,4 +1,4 @@
-"""``versions.json``: what the numbers of a run were made with."""
+"""Write ``versions.json``: packages, device and layouts that the numbers of a run come from."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _LAYOUT = {"after step": int, "layout": dict}
 
 
 def read_layouts(path: Path) -> tuple[list[dict[str, Any]], str | None]:
-    """How earlier starts were cut, each with the step after which it came.
+    """Read the layouts of earlier starts, each with the step after which it came.
 
     Returns:
         Those that can be read, and what is wrong with the file, if anything is.
@@ -73,7 +73,7 @@ def write_versions(
         world_size: ranks of this start.
         layout: how this start is cut. Those of earlier starts stay, each with the step after
             which it came, as far as their steps do.
-        step: the step that this start goes on from.
+        step: the step that this start begins after.
     """
     before, _ = read_layouts(path)
     layouts = [entry for entry in before if entry["after step"] < step]

@@ -1,0 +1,74 @@
+"""Look after runs that train or have trained: the commands ``status`` and ``checkpoint``."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+from tst_megatron.cli.shared import WIDTH_OF_A_FILE
+from tst_megatron.system.exit_status import BAD_INPUT
+
+if TYPE_CHECKING:
+    from tst_megatron.cli.views.status import RunStatus
+
+checkpoint_app = typer.Typer(no_args_is_help=True, help="Look after a run's checkpoints.")
+
+
+def status(
+    runs: Annotated[
+        list[Path],
+        typer.Argument(help="Run folders, or checkpoints in them.", show_default=False),
+    ],
+    is_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object per run, a line each.")
+    ] = False,
+) -> None:
+    """Say how runs stand: state, step, phase, losses, speed, time left, checkpoint, job starts."""
+    from tst_megatron.cli.views.status import run_status
+
+    found, problems = [], []
+    for run in runs:
+        try:
+            found.append(run_status(run, now=time.time()))
+        except (ValueError, FileNotFoundError) as error:
+            # The others are shown all the same.
+            problems.append(str(error))
+    _show(found, is_json=is_json)
+    if problems:
+        raise ValueError("\n".join(problems))
+
+
+def _show(found: Sequence[RunStatus], *, is_json: bool) -> None:
+    from tst_megatron.cli.views.show_status import as_keys, sheet, table
+
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=WIDTH_OF_A_FILE)
+    if is_json:
+        for each in found:
+            typer.echo(json.dumps(as_keys(each)))
+    elif len(found) == 1:
+        console.print(sheet(found[0]))
+    elif found:
+        console.print(table(found))
+
+
+@checkpoint_app.command("verify")
+def checkpoint_verify(
+    folder: Annotated[
+        Path, typer.Argument(help="A run, its checkpoints/, one iter_ folder or an import.")
+    ],
+    quick: Annotated[
+        bool, typer.Option("--quick", help="What a start looks at; read no tensor.")
+    ] = False,
+) -> None:
+    """Read checkpoints, prove their content and say which are whole; status 2 if one is not."""
+    from tst_megatron.cli.views.checkpoints import verify
+
+    raise typer.Exit(0 if verify(folder, deep=not quick, console=Console()) else BAD_INPUT)
