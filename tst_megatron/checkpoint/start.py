@@ -41,8 +41,8 @@ def find_start(folder: Path, *, has_manifest: bool = False) -> Start:
     We must tell "never saved" from "everything damaged" even if the tracker is gone. First saves
     that are killed leave at most two folders, neither with ``metadata.json``: one folder is of the
     first save, and an asynchronous second save may have begun before the first was completed, but a
-    third cannot. A start from step 0 deletes what it finds (``RunFolder.repair``), so a chain of
-    killed jobs leaves no more. More folders, or one with ``metadata.json``, mean that a save
+    third cannot. A start from step 0 deletes what it finds, so a chain of killed jobs leaves no
+    more. More folders, or one with ``metadata.json``, mean that a save
     completed: refuse to start over.
 
     Changes nothing.

@@ -1,6 +1,7 @@
 """Train as one rank of a job: install, build, run, and record how it ended.
 
-``train.py`` has parsed, checked and announced the run before. Where a function here imports
+``train.py`` has checked the run before, and prepared its folder. ``build.py`` wires what is ours
+into Megatron's loop. Where a function here imports
 Megatron, it says so: the CPU host must be in place before.
 """
 
@@ -27,7 +28,7 @@ def pretrain(plan: RunPlan, run: RunFolder, *, start: Start | None, console: Con
     Args:
         plan: of the run.
         run: its folder, prepared by the first rank or by the launcher.
-        start: on the first rank, which step Megatron's tracker file was set to; None on others.
+        start: on the first rank, the checkpoint that the run resumes from; None on others.
         console: where progress goes; Megatron's own log goes to the run folder.
 
     Returns:

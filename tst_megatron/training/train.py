@@ -132,7 +132,7 @@ def _launch_ranks(checked: CheckedRecipe, this: _Begun, nproc: int) -> int:
     """Prepare the run folder, announce the run, and start the ranks."""
     plan, run = run_plan(checked), this.run
     _prepare(checked, plan, this)
-    if _is_finished(plan, run, is_first=True):
+    if _end_if_finished(plan, run, is_first=True):
         return FINISHED
     endings.note_start(run, "cpu" if plan.is_on_cpu else "unknown")
     console = Console()
@@ -169,7 +169,7 @@ def _train_as_a_rank(checked: CheckedRecipe, this: _Begun, *, is_held: bool) -> 
     else:
         _wait_for_the_first_rank(checked, plan, run, is_held=is_held)
     run.join()
-    if _is_finished(plan, run, is_first=is_first):
+    if _end_if_finished(plan, run, is_first=is_first):
         return FINISHED
     again = _command_again(this.command, rank)
     if is_first and not launch.is_started_here():
@@ -180,7 +180,10 @@ def _train_as_a_rank(checked: CheckedRecipe, this: _Begun, *, is_held: bool) -> 
         if rank is None:
             announce(checked, Console())
             rank = be_the_only_rank()
-        console = _open_log(plan, run, rank)
+        # The checkpoints: the tracker names the one to resume from, and cut saves are deleted.
+        if rank == 0:
+            saves.repair(run, plan)
+        console = _open_log(run, rank)
     # Run.
     status = _pretrain(plan, run, start, rank, console)
     # End.
@@ -208,10 +211,8 @@ def _wait_for_the_first_rank(
     check_run(run, checked, fresh=False)
 
 
-def _open_log(plan: RunPlan, run: RunFolder, rank: int) -> Console:
+def _open_log(run: RunFolder, rank: int) -> Console:
     """Send what this rank prints to its log, and return a console on what was there before."""
-    if rank == 0:
-        saves.repair(run, plan)
     for note in clear_log(run.log(rank)):
         tell(note)
     return redirect_output_to(str(run.log(rank)))
@@ -286,8 +287,8 @@ def _prepare(checked: CheckedRecipe, plan: RunPlan, this: _Begun) -> Start:
     return start
 
 
-def _is_finished(plan: RunPlan, run: RunFolder, *, is_first: bool) -> bool:
-    """Tell whether nothing is left to train; if so, the first rank puts the folder in order."""
+def _end_if_finished(plan: RunPlan, run: RunFolder, *, is_first: bool) -> bool:
+    """Tell whether nothing is left to train; if so, the first rank brings the run to its end."""
     if not saves.is_finished(run, plan):
         return False
     if is_first:

@@ -410,7 +410,10 @@ def test_evaluation_longer_than_the_held_out_text_is_refused(text):
     [
         ({"lr_warmup_iters": 20}, "lr-warmup-iters: 20 of the schedule's 20 steps leave none"),
         ({"lr_wsd_decay_iters": 30}, "lr-wsd-decay-iters: 30 of the schedule's 20 steps"),
-        ({"moe_router_topk": 5}, "moe-router-topk: 5 of num-experts 4 experts"),
+        (
+            {"moe_router_topk": 5},
+            "moe-router-topk: 5 is above num-experts 4. A token",
+        ),
         ({"eval_interval": 0}, "eval-interval: 0 is below 1"),
         ({"save_interval": 0}, "save-interval: 0 is below 1"),
         ({"save_retain_interval": -3}, "save-retain-interval: -3 is below 1"),

@@ -1,7 +1,9 @@
-"""Put every repair of Megatron's wheel in place, once per process.
+"""Put the repairs of Megatron's wheel in place, once per process.
 
-Each repair is a function that takes the faulty function and returns the one to use instead. Its
-docstring says what the fault is, and when to remove the repair.
+Most repairs are functions that take the faulty function and return the one to use instead. The
+docstring of a repair says what the fault is, and when to remove it. To add one: give the faulty
+name an import in ``megatron/names.py``, write a file here, and add its line to ``repair_wheel``.
+``no_cuda`` and ``gpt_config`` are not applied here: their callers use them in place of Megatron's.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from tst_megatron.megatron.repairs.wrapping import wrap
 
 def repair_wheel() -> None:
     """Repair what the wheel gets wrong on any device; a second call changes nothing."""
-    # Asynchronous saves.
+    # The processes that write checkpoints.
     caller = names.async_utils.PersistentAsyncCaller
     checkpoint_processes.end_worker_with_its_rank()
     wrap(

@@ -183,6 +183,12 @@ def _shape_problems(values: argparse.Namespace, given: Collection[str | None]) -
             f"num-attention-heads: {heads} does not divide hidden-size {values.hidden_size}. Give "
             "kv-channels, the size of a head, or another number"
         )
+    experts, chosen = values.num_experts, values.moe_router_topk
+    if experts and experts > 0 and chosen > experts:
+        problems.append(
+            f"moe-router-topk: {chosen} is above num-experts {experts}. A token chooses some of "
+            f"the experts: use {experts} or less"
+        )
     rows, vocabulary = values.padded_vocab_size, values.vocab_size
     if rows and vocabulary and 0 < rows < vocabulary:
         problems.append(

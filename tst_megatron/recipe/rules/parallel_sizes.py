@@ -103,10 +103,6 @@ def _divisions(values: argparse.Namespace, tensor: int, pipeline: int, expert: i
         for key, number, by, parts in wanted
         if number and number % parts
     ]
-    if values.num_experts and values.moe_router_topk > values.num_experts:
-        problems.append(
-            f"moe-router-topk: {values.moe_router_topk} of num-experts {values.num_experts} experts"
-        )
     if values.num_experts and tensor > 1 and not values.sequence_parallel:
         problems.append(
             "sequence-parallel: Megatron trains experts beside tensor-model-parallel-size "

@@ -1,11 +1,13 @@
-"""Refuse Megatron's features that token superposition, the CPU host or this version cannot have.
+"""Refuse values of single keys that token superposition, the CPU host or this project cannot have.
 
-``REFUSALS`` is the one table: a row has the keys, the values that are refused, the runs that the
-row is for, and the reason. To refuse one more key, add a row. Example: a key that means nothing for
-a bag is ``Refusal(keys=("new-key",), only=in_superposition, why="...")``.
+``REFUSALS`` is the table of them: a row has the keys, the values that are refused, the runs that
+the row is for, and the reason. To refuse one more key, add a row. Example: a key that means nothing
+for a bag is ``Refusal(keys=("new-key",), only=in_superposition, why="...")``.
 
-Keys that a recipe cannot have with any value are in ``decided_elsewhere.py``. What sizes must
-divide is in ``parallel_sizes.py``.
+Other rules have files of their own: ``numbers.py`` the bounds of each number and how numbers of the
+model fit each other, ``parallel_sizes.py`` what the sizes of a job must divide,
+``decided_elsewhere.py`` keys that a recipe cannot have with any value. ``_recipe_problems`` in
+``check/plain.py`` lists all rules in their order.
 """
 
 from __future__ import annotations
@@ -36,7 +38,7 @@ class Refusal:
     """One row: values of some keys that some runs cannot have."""
 
     keys: tuple[str, ...]
-    """The message begins with the first one. A run is refused if any of them has such a value."""
+    """A run is refused if any of them has such a value; the message begins with that one."""
     values: Callable[[Any], bool] = bool
     """Tells whether a value is refused; without it every value that turns the key on."""
     only: Callable[[Run], bool] = every_run
@@ -44,11 +46,12 @@ class Refusal:
     why: str
     """The reason, and what to do about it."""
 
-    def refuses(self, run: Run) -> bool:
-        """Tell whether a run has what this row refuses."""
-        return self.only(run) and any(
-            self.values(getattr(run.values, destination_of(key))) for key in self.keys
-        )
+    def refused_key(self, run: Run) -> str | None:
+        """Return the first key of this row that a run has with such a value, or None."""
+        if not self.only(run):
+            return None
+        refused = (k for k in self.keys if self.values(getattr(run.values, destination_of(k))))
+        return next(refused, None)
 
 
 REFUSALS = (
@@ -237,7 +240,8 @@ REFUSALS = (
 def refusals(recipe: Recipe, values: argparse.Namespace) -> list[str]:
     """List what a recipe has that is refused, a sentence for each row of the table."""
     run = Run(values=values, is_on_cpu=recipe.profile == "cpu", has_bags=_has_bags(recipe))
-    return [f"{row.keys[0]}: {row.why}" for row in REFUSALS if row.refuses(run)]
+    found = ((row.refused_key(run), row.why) for row in REFUSALS)
+    return [f"{key}: {why}" for key, why in found if key]
 
 
 def _has_bags(recipe: Recipe) -> bool:

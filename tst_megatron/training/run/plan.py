@@ -41,7 +41,7 @@ class RunPlan:
     """What every sample of the run reads."""
     corpora: tuple[Corpus, ...]
     environment: dict[str, str]
-    """Variables that the ranks are to be started with."""
+    """Variables that the ranks should have; whoever starts them sets them."""
 
     @property
     def is_on_cpu(self) -> bool:
