@@ -412,7 +412,7 @@ def test_evaluation_longer_than_the_held_out_text_is_refused(text):
         ({"lr_wsd_decay_iters": 30}, "lr-wsd-decay-iters: 30 of the schedule's 20 steps"),
         (
             {"moe_router_topk": 5},
-            "moe-router-topk: 5 is above num-experts 4. A token",
+            "moe-router-topk: 5 of num-experts 4 experts. Use 4 or less",
         ),
         ({"eval_interval": 0}, "eval-interval: 0 is below 1"),
         ({"save_interval": 0}, "save-interval: 0 is below 1"),

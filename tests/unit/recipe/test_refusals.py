@@ -30,10 +30,10 @@ def test_every_row_names_keys_of_megatron_and_no_two_begin_alike():
         (None, BAGS, {"mtp_num_layers": 1}, "mtp-num-layers"),
         (None, TSTConfig(), {"mtp_num_layers": 1}, None),
         ("cpu", BAGS, {"hidden_dropout": 0.1, "attention_dropout": 0.0}, "hidden-dropout"),
-        ("cpu", BAGS, {"hidden_dropout": 0.0, "attention_dropout": 0.1}, "attention-dropout"),
+        ("cpu", BAGS, {"hidden_dropout": 0.0, "attention_dropout": 0.1}, "hidden-dropout"),
         ("bf16", BAGS, {"hidden_dropout": 0.1}, None),
-        # Any key of a row, under its own name.
-        (None, BAGS, {"no_save_rng": True}, "no-save-rng"),
+        # Any key of a row, under the name of its first.
+        (None, BAGS, {"no_save_rng": True}, "no-load-optim"),
         (None, BAGS, {"dataloader_type": "single"}, None),
         (None, BAGS, {"dataloader_type": "cyclic"}, "dataloader-type"),
         (

@@ -186,8 +186,7 @@ def _shape_problems(values: argparse.Namespace, given: Collection[str | None]) -
     experts, chosen = values.num_experts, values.moe_router_topk
     if experts and experts > 0 and chosen > experts:
         problems.append(
-            f"moe-router-topk: {chosen} is above num-experts {experts}. A token chooses some of "
-            f"the experts: use {experts} or less"
+            f"moe-router-topk: {chosen} of num-experts {experts} experts. Use {experts} or less"
         )
     rows, vocabulary = values.padded_vocab_size, values.vocab_size
     if rows and vocabulary and 0 < rows < vocabulary:

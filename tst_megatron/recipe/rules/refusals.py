@@ -38,7 +38,8 @@ class Refusal:
     """One row: values of some keys that some runs cannot have."""
 
     keys: tuple[str, ...]
-    """A run is refused if any of them has such a value; the message begins with that one."""
+    """A run is refused if any of them has such a value. The message begins with the first one, and
+    the reason names the others."""
     values: Callable[[Any], bool] = bool
     """Tells whether a value is refused; without it every value that turns the key on."""
     only: Callable[[Run], bool] = every_run
@@ -46,12 +47,11 @@ class Refusal:
     why: str
     """The reason, and what to do about it."""
 
-    def refused_key(self, run: Run) -> str | None:
-        """Return the first key of this row that a run has with such a value, or None."""
-        if not self.only(run):
-            return None
-        refused = (k for k in self.keys if self.values(getattr(run.values, destination_of(k))))
-        return next(refused, None)
+    def refuses(self, run: Run) -> bool:
+        """Tell whether a run has what this row refuses."""
+        return self.only(run) and any(
+            self.values(getattr(run.values, destination_of(key))) for key in self.keys
+        )
 
 
 REFUSALS = (
@@ -240,8 +240,7 @@ REFUSALS = (
 def refusals(recipe: Recipe, values: argparse.Namespace) -> list[str]:
     """List what a recipe has that is refused, a sentence for each row of the table."""
     run = Run(values=values, is_on_cpu=recipe.profile == "cpu", has_bags=_has_bags(recipe))
-    found = ((row.refused_key(run), row.why) for row in REFUSALS)
-    return [f"{key}: {why}" for key, why in found if key]
+    return [f"{row.keys[0]}: {row.why}" for row in REFUSALS if row.refuses(run)]
 
 
 def _has_bags(recipe: Recipe) -> bool:
