@@ -149,9 +149,10 @@ def test_counts_and_sizes_that_the_guide_states_are_those_of_the_lock(uv):
     (count, total), (count_users, total_users) = size_of(True, False), size_of(False, False)
     count_gpu, total_gpu = size_of(True, True)
     guide = " ".join((ROOT / "docs" / "offline.md").read_text().split())
-    assert f"The folder has {count} wheels and {total:.2f} GB; " in guide
-    assert f"without `dev` {count_users} and {total_users:.2f}, " in guide
-    assert f"with `--gpu` {count_gpu - count} and {total_gpu - total:.2f} GB more." in guide
+    assert f"The folder has {count} wheels and {total:.2f} GB. " in guide
+    assert f"Without `dev` it has {count_users} wheels and {total_users:.2f} GB; " in guide
+    more, more_total = count_gpu - count, total_gpu - total
+    assert f"`--gpu` adds {more} wheels and {more_total:.2f} GB. " in guide
 
 
 def test_machine_without_the_locked_python_is_told_and_none_is_downloaded(uv, tmp_path):
