@@ -41,7 +41,7 @@ from tst_megatron.data.tokens.reader import IndexedReader
 from tst_megatron.data.tokens.writer import IndexedFacts
 from tst_megatron.data.verify.held_out_copies import keeps_text
 from tst_megatron.system.files import check_not_claimed, file_sha256, folder_appearing_whole
-from tst_megatron.system.processes.worker_pool import num_cores
+from tst_megatron.system.machine.cores import num_cores
 
 
 def adopt(

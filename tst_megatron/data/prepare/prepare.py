@@ -40,8 +40,9 @@ from tst_megatron.data.tokenizer.fast import fast_tokenizer
 from tst_megatron.data.tokenizer.files import tokenizer_sha256
 from tst_megatron.data.tokenizer.round_trip import CHANGED_FRACTION, tried
 from tst_megatron.system.files import file_sha256
+from tst_megatron.system.machine.cores import num_cores
 from tst_megatron.system.processes.lock import held
-from tst_megatron.system.processes.worker_pool import in_order, num_cores
+from tst_megatron.system.processes.worker_pool import in_order
 from tst_megatron.system.progress import byte_progress
 
 __all__ = ["Manifest", "Split", "load_manifest", "prepare"]

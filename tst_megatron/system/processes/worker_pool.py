@@ -16,11 +16,6 @@ _SECONDS_BETWEEN_LOOKS = 0.2
 _THREADS_OF_TOKENIZERS = "TOKENIZERS_PARALLELISM"
 
 
-def num_cores() -> int:
-    """Return the cores that this process may use: a batch job may have fewer than the machine."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def in_order[Item, Result](
     work: Callable[[Item, Callable[[int], None]], Result],
     items: Iterable[Item],
