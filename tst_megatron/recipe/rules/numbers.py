@@ -1,4 +1,4 @@
-"""Check that every number in a recipe is within its bounds."""
+"""Check that every number in a recipe is within its bounds, and that numbers fit each other."""
 
 from __future__ import annotations
 
