@@ -255,7 +255,7 @@ def test_torch_that_was_laid_over_the_base_is_found(image):
 
 
 def test_megatron_that_cannot_be_imported_ends_the_build(image):
-    module = site(image.folder / "opt" / "venv") / "tst_megatron" / "upstream" / "__init__.py"
+    module = site(image.folder / "opt" / "venv") / "tst_megatron" / "megatron" / "loop.py"
     text = module.read_text()
     module.write_text("import megatron.training\n")
     done = image.run("image_record.py check")
