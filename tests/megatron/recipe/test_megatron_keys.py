@@ -15,8 +15,8 @@ def test_table_is_that_of_the_installed_megatron():
 
 
 def test_parser_of_the_table_has_the_same_table():
-    assert keys.table_of(arguments.argument_parser()) != []
-    again = json.loads(json.dumps(keys.table_of(arguments.argument_parser())))
+    assert keys.table_of(keys.argument_parser()) != []
+    again = json.loads(json.dumps(keys.table_of(keys.argument_parser())))
     own = json.loads(keys.TABLE.read_text())
     for ours, theirs in zip(again, own, strict=True):
         assert {**ours, "type": None} == {**theirs, "type": None}
@@ -35,13 +35,13 @@ def test_the_same_values_make_the_same_flags():
         "offload-modules": ["core_attn"],
         "overlap-p2p-communication": False,
     }
-    ours = Flags(arguments.argument_parser()).convert(recipe)
+    ours = Flags(keys.argument_parser()).convert(recipe)
     assert ours == Flags(OWN).convert(recipe)
     assert ours[1] == []
 
 
 def test_defaults_are_the_same_but_for_names_of_members():
-    ours = vars(arguments.argument_parser().parse_args([]))
+    ours = vars(keys.argument_parser().parse_args([]))
     theirs = vars(OWN.parse_args([]))
     assert set(ours) == set(theirs)
     different = {name for name, value in ours.items() if value != theirs[name]}
