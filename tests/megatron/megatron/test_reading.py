@@ -14,7 +14,7 @@ WAYS = (
     "tst_megatron.megatron.setup_without_values",
     "tst_megatron.megatron.distributed_checkpoint.model",
     "tst_megatron.training.dataset",
-    "tst_megatron.training.metrics",
+    "tst_megatron.training.report.recorder",
 )
 # One import of Megatron, and a fork for each way, which has imported no other.
 PROCESS = f"""
