@@ -64,6 +64,8 @@ SchedulerParameters=sched_interval=2,bf_interval=2
 ReturnToService=2
 SlurmdTimeout={missed}
 KillWait=20
+# An ended job stays known for all tests of a session: by default Slurm forgets it after 300 s.
+MinJobAge=3600
 InactiveLimit=0
 SlurmdParameters=config_overrides
 GresTypes=gpu
