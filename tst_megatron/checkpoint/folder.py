@@ -46,6 +46,11 @@ def checkpoint_of(folder: Path, step: int) -> Path:
     return folder / f"iter_{step:07d}"
 
 
+def is_name_of_a_step(name: str) -> bool:
+    """Tell whether a folder of this name is the checkpoint of a step."""
+    return _NAME.fullmatch(name) is not None
+
+
 def step_of(checkpoint: Path) -> int:
     """Return the optimizer steps that were completed when a checkpoint was saved.
 
@@ -77,7 +82,7 @@ def list_checkpoints(folder: Path) -> list[Path]:
     found = [
         path
         for path in folder.iterdir()
-        if _NAME.fullmatch(path.name) and (path.is_dir() or path.is_symlink())
+        if is_name_of_a_step(path.name) and (path.is_dir() or path.is_symlink())
     ]
     return sorted(found, key=step_of, reverse=True)
 

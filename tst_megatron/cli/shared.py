@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from tst_megatron.system.outputs import check_output
+from tst_megatron.checkpoint.outputs import check_output
 
 WIDTH_OF_A_FILE = 10_000
 """Columns of a table where there is no terminal to fit: a row stays one line."""

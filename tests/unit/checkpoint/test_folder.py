@@ -13,7 +13,7 @@ from tst_megatron.checkpoint.folder import (
     read_tracker,
     step_in_name,
 )
-from tst_megatron.system.outputs import check_output
+from tst_megatron.checkpoint.outputs import check_output
 
 
 @pytest.mark.parametrize(
@@ -84,7 +84,6 @@ def test_find_checkpoint_does_not_guess_without_a_tracker(
 
 
 def test_outputs_are_refused_by_the_same_names(tmp_path: Path) -> None:
-    """``system/outputs.py`` lies below and has the names a second time."""
     checkpoint_of(tmp_path, 12).mkdir()
     (tmp_path / "imported").mkdir()
     (tmp_path / "imported" / TRACKER).write_text(RELEASE)

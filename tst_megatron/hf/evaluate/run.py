@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tst_megatron.checkpoint.outputs import check_output
 from tst_megatron.data.tokenizer.hugging_face import HuggingFaceTokenizer, load_hugging_face
 from tst_megatron.hf.evaluate import requests, results
 from tst_megatron.hf.evaluate.definitions import data_of, manager, task_names, write_overlay
@@ -25,7 +26,6 @@ from tst_megatron.hf.model_folder.weight_files import HuggingFaceWeights
 from tst_megatron.hf.model_folder.whole_model import as_transformers_reads
 from tst_megatron.megatron.cpu.device import find as find_device
 from tst_megatron.system.files import claimed, file_sha256, write_beside
-from tst_megatron.system.outputs import check_output
 
 DTYPES = {"auto": "auto", "fp32": "float32", "bf16": "bfloat16"}
 SEED = 1234

@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from tst_megatron.checkpoint.outputs import check_output
 from tst_megatron.hf.families.known import family_of_config
 from tst_megatron.hf.model_folder.safetensors_files import (
     INDEX,
@@ -26,7 +27,6 @@ from tst_megatron.hf.model_folder.safetensors_files import (
 )
 from tst_megatron.hf.weights import rules, shapes
 from tst_megatron.system.files import check_not_claimed
-from tst_megatron.system.outputs import check_output
 
 _TYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
 

@@ -15,10 +15,10 @@ from typing import Any
 
 from tst_megatron.checkpoint.folder import checkpoint_of, list_checkpoints, tracked_step
 from tst_megatron.checkpoint.known_saves import SAVES
+from tst_megatron.checkpoint.outputs import check_output
 from tst_megatron.checkpoint.run_files import RESOLVED, is_run
 from tst_megatron.recipe.recipe import RecipeError
 from tst_megatron.system.files import write_beside
-from tst_megatron.system.outputs import check_output
 from tst_megatron.system.paths import is_there
 from tst_megatron.system.processes import lock
 from tst_megatron.system.processes.holder import Holder

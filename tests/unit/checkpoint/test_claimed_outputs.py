@@ -14,6 +14,7 @@ from dataclasses import asdict, replace
 
 import pytest
 
+from tst_megatron.checkpoint.outputs import check_output
 from tst_megatron.cli.app import main
 from tst_megatron.system.files import (
     SECONDS_OF_A_WRITE,
@@ -23,7 +24,6 @@ from tst_megatron.system.files import (
     folder_appearing_whole,
     write_beside,
 )
-from tst_megatron.system.outputs import check_output
 from tst_megatron.system.processes import lock
 from tst_megatron.system.processes.holder import this_process
 

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import errno
 import os
-import re
 from pathlib import Path
 
+from tst_megatron.checkpoint.folder import TRACKER, is_name_of_a_step
+from tst_megatron.checkpoint.run_files import RESOLVED
 from tst_megatron.system.files import beside, unfinished
 from tst_megatron.system.machine.disk import check_writable
 from tst_megatron.system.paths import is_there
 
-_CHECKPOINT = re.compile(r"iter_[0-9]{7,}")
-_TRACKER = "latest_checkpointed_iteration.txt"
-_OF_A_RUN = ("resolved.yaml", "state.json", "versions.json", "metrics.jsonl")
+_OF_A_RUN = (RESOLVED, "state.json", "versions.json", "metrics.jsonl")
 """A folder with one of these is a run's."""
 _FILES_OF_A_RUN = (*_OF_A_RUN, "recipe.yaml", "metrics.dropped.jsonl", "STOP")
 _FOLDERS_OF_A_RUN = ("checkpoints", "tensorboard", "logs", "slurm")
@@ -66,9 +65,9 @@ def _check_length(output: Path, real: Path) -> None:
 def _owned(folder: Path, is_output: bool) -> str | None:
     """Return what a folder, or the output itself, belongs to; None if it is free to write to."""
     is_of_run = any(is_there(folder.parent / name) for name in _OF_A_RUN)
-    if folder.is_dir() and _CHECKPOINT.fullmatch(folder.name):
+    if folder.is_dir() and is_name_of_a_step(folder.name):
         return f"{folder}, which is a checkpoint"
-    if (folder / _TRACKER).is_file():
+    if (folder / TRACKER).is_file():
         return f"{folder}, where checkpoints are"
     if (folder / ".metadata").is_file() and (folder / "metadata.json").is_file():
         return f"{folder}, which is a checkpoint"
