@@ -26,7 +26,7 @@ LAYERS = (
     {"model", "checkpoint", "nodes"},
     {"hf"},
     {"training"},
-    {"bench"},
+    {"bench", "compare", "sweep"},
     {"cli"},
 )
 """From the bottom: a room imports from itself and from layers below its own."""

@@ -9,7 +9,7 @@ import yaml
 
 from tst_megatron.recipe.check.checked import CheckedRecipe
 from tst_megatron.recipe.recipe import RecipeError, load_recipe
-from tst_megatron.training.check import check_recipe
+from tst_megatron.training.check.check_recipe import check_recipe
 
 
 def check(

@@ -21,9 +21,9 @@ import torch.distributed.tensor  # noqa: F401
 
 import tst_megatron.cli.app
 import tst_megatron.training.build
-import tst_megatron.training.check
+import tst_megatron.training.check.check_recipe
+import tst_megatron.training.check.child
+import tst_megatron.training.check.rehearse
 import tst_megatron.training.pretrain
-import tst_megatron.training.rehearsal.child
-import tst_megatron.training.rehearsal.rehearse
 import tst_megatron.training.step
 import tst_megatron.training.train  # noqa: F401

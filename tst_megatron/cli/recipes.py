@@ -47,7 +47,7 @@ def check(
 ) -> None:
     """Check a recipe before it waits in a queue: all problems at once, status 2 if any."""
     from tst_megatron.recipe.check.plain import NoTextError
-    from tst_megatron.training.check import checked_recipe
+    from tst_megatron.training.check.check_recipe import checked_recipe
 
     console = Console()
     if no_data:
@@ -150,7 +150,7 @@ def _check_the_rest(error: NoTextError, console: Console) -> None:
 def _show_rest(plain: PlainCheck, console: Console) -> None:
     from tst_megatron.hf.export_warnings import export_warnings
     from tst_megatron.recipe.check.megatron_arguments import NO_TOKENIZER
-    from tst_megatron.training.check import asking_megatron, install_host, validated
+    from tst_megatron.training.check.check_recipe import asking_megatron, install_host, validated
 
     with asking_megatron():
         install_host(plain.recipe.profile)

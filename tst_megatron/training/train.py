@@ -98,7 +98,7 @@ def train_run(
 
 def _checked(recipe: Path, overrides: list[str], nproc: int | None) -> CheckedRecipe:
     # Importing numpy takes a moment, and a rank must listen for signals before.
-    from tst_megatron.training.check import checked_recipe
+    from tst_megatron.training.check.check_recipe import checked_recipe
 
     return checked_recipe(recipe, overrides, nproc)
 

@@ -44,7 +44,7 @@ class Job:
         from tst_megatron.megatron.repairs.apply import repair_wheel
         from tst_megatron.model.gpt import TSTGPTModelConfig
         from tst_megatron.recipe.recipe import load_recipe
-        from tst_megatron.training.check import check_recipe
+        from tst_megatron.training.check.check_recipe import check_recipe
         from tst_megatron.training.run.folder import RunFolder
         from tst_megatron.training.run.plan import run_plan
         from tst_megatron.training.run.start import fall_back

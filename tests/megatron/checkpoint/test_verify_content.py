@@ -11,7 +11,7 @@ from tst_megatron.checkpoint.folder import checkpoint_of, list_checkpoints
 from tst_megatron.checkpoint.record import RECORD
 from tst_megatron.checkpoint.whole import examine, problems
 from tst_megatron.recipe.recipe import load_recipe
-from tst_megatron.training.check import check_recipe
+from tst_megatron.training.check.check_recipe import check_recipe
 from tst_megatron.training.run.folder import RunFolder
 from tst_megatron.training.run.plan import run_plan
 from tst_megatron.training.run.saves import is_finished

@@ -82,7 +82,7 @@ def test_resume_over_epochs_corpora_and_workers_is_bit_identical(run, recipe, tm
 
 def test_corpora_were_read_more_than_once(run, recipe):
     from tst_megatron.recipe.recipe import load_recipe
-    from tst_megatron.training.check import check_recipe
+    from tst_megatron.training.check.check_recipe import check_recipe
 
     stream = check_recipe(load_recipe(recipe), world_size=1).stream
     assert min(stream.epochs_of(0), stream.epochs_of(1)) >= 2

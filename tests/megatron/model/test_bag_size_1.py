@@ -18,7 +18,7 @@ def checked_flags():
     host.install()
     from tst_megatron.data.stream.stream import TokenStream, ensure_indexes
     from tst_megatron.recipe.recipe import load_recipe
-    from tst_megatron.training.check import check_recipe
+    from tst_megatron.training.check.check_recipe import check_recipe
 
     def make(recipe: Path, world_size: int) -> tuple[list[str], np.ndarray]:
         checked = check_recipe(load_recipe(recipe), world_size=world_size)

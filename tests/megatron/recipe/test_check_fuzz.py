@@ -20,7 +20,7 @@ from tst_megatron.megatron import arguments, setup_without_values, single_step
 from tst_megatron.model.gpt import TSTGPTModelConfig
 from tst_megatron.recipe.keys.table import argument_parser
 from tst_megatron.recipe.recipe import RecipeError, load_recipe
-from tst_megatron.training.check import check_recipe
+from tst_megatron.training.check.check_recipe import check_recipe
 from tst_megatron.training.run.pretrained import pretrained_problems
 
 EXAMPLES = int(os.environ.get("TST_FUZZ", "300"))

@@ -18,8 +18,8 @@ from tst_megatron.cli.app import app
 from tst_megatron.megatron import setup_without_values
 from tst_megatron.megatron.distributed_checkpoint.model import start_alone
 from tst_megatron.recipe.recipe import RecipeError
-from tst_megatron.training.rehearsal import rehearse as rehearsal
-from tst_megatron.training.rehearsal.rehearse import rehearse_start
+from tst_megatron.training.check import rehearse as rehearsal
+from tst_megatron.training.check.rehearse import rehearse_start
 
 TST = {"bag-size": 4, "superposition-fraction": 0.4}
 

@@ -15,7 +15,7 @@ from tst_megatron.recipe import padding
 from tst_megatron.recipe.keys.flags import Flags
 from tst_megatron.recipe.recipe import RecipeError, load_recipe
 from tst_megatron.recipe.rules.defaults import DANGEROUS_DEFAULTS, DANGEROUS_MOE_DEFAULTS
-from tst_megatron.training.check import check_recipe
+from tst_megatron.training.check.check_recipe import check_recipe
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 EXAMPLES = sorted((REPOSITORY / "examples").rglob("*.yaml"))

@@ -18,7 +18,7 @@ from tst_megatron.recipe.keys.flags import Flags
 from tst_megatron.recipe.parameters import build_on_meta, model_arguments
 from tst_megatron.recipe.profiles import GPU_PROFILES
 from tst_megatron.recipe.recipe import load_recipe
-from tst_megatron.training.check import check_recipe
+from tst_megatron.training.check.check_recipe import check_recipe
 
 EXAMPLES = Path(__file__).resolve().parents[3] / "examples"
 FLAGS = Flags(arguments.argument_parser())

@@ -16,7 +16,7 @@ from tst_megatron.data.prepare.prepare import prepare
 from tst_megatron.data.stream.stream import TokenStream, ensure_indexes
 from tst_megatron.hf.importing import import_model
 from tst_megatron.recipe.recipe import load_recipe
-from tst_megatron.training.check import check_recipe
+from tst_megatron.training.check.check_recipe import check_recipe
 
 STEPS, SWITCH = 24, 10
 LOSS, GRADIENT = 1e-6, 1e-5

@@ -20,7 +20,7 @@ from tst_megatron.hf.generate import load_in_transformers
 from tst_megatron.hf.importing import import_model
 from tst_megatron.recipe import padding
 from tst_megatron.recipe.recipe import load_recipe
-from tst_megatron.training.check import check_recipe
+from tst_megatron.training.check.check_recipe import check_recipe
 from tst_megatron.training.run.pretrained import pretrained_problems
 
 STEPS = {"train_iters": 6, "lr_wsd_decay_iters": 2, "save_interval": 3, "eval_interval": 6}

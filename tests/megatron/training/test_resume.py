@@ -182,7 +182,7 @@ def test_another_recipe_in_the_same_run_folder_is_refused(uninterrupted):
 
 
 def checked_with(recipe, *overrides):
-    from tst_megatron.training.check import check_recipe
+    from tst_megatron.training.check.check_recipe import check_recipe
 
     return check_recipe(load_recipe(recipe, overrides), world_size=2)
 

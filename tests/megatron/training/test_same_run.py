@@ -15,7 +15,7 @@ host.install()
 from tst_megatron.megatron import arguments
 from tst_megatron.recipe.keys import kinds, run_keys
 from tst_megatron.recipe.recipe import load_recipe
-from tst_megatron.training.check import check_recipe
+from tst_megatron.training.check.check_recipe import check_recipe
 from tst_megatron.training.run.identity import differences, identity, notes
 
 TST = {"bag-size": 4, "superposition-steps": 8}

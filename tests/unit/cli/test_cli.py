@@ -16,8 +16,8 @@ from tst_megatron.cli.app import app, main
 from tst_megatron.megatron.cpu import device
 from tst_megatron.recipe.recipe import RecipeError
 from tst_megatron.schedule import Schedule, resolve_phases
-from tst_megatron.training import check
 from tst_megatron.training import train as train_command
+from tst_megatron.training.check import check_recipe as check
 from tst_megatron.training.run import indexes as data_ready
 from tst_megatron.training.run import launch, prepare, saves
 from tst_megatron.training.run import start as starting

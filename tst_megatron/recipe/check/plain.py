@@ -1,7 +1,7 @@
 """Check a recipe without importing Megatron or torch, in a second or two.
 
 ``check_plainly`` asks every rule in ``rules/`` and looks at the texts (``texts.py``). It reports
-all problems at once. ``training/check.py`` then asks Megatron itself.
+all problems at once. ``training/check/check_recipe.py`` then asks Megatron itself.
 """
 
 from __future__ import annotations

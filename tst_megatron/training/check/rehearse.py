@@ -13,7 +13,7 @@ import warnings
 
 from tst_megatron.recipe.check.megatron_arguments import reason_of
 from tst_megatron.recipe.tst_config import TSTConfig
-from tst_megatron.training.rehearsal.words import FINE, RAISED, REFUSED
+from tst_megatron.training.check.words import FINE, RAISED, REFUSED
 
 SECONDS = 120.0
 """After that it is not known what building comes to; very many experts take longer."""
@@ -90,7 +90,7 @@ def _be_the_child(args: argparse.Namespace, tst: TSTConfig, pipe: int) -> None:
         # A thread of the parent's may have held the locks of those that were there.
         sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115
         # In the child alone: the parent must not keep what this imports, nor fail with it.
-        from tst_megatron.training.rehearsal.child import build
+        from tst_megatron.training.check.child import build
 
         said = build(args, tst)
     except BaseException as error:

@@ -22,7 +22,7 @@ def add_reading_commands(data_app: typer.Typer) -> None:
 
 def data_index(recipe: RecipePath, overrides: Overrides = None) -> None:
     """Build the indexes of a recipe's corpora, so that no job waits for them."""
-    from tst_megatron.training.check import checked_recipe
+    from tst_megatron.training.check.check_recipe import checked_recipe
     from tst_megatron.training.run.indexes import make_ready
 
     console = Console()
@@ -44,7 +44,7 @@ def data_trace(
     """Show what a step reads: where each sample starts, the phase, and raw tokens so far."""
     from tst_megatron.data.stream.stream import TokenStream
     from tst_megatron.data.stream.trace import trace_lines
-    from tst_megatron.training.check import checked_recipe
+    from tst_megatron.training.check.check_recipe import checked_recipe
     from tst_megatron.training.run.indexes import make_ready
 
     console = Console()

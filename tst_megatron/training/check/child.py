@@ -17,7 +17,7 @@ from tst_megatron.megatron.cpu.transformer_engine import transformer_engine_of_t
 from tst_megatron.model.gpt import TSTGPTModelConfig
 from tst_megatron.recipe.check.megatron_arguments import reason_of
 from tst_megatron.recipe.tst_config import TSTConfig
-from tst_megatron.training.rehearsal.words import FINE, MISSING, REFUSED
+from tst_megatron.training.check.words import FINE, MISSING, REFUSED
 
 MOST_MEMORY = 16 * 2**30
 """Bytes of address space beyond what the process has: objects of a model, no values."""

@@ -2,7 +2,7 @@
 
 First come the checks that need no Megatron (``recipe/check/plain.py``). Only a recipe without such
 a problem is shown to Megatron. Then everything that a start builds is built, as far as that is
-possible without a GPU (``rehearsal/``).
+possible without a GPU (``rehearse.py``).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from tst_megatron.recipe.environment import environment_of
 from tst_megatron.recipe.recipe import Recipe, RecipeError, load_recipe
 from tst_megatron.recipe.rules.packages import profile_problems
 from tst_megatron.system.packages import collecting_later
-from tst_megatron.training.rehearsal.rehearse import rehearse_start
+from tst_megatron.training.check.rehearse import rehearse_start
 from tst_megatron.training.run.launch import is_started_here
 
 

@@ -1,0 +1,1 @@
+"""The commands ``tst-megatron data``: ``making`` writes token files, ``reading`` looks at them."""
