@@ -10,8 +10,8 @@ A recipe's keys are Megatron's own flags without the dashes (``num-layers: 32``)
 Later values override earlier ones: the base, then the recipe, then ``key=value`` from the command
 line, where a dot reaches into a block (``tst.bag-size=4``). A file may have a key once. An empty
 ``tst:`` or ``data:`` leaves that of the base unchanged. ``system/strict_yaml.py`` says what a plain
-word means. ``check/plain.py`` and ``training/check/check_recipe.py`` decide whether the result makes
-sense.
+word means. ``check/plain.py`` and ``training/check/check_recipe.py`` decide whether the result
+makes sense.
 """
 
 from __future__ import annotations
