@@ -16,8 +16,8 @@ from tst_megatron import __version__
 from tst_megatron.cli.bench import bench_app
 from tst_megatron.cli.data.making import data_app
 from tst_megatron.cli.data.reading import add_reading_commands
-from tst_megatron.cli.evaluate import evaluate, evaluate_data
-from tst_megatron.cli.hugging_face import export, generate, import_, quantize
+from tst_megatron.cli.hf.evaluate import evaluate, evaluate_data
+from tst_megatron.cli.hf.models import export, generate, import_, quantize
 from tst_megatron.cli.nodes import doctor, preflight, preflight_verdict
 from tst_megatron.cli.recipes import check, params
 from tst_megatron.cli.runs import checkpoint_app, status

@@ -325,7 +325,7 @@ COMMANDS = {
 @pytest.mark.parametrize("name", COMMANDS)
 def test_command_refuses_its_output_before_any_work(run, monkeypatch, capfd, name):
     monkeypatch.chdir(run)
-    monkeypatch.setattr("tst_megatron.cli.evaluate._need_lm_eval", lambda: None)
+    monkeypatch.setattr("tst_megatron.cli.hf.evaluate._need_lm_eval", lambda: None)
     before = sorted(run.rglob("*"))
     for output, said in (
         ("run/checkpoints/iter_0000020/x", "is in "),

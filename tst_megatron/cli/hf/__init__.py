@@ -1,0 +1,1 @@
+"""Commands for Hugging Face folders: ``models`` makes them, ``evaluate`` measures them."""

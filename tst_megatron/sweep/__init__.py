@@ -1,0 +1,1 @@
+"""Grids of recipes: ``plan`` says which runs share a trunk, ``run`` trains them in turns."""
