@@ -113,8 +113,18 @@ def quickstart(
     short: Annotated[
         bool, typer.Option("--short", help="A few steps only: shows the chain, learns nothing.")
     ] = False,
+    is_compared: Annotated[
+        bool,
+        typer.Option(
+            "--compare",
+            help="Train a toy with and without superposition instead, and compare: 15 minutes.",
+        ),
+    ] = False,
 ) -> None:
     """See the whole chain in minutes: text, tokenizer, both phases, export, generation."""
-    from tst_megatron.cli.quickstart import quickstart as run_quickstart
+    if is_compared:
+        from tst_megatron.cli.quickstart.two_arms import quickstart_two_arms as run
+    else:
+        from tst_megatron.cli.quickstart.chain import quickstart as run
 
-    raise typer.Exit(run_quickstart(folder, short=short, console=Console()))
+    raise typer.Exit(run(folder, short=short, console=Console()))
