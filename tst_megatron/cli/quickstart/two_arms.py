@@ -30,8 +30,8 @@ from tst_megatron.system.processes.lock import held
 
 ARMS = "baseline,tst"
 VOCAB_SIZE = 512
-NUM_SOURCE_BYTES = 45_000_000
-"""Enough for the 15.6M raw tokens that the arm with superposition reads, and what is held out."""
+NUM_SOURCE_BYTES = 42_000_000
+"""Enough for the 19.5M raw tokens that the arm with superposition reads, and what is held out."""
 HELD_OUT_FRACTION = 0.02
 PAGE = "compare.html"
 SHORT = (
