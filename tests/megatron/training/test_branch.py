@@ -98,9 +98,13 @@ STEPS_GIVEN = ("tst.superposition-fraction=0", f"tst.superposition-steps={SWITCH
 @pytest.fixture(scope="module")
 def changed(trunk, tmp_path_factory):
     folder = tmp_path_factory.mktemp("changed")
-    run_in_pairs(
-        branched(trunk, step, folder / name, *made) for name, (step, made) in CHANGED.items()
-    )
+    starts = {
+        name: branched(trunk, step, folder / name, *made) for name, (step, made) in CHANGED.items()
+    }
+    # One of them in two starts: the second loads a checkpoint of the branch itself.
+    run_in_pairs([(*starts["decay"], "exit-interval=8")], status=75)
+    assert [row["step"] for row in tiny.metrics(folder / "decay")] == list(range(1, 9))
+    run_in_pairs(starts.values())
     return folder
 
 
