@@ -27,7 +27,8 @@ from tst_megatron.recipe.environment import differences
 from tst_megatron.system.processes import signals
 from tst_megatron.training.dataset import held_out_positions, make_dataset_provider
 from tst_megatron.training.report.block_losses import HeldOutLosses
-from tst_megatron.training.report.facts import FACTS, facts_of_run, write_facts
+from tst_megatron.training.report.facts import FACTS, write_facts
+from tst_megatron.training.report.facts_of_run import facts_of_run
 from tst_megatron.training.report.metrics_file import LOSS_NAMES, newest_step
 from tst_megatron.training.report.recorder import Recorder
 from tst_megatron.training.report.versions import write_versions

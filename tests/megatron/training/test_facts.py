@@ -28,7 +28,7 @@ def counts_of_layouts(tokenizer: Path) -> dict[tuple[str, bool], dict[str, int]]
     """What this rank finds in each layout, in one process group."""
     import one_step
 
-    from tst_megatron.training.report.facts import count_parameters
+    from tst_megatron.training.report.facts_of_run import count_parameters
 
     found = {}
     for name, flags, is_tied in CASES:

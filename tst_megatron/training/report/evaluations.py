@@ -32,9 +32,6 @@ import numpy.typing as npt
 from tst_megatron.system.files import write_bytes_beside
 from tst_megatron.system.records import Damaged, read_bytes
 
-EVALUATIONS = "evaluations"
-"""The folder in a run folder; runs of earlier versions have none."""
-
 MOST_POSITION_PARTS = 8
 
 Floats = npt.NDArray[np.float64]

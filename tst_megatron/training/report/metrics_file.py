@@ -39,6 +39,10 @@ may hold more: with pipeline parallelism, the first stage keeps the most micro-b
 DROPPED = "metrics.dropped.jsonl"
 """Beside it: what a rollback took out of it, and what was no row."""
 
+EVALUATIONS = "evaluations"
+"""A folder beside it, with the loss of each held-out sequence (``evaluations.py``); runs of earlier
+versions have none."""
+
 MOST_BYTES_FROM_END = 8 << 20
 """About ten thousand steps."""
 _BLOCK_BYTES = 1 << 16

@@ -24,7 +24,6 @@ from tst_megatron.megatron import loop, names, ranks, writers
 from tst_megatron.schedule import Schedule
 from tst_megatron.training.report.block_losses import HeldOutLosses
 from tst_megatron.training.report.evaluations import (
-    EVALUATIONS,
     drop_evaluations_after,
     file_of,
     write_blocks,
@@ -32,6 +31,7 @@ from tst_megatron.training.report.evaluations import (
 from tst_megatron.training.report.metrics_file import (
     BAG_LOSS,
     DROPPED,
+    EVALUATIONS,
     LM_LOSS,
     PEAK_MEMORY,
     SAID,
