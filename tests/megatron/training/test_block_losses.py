@@ -150,6 +150,21 @@ def test_a_second_evaluation_adds_nothing_to_the_first(monkeypatch, losses, mask
         assert held_out.result().loss_sum == pytest.approx(expected, rel=1e-12)
 
 
+def test_what_a_cut_off_evaluation_has_left_is_forgotten(monkeypatch, losses, mask):
+    Job(monkeypatch, micro_batch=SEQUENCES)
+    held_out = HeldOutLosses(lambda event: Positions(), num_latent_positions=LENGTH)
+    positions = torch.arange(LENGTH).expand(SEQUENCES, -1)
+    targets = torch.tensor(Positions.sequences[:, 1:])
+    first = slice(0, 5)
+    held_out.begin("validation")
+    held_out.add(positions[first], targets[first], mask[first], losses[first])
+    held_out.end()
+    held_out.begin("validation")
+    held_out.add(positions, targets, mask, losses)
+    held_out.end()
+    assert held_out.result().loss_sum[0] == pytest.approx(float((losses[0] * mask[0]).sum()))
+
+
 def test_other_pipeline_stages_open_no_text_and_have_no_losses(monkeypatch):
     job = Job(monkeypatch)
     job.is_last_stage = False
