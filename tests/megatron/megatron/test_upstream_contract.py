@@ -71,6 +71,9 @@ def test_version_is_the_tested_one():
         (names.training.get_canonical_lr_for_logging, ["param_groups"]),
         (names.global_vars._set_wandb_writer, ["args"]),
         (names.training.evaluate_and_print_results, ["prefix", "iteration"]),
+        (names.parallel_state.is_pipeline_last_stage, ["ignore_virtual"]),
+        (names.parallel_state.get_data_parallel_group, ["with_context_parallel"]),
+        (names.parallel_state.get_data_parallel_world_size, ["with_context_parallel"]),
         (names.training.train_step, ["data_iterator", "model", "optimizer"]),
         (names.training.force_param_sync, ["model_chunks", "optimizer"]),
         (names.training.should_disable_forward_pre_hook, ["args"]),
@@ -234,6 +237,16 @@ def test_stop_is_asked_for_after_each_step_and_each_batch_of_an_evaluation():
     source = inspect.getsource(names.training.build_train_valid_test_data_loaders)
     built = source.index("build_train_valid_test_datasets(")
     assert built < source.index("build_pretraining_data_loader(valid_d, args.consumed_valid")
+
+
+def test_an_evaluation_logs_one_quotient_of_sums_and_reads_micro_batches_in_turn():
+    """So the losses of held-out sequences add up to what is logged, and have a known order."""
+    source = inspect.getsource(names.training.evaluate)
+    assert "val = torch.vstack(val).sum(dim=0)" in source
+    assert "total_loss_dict[key] = numerator / denominator" in source
+    assert "eval_batch_size // (\n        eval_micro_batch_size * args.data_parallel_size" in source
+    loader = inspect.getsource(names.training.build_pretraining_data_loader)
+    assert "data_parallel_rank=mpu.get_data_parallel_rank()" in loader
 
 
 def test_refused_results_end_in_states_that_have_a_meaning():

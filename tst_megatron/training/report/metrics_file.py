@@ -1,4 +1,4 @@
-"""Read ``metrics.jsonl``, and cut it on resume; here are the names of its losses too."""
+"""Read ``metrics.jsonl``, and cut it on resume; here are names of its numbers too."""
 
 from __future__ import annotations
 
@@ -31,9 +31,17 @@ SAID = {
 }
 """What a person reads for each; the records keep the names that their readers know."""
 
+PEAK_MEMORY = "peak memory bytes"
+"""The most memory that this rank, the last one, has held since this start: of a GPU, what torch's
+tensors took on the device; on the CPU host, the resident memory of the whole process. Other ranks
+may hold more: with pipeline parallelism, the first stage keeps the most micro-batches."""
 
 DROPPED = "metrics.dropped.jsonl"
 """Beside it: what a rollback took out of it, and what was no row."""
+
+EVALUATIONS = "evaluations"
+"""A folder beside it, with the loss of each held-out sequence (``evaluations.py``); runs of earlier
+versions have none."""
 
 MOST_BYTES_FROM_END = 8 << 20
 """About ten thousand steps."""
