@@ -80,7 +80,7 @@ def compare_facts(arms: Arms) -> tuple[list[Difference], dict[str, str]]:
         difference = _difference(subject, values)
         if difference is not None:
             found.append(difference)
-        elif values and not silent and None not in values.values():
+        elif subject.known_by and not silent and None not in values.values():
             same[subject.what] = f"{next(iter(values.values()))}, {subject.known_by}"
     found += [*_of_seeds(arms), *_of_settings(telling), *_of_versions(telling)]
     weight = ["forbids", "matters", "expected"]

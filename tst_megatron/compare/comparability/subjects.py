@@ -160,6 +160,5 @@ SUBJECTS = (
         value=_trunk,
         gravity="expected",
         meaning="What a branch has of its trunk was trained once, and its hours count in each.",
-        known_by="as recorded",
     ),
 )

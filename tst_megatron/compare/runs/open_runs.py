@@ -8,11 +8,11 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from tst_megatron.checkpoint.run_files import is_run, run_of
+from tst_megatron.checkpoint.run_files import RESOLVED, is_run, run_of
 from tst_megatron.compare.results import RecordedRun
 from tst_megatron.compare.runs.csv_file import read_csv
 from tst_megatron.compare.runs.event_files import PATTERN, event_files
-from tst_megatron.compare.runs.run_folder import read_run_folder
+from tst_megatron.compare.runs.run_folder import FACTS, read_run_folder
 from tst_megatron.compare.runs.tensorboard import read_tensorboard
 from tst_megatron.recipe.recipe import RecipeError
 
@@ -48,7 +48,13 @@ def open_runs(paths: Sequence[Path]) -> tuple[list[RecordedRun], list[str]]:
         raise RecipeError(problems)
     if not runs:
         raise RecipeError(["no run was named. Name run folders, TensorBoard folders or CSV files"])
-    return _with_own_names(runs), notes
+    named = _with_own_names(runs)
+    if old := [run.name for run in named if run.kind == "run folder" and "stream" not in run.facts]:
+        notes.append(
+            f"{', '.join(old)}: no {FACTS} was kept, as earlier versions did not, so that held-out "
+            f"text and the order of training text are known only as far as {RESOLVED} says them"
+        )
+    return named, notes
 
 
 def _open(path: Path, notes: list[str]) -> RecordedRun:

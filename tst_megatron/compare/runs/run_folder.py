@@ -117,11 +117,6 @@ def _facts(path: Path, recipe: Mapping[str, Any], notes: list[str]) -> dict[str,
     found: dict[str, Any] = {"recipe": recipe}
     kept = _read(path / FACTS, notes)
     versions = _read(path / "versions.json", notes)
-    if kept is None:
-        notes.append(
-            f"{path}: has no {FACTS}, because an earlier version made it: its held-out text and "
-            "the order of its training text are known only as far as resolved.yaml says them"
-        )
     found |= kept or {}
     if versions is not None:
         found["versions"] = {k: v for k, v in versions.items() if not isinstance(v, dict | list)}

@@ -74,7 +74,7 @@ def read_tensorboard(path: Path, notes: list[str]) -> RecordedRun:
     phases = _phases(curves["bag size"])
     seed = _number(arguments, "seed")
     return RecordedRun(
-        name=path.resolve().name,
+        name=_name(path.resolve()),
         path=path,
         kind="TensorBoard",
         arm="",
@@ -93,6 +93,11 @@ def read_tensorboard(path: Path, notes: list[str]) -> RecordedRun:
         device="unknown",
         facts=facts,
     )
+
+
+def _name(path: Path) -> str:
+    """Return a folder's name; that of the run around it if it only says what is inside."""
+    return path.parent.name if path.name in ("tensorboard", "tb", "runs") else path.name
 
 
 def _values(scalars: Mapping[str, Mapping[int, float]], tags: Sequence[str]) -> Mapping[int, float]:

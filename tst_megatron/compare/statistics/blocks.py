@@ -65,9 +65,7 @@ def mean_and_variance(loss_sum: Floats, num_positions: Floats) -> tuple[float, f
     return mean, float((residuals**2).sum()) / (num_groups * (num_groups - 1))
 
 
-def resampled_curves(
-    runs: Sequence[Groups], *, num_resamples: int, seed: int
-) -> list[Floats] | None:
+def resampled_curves(runs: Sequence[Groups], *, num_resamples: int, seed: int) -> list[Floats]:
     """Draw held-out text anew, many times, and return the losses of all runs on each drawing.
 
     All runs and evaluations are of the same groups in each drawing, so what is common to them
@@ -80,11 +78,9 @@ def resampled_curves(
         seed: of the drawings.
 
     Returns:
-        For each run [num_resamples, E] mean losses; None if the runs are of other groups.
+        For each run [num_resamples, E] mean losses.
     """
     counts = runs[0].num_positions
-    if any(not np.array_equal(run.num_positions, counts) for run in runs):
-        return None
     num_groups = len(counts)
     stretch = t_quantile(0.5 + CONFIDENCE / 2, num_groups - 1) / t_quantile(
         0.5 + CONFIDENCE / 2, math.inf
