@@ -9,6 +9,7 @@ import numpy as np
 
 from tst_megatron.compare.arms import choose_baseline, with_arms
 from tst_megatron.compare.comparability.differences import compare_facts
+from tst_megatron.compare.downstream import find_downstream
 from tst_megatron.compare.pairs.ends import Runs, final_losses, final_step
 from tst_megatron.compare.pairs.pair import compare_pair
 from tst_megatron.compare.results import ArmSummary, Comparison, RecordedRun
@@ -46,7 +47,7 @@ def compare_runs(
         arms=[_summary(each, arms[each], notes) for each in arms],
         differences=differences,
         pairs=pairs,
-        downstream=[],
+        downstream=find_downstream(arms, name, notes),
         notes=list(dict.fromkeys(notes)),
         same=same,
     )
