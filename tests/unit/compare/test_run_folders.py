@@ -1,4 +1,4 @@
-"""What a run folder of ours tells: losses, costs, facts, trunk; and folders that tell too little."""
+"""What a run folder of ours tells, and folders that tell too little."""
 
 import json
 import math
