@@ -133,7 +133,7 @@ def test_drawings_are_the_same_text_for_all_runs_and_evaluations():
 
 
 def single_runs(random, gap, *, num_blocks=512, correlation=0.0, of_blocks=0.05):
-    """Two runs with one seed: hard and easy text in both, noise of their own, noise between runs."""
+    """Two runs with one seed: text that is hard for both, noise of their own, between runs."""
     of_text = correlated(random, (num_blocks,), correlation)
     own = of_blocks * correlated(random, (2, num_blocks), correlation)
     means = 2.0 + of_text + own + random.normal(0, ASSUMED_NOISE, (2, 1))
@@ -160,9 +160,7 @@ CASES = {
     "other seeds": lambda random, gap: several_seeds(random, gap, numbers=(3, 2), same=False),
     "seeds in one arm": lambda random, gap: several_seeds(random, gap, numbers=(3, 1)),
     "one seed": single_runs,
-    "one seed, little noise of blocks": lambda random, gap: single_runs(
-        random, gap, of_blocks=0.01
-    ),
+    "one seed, quiet blocks": lambda random, gap: single_runs(random, gap, of_blocks=0.01),
     "one seed, few blocks": lambda random, gap: single_runs(random, gap, num_blocks=32),
     "one seed, alike neighbours": lambda random, gap: single_runs(random, gap, correlation=0.6),
 }

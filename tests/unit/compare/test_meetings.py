@@ -80,16 +80,21 @@ def test_percentiles_count_infinite_drawings_as_large():
 # --- pairs by hand --------------------------------------------------------------------------------
 
 
+def pair_of(folder, of_baseline, of_tst):
+    """Compare two runs of 1,000 steps that were evaluated every 100."""
+    paths = []
+    for name, phases, losses in (("baseline", PLAIN, of_baseline), ("tst", BAGS, of_tst)):
+        made = Made(folder / name, phases).steps(1, 1000)
+        made.validation(dict(zip(range(100, 1001, 100), losses, strict=True)))
+        paths.append(made.path)
+    (pair,) = compare_runs(paths).pairs
+    return pair
+
+
 def test_ratios_of_a_pair_by_hand(tmp_path):
     """The arm comes down to the baseline's final loss, 2.0, between the steps 700 and 800."""
-    every = range(100, 1001, 100)
-    baseline = Made(tmp_path / "baseline", PLAIN).steps(1, 1000)
-    baseline.validation(
-        dict(zip(every, (4, 3.5, 3, 2.8, 2.6, 2.5, 2.4, 2.3, 2.2, 2.0), strict=True))
-    )
-    tst = Made(tmp_path / "tst", BAGS).steps(1, 1000)
-    tst.validation(dict(zip(every, (5, 4.9, 4.8, 3, 2.5, 2.3, 2.1, 1.9, 1.8, 1.75), strict=True)))
-    (pair,) = compare_runs([baseline.path, tst.path]).pairs
+    baseline = (4, 3.5, 3, 2.8, 2.6, 2.5, 2.4, 2.3, 2.2, 2.0)
+    pair = pair_of(tmp_path, baseline, (5, 4.9, 4.8, 3, 2.5, 2.3, 2.1, 1.9, 1.8, 1.75))
     assert pair.compared_at == (1000, 1000) and pair.gap.value == pytest.approx(-0.25)
     # At step 400 the arm is 0.2 above, at step 500 it is 0.1 below.
     assert pair.crossing_step.value == pytest.approx(400 + 100 * 0.2 / 0.3)
@@ -104,14 +109,8 @@ def test_ratios_of_a_pair_by_hand(tmp_path):
 
 def test_ratios_where_the_baseline_is_better(tmp_path):
     """The baseline comes down to the arm's final loss, 2.3, in the middle of 500 and 600."""
-    every = range(100, 1001, 100)
-    baseline = Made(tmp_path / "baseline", PLAIN).steps(1, 1000)
-    baseline.validation(
-        dict(zip(every, (4, 3.5, 3, 2.8, 2.4, 2.2, 2.1, 2.0, 1.9, 1.8), strict=True))
-    )
-    tst = Made(tmp_path / "tst", BAGS).steps(1, 1000)
-    tst.validation(dict(zip(every, (5, 4.9, 4.8, 3, 2.9, 2.8, 2.7, 2.5, 2.4, 2.3), strict=True)))
-    (pair,) = compare_runs([baseline.path, tst.path]).pairs
+    baseline = (4, 3.5, 3, 2.8, 2.4, 2.2, 2.1, 2.0, 1.9, 1.8)
+    pair = pair_of(tmp_path, baseline, (5, 4.9, 4.8, 3, 2.9, 2.8, 2.7, 2.5, 2.4, 2.3))
     assert pair.crossing_step is None and pair.verdict == "says nothing"
     assert pair.equal_loss["steps"].value == pytest.approx(550 / 1000)
     assert pair.equal_loss["raw tokens"].value == pytest.approx(550 / 1900)
@@ -119,14 +118,12 @@ def test_ratios_where_the_baseline_is_better(tmp_path):
 
 
 def test_hours_are_integrated_where_steps_differ_in_time(tmp_path):
-    every = (500, 1000)
     baseline = Made(tmp_path / "baseline", PLAIN).steps(1, 1000, seconds=4.0)
     baseline.validation({500: 3.0, 1000: 2.0})
     tst = Made(tmp_path / "tst", BAGS).steps(1, 300, seconds=1.0).steps(301, 1000, seconds=3.0)
     tst.validation({500: 2.0, 1000: 1.5})
     (pair,) = compare_runs([baseline.path, tst.path]).pairs
     assert pair.equal_loss["hours"].value == pytest.approx(4000 / (300 + 3 * 200))
-    assert len(every) == 2
 
 
 def test_curves_that_start_below_meet_at_their_first_evaluation(tmp_path):
@@ -272,12 +269,12 @@ def spike(values, *, phases=BAGS, first=301):
 
 
 def test_spike_by_hand():
-    """It falls from 5 to 3 on a straight line over 40 steps, and stays there."""
-    values = np.maximum(5 - 0.05 * np.arange(700), 3.0)
+    """It falls from 5 to 3 by 0.055 a step, and stays there."""
+    values = np.maximum(5 - 0.055 * np.arange(700), 3.0)
     found = spike(values)
     assert found.switch_step == 300 and found.height == pytest.approx(2.0)
-    # Nine tenths are gone at 3.2: after 36 steps, which is the 37th.
-    assert found.length == 37
+    # Nine tenths are gone at 3.2, which the 34th loss is the first to be below: 5 - 33 x 0.055.
+    assert found.length == 34
 
 
 def test_level_is_that_of_the_second_tenth_of_the_recovery():
@@ -296,6 +293,7 @@ def test_run_without_a_switch_or_a_level_has_no_spike():
 
 def test_spike_of_a_run_is_in_its_arm(tmp_path):
     made = Made(tmp_path / "tst", BAGS)
-    made.steps(1, 1000, loss=lambda step: max(5 - 0.05 * (step - 301), 3.0) if step > 300 else 6.0)
+    made.steps(1, 300, loss=lambda step: 6.0)
+    made.steps(301, 1000, loss=lambda step: max(5 - 0.055 * (step - 301), 3.0))
     (arm,) = compare_runs([made.validation(falling(range(100, 1001, 100))).path]).arms
-    assert arm.spike.height == pytest.approx(2.0) and arm.spike.length == 37
+    assert arm.spike.height == pytest.approx(2.0) and arm.spike.length == 34

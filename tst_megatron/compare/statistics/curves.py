@@ -35,7 +35,7 @@ def stays_below_after(steps: npt.ArrayLike, above: Floats, *, or_equal: bool = F
     high, low = above[rows, before], above[rows, after]
     with np.errstate(divide="ignore", invalid="ignore"):
         share = high / (high - low)
-    crossing = places[before] + share * (places[after] - places[before])
+        crossing = places[before] + share * (places[after] - places[before])
     crossing = np.where(is_above[:, -1], np.inf, crossing)
     return np.where(never, places[0], crossing)
 
