@@ -100,11 +100,8 @@ class Made:
 
     def validation(self, losses):
         """Add evaluations: step -> loss."""
-        rows = [
-            {"event": "validation", "step": step, "lm loss validation": loss}
-            for step, loss in losses.items()
-        ]
-        return self.lines(*map(json.dumps, rows))
+        validation(self.metrics, losses)
+        return self
 
     def steps(self, first, last, *, seconds=2.0, loss=lambda step: 2.0, **values):
         switch = sum(steps for size, steps in self.phases if size > 1)
@@ -127,6 +124,13 @@ class Made:
             num_positions=np.asarray(num_positions, np.int64),
         )
         return self.validation({step: float(loss_sum.sum() / np.sum(num_positions))})
+
+
+def validation(metrics, losses):
+    with metrics.open("a") as file:
+        for step, loss in losses.items():
+            row = {"event": "validation", "step": step, "lm loss validation": loss}
+            file.write(json.dumps(row) + "\n")
 
 
 def falling(steps, *, start=4.5, end=2.0, until=None):

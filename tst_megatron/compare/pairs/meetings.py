@@ -136,7 +136,9 @@ def _recorded(ends: Ends, arm: RecordedRun, baseline: RecordedRun, *, number: in
             losses=np.array([[loss for _, loss, _ in of_ends]]),
             costs=_joined([(run, step) for step, _, run in of_ends]),
         )
-    return _curve(arm, ends.at[0]), _curve(baseline, ends.at[1]), lengths
+    # Of the baseline all that is recorded: it may go on after the step of the comparison.
+    end = int(baseline.validation.steps[-1])
+    return _curve(arm, ends.at[0]), _curve(baseline, end), lengths
 
 
 def _end_of(runs: Runs, number: int) -> tuple[int, float, RecordedRun]:
@@ -208,8 +210,9 @@ def _places(recorded: _Recorded) -> list[float]:
 
 def _drawn(ends: Ends, places: Sequence[float], seed: int, notes: list[str]) -> list[Drawn] | None:
     wanted = []
-    for runs, end in zip((ends.arm, ends.baseline), ends.at, strict=True):
-        run = runs[0]
+    arm, baseline = ends.arm[0], ends.baseline[0]
+    last = int(baseline.validation.steps[-1])
+    for run, end in ((arm, ends.at[0]), (baseline, last)):
         steps = [step for step in run.validation.steps.tolist() if step <= end]
         chosen = evaluations_near(steps, places, run.block_files)
         wanted.append((run, chosen if chosen and chosen[-1] == end else [end]))
