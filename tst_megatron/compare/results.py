@@ -192,3 +192,6 @@ class Comparison:
     downstream: Sequence[Downstream]
     notes: Sequence[str]
     """Sentences: runs without overlap, records of an earlier version, damaged lines."""
+    same: Mapping[str, str] = field(default_factory=dict)
+    """What all runs are shown to share, such as ``tokenizer`` -> how that is known, such as ``by
+    the stream``."""
