@@ -22,14 +22,15 @@ from tst_megatron.cli.views.events import (
     since_last_start,
 )
 from tst_megatron.cli.views.run_state import State, judge
-from tst_megatron.schedule import Phase, Schedule, resolve_phases
-from tst_megatron.system.records import Damaged, read_yaml
+from tst_megatron.schedule import Phase, Schedule
+from tst_megatron.system.records import Damaged
 from tst_megatron.training.report.metrics_file import (
     BAG_LOSS,
     LM_LOSS,
     VALIDATION_LOSS,
     read_newest,
 )
+from tst_megatron.training.report.recorded_schedule import recorded_schedule
 from tst_megatron.training.run.folder import RunFolder
 from tst_megatron.training.run.state import read_state
 
@@ -188,22 +189,7 @@ def _schedule(run: RunFolder) -> Schedule:
             f"{run.path}: is no run ({run.resolved.name} is missing), or its first start has not "
             "got that far"
         )
-    try:
-        resolved = read_yaml(run.resolved) or {}
-        sides = resolved.get("tst") or {}
-        return Schedule(
-            phases=resolve_phases(
-                [(bag_size, num_steps) for bag_size, num_steps in resolved["phases"]],
-                num_steps=sum(num_steps for _, num_steps in resolved["phases"]),
-                inputs=sides.get("inputs", "bags"),
-                targets=sides.get("targets", "bags"),
-            ),
-            num_latent_positions=int(resolved["seq-length"]),
-            global_batch_size=int(resolved["global-batch-size"]),
-        )
-    except Exception as error:
-        # Damaged values raise whatever they happen to mean.
-        raise ValueError(f"{run.path}: {run.resolved.name} says no schedule ({error})") from error
+    return recorded_schedule(run.resolved)[0]
 
 
 def _of_phase(schedule: Schedule, phase: Phase, step: int) -> dict[str, Any]:

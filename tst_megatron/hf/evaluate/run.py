@@ -17,6 +17,7 @@ from typing import Any
 from tst_megatron.checkpoint.outputs import check_output
 from tst_megatron.data.tokenizer.hugging_face import HuggingFaceTokenizer, load_hugging_face
 from tst_megatron.hf.evaluate import requests, results
+from tst_megatron.hf.evaluate.answers import write_answers
 from tst_megatron.hf.evaluate.definitions import data_of, manager, task_names, write_overlay
 from tst_megatron.hf.evaluate.hub import hub_problem
 from tst_megatron.hf.evaluate.local_data import COMMAND, MANIFEST, check_files
@@ -65,7 +66,8 @@ def evaluate(
         on_progress: told each step in a short sentence.
 
     Returns:
-        What the file holds; ``results.summary`` says what that is.
+        What the file holds; ``results.summary`` says what that is. The file of ``answers`` stands
+        beside it.
 
     Raises:
         ValueError: an unknown task, missing or damaged data, an incomplete model, a tokenizer that
@@ -104,6 +106,9 @@ def evaluate(
             settings=_settings_facts(settings, model),
             seconds=time.perf_counter() - start,
         )
+        # Before the result: whoever sees that finds the answers too.
+        hashes = {name: task["hash"] for name, task in summary["tasks"].items()}
+        write_answers(output, raw, hashes)
         write_beside(output, json.dumps(summary, indent=2) + "\n")
     on_progress(f"wrote {output}")
     return summary

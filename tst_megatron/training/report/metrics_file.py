@@ -53,11 +53,11 @@ def read_metrics(path: Path, *, event: str = "step") -> list[dict[str, Any]]:
     text = read_bytes(path)
     if text is None:
         raise FileNotFoundError(f"{path}: there is no such file")
-    rows = (_row(line) for line in text.split(b"\n"))
+    rows = (row_of(line) for line in text.split(b"\n"))
     return [row for row in rows if row is not None and row["event"] == event]
 
 
-def _row(line: bytes) -> dict[str, Any] | None:
+def row_of(line: bytes) -> dict[str, Any] | None:
     """Return what a line says; None for a line that a kill has torn, or that is damaged."""
     try:
         row = block_of(parse_json(line), _ROW)
@@ -87,7 +87,7 @@ def read_newest(
     validation = None
     for line in _lines_from_end(path, most_bytes):
         is_wanted = len(steps) < num_steps or b'"validation"' in line
-        row = _row(line) if is_wanted else None
+        row = row_of(line) if is_wanted else None
         if row is None or row["step"] > last_step:
             continue
         if row["event"] == "step" and len(steps) < num_steps:
@@ -123,7 +123,7 @@ def events_at(path: Path, step: int) -> set[str]:
     Raises:
         Damaged: it cannot be read.
     """
-    rows = (_row(line) for line in (read_bytes(path) or b"").split(b"\n"))
+    rows = (row_of(line) for line in (read_bytes(path) or b"").split(b"\n"))
     return {row["event"] for row in rows if row is not None and row["step"] == step}
 
 
@@ -161,7 +161,7 @@ def drop_lines_after(path: Path, step: int) -> int:
     seen: set[tuple[str, int]] = set()
     num_damaged = 0
     for line in before.removesuffix(b"\n").split(b"\n") if before else ():
-        row = _row(line)
+        row = row_of(line)
         name = (row["event"], row["step"]) if row is not None else None
         num_damaged += name is None or name in seen
         if name is None or name in seen or name[1] > step:

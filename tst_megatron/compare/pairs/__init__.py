@@ -1,0 +1,1 @@
+"""One arm against the baseline: where both are taken, the gap, equal loss, and the verdict."""
