@@ -60,8 +60,8 @@ def test_losses_are_those_of_the_comparison_with_their_intervals():
     assert found.notes == [
         "Interval of the loss of baseline and tst: t over 3 pairs of seeds.",
         "Interval of the gap of tst: t over 3 pairs of seeds.",
-        "Standard deviation of one run's final loss over seeds, for tst: 0.0061 nats (measured over "
-        "3 seeds of each arm).",
+        "Standard deviation of one run's final loss over seeds, for tst: 0.0061 nats (measured "
+        "over 3 seeds of each arm).",
     ]
 
 

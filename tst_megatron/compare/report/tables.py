@@ -46,10 +46,9 @@ def sheets(comparison: Comparison) -> list[Sheet]:
 
 def losses(comparison: Comparison) -> Sheet:
     """Return the final validation loss of each arm and its gap to the baseline."""
-    baseline = shown(comparison.baseline)
     return Sheet(
         name="losses",
-        caption=f"Final validation loss, and gap to {baseline}",
+        caption=f"Final validation loss, and gap to {shown(comparison.baseline)}",
         columns=(
             Column(head="arm"),
             Column(head="last common evaluation", unit="step"),
@@ -120,12 +119,11 @@ EQUAL_LOSS = ("steps", "raw tokens", "FLOPs", "hours")
 def equal_loss(comparison: Comparison) -> Sheet:
     """Return what the baseline needs to an equal loss, divided by what each arm needs."""
     baseline, pairs = shown(comparison.baseline), comparison.pairs
-    rows = [(named(pair.arm), *(_ratio(pair, what) for what in EQUAL_LOSS)) for pair in pairs]
     return Sheet(
         name="equal-loss",
         caption=f"Cost to equal loss: what {baseline} needs, divided by what the arm needs",
         columns=(Column(head="arm"), *(Column(head=what, unit="times") for what in EQUAL_LOSS)),
-        rows=rows,
+        rows=[(named(pair.arm), *(_ratio(pair, what) for what in EQUAL_LOSS)) for pair in pairs],
         notes=each_once("Above 1, the arm is cheaper.", *(p.equal_loss_said for p in pairs)),
     )
 
@@ -143,9 +141,8 @@ def switch(comparison: Comparison) -> Sheet:
     for arm in comparison.arms:
         pair = _pair_of(comparison, arm)
         steps = sorted({step for run in arm.runs for step in switches(run)[-1:]})
-        rows.append(
-            (named(arm.name), _switch_step(arm, steps), _crossing(pair), *_spike(arm, steps))
-        )
+        found = (_switch_step(arm, steps), _crossing(pair), *_spike(arm, steps))
+        rows.append((named(arm.name), *found))
     return Sheet(
         name="switch",
         caption=f"Switch to single tokens, and crossing of {shown(comparison.baseline)}",
