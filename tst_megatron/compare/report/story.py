@@ -23,6 +23,12 @@ GRAVITIES = {
 }
 """What each gravity means, the gravest first."""
 
+_OF_SEVERAL = {
+    "forbids": "forbid a comparison of losses",
+    "matters": "matter for the conclusion",
+    "expected": "are what is compared",
+}
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Verdict:
@@ -119,11 +125,10 @@ def difference_summary(comparison: Comparison) -> str:
     found = differences(comparison)
     if not found:
         return "No difference between the arms was found."
-    counts = [
-        f"{sum(each.gravity == gravity for each in found)} {means}"
-        for gravity, means in GRAVITIES.items()
-        if any(each.gravity == gravity for each in found)
-    ]
+    counts = []
+    for gravity, means in GRAVITIES.items():
+        if number := sum(each.gravity == gravity for each in found):
+            counts.append(f"{number} {means if number == 1 else _OF_SEVERAL[gravity]}")
     return f"{counted(len(found), 'difference')}: {joined(counts)}."
 
 

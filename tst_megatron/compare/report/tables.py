@@ -95,7 +95,7 @@ def _methods(comparison: Comparison) -> list[str]:
         if pair.gap:
             arms_of.setdefault(("gap", pair.gap.method), []).append(shown(pair.arm))
     return [
-        f"Interval of the {what} of {joined(arms)}: {shown(method) or NOT_RECORDED}."
+        f"Interval of the {what} of {joined(arms)}: {shown(method).rstrip('.') or NOT_RECORDED}."
         for (what, method), arms in arms_of.items()
     ]
 
