@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import select
 import shutil
 import subprocess
 import time
@@ -42,6 +43,7 @@ class Browser:
     def __init__(self, program: str, folder: Path) -> None:
         self.events = []
         self._program, self._folder = program, folder
+        self._log = folder / "browser.log"
         self._number = 0
         self._session = None
         self._unread = b""
@@ -57,14 +59,15 @@ class Browser:
             *("--disable-background-networking", "--disable-component-update"),
             f"--user-data-dir={self._folder / 'profile'}",
         ]
-        self._process = subprocess.Popen(
-            ["bash", "-c", command, "-", self._program, *options, "about:blank"],
-            pass_fds=(to_browser, from_browser),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=(self._folder / "browser.log").open("wb"),
-            env={**os.environ, "HOME": str(self._folder)},
-        )
+        with self._log.open("wb") as log:
+            self._process = subprocess.Popen(
+                ["bash", "-c", command, "-", self._program, *options, "about:blank"],
+                pass_fds=(to_browser, from_browser),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=log,
+                env={**os.environ, "HOME": str(self._folder)},
+            )
         os.close(to_browser)
         os.close(from_browser)
         target = self.call("Target.createTarget", url="about:blank")["targetId"]
@@ -78,12 +81,10 @@ class Browser:
         self._session = None
         try:
             self.call("Browser.close")
+            self._process.wait(timeout=SECONDS_OF_AN_ANSWER)
         finally:
-            try:
-                self._process.wait(timeout=20)
-            except subprocess.TimeoutExpired:
-                self._process.kill()
-                self._process.wait()
+            self._process.kill()
+            self._process.wait()
             os.close(self._write)
             os.close(self._read)
 
@@ -109,16 +110,19 @@ class Browser:
     def _next(self):
         end = time.monotonic() + SECONDS_OF_AN_ANSWER
         while b"\0" not in self._unread:
-            assert time.monotonic() < end, "the browser does not answer"
+            left = end - time.monotonic()
+            assert left > 0 and select.select([self._read], [], [], left)[0], "no answer"
             block = os.read(self._read, 1 << 16)
-            assert block, "the browser has ended: see browser.log"
+            assert block, f"the browser has ended: {self._log.read_text()[-500:]}"
             self._unread += block
         message, _, self._unread = self._unread.partition(b"\0")
         return json.loads(message)
 
-    def open(self, path, *, width, height=900, scheme="light"):
+    def open(self, path, *, width, height=900, scheme="light", media=""):
         """Open a file as a screen of that width shows it, and wait until all is there."""
         self.events.clear()
+        # What a page does without scripts is what it does; questions of tests are no scripts of it.
+        self.call("Emulation.setScriptExecutionDisabled", value=True)
         self.call(
             "Emulation.setDeviceMetricsOverride",
             width=width,
@@ -127,7 +131,7 @@ class Browser:
             mobile=width < 600,
         )
         feature = {"name": "prefers-color-scheme", "value": scheme}
-        self.call("Emulation.setEmulatedMedia", media="", features=[feature])
+        self.call("Emulation.setEmulatedMedia", media=media, features=[feature])
         self.call("Page.navigate", url=Path(path).as_uri())
         self.wait_for("Page.loadEventFired")
 
