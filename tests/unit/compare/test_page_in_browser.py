@@ -110,7 +110,8 @@ def test_lines_have_the_colours_of_the_scheme(browser, pages, scheme):
 def test_wide_tables_scroll_in_their_own_box_on_a_telephone(browser, pages):
     browser.open(pages / "two arms.html", width=390)
     boxes = browser.evaluate(
-        "[...document.querySelectorAll('.scroll')].map(each => [each.scrollWidth, each.clientWidth])"
+        "[...document.querySelectorAll('.scroll')]"
+        ".map(each => [each.scrollWidth, each.clientWidth])"
     )
     assert all(width <= 390 for _, width in boxes)
     assert any(content > width for content, width in boxes)
