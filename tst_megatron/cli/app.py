@@ -14,6 +14,7 @@ from rich.console import Console
 
 from tst_megatron import __version__
 from tst_megatron.cli.bench import bench_app
+from tst_megatron.cli.compare import compare
 from tst_megatron.cli.data.making import data_app
 from tst_megatron.cli.data.reading import add_reading_commands
 from tst_megatron.cli.hf.evaluate import evaluate, evaluate_data
@@ -48,6 +49,7 @@ app.command()(evaluate)
 app.command()(evaluate_data)
 app.command()(quantize)
 app.command()(status)
+app.command()(compare)
 app.command()(doctor)
 app.command()(preflight)
 app.command()(preflight_verdict)

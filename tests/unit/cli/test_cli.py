@@ -49,6 +49,7 @@ COMMANDS = {
     "data inspect": {"prepared", "--samples", "--split", "--seed", "--picture"},
     "checkpoint verify": {"folder", "--quick"},
     "status": {"runs", "--json"},
+    "compare": {"runs", "--html", "--baseline", "--json"},
     "evaluate": {
         *("hf_dir", "--tasks", "--limit", "--batch-size", "--device", "--dtype"),
         *("--output", "--data", "--compare", "--special-tokens-in-text"),
