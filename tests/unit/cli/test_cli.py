@@ -48,6 +48,10 @@ COMMANDS = {
     "data inspect": {"prepared", "--samples", "--split", "--seed", "--picture"},
     "checkpoint verify": {"folder", "--quick"},
     "status": {"runs", "--json"},
+    "sweep": {
+        *("recipe", "overrides", "--output", "--grid", "--arms", "--seeds", "--share-trunks"),
+        *("--at-once", "--nproc", "--plan", "--slurm"),
+    },
     "evaluate": {
         *("hf_dir", "--tasks", "--limit", "--batch-size", "--device", "--dtype"),
         *("--output", "--data", "--compare", "--special-tokens-in-text"),
