@@ -169,7 +169,7 @@ ARMS: Mapping[str, Arm] = {
             Arm(
                 name=f"longer-{times}",
                 meaning=f"The baseline with {times} times the steps: when is its loss equal?",
-                source=_EQUAL_LOSS,
+                source="paper, tables 1 and 3",
                 keys=partial(_longer, times),
                 own=_BASELINE,
             )
