@@ -15,6 +15,7 @@ from tst_megatron.checkpoint.folder import tracked_step, write_tracker
 from tst_megatron.checkpoint.known_saves import note_save
 from tst_megatron.checkpoint.resharding import layout_of
 from tst_megatron.checkpoint.retention import Keeper, KeepingRule, always_kept
+from tst_megatron.checkpoint.run_files import steps_of_trunk
 from tst_megatron.checkpoint.start import Start
 from tst_megatron.data.stream.cursor import cursor, stream_facts
 from tst_megatron.megatron import arguments, initial_weights, loop, writers
@@ -135,7 +136,12 @@ def _follow_loading(
         start_wandb(run.path, args, step=step, newest=newest, say=say)
         observer.on_load(step)
 
-    loading.observe_loading(start.step if start else None, on_load if observer else None, older)
+    loading.observe_loading(
+        start.step if start else None,
+        on_load if observer else None,
+        older,
+        steps_of_trunk=steps_of_trunk(run.path),
+    )
 
 
 def _keep_checkpoints(

@@ -29,6 +29,7 @@ COMMANDS = {
         "--no-data",
     },
     "train": {"recipe", "overrides", "--run-folder", "--nproc", "--fresh"},
+    "branch": {"run", "overrides", "--step", "--output"},
     "params": {"recipe", "overrides"},
     "data tokenizer": {"inputs", "--output", "--vocab-size", "--text-key"},
     "data prepare": {
