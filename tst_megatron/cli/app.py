@@ -22,6 +22,7 @@ from tst_megatron.cli.hf.models import export, generate, import_, quantize
 from tst_megatron.cli.nodes import doctor, preflight, preflight_verdict
 from tst_megatron.cli.recipes import check, params
 from tst_megatron.cli.runs import branch, checkpoint_app, status
+from tst_megatron.cli.sweep import sweep
 from tst_megatron.cli.train import train
 from tst_megatron.recipe.recipe import RecipeError
 from tst_megatron.system.exit_status import BAD_INPUT, FAILED, STOPPED
@@ -50,6 +51,7 @@ app.command()(evaluate_data)
 app.command()(quantize)
 app.command()(status)
 app.command()(compare)
+app.command()(sweep)
 app.command()(doctor)
 app.command()(preflight)
 app.command()(preflight_verdict)

@@ -50,6 +50,10 @@ COMMANDS = {
     "checkpoint verify": {"folder", "--quick"},
     "status": {"runs", "--json"},
     "compare": {"runs", "--html", "--baseline", "--json"},
+    "sweep": {
+        *("recipe", "overrides", "--output", "--grid", "--arms", "--seeds", "--share-trunks"),
+        *("--at-once", "--nproc", "--plan", "--slurm"),
+    },
     "evaluate": {
         *("hf_dir", "--tasks", "--limit", "--batch-size", "--device", "--dtype"),
         *("--output", "--data", "--compare", "--special-tokens-in-text"),
