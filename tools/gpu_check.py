@@ -88,7 +88,7 @@ class Machine:
         self.overrides: list[str] = []
         if not self.has_engine:
             name = "GPU_WITHOUT_TRANSFORMER_ENGINE"
-            code = f"import json; from tst_megatron.cli.quickstart import {name}"
+            code = f"import json; from tst_megatron.cli.quickstart.chain import {name}"
             code += f"; print(json.dumps({name}))"
             self.overrides = ["profile=null", "bf16=true", *json.loads(self._ask(code))]
 

@@ -25,7 +25,7 @@ from typing import Any
 
 import yaml
 
-from tst_megatron.cli.quickstart import GPU_WITHOUT_TRANSFORMER_ENGINE
+from tst_megatron.cli.quickstart.chain import GPU_WITHOUT_TRANSFORMER_ENGINE
 from tst_megatron.megatron.cpu import host
 from tst_megatron.system.files import write_beside
 from tst_megatron.system.packages import has_transformer_engine

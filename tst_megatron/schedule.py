@@ -117,6 +117,22 @@ class Schedule:
         return self.num_latent_positions * phase.num_inputs + phase.num_targets
 
 
+def phases_until(phases: Sequence[Sequence[int]], step: int) -> list[list[int]]:
+    """Return the phases of the first ``step`` steps of a run.
+
+    Args:
+        phases: [bag size, number of steps] of each, in order.
+        step: optimizer steps completed.
+    """
+    found: list[list[int]] = []
+    left = step
+    for bag_size, num_steps in phases:
+        if left > 0:
+            found.append([bag_size, min(num_steps, left)])
+        left -= num_steps
+    return found
+
+
 def paper_schedule(
     *, bag_size: int, superposition_fraction: float, superposition_steps: int | None
 ) -> list[tuple[int, float | int | None]]:

@@ -15,6 +15,8 @@ sys.path.insert(0, str(ROOT / "tools"))
 import update_readme  # noqa: E402
 
 from tst_megatron.cli import app  # noqa: E402
+from tst_megatron.compare.pairs import verdict  # noqa: E402
+from tst_megatron.compare.statistics.gap import ASSUMED_NOISE  # noqa: E402
 from tst_megatron.recipe.profiles import PROFILES  # noqa: E402
 from tst_megatron.recipe.recipe import load_recipe  # noqa: E402
 
@@ -128,7 +130,10 @@ def test_guide_prepares_with_the_tokenizer_that_it_fetches(model):
     assert {params["eod_token"] for params in prepared} == {end}
 
 
-@pytest.mark.parametrize("name", ["data-preparation.md", "from-outside.md"])
+@pytest.mark.parametrize(
+    "name",
+    ["data-preparation.md", "from-outside.md", "branching.md", "comparing.md", "sweeps.md"],
+)
 def test_commands_and_links_of_a_page_lead_somewhere(name):
     path = ROOT / "docs" / name
     document = path.read_text(encoding="utf-8")
@@ -139,6 +144,19 @@ def test_commands_and_links_of_a_page_lead_somewhere(name):
     assert [each for each in links if not (path.parent / each).exists()] == []
     for file in re.findall(r"`(tests/[\w/.]+)`", document):
         assert (ROOT / file).exists(), file
+
+
+def test_guide_to_comparing_has_the_limits_of_the_verdict():
+    document = (ROOT / "docs" / "comparing.md").read_text(encoding="utf-8")
+    smallest = verdict.NOISE_OF_SINGLE_RUNS * ASSUMED_NOISE
+    for limit in (
+        f"fewer than {verdict.FEWEST_BLOCKS} held-out sequences",
+        f"wider than {verdict.WIDEST} nats",
+        f"a gap below {smallest:.3f} nats",
+        f"fewer than {verdict.FEWEST_RECOVERY_STEPS:,} steps after its switch",
+        f"so {ASSUMED_NOISE} nats are assumed",
+    ):
+        assert limit in " ".join(document.split()), limit
 
 
 def test_links_of_the_guides_and_of_the_profiles_lead_somewhere():

@@ -4,7 +4,7 @@ import pytest
 import tiny
 from devices import num_devices, train
 
-from tst_megatron.cli.quickstart import GPU_WITHOUT_TRANSFORMER_ENGINE
+from tst_megatron.cli.quickstart.chain import GPU_WITHOUT_TRANSFORMER_ENGINE
 
 pytestmark = pytest.mark.gpu
 

@@ -5,7 +5,7 @@ import tiny
 import torch
 from devices import num_devices, train
 
-from tst_megatron.cli.quickstart import GPU_WITHOUT_TRANSFORMER_ENGINE
+from tst_megatron.cli.quickstart.chain import GPU_WITHOUT_TRANSFORMER_ENGINE
 from tst_megatron.megatron.cpu import host
 from tst_megatron.system.packages import has_transformer_engine
 

@@ -7,14 +7,14 @@ import os
 from pathlib import Path
 
 from tst_megatron.checkpoint.folder import TRACKER, is_name_of_a_step
-from tst_megatron.checkpoint.run_files import RESOLVED
+from tst_megatron.checkpoint.run_files import BRANCH, RESOLVED
 from tst_megatron.system.files import beside, unfinished
 from tst_megatron.system.machine.disk import check_writable
 from tst_megatron.system.paths import is_there
 
 _OF_A_RUN = (RESOLVED, "state.json", "versions.json", "metrics.jsonl")
 """A folder with one of these is a run's."""
-_FILES_OF_A_RUN = (*_OF_A_RUN, "recipe.yaml", "metrics.dropped.jsonl", "STOP")
+_FILES_OF_A_RUN = (*_OF_A_RUN, "recipe.yaml", "metrics.dropped.jsonl", "STOP", BRANCH)
 _FOLDERS_OF_A_RUN = ("checkpoints", "tensorboard", "logs", "slurm")
 """Folders that a run, its job scripts and Megatron write to and delete from. Other names in a run
 folder are free, such as an export ``RUN/hf``."""

@@ -11,6 +11,7 @@ Nothing is deleted before a newer checkpoint is known to be complete.
 from __future__ import annotations
 
 import shutil
+import stat
 import threading
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
@@ -105,6 +106,12 @@ def finish_deleting() -> None:
             thread.join()
 
 
+def _shares_files(checkpoint: Path) -> bool:
+    """Tell whether a file of a checkpoint has a name elsewhere too, as a branch gives it one."""
+    files = (path.lstat() for path in checkpoint.rglob("*"))
+    return any(stat.S_ISREG(each.st_mode) and each.st_nlink > 1 for each in files)
+
+
 def remove_leftovers(folder: Path) -> None:
     """Finish deletions that were killed; call it while no run uses the folder."""
     for path in folder.glob(f"{_DELETED}*"):
@@ -138,7 +145,9 @@ class Keeper:
     def clear(self, step: int) -> None:
         """Before a save: delete what a killed save has left of this step.
 
-        Megatron would write over it in place, and leave the shards of a job with more ranks.
+        Megatron would write over it in place, and leave the shards of a job with more ranks. So a
+        complete one is deleted too if it shares files with another run, which is a branch of this
+        one or its trunk: under their names there, the files keep their content.
         """
         checkpoint = checkpoint_of(self._folder, step)
         try:
@@ -148,6 +157,8 @@ class Keeper:
             found = [f"cannot be read ({error})"]
         if found:
             self._say(f"{checkpoint.name}: {found[0]}; removed before it is saved again")
+            self._delete(checkpoint)
+        elif checkpoint.is_dir() and _shares_files(checkpoint):
             self._delete(checkpoint)
         # A complete checkpoint that is saved again has an old record. With ``verify-integrity``,
         # Megatron's manifest would list it as a file of the new checkpoint.

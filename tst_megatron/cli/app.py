@@ -14,13 +14,15 @@ from rich.console import Console
 
 from tst_megatron import __version__
 from tst_megatron.cli.bench import bench_app
+from tst_megatron.cli.compare import compare
 from tst_megatron.cli.data.making import data_app
 from tst_megatron.cli.data.reading import add_reading_commands
 from tst_megatron.cli.hf.evaluate import evaluate, evaluate_data
 from tst_megatron.cli.hf.models import export, generate, import_, quantize
 from tst_megatron.cli.nodes import doctor, preflight, preflight_verdict
 from tst_megatron.cli.recipes import check, params
-from tst_megatron.cli.runs import checkpoint_app, status
+from tst_megatron.cli.runs import branch, checkpoint_app, status
+from tst_megatron.cli.sweep import sweep
 from tst_megatron.cli.train import train
 from tst_megatron.recipe.recipe import RecipeError
 from tst_megatron.system.exit_status import BAD_INPUT, FAILED, STOPPED
@@ -42,11 +44,14 @@ app.command("import")(import_)
 app.command()(generate)
 app.command()(check)
 app.command()(train)
+app.command()(branch)
 app.command()(params)
 app.command()(evaluate)
 app.command()(evaluate_data)
 app.command()(quantize)
 app.command()(status)
+app.command()(compare)
+app.command()(sweep)
 app.command()(doctor)
 app.command()(preflight)
 app.command()(preflight_verdict)
@@ -113,8 +118,18 @@ def quickstart(
     short: Annotated[
         bool, typer.Option("--short", help="A few steps only: shows the chain, learns nothing.")
     ] = False,
+    is_compared: Annotated[
+        bool,
+        typer.Option(
+            "--compare",
+            help="Train a toy with and without superposition instead, and compare: 15 minutes.",
+        ),
+    ] = False,
 ) -> None:
     """See the whole chain in minutes: text, tokenizer, both phases, export, generation."""
-    from tst_megatron.cli.quickstart import quickstart as run_quickstart
+    if is_compared:
+        from tst_megatron.cli.quickstart.two_arms import quickstart_two_arms as run
+    else:
+        from tst_megatron.cli.quickstart.chain import quickstart as run
 
-    raise typer.Exit(run_quickstart(folder, short=short, console=Console()))
+    raise typer.Exit(run(folder, short=short, console=Console()))

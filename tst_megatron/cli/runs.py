@@ -1,8 +1,9 @@
-"""Look after runs that train or have trained: the commands ``status`` and ``checkpoint``."""
+"""Look after runs that train or have trained: ``status``, ``checkpoint``, and ``branch``."""
 
 from __future__ import annotations
 
 import json
+import shlex
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,8 +12,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from tst_megatron.cli.shared import WIDTH_OF_A_FILE
+from tst_megatron.cli.shared import WIDTH_OF_A_FILE, Overrides, outside_runs
 from tst_megatron.system.exit_status import BAD_INPUT
+from tst_megatron.training.console import announce, tell
 
 if TYPE_CHECKING:
     from tst_megatron.cli.views.status import RunStatus
@@ -57,6 +59,40 @@ def _show(found: Sequence[RunStatus], *, is_json: bool) -> None:
         console.print(sheet(found[0]))
     elif found:
         console.print(table(found))
+
+
+def branch(
+    run: Annotated[
+        Path,
+        typer.Argument(
+            help="The trunk: the run folder of a run, or its checkpoints/.", show_default=False
+        ),
+    ],
+    step: Annotated[
+        int, typer.Option(min=1, help="Begin after this step, of which there is a checkpoint.")
+    ],
+    output: Annotated[Path, typer.Option(help="The new run folder.", callback=outside_runs)],
+    overrides: Overrides = None,
+) -> None:
+    """Make a new run that goes on from a step of another, with changes from there on.
+
+    Length, learning rate, weight decay, clipping, phases to come and resets at a switch to come may
+    change. What was read stays read, and everything else stays as it was.
+    """
+    from tst_megatron.training.branch.branch import make_branch
+
+    console = Console()
+    made = make_branch(run, step, output, overrides or [], console=console)
+    announce(made.checked, console)
+    for note in made.notes:
+        tell(note)
+    left = made.checked.schedule.num_steps - step
+    tell(f"{output}: a branch of {run} at step {step:,}, with {left:,} steps to train. Train it:")
+    words = ("tst-megatron", "train", str(output / "recipe.yaml"), "--run-folder", str(output))
+    tell(f"  {shlex.join(words)}")
+    if made.checked.world_size > 1:
+        ranks = made.checked.world_size
+        tell(f"on {ranks} ranks: with --nproc {ranks} on one machine, or as a job on a cluster")
 
 
 @checkpoint_app.command("verify")

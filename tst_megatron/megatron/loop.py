@@ -46,6 +46,16 @@ class StepObserver(Protocol):
         """Record an evaluation on validation or test text, after ``step`` completed steps."""
 
 
+class EvaluationObserver(Protocol):
+    """The functions that every rank calls around an evaluation, all together."""
+
+    def begin(self, event: str) -> None:
+        """Prepare for an evaluation on ``validation`` or ``test`` text."""
+
+    def end(self) -> None:
+        """Finish it; a stop may have cut it off."""
+
+
 def run_pretraining(
     args: argparse.Namespace,
     *,
@@ -75,10 +85,14 @@ def count_whole_evaluations(args: argparse.Namespace) -> None:
         args.consumed_valid_samples = args.iteration // args.eval_interval * per_evaluation
 
 
+def flops_per_step(args: argparse.Namespace) -> float:
+    """Return Megatron's own count of the floating-point operations of a step."""
+    return float(names.training.num_floating_point_operations(args, args.global_batch_size))
+
+
 def teraflops_per_device(args: argparse.Namespace, seconds: float) -> float:
-    """Return the TFLOP/s per device of a step, by Megatron's own count of a step's FLOPs."""
-    operations = names.training.num_floating_point_operations(args, args.global_batch_size)
-    return float(operations / seconds / args.world_size / 1e12)
+    """Return the TFLOP/s per device of a step."""
+    return flops_per_step(args) / seconds / args.world_size / 1e12
 
 
 def observe_training(
@@ -86,6 +100,7 @@ def observe_training(
     *,
     loss_names: Sequence[str],
     before_step: Callable[[int, Sequence[Any], Any], None] | None = None,
+    evaluations: EvaluationObserver | None = None,
 ) -> None:
     """Report every step and every evaluation of this process's run to ``observer``.
 
@@ -98,8 +113,10 @@ def observe_training(
             0.000000E+00, so those without a value in this step are taken out of its totals.
         before_step: called on every rank before each step, with the number of steps completed, the
             model's chunks and the optimizer.
+        evaluations: called on every rank around each evaluation; its end comes before ``observer``
+            is told.
     """
-    observation = _Observation(observer, loss_names, before_step)
+    observation = _Observation(observer, loss_names, before_step, evaluations)
     wrap(names.training, "train_step", observation.time_step)
     wrap(names.training, "training_log", observation.report_step)
     wrap(names.training, "evaluate_and_print_results", observation.report_validation)
@@ -114,6 +131,7 @@ class _Observation:
         observer: StepObserver | None,
         loss_names: Sequence[str],
         before_step: Callable[[int, Sequence[Any], Any], None] | None,
+        evaluations: EvaluationObserver | None,
     ) -> None:
         self._scalars: dict[str, float] = {}
         self._evaluated: dict[str, int] = {}
@@ -124,6 +142,7 @@ class _Observation:
         self._observer = observer
         self._loss_names = loss_names
         self._before_step = before_step
+        self._evaluations = evaluations
 
     def time_step(self, train_step: Callable[..., Any]) -> Callable[..., Any]:
         """Measure a step, and call what must come before it."""
@@ -166,7 +185,7 @@ class _Observation:
         return wrapper
 
     def report_validation(self, evaluate: Callable[..., Any]) -> Callable[..., Any]:
-        """Tell the observer what Megatron writes in an evaluation."""
+        """Tell the observers of an evaluation, and what Megatron writes in it."""
         signature = inspect.signature(evaluate)
 
         @functools.wraps(evaluate)
@@ -175,8 +194,12 @@ class _Observation:
             call = signature.bind(*args, **kwargs).arguments
             self._scalars.clear()
             self._is_evaluation, self._is_test = True, "test set" in call["prefix"]
+            if self._evaluations is not None:
+                self._evaluations.begin("test" if self._is_test else "validation")
             result = evaluate(*args, **kwargs)
             self._is_evaluation = self._is_test = False
+            if self._evaluations is not None:
+                self._evaluations.end()
             if self._observer is not None and self._scalars:
                 self._observer.on_evaluation(call["iteration"], dict(self._scalars))
             return result

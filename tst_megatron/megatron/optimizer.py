@@ -7,7 +7,9 @@ which writes the fp32 copy back.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+import functools
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -92,3 +94,73 @@ def gather_parameters(model_chunks: Sequence[Any], optimizer: Any) -> None:
     """
     if names.training.should_disable_forward_pre_hook(names.get_args()):
         names.training.force_param_sync(model_chunks, optimizer=optimizer)
+
+
+# --- loading the state of a run that had another schedule -----------------------------------------
+
+_RATES = ("max_lr", "min_lr")
+"""What a parameter group has of the schedule. Megatron finds a group's saved state by these too."""
+_OTHER_NAMES_OF_A_GROUP = (
+    "start_wd",
+    "end_wd",
+    "wd_mult",
+    "lr_mult",
+    "is_decoupled_lr",
+    "optimizer",
+)
+
+
+@contextlib.contextmanager
+def schedule_of_the_arguments(optimizer: Any, scheduler: Any) -> Iterator[None]:
+    """Let a load take learning rate and weight decay from this start's arguments.
+
+    Megatron asserts that the saved schedule is that of the arguments, and its switch for taking
+    another, ``override-opt_param-scheduler``, is not enough: parameter groups bring their largest
+    and smallest rate along, which the scheduler then uses. Remove when that switch holds for
+    parameter groups too.
+
+    Args:
+        optimizer: of this start, before its load.
+        scheduler: likewise.
+    """
+    load = optimizer.load_state_dict
+
+    @functools.wraps(load)
+    def with_own_rates(state_dict: Any, *args: Any, **kwargs: Any) -> Any:
+        for group in _saved_groups(state_dict):
+            group.update(_rates_of_group(group, optimizer.param_groups))
+        return load(state_dict, *args, **kwargs)
+
+    optimizer.load_state_dict = with_own_rates
+    scheduler.override_opt_param_scheduler = True
+    try:
+        yield
+    finally:
+        del optimizer.load_state_dict
+        scheduler.override_opt_param_scheduler = False
+
+
+def _saved_groups(state: Any) -> Iterator[dict[str, Any]]:
+    """Find the parameter groups in the loaded state of one optimizer or of several."""
+    if not isinstance(state, dict):
+        return
+    for key, value in state.items():
+        if key == "param_groups":
+            yield from value
+        else:
+            yield from _saved_groups(value)
+
+
+def _rates_of_group(
+    saved: Mapping[str, Any], groups: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
+    """Return the rates of this start's groups that are otherwise like a saved one.
+
+    Nothing is returned if they have several: then only the saved rates tell them apart.
+    """
+    alike = [
+        {name: group.get(name) for name in _RATES}
+        for group in groups
+        if all(group.get(name) == saved.get(name) for name in _OTHER_NAMES_OF_A_GROUP)
+    ]
+    return alike[0] if alike and all(rates == alike[0] for rates in alike) else {}

@@ -6,7 +6,7 @@ of the last stage. It reads no text: tensor-parallel rank 0 of its stage does, a
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -60,6 +60,72 @@ def current_device() -> Any:
 def device_name() -> str:
     """Return the name of this rank's accelerator, for the run's records."""
     return torch.cuda.get_device_name()
+
+
+def peak_memory_bytes() -> int:
+    """Return the most memory that this rank has held since it started.
+
+    Of a GPU, this is what torch's tensors took on the device. On the CPU host it is the resident
+    memory of the whole process.
+    """
+    return int(torch.cuda.max_memory_allocated())
+
+
+def is_last_pipeline_stage() -> bool:
+    """Tell whether this rank has the end of the model, where the losses are."""
+    return bool(names.parallel_state.is_pipeline_last_stage(ignore_virtual=True))
+
+
+def data_parallel_place() -> tuple[int, int]:
+    """Return the rank in the data-parallel group, and its size: who reads which samples."""
+    state = names.parallel_state
+    return int(state.get_data_parallel_rank()), int(state.get_data_parallel_world_size())
+
+
+def sum_over_data_parallel_ranks(
+    tensor: torch.Tensor, *, with_context_parallel: bool
+) -> torch.Tensor:
+    """Add up a tensor of each data-parallel rank, in place; all of them call this together.
+
+    Args:
+        tensor: of one shape on all of them.
+        with_context_parallel: the ranks that share a sequence have other addends too.
+    """
+    group = names.parallel_state.get_data_parallel_group(
+        with_context_parallel=with_context_parallel
+    )
+    torch.distributed.all_reduce(tensor, group=group)
+    return tensor
+
+
+def sum_over_all_ranks(values: Sequence[float]) -> list[float]:
+    """Add up numbers of each rank of the job; all ranks call this together."""
+    tensor = torch.tensor(values, dtype=torch.float64, device=torch.cuda.current_device())
+    torch.distributed.all_reduce(tensor)
+    return [float(value) for value in tensor.tolist()]
+
+
+def num_holders(parameter: torch.nn.Parameter, *, is_expert: bool) -> int:
+    """Return how many ranks of the job hold the same part of a parameter.
+
+    Args:
+        parameter: of this rank's model.
+        is_expert: it belongs to an expert.
+
+    Returns:
+        Their number; 0 for a second copy of the embeddings, which tied or predicting stages keep.
+    """
+    state = names.parallel_state
+    if getattr(parameter, "shared", False):
+        return 0
+    is_cut = getattr(parameter, "tensor_model_parallel", False)
+    if is_expert:
+        of_tensor = state.get_expert_tensor_parallel_world_size()
+        of_data = state.get_expert_data_parallel_world_size()
+    else:
+        of_tensor = state.get_tensor_model_parallel_world_size()
+        of_data = state.get_data_parallel_world_size(with_context_parallel=True)
+    return int(of_data * (1 if is_cut else of_tensor))
 
 
 def tensor_parallel_size() -> int:

@@ -246,8 +246,9 @@ def _flush_all(folder: Path) -> None:
         if path.is_symlink():
             # Its target belongs to somebody else.
             continue
-        if path.is_file():
-            # safetensors gives its files to the owner alone, whatever the umask.
+        if path.is_file() and path.stat().st_nlink == 1:
+            # safetensors gives its files to the owner alone, whatever the umask. A file that has a
+            # name elsewhere belongs to somebody else, too.
             path.chmod(usual)
         descriptor = os.open(path, os.O_RDONLY)
         try:

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
 
 from rich.console import Console
 
@@ -15,6 +17,7 @@ from tst_megatron.checkpoint.folder import tracked_step, write_tracker
 from tst_megatron.checkpoint.known_saves import note_save
 from tst_megatron.checkpoint.resharding import layout_of
 from tst_megatron.checkpoint.retention import Keeper, KeepingRule, always_kept
+from tst_megatron.checkpoint.run_files import steps_of_trunk
 from tst_megatron.checkpoint.start import Start
 from tst_megatron.data.stream.cursor import cursor, stream_facts
 from tst_megatron.megatron import arguments, initial_weights, loop, writers
@@ -23,7 +26,10 @@ from tst_megatron.megatron.repairs import apply
 from tst_megatron.model.gpt import TSTGPTModelConfig
 from tst_megatron.recipe.environment import differences
 from tst_megatron.system.processes import signals
-from tst_megatron.training.dataset import make_dataset_provider
+from tst_megatron.training.dataset import held_out_positions, make_dataset_provider
+from tst_megatron.training.report.block_losses import HeldOutLosses
+from tst_megatron.training.report.facts import FACTS, write_facts
+from tst_megatron.training.report.facts_of_run import facts_of_run
 from tst_megatron.training.report.metrics_file import LOSS_NAMES, newest_step
 from tst_megatron.training.report.recorder import Recorder
 from tst_megatron.training.report.versions import write_versions
@@ -67,15 +73,20 @@ def build_and_run(
         _record_start(run, args, device, start)
 
     # What is watched: numbers, the switch, saves, loads and stop signals.
-    observer = None
+    observer, held_out = None, _held_out_losses(plan)
     if args.rank == args.world_size - 1:
-        observer = Recorder(run.metrics, plan.schedule, console=console, device=device)
+        observer = Recorder(
+            run.metrics, plan.schedule, console=console, device=device, held_out=held_out
+        )
     say = _teller(console, start)
     if args.rank == 0:
         for difference in differences(plan.environment, os.environ):
             say(f"warning: {difference}")
     resets = _resets(plan, seed=args.seed, say=say if args.rank == 0 else print)
-    loop.observe_training(observer, loss_names=LOSS_NAMES, before_step=resets)
+    before_step = _recording_facts(plan, run, args, device, then=resets, say=say)
+    loop.observe_training(
+        observer, loss_names=LOSS_NAMES, before_step=before_step, evaluations=held_out
+    )
     flush = observer.flush if observer else None
     keeper = _keep_checkpoints(plan, run, args, say=say, flush=flush)
     _follow_loading(plan, run, args, start, observer, keeper, device=device, say=say)
@@ -89,11 +100,46 @@ def build_and_run(
             args,
             model_config=TSTGPTModelConfig.from_arguments(args, plan.tst),
             datasets=make_dataset_provider(plan.stream, plan.corpora),
-            forward_step=make_forward_step(plan.schedule),
+            forward_step=make_forward_step(plan.schedule, held_out),
         )
     finally:
         if observer is not None:
             observer.close()
+
+
+def _held_out_losses(plan: RunPlan) -> HeldOutLosses:
+    return HeldOutLosses(
+        partial(held_out_positions, plan.stream, plan.corpora),
+        num_latent_positions=plan.schedule.num_latent_positions,
+    )
+
+
+def _recording_facts(
+    plan: RunPlan,
+    run: RunFolder,
+    args: argparse.Namespace,
+    device: str,
+    *,
+    then: Callable[[int, Sequence[Any], Any], None],
+    say: Callable[[str], None],
+) -> Callable[[int, Sequence[Any], Any], None]:
+    """Return what goes before each step: before the first one, the facts of the run are written."""
+    is_recorded = False
+
+    def before_step(step: int, models: Sequence[Any], optimizer: Any) -> None:
+        nonlocal is_recorded
+        if not is_recorded:
+            is_recorded = True
+            stream = args.tst["stream"]
+            facts = facts_of_run(plan.corpora, models, stream=stream, device=device)
+            if args.rank == 0:
+                try:
+                    write_facts(run.path / FACTS, facts)
+                except OSError as error:
+                    say(f"{run.path / FACTS}: was not written: {error}")
+        then(step, models, optimizer)
+
+    return before_step
 
 
 def _resets(plan: RunPlan, *, seed: int, say: Callable[[str], None]) -> Resets:
@@ -135,7 +181,12 @@ def _follow_loading(
         start_wandb(run.path, args, step=step, newest=newest, say=say)
         observer.on_load(step)
 
-    loading.observe_loading(start.step if start else None, on_load if observer else None, older)
+    loading.observe_loading(
+        start.step if start else None,
+        on_load if observer else None,
+        older,
+        steps_of_trunk=steps_of_trunk(run.path),
+    )
 
 
 def _keep_checkpoints(

@@ -51,6 +51,23 @@ class HeldOutSamples(torch.utils.data.Dataset[dict[str, Tensor]]):
         return {"tokens": torch.from_numpy(self._positions.tokens(place))}
 
 
+def held_out_positions(plan: StreamPlan, corpora: Sequence[Corpus], name: str) -> HeldOutPositions:
+    """Open a held-out text as each evaluation of this run reads it.
+
+    Args:
+        plan: of the run's stream.
+        corpora: those of the plan, in its order.
+        name: ``validation`` or ``test``.
+    """
+    args = names.get_args()
+    return HeldOutPositions(
+        [corpus.manifest.splits()[name] for corpus in corpora],
+        [corpus.weight for corpus in corpora],
+        num_samples=args.eval_iters * args.eval_global_batch_size,
+        num_latent_positions=plan.schedule.num_latent_positions,
+    )
+
+
 def make_dataset_provider(plan: StreamPlan, corpora: Sequence[Corpus]) -> Callable[..., Any]:
     """Return the function that Megatron calls on every rank for its data sets."""
 
@@ -64,17 +81,12 @@ def make_dataset_provider(plan: StreamPlan, corpora: Sequence[Corpus]) -> Callab
         training = TrainingSamples(TokenStream(plan, corpora))
         if not args.eval_interval or not args.eval_iters:
             return training, None, None
-        per_evaluation = args.eval_iters * args.eval_global_batch_size
 
         def held_out(split: Any, name: str, num_evaluations: int) -> HeldOutSamples:
-            positions = HeldOutPositions(
-                [corpus.manifest.splits()[name] for corpus in corpora],
-                [corpus.weight for corpus in corpora],
-                num_samples=per_evaluation,
-                num_latent_positions=plan.schedule.num_latent_positions,
-            )
+            positions = held_out_positions(plan, corpora, name)
             return HeldOutSamples(positions, split=split, num_evaluations=num_evaluations)
 
+        per_evaluation = args.eval_iters * args.eval_global_batch_size
         # One more than Megatron asks for: it evaluates once again after the last step.
         num_evaluations = num_samples[1] // per_evaluation + 1
         validation = held_out(names.Split.valid, "validation", num_evaluations)

@@ -9,7 +9,7 @@ import dataclasses
 import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -71,12 +71,27 @@ def on_this_context_parallel_rank(batch: Batch) -> Batch:
     return Batch(**ranks.slices_of_this_context_parallel_rank(whole))
 
 
-def make_forward_step(schedule: Schedule) -> Callable[..., Any]:
+class TakesLosses(Protocol):
+    """A collector of the losses of an evaluation."""
+
+    def add(
+        self, position_ids_BL: Tensor, targets_BL: Tensor, loss_mask_BL: Tensor, losses_BL: Tensor
+    ) -> None:
+        """Take in a micro-batch: where its positions are, their targets, mask and losses."""
+
+
+def make_forward_step(
+    schedule: Schedule, held_out: TakesLosses | None = None
+) -> Callable[..., Any]:
     """Return the forward step of a run: the phase decides the bag size, and nothing else changes.
 
     The phase follows from Megatron's own count of completed steps. Evaluation is next-token in both
     phases. With ``overlap-moe-expert-parallel-comm`` Megatron asks for a schedule plan, whose nodes
     embed and compute the loss through the same model.
+
+    Args:
+        schedule: of the run.
+        held_out: takes the losses of evaluations.
     """
 
     def forward_step(
@@ -108,6 +123,8 @@ def make_forward_step(schedule: Schedule) -> Callable[..., Any]:
             labels=batch.targets,
             loss_mask=batch.loss_mask,
         )
+        if held_out is not None and not model.training:
+            return output, functools.partial(_held_out_loss, batch, held_out)
         name = BAG_LOSS if phase.is_superposition else LM_LOSS
         return output, functools.partial(loss_func, batch.loss_mask, name)
 
@@ -136,6 +153,14 @@ def read_raw_tokens(
     else:
         tokens_BT = torch.empty(shape, dtype=torch.int64, device=device)
     return ranks.broadcast_from_tensor_parallel_rank_0(tokens_BT)
+
+
+def _held_out_loss(
+    batch: Batch, held_out: TakesLosses, losses_BL: Tensor
+) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    # Before the schedule, which divides in place.
+    held_out.add(batch.position_ids, batch.targets, batch.loss_mask, losses_BL)
+    return loss_func(batch.loss_mask, LM_LOSS, losses_BL)
 
 
 def loss_func(

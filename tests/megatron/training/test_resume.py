@@ -13,6 +13,7 @@ import torch
 from interrupted import interrupted_at
 
 from tst_megatron.cli.recipes import check
+from tst_megatron.data.stream import cursor
 from tst_megatron.data.stream.cursor import stream_facts
 from tst_megatron.megatron.repairs import torch_adam
 from tst_megatron.recipe.recipe import RecipeError, load_recipe
@@ -228,6 +229,19 @@ def test_other_stream_is_refused_with_what_differs(uninterrupted, override, key)
         )
     (problem,) = refused.value.problems
     assert problem.startswith(key)
+
+
+def test_run_of_another_order_is_refused_with_the_version_to_finish_it(uninterrupted, monkeypatch):
+    recipe, run = uninterrupted
+    monkeypatch.setattr(cursor, "ORDER_VERSION", cursor.ORDER_VERSION + 1)
+    with pytest.raises(RecipeError) as refused:
+        check_checkpoint(run_plan(checked_with(recipe)), run / "checkpoints" / "iter_0000012")
+    (problem,) = refused.value.problems
+    assert problem.startswith("order version: the run was begun with an earlier version of tst-meg")
+    assert problem.endswith(
+        "Finish the run with that version of tst-megatron. Bring back the old, or use another "
+        "--run-folder"
+    )
 
 
 def test_other_text_and_tokenizer_are_refused_with_what_differs(uninterrupted):

@@ -11,6 +11,7 @@ import tiny
 
 from tst_megatron.megatron.distributed_checkpoint.model import read_saved_state
 from tst_megatron.recipe.recipe import RecipeError
+from tst_megatron.training.report.evaluations import list_evaluations
 from tst_megatron.training.train import train_run
 
 
@@ -103,14 +104,25 @@ def test_stop_inside_an_evaluation_changes_no_later_number(short_recipe, short_r
     state = tiny.state(run)
     assert (state["status"], state["step"]) == ("stopped", 12)
     assert held_out_read(run) == 24 + 16, "the stop did not cut an evaluation off"
+    assert list(kept(run)) == [6]
+    shutil.copy(kept(run)[6], run / "evaluations" / "validation-0000013.npz")
     tiny.train(recipe, run)
     assert tiny.loss_bits(run) == tiny.loss_bits(short_run)
     evaluations = tiny.loss_bits(short_run, "validation")
     del evaluations[12]
     assert tiny.loss_bits(run, "validation") == evaluations
     assert list(evaluations) == [6, 18, 24]
+    # Of each held-out sequence too; the file of a later step than that of the resume is gone.
+    assert list(kept(run)) == [6, 18, 24]
+    for step, path in kept(run).items():
+        assert path.read_bytes() == kept(short_run)[step].read_bytes()
     # The same sequences in another order may well have the same mean.
     assert held_out_read(run) == held_out_read(short_run) == 4 * 24
+
+
+def kept(run):
+    """Step -> file of each evaluation whose losses of single sequences are kept."""
+    return list_evaluations(run / "evaluations")
 
 
 def held_out_read(run):

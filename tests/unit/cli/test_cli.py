@@ -29,6 +29,7 @@ COMMANDS = {
         "--no-data",
     },
     "train": {"recipe", "overrides", "--run-folder", "--nproc", "--fresh"},
+    "branch": {"run", "overrides", "--step", "--output"},
     "params": {"recipe", "overrides"},
     "data tokenizer": {"inputs", "--output", "--vocab-size", "--text-key"},
     "data prepare": {
@@ -48,6 +49,11 @@ COMMANDS = {
     "data inspect": {"prepared", "--samples", "--split", "--seed", "--picture"},
     "checkpoint verify": {"folder", "--quick"},
     "status": {"runs", "--json"},
+    "compare": {"runs", "--html", "--baseline", "--json"},
+    "sweep": {
+        *("recipe", "overrides", "--output", "--grid", "--arms", "--seeds", "--share-trunks"),
+        *("--at-once", "--nproc", "--plan", "--slurm"),
+    },
     "evaluate": {
         *("hf_dir", "--tasks", "--limit", "--batch-size", "--device", "--dtype"),
         *("--output", "--data", "--compare", "--special-tokens-in-text"),

@@ -4,7 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from tst_megatron.data.text.standard_library import write_standard_library_corpus
+from tst_megatron.data.text.standard_library import (
+    write_python_corpus,
+    write_standard_library_corpus,
+)
 
 
 def make_library(folder: Path, *, num_files: int = 120) -> Path:
@@ -76,3 +79,33 @@ def test_corpus_refuses_a_library_without_sources(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match=message):
         write_standard_library_corpus(tmp_path / "a.jsonl", library=library)
     assert not (tmp_path / "a.jsonl").exists()
+
+
+def test_python_corpus_adds_packages_until_it_is_large_enough(tmp_path: Path) -> None:
+    library = make_library(tmp_path / "lib")
+    packages = tmp_path / "packages"
+    for number in range(200):
+        write(packages / "p" / f"m{number}.py", f"# {number}\n" + "x = 1\n" * 100)
+    write(packages / "p" / "large.py", "y = 2\n" * 50_000)
+    small, large, everything = (
+        write_python_corpus(
+            tmp_path / f"{num_bytes}.jsonl",
+            num_bytes=num_bytes,
+            library=library,
+            packages=packages,
+        )
+        for num_bytes in (20_000, 60_000, 10**9)
+    )
+    names = [set(read(facts.path)) for facts in (small, large, everything)]
+    assert names[0] < names[1] < names[2]
+    assert {name for name in names[0] if not name.startswith("site-packages/")} == {
+        name for name in names[2] if not name.startswith("site-packages/")
+    }
+    assert 20_000 <= small.num_text_bytes < 25_000 and 60_000 <= large.num_text_bytes < 65_000
+    assert "site-packages/p/large.py" not in names[2] and "site-packages/p/m7.py" in names[2]
+    # No test of the library, and those of packages as they come.
+    assert "package/tests/test_m.py" not in names[2]
+    again = write_python_corpus(
+        tmp_path / "again.jsonl", num_bytes=60_000, library=library, packages=packages
+    )
+    assert again.sha256 == large.sha256

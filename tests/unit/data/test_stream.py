@@ -10,6 +10,7 @@ from streams import (
     write_split,
 )
 
+from tst_megatron.data.stream import sample_order
 from tst_megatron.data.stream.sample_order import allocate, count_units, permutation
 from tst_megatron.data.stream.stream import HeldOutPositions
 
@@ -116,25 +117,33 @@ def test_targets_are_the_next_raw_tokens_of_the_sample_s_own_text(corpus, entrie
             assert reader.tokens(int(document), int(offset), 1)[0] == token
 
 
-def test_short_run_reads_the_first_units_of_the_permutation(corpus):
-    baseline = make_stream(corpus, (1, 1.0), num_steps=36)
-    tst = make_stream(corpus, (4, 8), (1, 1.0), num_steps=12)
-    # 8 steps of 4 chunks and 4 of one are 36 baseline steps: three whole units of 12 chunks per
+@pytest.fixture
+def blocks_of_two_units(monkeypatch):
+    """Blocks so small that the phases of a short run end with one."""
+    monkeypatch.setattr(sample_order, "UNITS_PER_BLOCK", 2)
+
+
+@pytest.mark.usefixtures("blocks_of_two_units")
+def test_run_that_ends_with_a_block_reads_the_first_units_of_the_permutation(corpus):
+    baseline = make_stream(corpus, (1, 1.0), num_steps=48)
+    tst = make_stream(corpus, (4, 9), (1, 1.0), num_steps=21)
+    # 9 steps of 4 chunks and 12 of one are 48 baseline steps: four whole units of 12 chunks per
     # batch row.
     arms = [{tuple(place) for place in all_inputs(arm).tolist()} for arm in (baseline, tst)]
     assert arms[0] == arms[1]
 
 
+@pytest.mark.usefixtures("blocks_of_two_units")
 def test_both_phases_read_exactly_the_first_units_of_the_permutation(corpus):
-    stream = make_stream(corpus, (4, 8), (1, 1.0), num_steps=12)
+    stream = make_stream(corpus, (4, 9), (1, 1.0), num_steps=21)
     lengths = reader_of(corpus).document_lengths
     places = [
         (0, 0, int(document), offset)
         for document in permutation("1/documents", len(lengths))
         for offset in range(lengths[document])
     ]
-    # 8 steps of 4 samples of 4 chunks, and 4 of one: 144 chunks, twelve units of 12.
-    first_units = permutation("1/units", stream.plan.units_per_epoch[0])[:12]
+    # 9 steps of 4 samples of 4 chunks, and 12 of one: 192 chunks, 16 units of 12.
+    first_units = permutation("1/units", stream.plan.units_per_epoch[0])[:16]
     unit_tokens = 12 * LENGTH
     expected = {
         place for unit in first_units for place in places[unit * unit_tokens :][:unit_tokens]
@@ -142,6 +151,7 @@ def test_both_phases_read_exactly_the_first_units_of_the_permutation(corpus):
     assert {tuple(place) for place in all_inputs(stream).tolist()} == expected
 
 
+@pytest.mark.usefixtures("blocks_of_two_units")
 def test_arms_of_one_unit_size_read_one_permutation(corpus):
     tst = make_stream(corpus, (12, 2), (1, 1.0), num_steps=3)
     baseline = make_stream(corpus, (1, 1.0), num_steps=27)
@@ -179,6 +189,13 @@ def test_bag_size_that_does_not_divide_the_unit_is_refused():
         allocate(units_per_epoch=9, unit_chunks=12, phases=[(5, 1)], seed=0)
 
 
+def test_phase_whose_samples_do_not_fit_into_what_is_left_is_refused():
+    sizes = {"units_per_epoch": 1, "unit_chunks": 12, "seed": 0}
+    with pytest.raises(ValueError, match=r"ends 1 samples before the end of phase 1 \(bag size 6"):
+        allocate(**sizes, phases=[(4, 2), (6, 1)])
+    assert len(allocate(**sizes, phases=[(4, 2), (1, 4)])) == 2
+
+
 @pytest.mark.parametrize("sample", [-1, 16])
 def test_sample_that_the_run_does_not_have_is_refused(corpus, sample):
     stream = make_stream(corpus, (1, 1.0), num_steps=4)
@@ -190,7 +207,7 @@ def test_sample_that_the_run_does_not_have_is_refused(corpus, sample):
 def test_sample_that_the_phase_does_not_have_is_refused(sample):
     (phase,) = allocate(units_per_epoch=9, unit_chunks=12, phases=[(1, 5)], seed=0)
     with pytest.raises(IndexError, match=f"sample {sample}: this phase has the samples 0 to 4$"):
-        phase.unit_and_chunk(sample)
+        phase.place(sample)
 
 
 def test_held_out_positions_are_spread_over_the_text_and_refuse_too_short_a_text(corpus):
@@ -218,4 +235,4 @@ def test_order_is_frozen_across_versions(corpus):
     assert [int(stream.tokens(i)[0]) for i in (0, 1, 7, 8, 15)] == PINNED
 
 
-PINNED = [3509, 1899, 5465, 1939, 93]
+PINNED = [2341, 5339, 3509, 3598, 5296]

@@ -4,12 +4,14 @@ import itertools
 import math
 import tempfile
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from streams import corpus_of, inputs_of, make_plan, open_stream, write_split
 
+from tst_megatron.data.stream import sample_order
 from tst_megatron.data.stream.cursor import cursor
 
 SIDES = [("bags", "bags"), ("bags", "tokens"), ("tokens", "bags")]
@@ -155,25 +157,26 @@ def test_bags_of_targets_alone_read_exactly_the_baseline_s_tokens(run, last_bag)
 @given(
     st.sampled_from([[(12, 2), (1, 1.0)], [(6, 1), (2, 3), (1, 1.0)], [(4, 4), (1, 1.0)]]),
     st.integers(0, 99),
+    st.sampled_from([1, 2, 3]),
 )
-def test_arms_of_one_unit_size_read_one_permutation(entries, seed):
-    """Any arm over the whole corpus reads the units in the order in which the baseline does."""
-    with tempfile.TemporaryDirectory() as folder:
+def test_arms_of_one_unit_size_read_one_permutation(entries, seed, units_per_block):
+    """Every arm reads the units in one order, from the first, and all but a part of one block."""
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        mock.patch.object(sample_order, "UNITS_PER_BLOCK", units_per_block),
+    ):
         corpus = corpus_of(write_split(Path(folder) / "train", [50, 7, 90, 31, 64, 23] * 20))
         sizes = {"length": 4, "batch": 2, "seed": seed}
         arm = make_plan([corpus], entries, num_steps=8, **sizes)
         chunks = arm.raw_tokens_of_corpora()[0] // 4
         baseline = make_plan([corpus], [(1, 1.0)], num_steps=math.ceil(chunks / 2), **sizes)
-        read = [
-            {
-                (place.unit, place.chunk + k)
+        for plan in (arm, baseline):
+            read = {
+                12 * place.unit + place.chunk + k
                 for place in map(plan.place, range(plan.num_samples))
                 for k in range(place.num_inputs)
             }
-            for plan in (arm, baseline)
-        ]
-        whole_units = chunks // 12
-        first = {(unit, chunk) for unit in range(whole_units) for chunk in range(12)}
-        assert first <= read[1]
-        units = {unit for unit, _ in read[0]}
-        assert units <= set(range(max(units) + 1)) and max(units) <= whole_units + 12
+            block = 12 * units_per_block
+            passed_over = set(range(max(read) + 1)) - read
+            assert len(passed_over) < block
+            assert max(read) < len(read) + block

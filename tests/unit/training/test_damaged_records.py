@@ -13,6 +13,8 @@ from test_run_folder import make_checked, save_checkpoint
 
 from tst_megatron.checkpoint.folder import TRACKER
 from tst_megatron.cli.app import main
+from tst_megatron.system.records import Damaged
+from tst_megatron.training.report.facts import read_facts, write_facts
 from tst_megatron.training.report.metrics_file import drop_lines_after, events_at, read_metrics
 from tst_megatron.training.report.versions import write_versions
 from tst_megatron.training.run import endings, prepare, saves
@@ -79,6 +81,7 @@ DAMAGE = {
 
 RECORDS = (
     "versions.json",
+    "facts.json",
     "metrics.jsonl",
     "metrics.dropped.jsonl",
     "state.json",
@@ -89,6 +92,7 @@ RECORDS = (
     "checkpoints/tokenizer.model",
 )
 KEPT = "state.json.damaged"
+FACTS = {"stream": {"seed": 1}, "held-out": {}, "parameters": {"total": 5}}
 
 
 @pytest.fixture
@@ -111,6 +115,7 @@ def run(tmp_path, checked, monkeypatch):
     save_checkpoint(run, STEP)
     run.write_state("stopped", reason="asked to stop", step=STEP, device="cpu", exit_status=75)
     write_versions(run.versions, device="cpu", world_size=1, layout={"ranks": 1}, step=0)
+    write_facts(run.path / "facts.json", FACTS)
     return run
 
 
@@ -134,6 +139,7 @@ def start(run, checked):
     before = run.state()
     run.write_state("failed", reason="begun", step=STEP, device="cpu", exit_status=1)
     write_versions(run.versions, device="cpu", world_size=2, layout={"ranks": 2}, step=found.step)
+    write_facts(run.path / "facts.json", FACTS)
     drop_lines_after(run.metrics, found.step)
     with run.metrics.open("a") as metrics:
         metrics.write(json.dumps({"event": "step", "step": 7, "lm loss": 1.0}) + "\n")
@@ -176,8 +182,9 @@ def test_start_goes_on_over_damaged_records_and_keeps_them(run, checked, name):
         before[path] = path.read_bytes() if path.is_file() else None
     moved = start(run, checked)
     for path, content in before.items():
-        # The tracker says again which checkpoint is the newest, and the start says what it said.
-        if content is not None and path.name != TRACKER:
+        # The tracker says again which checkpoint is the newest, and the start says what it said;
+        # so are the facts of the run.
+        if content is not None and path.name not in (TRACKER, "facts.json"):
             assert is_kept(path, content), path
         elif content is None and path.parent != run.slurm:
             (note,) = (line for line in moved if line.startswith(f"{path} is "))
@@ -185,6 +192,7 @@ def test_start_goes_on_over_damaged_records_and_keeps_them(run, checked, name):
             assert note.endswith(f": moved to {new.name}")
             assert os.readlink(new) == "gone" if new.is_symlink() else (new / "inside").exists()
     assert run.state()["step"] == 10
+    assert read_facts(run.path / "facts.json") == {"format": 1, **FACTS}
     assert [row["step"] for row in read_metrics(run.metrics)][-1] == 7
     assert not Path("ran-code").exists()
 
@@ -193,12 +201,12 @@ def test_start_goes_on_over_damaged_records_and_keeps_them(run, checked, name):
 def test_start_goes_on_where_a_folder_of_records_is_none(run, checked, damage):
     for name in ("tensorboard", "logs", "report"):
         shutil.rmtree(run.path / name)
+    names = ("evaluations", "tensorboard", "logs", "report")
+    for name in names:
         damage(run.path / name)
     moved = start(run, checked)
-    assert [line.split(": moved to ")[1] for line in moved] == [
-        *("tensorboard.damaged", "logs.damaged", "report.damaged")
-    ]
-    assert all(os.path.lexists(run.path / f"{name}.damaged") for name in ("tensorboard", "logs"))
+    assert [line.split(": moved to ")[1] for line in moved] == [f"{name}.damaged" for name in names]
+    assert all(os.path.lexists(run.path / f"{name}.damaged") for name in names)
 
 
 @pytest.mark.parametrize("damage", [turned_into_a_file, linked_to_nothing])
@@ -329,3 +337,20 @@ def test_lines_that_are_no_rows_and_second_rows_are_dropped_and_the_rest_is_in_o
     assert sorted(dropped.split(b"\n")[:-1]) == sorted([*bad, good[3], good[4]])
     assert events_at(metrics, 3) == {"step"}
     assert drop_lines_after(metrics, 3) == 0
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_damaged_facts_are_refused_by_their_reader(tmp_path, name):
+    path = tmp_path / "facts.json"
+    assert read_facts(path) is None
+    write_facts(path, FACTS)
+    DAMAGE[name](path)
+    with pytest.raises(Damaged):
+        read_facts(path)
+
+
+def test_facts_of_a_later_format_are_not_read(tmp_path):
+    path = tmp_path / "facts.json"
+    write_facts(path, FACTS | {"format": 2})
+    with pytest.raises(Damaged, match="is of format 2, and this version reads 1"):
+        read_facts(path)

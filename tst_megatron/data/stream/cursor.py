@@ -13,8 +13,11 @@ if TYPE_CHECKING:
     from tst_megatron.data.stream.corpora import Corpus
     from tst_megatron.data.stream.plan import StreamPlan
 
-ORDER_VERSION = 1
-"""Raised by any change of this code after which a sample number means other text."""
+ORDER_VERSION = 2
+"""Raised by any change of this code after which a sample number means other text.
+
+Version 1 shuffled together no more than what a phase took, so its length decided the order.
+"""
 
 
 def stream_facts(plan: StreamPlan, corpora: Sequence[Corpus]) -> dict[str, Any]:
@@ -60,11 +63,23 @@ def cursor(plan: StreamPlan, step: int) -> dict[str, Any]:
 def differences(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """List what differs between a checkpoint's facts or cursor and this run's."""
     return [
-        f"{key}: the checkpoint was trained with {shown(saved, key)}, and this run has "
+        _other_version(saved, now)
+        if key == "order version"
+        else f"{key}: the checkpoint was trained with {shown(saved, key)}, and this run has "
         f"{shown(now, key)}"
         for key in dict.fromkeys([*saved, *now])
         if saved.get(key) != now.get(key)
     ]
+
+
+def _other_version(saved: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    key = "order version"
+    is_later = saved.get(key, 0) > now.get(key, 0)
+    return (
+        f"{key}: the run was begun with {'a later' if is_later else 'an earlier'} version of "
+        f"tst-megatron, which reads the text in another order ({shown(saved, key)}, and this "
+        f"version has {shown(now, key)}). Finish the run with that version of tst-megatron"
+    )
 
 
 def shown(values: Mapping[str, Any], key: str) -> str:

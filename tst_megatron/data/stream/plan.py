@@ -9,17 +9,21 @@ The rule (docs/data-stream.md draws it):
 2. A unit is U *chunks* of L raw tokens. A sample of a phase whose latent positions read K tokens
    takes K neighbouring chunks of one unit. As many tokens of look-ahead follow as a position
    predicts; they are targets only.
-3. A phase starts at the first chunk that the phases before it did not take, also inside a unit.
-4. The samples that a phase takes of an epoch are permuted inside blocks, so that neighbours in the
-   text do not share a batch. Phases that read alike count as one here. All do when only the targets
-   are bags (``tst.inputs: tokens``), so such a run reads exactly what ordinary training reads.
+3. A phase reads what the phases before it left free, as if it never ended: all samples for which
+   the epoch has room are cut into blocks and permuted inside them, so that neighbours in the text
+   do not share a batch. The phase takes the first. So the first steps of a run do not depend on its
+   length, on its later phases or on how many epochs are allowed.
+4. What a phase does not take of its last block stays free, and the next phase starts with it.
+   Phases that read alike count as one here. All do when only the targets are bags
+   (``tst.inputs: tokens``), so such a run reads exactly what ordinary training reads.
 5. With several corpora, each phase deals its samples by weight (``blend.py``), and the samples of
    one optimizer step are permuted, so that no rank always reads the same corpus.
 
-Example: L=4, U=4, K=2. Unit 0 is chunks 0-3. Superposition sample 0 reads chunks 0 and 1, which are
-8 tokens, and 2 tokens of look-ahead. Sample 1 reads chunks 2 and 3. In the recovery phase after it
-(K=1) each sample reads one chunk of unit 1 and 1 token of look-ahead. The README of this room
-(../README.md) has this example with its tokens.
+Example: L=4, U=4, K=2. Two units have room for four superposition samples: chunks 0 and 1 of unit
+0, chunks 2 and 3, and as many of unit 1. Each reads 8 tokens, and 2 tokens of look-ahead. A phase
+of two samples takes the first two of them in the permuted order. In the recovery phase after it
+(K=1) each sample reads one of the four chunks that are left and 1 token of look-ahead. The README
+of this room (../README.md) has this example with its tokens.
 
 So each raw token is an input once per epoch at the most, whatever the phases are, and the position
 at any step follows from the number of steps. Nothing here reads a file.
@@ -191,8 +195,7 @@ class StreamPlan:
 
     def epochs_of(self, corpus: int) -> int:
         """Return how many epochs of a corpus the run begins to read."""
-        last_unit = max(order.last_unit for order in self._orders[corpus])
-        return last_unit // max(1, self.units_per_epoch[corpus]) + 1
+        return max(order.num_epochs for order in self._orders[corpus])
 
     def num_tail_tokens(self, corpus: int) -> int:
         """Return how many raw tokens follow the last unit; they are not inputs in their epoch."""
@@ -212,8 +215,7 @@ class StreamPlan:
         reading = bisect_right(self._first_samples, sample) - 1
         corpus, number = self._corpus_and_number(reading, sample - self._first_samples[reading])
         order: PhaseOrder = self._orders[corpus][reading]
-        unit, chunk = order.unit_and_chunk(number)
-        epoch, unit = divmod(unit, self.units_per_epoch[corpus])
+        epoch, unit, chunk = order.place(number)
         phase = self.schedule.phase_at(sample // self._batch)
         return Place(
             phase=self.schedule.phases.index(phase),

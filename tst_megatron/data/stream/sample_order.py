@@ -1,9 +1,11 @@
 """Find the chunk that each sample of one corpus starts at, phase by phase and epoch by epoch.
 
 A corpus is cut into *stream units* of U *chunks*, a chunk being L raw tokens. One epoch reads all
-units in a permuted order. Units are named here by their rank in that order, which continues over
-the epochs. A sample of a phase whose positions read K raw tokens takes K neighbouring chunks of one
-unit.
+units in a permuted order, and units are named here by their rank in that order. A sample of a phase
+whose positions read K raw tokens takes K neighbouring chunks of one unit.
+
+Every phase orders its samples as if it never ended, and takes the first of them. So the order does
+not depend on how long a phase is or on what follows it.
 """
 
 from __future__ import annotations
@@ -11,100 +13,101 @@ from __future__ import annotations
 import hashlib
 from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass
+from itertools import accumulate
 
 import numpy as np
 import numpy.typing as npt
+
+from tst_megatron.data.stream.free_chunks import FreeChunks, Taken, before_each, left_of
 
 UNITS_PER_BLOCK = 4096
 """Units whose samples are shuffled together: far more than one global batch touches."""
 
 
-@dataclass(frozen=True, slots=True)
-class Run:
-    """Free chunks: the same stretch of each of several consecutive units of one epoch."""
+class EpochOrder:
+    """All samples that the free chunks of one epoch have room for, in the order of training."""
 
-    first_unit: int
-    num_units: int
-    first_chunk: int
-    num_chunks: int
+    def __init__(self, free: FreeChunks, *, epoch: int, num_inputs: int, seed: str) -> None:
+        """Cut every free stretch into samples.
 
+        Args:
+            free: chunks that no phase before took.
+            epoch: from 0.
+            num_inputs: K, chunks of a sample.
+            seed: of the phase; each epoch has an order of its own.
+        """
+        per_unit = free.num_chunks // num_inputs
+        of_runs = free.num_units * per_unit
+        self.num_samples = int(of_runs.sum())
+        self.epoch = epoch
+        self._block_size = UNITS_PER_BLOCK * int(per_unit.max(initial=0))
+        self._free = free
+        self._num_inputs = num_inputs
+        self._seed = of_epoch_seed(seed, epoch)
+        self._per_unit = per_unit
+        self._first_samples = before_each(of_runs)
 
-@dataclass(frozen=True, slots=True)
-class Piece:
-    """Samples cut from one run of units: ``samples_per_unit`` neighbours from each."""
+    def block_and_place(self, sample: int) -> tuple[int, int]:
+        """Return the block of a sample, and its place there."""
+        return divmod(sample, self._block_size)
 
-    first_sample: int
-    num_samples: int
-    first_unit: int
-    samples_per_unit: int
-    first_chunk: int
+    def shuffled_block(self, block: int) -> npt.NDArray[np.int64]:
+        """Return the samples of a block, by their number in the order of the text, as shuffled."""
+        start = block * self._block_size
+        size = min(self._block_size, self.num_samples - start)
+        return start + permutation(f"{self._seed}/block-{block}", size)
 
+    def unit_and_chunk(self, number: int) -> tuple[int, int]:
+        """Return where the sample with a number in the order of the text starts."""
+        run = bisect_right(self._first_samples, number) - 1
+        place = number - int(self._first_samples[run])
+        unit, place = divmod(place, int(self._per_unit[run]))
+        first_chunk = int(self._free.first_chunk[run])
+        return int(self._free.first_unit[run]) + unit, first_chunk + place * self._num_inputs
 
-@dataclass(frozen=True, slots=True)
-class _Segment:
-    """The samples that a phase takes of one epoch; the shuffle does not leave it."""
+    def left_after(self, num_taken: int) -> FreeChunks:
+        """Return what stays free after the first samples in the order of training.
 
-    first_sample: int
-    num_samples: int
-    block_size: int
-    seed: str
+        A block that was begun and not ended keeps its other samples, and later blocks keep all.
+        """
+        block, place = self.block_and_place(num_taken)
+        if num_taken == self.num_samples or not place:
+            first, is_taken = num_taken, np.zeros(0, dtype=bool)
+        else:
+            samples, first = self.shuffled_block(block), block * self._block_size
+            is_taken = np.zeros(len(samples), dtype=bool)
+            is_taken[samples[:place] - first] = True
+        taken = Taken(num_inputs=self._num_inputs, first=first, is_taken=is_taken)
+        return left_of(self._free, taken)
 
 
 class PhaseOrder:
     """The samples that one phase reads of one corpus, in the order in which training reads them."""
 
-    def __init__(
-        self, *, num_inputs: int, pieces: Sequence[Piece], units_per_epoch: int, seed: str
-    ) -> None:
-        """Use ``allocate`` to make one."""
-        self.num_inputs = num_inputs
-        self.num_samples = sum(piece.num_samples for piece in pieces)
-        self.last_unit = max((_last_unit(piece) for piece in pieces), default=0)
-        self._pieces = tuple(pieces)
-        self._first_samples = [piece.first_sample for piece in pieces]
-        self._segments = _segments(pieces, units_per_epoch, seed)
-        self._first_of_segments = [segment.first_sample for segment in self._segments]
-        self._block: tuple[str, npt.NDArray[np.int64]] | None = None
+    def __init__(self, epochs: Sequence[tuple[EpochOrder, int]]) -> None:
+        """Use ``allocate`` to make one.
 
-    def unit_and_chunk(self, sample: int) -> tuple[int, int]:
-        """Return the unit's rank, counted over all epochs, and the chunk where a sample starts."""
+        Args:
+            epochs: those of which the phase takes samples, and how many.
+        """
+        self._epochs = [order for order, _ in epochs]
+        self.num_epochs = max((order.epoch + 1 for order in self._epochs), default=0)
+        """Epochs that the phase, or one before it, has begun."""
+        ends = list(accumulate((taken for _, taken in epochs), initial=0))
+        self._first_samples, self.num_samples = ends[:-1], ends[-1]
+        self._block: tuple[tuple[int, int], npt.NDArray[np.int64]] | None = None
+
+    def place(self, sample: int) -> tuple[int, int, int]:
+        """Return the epoch, the unit's rank in it, and the chunk where a sample starts."""
         if not 0 <= sample < self.num_samples:
             last = self.num_samples - 1
             raise IndexError(f"sample {sample}: this phase has the samples 0 to {last}")
-        sample = self._shuffled(sample)
-        piece = self._pieces[bisect_right(self._first_samples, sample) - 1]
-        unit, place = divmod(sample - piece.first_sample, piece.samples_per_unit)
-        return piece.first_unit + unit, piece.first_chunk + place * self.num_inputs
-
-    def _shuffled(self, sample: int) -> int:
-        segment = self._segments[bisect_right(self._first_of_segments, sample) - 1]
-        block, place = divmod(sample - segment.first_sample, segment.block_size)
-        start = block * segment.block_size
-        seed = f"{segment.seed}/block-{block}"
-        if self._block is None or self._block[0] != seed:
-            size = min(segment.block_size, segment.num_samples - start)
-            self._block = (seed, permutation(seed, size))
-        return segment.first_sample + start + int(self._block[1][place])
-
-
-def _last_unit(piece: Piece) -> int:
-    return piece.first_unit + (piece.num_samples - 1) // piece.samples_per_unit
-
-
-def _segments(pieces: Sequence[Piece], units_per_epoch: int, seed: str) -> list[_Segment]:
-    by_epoch: dict[int, list[Piece]] = {}
-    for piece in pieces:
-        by_epoch.setdefault(piece.first_unit // units_per_epoch, []).append(piece)
-    return [
-        _Segment(
-            first_sample=of_epoch[0].first_sample,
-            num_samples=sum(piece.num_samples for piece in of_epoch),
-            block_size=UNITS_PER_BLOCK * max(piece.samples_per_unit for piece in of_epoch),
-            seed=of_epoch_seed(seed, epoch),
-        )
-        for epoch, of_epoch in by_epoch.items()
-    ]
+        number = bisect_right(self._first_samples, sample) - 1
+        epoch = self._epochs[number]
+        block, place = epoch.block_and_place(sample - self._first_samples[number])
+        if self._block is None or self._block[0] != (number, block):
+            self._block = ((number, block), epoch.shuffled_block(block))
+        return epoch.epoch, *epoch.unit_and_chunk(int(self._block[1][place]))
 
 
 def unit_problem(bag_size: int, unit_chunks: int) -> str | None:
@@ -127,75 +130,46 @@ def allocate(
     seed: int,
     num_epochs: int = 1,
 ) -> list[PhaseOrder]:
-    """Give every phase its samples: the first free chunks of the units, epoch after epoch.
+    """Give every phase its samples, epoch after epoch.
 
     Args:
         units_per_epoch: units in the corpus.
         unit_chunks: chunks per unit (U); every bag size divides it.
         phases: (raw tokens read per latent position, number of samples) of each phase.
         seed: of the order inside blocks.
-        num_epochs: passes over the corpus that may be made.
+        num_epochs: passes over the corpus that may be made; the order does not depend on it.
 
     Raises:
         ValueError: a bag size does not divide the unit, or the units hold too few chunks.
     """
-    free = [
-        Run(epoch * units_per_epoch, units_per_epoch, 0, unit_chunks) for epoch in range(num_epochs)
-    ]
+    free: list[FreeChunks] = []
     orders = []
     for index, (num_inputs, num_samples) in enumerate(phases):
         if problem := unit_problem(num_inputs, unit_chunks):
             raise ValueError(problem)
-        pieces, free, missing = _take(free, num_inputs, num_samples)
+        epochs = []
+        missing = num_samples
+        for epoch in range(num_epochs):
+            if not missing:
+                break
+            if epoch == len(free):
+                free.append(FreeChunks.of_units(units_per_epoch, unit_chunks))
+            order = EpochOrder(
+                free[epoch], epoch=epoch, num_inputs=num_inputs, seed=f"{seed}/phase-{index}"
+            )
+            if taken := min(missing, order.num_samples):
+                epochs.append((order, taken))
+                free[epoch] = order.left_after(taken)
+                missing -= taken
         if missing:
             raise ValueError(
                 f"the corpus ends {missing} samples before the end of phase {index} (bag size "
                 f"{num_inputs}): it holds {units_per_epoch} units of {unit_chunks} chunks, read "
-                f"{num_epochs} times at most"
+                f"{num_epochs} times at most, and what earlier phases left of a unit may be too "
+                "short for a sample. Use more text or fewer steps, or allow more epochs"
             )
-        orders.append(
-            PhaseOrder(
-                num_inputs=num_inputs,
-                pieces=pieces,
-                units_per_epoch=units_per_epoch,
-                seed=f"{seed}/phase-{index}",
-            )
-        )
+        orders.append(PhaseOrder(epochs))
     return orders
-
-
-def _take(
-    free: Sequence[Run], num_inputs: int, num_samples: int
-) -> tuple[list[Piece], list[Run], int]:
-    """Take samples from the front of the free runs: (pieces, what stays free, samples missing)."""
-    pieces: list[Piece] = []
-    rest: list[Run] = []
-    taken = 0
-    for run in free:
-        per_unit = run.num_chunks // num_inputs
-        wanted = min(num_samples - taken, per_unit * run.num_units)
-        if not wanted:
-            rest.append(run)
-            continue
-        pieces.append(Piece(taken, wanted, run.first_unit, per_unit, run.first_chunk))
-        taken += wanted
-        rest += _left_of(run, num_inputs, *divmod(wanted, per_unit), per_unit)
-    return pieces, rest, num_samples - taken
-
-
-def _left_of(run: Run, num_inputs: int, whole_units: int, partial: int, per_unit: int) -> list[Run]:
-    """Return what stays free of a run after some units and some samples of the next were taken."""
-    left = []
-    used = ((run.first_unit, whole_units, per_unit), (run.first_unit + whole_units, 1, partial))
-    for first_unit, units, samples in used if partial else used[:1]:
-        chunks = run.num_chunks - samples * num_inputs
-        if units and chunks:
-            left.append(Run(first_unit, units, run.first_chunk + samples * num_inputs, chunks))
-    units_used = whole_units + bool(partial)
-    if units_used < run.num_units:
-        first_unit = run.first_unit + units_used
-        left.append(Run(first_unit, run.num_units - units_used, run.first_chunk, run.num_chunks))
-    return left
 
 
 def count_units(num_raw_tokens: int, *, unit_chunks: int, num_latent_positions: int) -> int:

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from tst_megatron.megatron.cpu import gloo
+from tst_megatron.system.machine.memory import peak_resident_bytes
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -110,6 +111,10 @@ def _set_rng_state(state: torch.Tensor, *_: Any, **__: Any) -> None:
     torch.set_rng_state(state)
 
 
+def _peak_memory(*_: Any, **__: Any) -> int:
+    return peak_resident_bytes()
+
+
 def _cuda(
     name: str, replacement: Any, needed_by: str, hides: str = "nothing: there is one device"
 ) -> Fake:
@@ -149,7 +154,12 @@ STAND_INS: tuple[Fake, ...] = (
     _cuda("nvtx.range_pop", _constant(None), "profiling ranges", "profiling ranges"),
     _cuda("memory_stats", _constant({}), _MEMORY, _NO_MEMORY),
     _cuda("memory_allocated", _constant(0), _MEMORY, _NO_MEMORY),
-    _cuda("max_memory_allocated", _constant(0), _MEMORY, _NO_MEMORY),
+    _cuda(
+        "max_memory_allocated",
+        _peak_memory,
+        f"{_MEMORY}, and the rows of metrics.jsonl",
+        "tensors alone: it is the memory of the whole process",
+    ),
     _cuda("memory_reserved", _constant(0), _MEMORY, _NO_MEMORY),
     _cuda("max_memory_reserved", _constant(0), _MEMORY, _NO_MEMORY),
     _cuda("device_memory_used", _constant(0), _MEMORY, _NO_MEMORY),

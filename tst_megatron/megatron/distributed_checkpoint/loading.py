@@ -19,6 +19,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from tst_megatron.megatron import names
 from tst_megatron.megatron.distributed_checkpoint.reading import Unreadable, read_checked
 from tst_megatron.megatron.distributed_checkpoint.saving import reason_of
+from tst_megatron.megatron.optimizer import schedule_of_the_arguments
 from tst_megatron.megatron.ranks import (
     from_all_ranks,
     from_first_rank,
@@ -57,6 +58,8 @@ def observe_loading(
     expected_step: int | None,
     on_load: Callable[[int], None] | None,
     fall_back: FallBack | None = None,
+    *,
+    steps_of_trunk: int = 0,
 ) -> None:
     """Check on all ranks that the step which Megatron loaded is the one that was meant.
 
@@ -68,6 +71,8 @@ def observe_loading(
         expected_step: on rank 0, the step it pointed the tracker at; unused on the others.
         on_load: called on this rank with the step that was loaded.
         fall_back: on rank 0, finds an older checkpoint; unused on the others.
+        steps_of_trunk: checkpoints up to this step are of a run that may have had another schedule
+            of learning rate and weight decay; this start's arguments say the schedule from there.
     """
 
     def checked(load_checkpoint: Callable[..., Any]) -> Callable[..., Any]:
@@ -76,12 +81,16 @@ def observe_loading(
         @functools.wraps(load_checkpoint)
         def wrapper(*args: Any, **kwargs: Any) -> Any:
             wanted = from_first_rank(-1 if expected_step is None else expected_step)
-            scheduler = signature.bind(*args, **kwargs).arguments.get("opt_param_scheduler")
+            call = signature.bind(*args, **kwargs).arguments
+            optimizer, scheduler = call.get("optimizer"), call.get("opt_param_scheduler")
             while True:
-                if scheduler is not None:
-                    # Its load adds the saved count of samples to the one that it has.
-                    scheduler.num_steps = 0
-                result, damage = _attempt(lambda: load_checkpoint(*args, **kwargs), wanted)
+                with contextlib.ExitStack() as stack:
+                    if scheduler is not None:
+                        # Its load adds the saved count of samples to the one that it has.
+                        scheduler.num_steps = 0
+                        if 0 < wanted <= steps_of_trunk:
+                            stack.enter_context(schedule_of_the_arguments(optimizer, scheduler))
+                    result, damage = _attempt(lambda: load_checkpoint(*args, **kwargs), wanted)
                 if damage is None:
                     break
                 wanted = _older(fall_back, wanted, damage)

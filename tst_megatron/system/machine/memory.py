@@ -1,7 +1,8 @@
-"""Measure the memory that this process may still take."""
+"""Measure the memory that this process may still take, and the most that it has taken."""
 
 from __future__ import annotations
 
+import resource
 from pathlib import Path
 
 import psutil
@@ -28,3 +29,13 @@ def available_bytes() -> int:
             continue
     # Of a group, what it has used includes what it can give back, so this errs on the safe side.
     return max(0, min(free))
+
+
+def peak_resident_bytes() -> int:
+    """Return the most memory that this process has had in RAM at once."""
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) * 1024
+    except (OSError, StopIteration):
+        # A process begins with its parent's number here.
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

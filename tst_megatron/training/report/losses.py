@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import itertools
 import math
@@ -9,7 +10,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tst_megatron.checkpoint.run_files import read_branch
 from tst_megatron.system.files import write_bytes_beside
+from tst_megatron.system.records import Damaged
 from tst_megatron.training.report.metrics_file import (
     BAG_LOSS,
     LM_LOSS,
@@ -40,7 +43,8 @@ def draw_losses(metrics: Path, picture: Path, *, unigram_entropy_nats: float | N
 
     A bag loss is measured against several tokens at once, so it has a panel of its own above that
     of the next-token losses, and each bag size has a colour of its own. An ordinary run has one
-    panel. Raw losses are faint points, and a line is their running mean.
+    panel. Raw losses are faint points, and a line is their running mean. What a branch has of its
+    trunk stands on grey.
 
     Args:
         metrics: a run's ``metrics.jsonl``.
@@ -81,6 +85,7 @@ def draw_losses(metrics: Path, picture: Path, *, unigram_entropy_nats: float | N
         # Above the panel, where it can hide no curve.
         axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=3, frameon=False)
     _mark_switch(all_axes, steps)
+    _mark_trunk(all_axes, steps, metrics.parent)
     all_axes[-1].set_xlabel("optimizer step")
     all_axes[-1].xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     device = next((row["device"] for row in reversed(steps) if "device" in row), "unknown")
@@ -180,4 +185,27 @@ def _mark_switch(all_axes: Sequence[Axes], steps: Sequence[Mapping[str, Any]]) -
         xycoords=("data", "axes fraction"),
         xytext=(5, 0),
         textcoords="offset points",
+    )
+
+
+def _mark_trunk(all_axes: Sequence[Axes], steps: Sequence[Mapping[str, Any]], folder: Path) -> None:
+    """Put a grey band behind the steps that a branch's trunk has made."""
+    branch = None
+    with contextlib.suppress(Damaged):
+        branch = read_branch(folder)
+    if branch is None or not steps:
+        return
+    first, end = steps[0]["step"], branch.step + 0.5
+    for axes in all_axes:
+        axes.axvspan(first - 0.5, end, color="black", alpha=0.08, linewidth=0, zorder=0)
+    all_axes[-1].annotate(
+        f"{branch.trunk_name}, up to step {branch.step:,}",
+        (end, 0.97),
+        xycoords=("data", "axes fraction"),
+        xytext=(-5, 0),
+        textcoords="offset points",
+        horizontalalignment="right",
+        verticalalignment="top",
+        # The name of a folder may hold dollars.
+        parse_math=False,
     )

@@ -1,4 +1,4 @@
-"""Read ``metrics.jsonl``, and cut it on resume; here are the names of its losses too."""
+"""Read ``metrics.jsonl``, and cut it on resume; here are names of its numbers too."""
 
 from __future__ import annotations
 
@@ -31,9 +31,17 @@ SAID = {
 }
 """What a person reads for each; the records keep the names that their readers know."""
 
+PEAK_MEMORY = "peak memory bytes"
+"""The most memory that this rank, the last one, has held since this start: of a GPU, what torch's
+tensors took on the device; on the CPU host, the resident memory of the whole process. Other ranks
+may hold more: with pipeline parallelism, the first stage keeps the most micro-batches."""
 
 DROPPED = "metrics.dropped.jsonl"
 """Beside it: what a rollback took out of it, and what was no row."""
+
+EVALUATIONS = "evaluations"
+"""A folder beside it, with the loss of each held-out sequence (``evaluations.py``); runs of earlier
+versions have none."""
 
 MOST_BYTES_FROM_END = 8 << 20
 """About ten thousand steps."""
@@ -141,11 +149,39 @@ def newest_step(path: Path, *, last_step: int) -> int:
     return int(steps[-1]["step"]) if steps else 0
 
 
+def lines_until(content: bytes, step: int) -> tuple[list[bytes], list[bytes], int]:
+    """Divide the lines of a ``metrics.jsonl`` into those up to a step and all others.
+
+    Args:
+        content: of the file.
+        step: the last one whose rows are wanted.
+
+    Returns:
+        The rows up to the step, in the order of their steps, each of them once; the other lines, in
+        their order: rows of later steps, second rows, and what is no row, such as a torn last line
+        of a killed process; and how many held no row or a second one.
+    """
+    kept: list[tuple[int, bytes]] = []
+    others: list[bytes] = []
+    seen: set[tuple[str, int]] = set()
+    num_damaged = 0
+    for line in content.removesuffix(b"\n").split(b"\n") if content else ():
+        row = row_of(line)
+        name = (row["event"], row["step"]) if row is not None else None
+        num_damaged += name is None or name in seen
+        if name is None or name in seen or name[1] > step:
+            others.append(line)
+        else:
+            kept.append((name[1], line))
+            seen.add(name)
+    kept.sort(key=lambda each: each[0])
+    return [line for _, line in kept], others, num_damaged
+
+
 def drop_lines_after(path: Path, step: int) -> int:
     """Move the lines after a step to ``metrics.dropped.jsonl``, so that each step stands once.
 
-    Lines that hold no row are moved too, such as a torn last one of a killed process, and second
-    rows of a step. The rows that stay are in the order of their steps.
+    Lines that hold no row are moved too, and second rows of a step (``lines_until``).
 
     Returns:
         How many lines held no row, or a second one.
@@ -156,19 +192,7 @@ def drop_lines_after(path: Path, step: int) -> int:
     before = read_bytes(path)
     if before is None:
         return 0
-    kept: list[tuple[int, bytes]] = []
-    dropped: list[bytes] = []
-    seen: set[tuple[str, int]] = set()
-    num_damaged = 0
-    for line in before.removesuffix(b"\n").split(b"\n") if before else ():
-        row = row_of(line)
-        name = (row["event"], row["step"]) if row is not None else None
-        num_damaged += name is None or name in seen
-        if name is None or name in seen or name[1] > step:
-            dropped.append(line)
-        else:
-            kept.append((name[1], line))
-            seen.add(name)
+    kept, dropped, num_damaged = lines_until(before, step)
     if dropped:
         with path.with_name(DROPPED).open("a+b") as file:
             end = file.seek(0, os.SEEK_END)
@@ -177,8 +201,7 @@ def drop_lines_after(path: Path, step: int) -> int:
             if file.read() not in (b"", b"\n"):
                 file.write(b"\n")
             file.writelines(line + b"\n" for line in dropped)
-    kept.sort(key=lambda each: each[0])
-    after = b"".join(line + b"\n" for _, line in kept)
+    after = b"".join(line + b"\n" for line in kept)
     if after != before:
         write_bytes_beside(path, after)
     return num_damaged

@@ -3,6 +3,8 @@
 ``metrics.jsonl`` holds one line per optimizer step and one per evaluation, written on the last
 rank, where the loss is. TensorBoard and Weights & Biases get the same names. Numbers for comparison
 come from here: the second line of Megatron's printed log after a start is a mean of two steps.
+``evaluations/`` holds the loss of each held-out sequence, a file for each evaluation, which is
+written before its line.
 """
 
 from __future__ import annotations
@@ -18,12 +20,20 @@ from typing import Any, TextIO
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from tst_megatron.megatron import loop, names, writers
+from tst_megatron.megatron import loop, names, ranks, writers
 from tst_megatron.schedule import Schedule
+from tst_megatron.training.report.block_losses import HeldOutLosses
+from tst_megatron.training.report.evaluations import (
+    drop_evaluations_after,
+    file_of,
+    write_blocks,
+)
 from tst_megatron.training.report.metrics_file import (
     BAG_LOSS,
     DROPPED,
+    EVALUATIONS,
     LM_LOSS,
+    PEAK_MEMORY,
     SAID,
     TEST_LOSS,
     VALIDATION_LOSS,
@@ -51,9 +61,28 @@ SECONDS_BETWEEN_LINES = 20.0
 class Recorder:
     """Writes what training tells of itself: ``metrics.jsonl``, the writers, and progress."""
 
-    def __init__(self, path: Path, schedule: Schedule, *, console: Console, device: str) -> None:
-        """Write to ``path`` from ``on_load`` on."""
+    def __init__(
+        self,
+        path: Path,
+        schedule: Schedule,
+        *,
+        console: Console,
+        device: str,
+        held_out: HeldOutLosses | None = None,
+    ) -> None:
+        """Write to ``path`` from ``on_load`` on.
+
+        Args:
+            path: the run's ``metrics.jsonl``; ``evaluations/`` is beside it.
+            schedule: of the run.
+            console: where progress goes.
+            device: the name of the accelerator.
+            held_out: has the losses of the last evaluation.
+        """
         self._path = path
+        self._evaluations = path.parent / EVALUATIONS
+        self._held_out = held_out
+        self._has_said_not_kept = False
         self._schedule = schedule
         self._device = device
         self._file: TextIO | None = None
@@ -69,6 +98,10 @@ class Recorder:
                 f"{self._path}: {num_damaged} lines were torn, damaged or there twice: moved to "
                 f"{DROPPED}"
             )
+        try:
+            drop_evaluations_after(self._evaluations, step)
+        except OSError as error:
+            self._progress.note(f"evaluations of later steps were not deleted: {error}")
         self._progress.start(step)
 
     def on_step(self, step: int, seconds: float, scalars: Mapping[str, float]) -> None:
@@ -86,6 +119,7 @@ class Recorder:
             "latent positions per second": latent_positions / seconds,
             "TFLOP/s per device": loop.teraflops_per_device(names.get_args(), seconds),
             "step seconds": seconds,
+            PEAK_MEMORY: ranks.peak_memory_bytes(),
         }
         theirs = {name: scalars[name] for name in FROM_MEGATRON if name in scalars}
         theirs |= {name: loss for name, loss in scalars.items() if OF_A_HEAD.fullmatch(name)}
@@ -102,6 +136,7 @@ class Recorder:
             # Megatron evaluates once more after the last step, on the same positions.
             if name in scalars and (event, step) != self._last_evaluation:
                 self._last_evaluation = (event, step)
+                self._keep_blocks(event, step)
                 self._write({"event": event, "step": step, name: scalars[name]})
                 self._progress.note(f"step {step}: {SAID[name]} {scalars[name]:.4f}")
 
@@ -115,6 +150,24 @@ class Recorder:
         self._progress.close()
         if self._file is not None:
             self._file.close()
+
+    def _keep_blocks(self, event: str, step: int) -> None:
+        """Write the losses of the held-out sequences; that they cannot be kept ends no run."""
+        if self._held_out is None:
+            return
+        blocks = self._held_out.result()
+        if blocks is None:
+            self._say_not_kept("they are not known in this layout")
+            return
+        try:
+            write_blocks(file_of(self._evaluations, event, step), blocks)
+        except OSError as error:
+            self._say_not_kept(str(error))
+
+    def _say_not_kept(self, why: str) -> None:
+        if not self._has_said_not_kept:
+            self._has_said_not_kept = True
+            self._progress.note(f"the losses of single held-out sequences are not kept: {why}")
 
     def _write(self, row: Mapping[str, Any]) -> None:
         assert self._file is not None, "nothing was loaded yet"

@@ -13,10 +13,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tst_megatron.checkpoint.folder import checkpoint_of, list_checkpoints, tracked_step
+from tst_megatron.checkpoint.folder import (
+    checkpoint_of,
+    list_checkpoints,
+    step_of,
+    tracked_step,
+)
 from tst_megatron.checkpoint.known_saves import SAVES
 from tst_megatron.checkpoint.outputs import check_output
-from tst_megatron.checkpoint.run_files import RESOLVED, is_run
+from tst_megatron.checkpoint.run_files import RESOLVED, is_run, steps_of_trunk
 from tst_megatron.recipe.recipe import RecipeError
 from tst_megatron.system.files import write_beside
 from tst_megatron.system.paths import is_there
@@ -60,11 +65,19 @@ class RunFolder:
         return is_run(self.path)
 
     def has_begun(self) -> bool:
-        """Tell whether ranks have left something here: words in a log, numbers or a checkpoint."""
+        """Tell whether ranks have left something here: words in a log, numbers or a checkpoint.
+
+        What a branch has of its trunk is none of that.
+        """
         logs = self.logs.glob("rank-*.log") if self.logs.is_dir() else ()
-        return any(is_there(path) for path in (self.metrics, *logs)) or bool(
-            list_checkpoints(self.checkpoints)
-        )
+        if any(is_there(path) for path in logs):
+            return True
+        try:
+            first = steps_of_trunk(self.path)
+        except Damaged:
+            first = 0
+        newer = [path for path in list_checkpoints(self.checkpoints) if step_of(path) > first]
+        return bool(newer) or (not first and is_there(self.metrics))
 
     # --- one start at a time ----------------------------------------------------------------------
 

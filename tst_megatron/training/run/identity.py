@@ -11,6 +11,7 @@ import argparse
 import os
 import shlex
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import yaml
@@ -41,6 +42,30 @@ FILLED_IN_BY_THE_LOOP = {
 """Attributes that Megatron takes from another one after validation, where they are not given."""
 
 
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """One thing in which a recipe is another run than one that was started before."""
+
+    key: str
+    """Of the recipe; ``tst.`` stands before those of its block. Or ``phases`` or ``training text``,
+    which follow from several keys."""
+    was: Any
+    """The value that the run was started with; None where it had none."""
+    is_now: Any
+    fix: str
+    """The advice for a run that is to go on as it was."""
+
+    def sentence(self) -> str:
+        """Say it to the owner of a run that is to be resumed."""
+        was, is_now = (
+            "nothing" if each is None else repr(each) for each in (self.was, self.is_now)
+        )
+        return (
+            f"{self.key}: this run was started with {was}, and the recipe now says {is_now}. "
+            f"{self.fix}"
+        )
+
+
 def identity(checked: CheckedRecipe) -> dict[str, Any]:
     """Return what decides a run; most of it must stay the same over its life."""
     steps = [[phase.bag_size, phase.num_steps] for phase in checked.schedule.phases]
@@ -59,20 +84,37 @@ def differences(before: Mapping[str, Any], checked: CheckedRecipe) -> list[str]:
         before: the ``identity`` of that run, as its folder kept it.
         checked: the recipe of this start.
     """
+    return [each.sentence() for each in what_differs(before, checked)]
+
+
+def what_differs(before: Mapping[str, Any], checked: CheckedRecipe) -> list[Difference]:
+    """List in what a recipe is another run than one that was started before.
+
+    Args:
+        before: as for ``differences``.
+        checked: likewise.
+    """
     now = identity(checked)
     found = _of_keys(before, checked)
     if before.get("profile") != now["profile"]:
-        found.append(_sentence("profile", before.get("profile"), now["profile"]))
+        found.append(_difference("profile", before.get("profile"), now["profile"]))
     return found + _of_phases(before, now) + _of_text(before, now)
+
+
+def values_of(run: Mapping[str, Any], known: Flags) -> argparse.Namespace:
+    """Return what Megatron's parser makes of a run's keys, its profile's included.
+
+    Args:
+        run: its ``identity``.
+        known: Megatron's parser.
+    """
+    return known.parse(_own_and_given(run, known))
 
 
 def notes(before: Mapping[str, Any], checked: CheckedRecipe) -> list[str]:
     """List what may change and makes the curves of this start differ from those before."""
-    old, new = (
-        _own_and_given(before, checked.known),
-        _own_and_given(identity(checked), checked.known),
-    )
-    parsed_old, parsed_new = checked.known.parse(old), checked.known.parse(new)
+    parsed_old = values_of(before, checked.known)
+    parsed_new = values_of(identity(checked), checked.known)
     changed = []
     for key in OF_VALIDATION:
         name = checked.known.destination(key)
@@ -84,7 +126,7 @@ def notes(before: Mapping[str, Any], checked: CheckedRecipe) -> list[str]:
     ]
 
 
-def _of_keys(before: Mapping[str, Any], checked: CheckedRecipe) -> list[str]:
+def _of_keys(before: Mapping[str, Any], checked: CheckedRecipe) -> list[Difference]:
     """Keys of Megatron's that decide numbers and come to something else."""
     known, now = checked.known, identity(checked)
     old, new = _own_and_given(before, known), _own_and_given(now, known)
@@ -104,9 +146,9 @@ def _of_keys(before: Mapping[str, Any], checked: CheckedRecipe) -> list[str]:
     ]
     if differing:
         differing = _after_validation(differing, deciding, old, new, checked)
-    found = [_sentence_of_key(own[name], before, now, old, known) for name in differing]
+    found = [_difference_of_key(own[name], before, now, old, known) for name in differing]
     return found + [
-        _sentence(key, value, now.get(key))
+        _difference(key, value, now.get(key))
         for key, value in before.items()
         if key not in NOT_MEGATRONS and known.destination(key) is None and value != now.get(key)
     ]
@@ -154,7 +196,7 @@ def _after_validation(
     return [name for name in differing if name in changed] or differing
 
 
-def _of_phases(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+def _of_phases(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[Difference]:
     """List what differs in the ``tst:`` block, whose phases may be spelled in several ways."""
     # A key that is newer than the run had the value that is its default now.
     old, new = (TSTConfig().as_keys() | (run.get("tst") or {}) for run in (before, now))
@@ -163,13 +205,13 @@ def _of_phases(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     if _unit(old) == _unit(new):
         passed_over.add("stream-unit-bags")
     found = [
-        _sentence(f"tst.{key}", old.get(key), new.get(key))
+        _difference(f"tst.{key}", old.get(key), new.get(key))
         for key in {**old, **new}
         if key not in passed_over and old.get(key) != new.get(key)
     ]
     if not same_phases:
-        was, is_now = before.get("phases"), now["phases"]
-        found.append(_statement("phases", was, is_now) + "They follow from train-iters and tst")
+        fix = "They follow from train-iters and tst"
+        found.append(Difference("phases", before.get("phases"), now["phases"], fix))
     return found
 
 
@@ -181,16 +223,16 @@ def _unit(tst: Mapping[str, Any]) -> int | None:
         return None  # of a version that had other keys
 
 
-def _of_text(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+def _of_text(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[Difference]:
     """Text is the same under any path, and in the same order with the same weights."""
     found = []
     if before.get(TEXT) != now[TEXT]:
         fix = f"Name the old text: {_override('data', before.get('data'))}"
-        found.append(_statement(TEXT, before.get(TEXT), now[TEXT]) + fix)
+        found.append(Difference(TEXT, before.get(TEXT), now[TEXT], fix))
     weights = [list((run.get("data") or {}).values()) for run in (before, now)]
     if weights[0] != weights[1]:
-        found.append(_statement("data", *(run.get("data") for run in (before, now))))
-        found[-1] += "Give each text its old weight, in the old order"
+        fix = "Give each text its old weight, in the old order"
+        found.append(Difference("data", before.get("data"), now.get("data"), fix))
     return found
 
 
@@ -215,28 +257,23 @@ def _get(values: argparse.Namespace, name: str) -> Any:
     return getattr(values, filled_in, None) if value is None and filled_in else value
 
 
-def _sentence_of_key(
+def _difference_of_key(
     key: str,
     before: Mapping[str, Any],
     now: Mapping[str, Any],
     old: Mapping[str, Any],
     known: Flags,
-) -> str:
-    """Return the sentence for a key of Megatron's; each side may have another spelling of it."""
+) -> Difference:
+    """Return the difference in a key of Megatron's; each side may have another spelling of it."""
     was, is_now = (
         next((run[k] for k in run if known.destination(k) == known.destination(key)), None)
         for run in (before, now)
     )
-    return _statement(key, was, is_now) + _fix(_override(key, known.override(old, key)))
+    return Difference(key, was, is_now, _fix(_override(key, known.override(old, key))))
 
 
-def _sentence(key: str, was: Any, is_now: Any) -> str:
-    return _statement(key, was, is_now) + _fix(_override(key, was))
-
-
-def _statement(key: str, was: Any, is_now: Any) -> str:
-    was, is_now = ("nothing" if value is None else repr(value) for value in (was, is_now))
-    return f"{key}: this run was started with {was}, and the recipe now says {is_now}. "
+def _difference(key: str, was: Any, is_now: Any) -> Difference:
+    return Difference(key, was, is_now, _fix(_override(key, was)))
 
 
 def _fix(override: str) -> str:

@@ -17,7 +17,8 @@ from tst_megatron.system.files import copy_beside
 from tst_megatron.system.machine.errors import raise_passing
 from tst_megatron.system.paths import is_there
 from tst_megatron.system.records import Damaged, aside, move_aside, open_bytes, read_yaml
-from tst_megatron.training.report.metrics_file import DROPPED
+from tst_megatron.training.report.facts import FACTS
+from tst_megatron.training.report.metrics_file import DROPPED, EVALUATIONS
 from tst_megatron.training.report.versions import read_layouts, write_layouts
 from tst_megatron.training.run.folder import VERSIONS, RunFolder
 from tst_megatron.training.run.state import read_state
@@ -48,6 +49,8 @@ def damaged_records(run: RunFolder) -> list[tuple[Path, str]]:
         (run.metrics, _open),
         (run.metrics.with_name(DROPPED), _open),
         (run.checkpoints / TRACKER, _open),
+        (run.path / FACTS, _open),
+        (run.path / EVALUATIONS, _enter),
         (run.tensorboard, _enter),
         (run.logs, _enter),
         (run.report, _enter),

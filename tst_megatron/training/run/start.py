@@ -15,11 +15,13 @@ from typing import TYPE_CHECKING, Any
 from tst_megatron.checkpoint import saved_state
 from tst_megatron.checkpoint.folder import checkpoint_of, step_of, write_tracker
 from tst_megatron.checkpoint.resharding import reshard_notes, reshard_problems
+from tst_megatron.checkpoint.run_files import BRANCH, Branch, read_branch
 from tst_megatron.checkpoint.start import Start
 from tst_megatron.checkpoint.whole import newest_whole, whole_before
 from tst_megatron.data.stream.corpora import changed_text
 from tst_megatron.data.stream.cursor import cursor, differences, stream_facts
 from tst_megatron.recipe.recipe import RecipeError
+from tst_megatron.schedule import phases_until
 from tst_megatron.system.machine.errors import raise_passing
 from tst_megatron.system.records import Damaged
 from tst_megatron.training.run import identity, saves
@@ -46,7 +48,7 @@ def plan_start(checked: CheckedRecipe, run: RunFolder, *, fresh: bool = False) -
             manifest recorded, no checkpoint is complete, the newest was trained on another stream,
             or it does not load into this layout.
     """
-    plan = run_plan(checked)
+    plan, branch = run_plan(checked), branch_of(run)
     copy, notes_of_copy = (None, []) if fresh else _copy_of_identity(run)
     problems = folder_problems(run, checked, fresh=fresh, copy=copy)
     problems += changed_text(plan.corpora)
@@ -57,6 +59,9 @@ def plan_start(checked: CheckedRecipe, run: RunFolder, *, fresh: bool = False) -
             start = replace(start, notes=(*notes_of_copy, *start.notes))
         except RecipeError as error:
             problems += error.problems
+    if branch is not None:
+        of_trunk = f"{branch.words()}: the steps up to that one are of the run in {branch.trunk}"
+        start = replace(start, notes=(of_trunk, *start.notes))
     if start.step and not saves.is_finished(run, plan):
         try:
             start = _readable(plan, run, start)
@@ -138,7 +143,9 @@ def _readable(plan: RunPlan, run: RunFolder, start: Start) -> Start:
         RecipeError: none can be read, with what is wrong with the newest; or that one does not fit.
     """
     try:
-        notes = check_checkpoint(plan, checkpoint_of(run.checkpoints, start.step))
+        notes = check_checkpoint(
+            plan, checkpoint_of(run.checkpoints, start.step), steps_of_trunk=_steps_of_trunk(run)
+        )
         return replace(start, notes=(*start.notes, *notes))
     except saved_state.UnreadableError as error:
         damage = error.problems[0]
@@ -182,7 +189,7 @@ def fall_back(
     distrust(step)
     for checkpoint in whole_before(run.checkpoints, step, plan.saves_manifest):
         try:
-            check_checkpoint(plan, checkpoint)
+            check_checkpoint(plan, checkpoint, steps_of_trunk=_steps_of_trunk(run))
         except RecipeError as error:
             say(f"{error.problems[0]}; skipped")
             distrust(step_of(checkpoint))
@@ -194,11 +201,35 @@ def fall_back(
     return None
 
 
+def branch_of(run: RunFolder) -> Branch | None:
+    """Return what a branch knows of its trunk; None where the run is no branch.
+
+    Raises:
+        RecipeError: it has known it, and its record is damaged.
+    """
+    try:
+        return read_branch(run.path)
+    except Damaged as error:
+        raise_passing(error)
+        raise RecipeError(
+            [
+                f"{run.path / BRANCH}: {error}, and it says up to which step this run is another's."
+                " Bring it back from a backup, or make the branch again"
+            ]
+        ) from error
+
+
+def _steps_of_trunk(run: RunFolder) -> int:
+    branch = branch_of(run)
+    return branch.step if branch else 0
+
+
 def _copy_of_identity(run: RunFolder) -> tuple[dict[str, Any] | None, list[str]]:
     """Return the identity in the newest checkpoint, if the folder's own file is damaged."""
     what = damage_of(run.resolved, read_resolved) if run.is_prepared() else None
     newest, _ = newest_whole(run.checkpoints) if what else (None, [])
-    if newest is None:
+    if newest is None or step_of(newest) <= _steps_of_trunk(run):
+        # The trunk's says what the trunk is.
         return None, []
     try:
         state = saved_state.read(newest, advice="bring the file back from a backup")
@@ -210,8 +241,13 @@ def _copy_of_identity(run: RunFolder) -> tuple[dict[str, Any] | None, list[str]]
     return copy, [f"{run.resolved} {what}: compared with the copy in {newest.name} instead"]
 
 
-def check_checkpoint(plan: RunPlan, checkpoint: Path) -> list[str]:
+def check_checkpoint(plan: RunPlan, checkpoint: Path, *, steps_of_trunk: int = 0) -> list[str]:
     """Refuse a checkpoint that this start cannot resume from, and return notes for its owner.
+
+    Args:
+        plan: of the run.
+        checkpoint: one of its own, or of its trunk.
+        steps_of_trunk: up to this step it is the trunk's, whose later phases may be others.
 
     Raises:
         UnreadableError: its bytes are damaged.
@@ -226,7 +262,8 @@ def check_checkpoint(plan: RunPlan, checkpoint: Path) -> list[str]:
         advice="delete that folder or move it away: the run goes on from the checkpoint before it",
     )
     saved, step = state["args"], step_of(checkpoint)
-    problems = _stream_problems(plan, checkpoint, getattr(saved, "tst", {}))
+    is_of_trunk = step <= steps_of_trunk
+    problems = _stream_problems(plan, checkpoint, getattr(saved, "tst", {}), is_of_trunk)
     problems += reshard_problems(
         saved,
         plan.arguments,
@@ -238,12 +275,26 @@ def check_checkpoint(plan: RunPlan, checkpoint: Path) -> list[str]:
     return reshard_notes(saved, plan.arguments, step)
 
 
-def _stream_problems(plan: RunPlan, checkpoint: Path, saved: dict[str, Any]) -> list[str]:
+def _stream_problems(
+    plan: RunPlan, checkpoint: Path, saved: dict[str, Any], is_of_trunk: bool
+) -> list[str]:
     if not {"stream", "cursor"} <= set(saved):
+        fix = "Nothing can go on from it" if is_of_trunk else "Start again in another --run-folder"
         return [
             f"{checkpoint}: holds no cursor of the token stream, so it cannot be shown where "
-            "the run goes on reading. Start again in another --run-folder"
+            f"the run goes on reading. {fix}"
         ]
-    found = differences(saved["stream"], stream_facts(plan.stream, plan.corpora))
-    found = found or differences(saved["cursor"], cursor(plan.stream, step_of(checkpoint)))
-    return [f"{problem}. Bring back the old, or use another --run-folder" for problem in found]
+    step, facts = step_of(checkpoint), stream_facts(plan.stream, plan.corpora)
+    now = cursor(plan.stream, step)
+    if is_of_trunk:
+        # What the trunk has read is the same, and what it would have read next need not be.
+        saved = {"stream": _until(saved["stream"], step), "cursor": saved["cursor"]}
+        facts, now = _until(facts, step), {**now, "phase": saved["cursor"].get("phase")}
+    found = differences(saved["stream"], facts) or differences(saved["cursor"], now)
+    fix = ". Bring back the old" + ("" if is_of_trunk else ", or use another --run-folder")
+    # Another version of the order cannot be brought back, and says what to do itself.
+    return [problem + ("" if problem.startswith("order version") else fix) for problem in found]
+
+
+def _until(facts: dict[str, Any], step: int) -> dict[str, Any]:
+    return {**facts, "phases": phases_until(facts["phases"], step)}

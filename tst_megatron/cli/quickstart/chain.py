@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -93,18 +94,34 @@ def _run_chain(recipe: Path, folder: Path, *, short: bool, console: Console) -> 
     return _summarise(run, manifest, exported, short=short, console=console)
 
 
-def find_recipe() -> Path:
-    """Return the quickstart's recipe, in a checkout or in an installed package.
+def run_command(arguments: list[str], console: Console) -> int:
+    """Run a command as a user would, show it, and return its exit status."""
+    console.print(
+        shlex.join(["tst-megatron", *arguments]), highlight=False, markup=False, soft_wrap=True
+    )
+    # Ctrl-C reaches the command too, which saves a checkpoint and ends; so it does without us.
+    before = signal.signal(signal.SIGINT, lambda *_: None)
+    try:
+        return subprocess.run(
+            [sys.executable, "-m", "tst_megatron", *arguments],
+            check=False,
+            preexec_fn=partial(signals.end_with, os.getpid(), signal.SIGTERM),
+        ).returncode
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def find_recipe(name: str = "quickstart/tst.yaml") -> Path:
+    """Return a recipe of ``examples/``, in a checkout or in an installed package.
 
     Raises:
         FileNotFoundError: it is in neither.
     """
     package = Path(tst_megatron.__file__).parent
     for place in (package.parent / "examples", package / "examples"):
-        recipe = place / "quickstart" / "tst.yaml"
-        if recipe.exists():
-            return recipe
-    raise FileNotFoundError("examples/quickstart/tst.yaml is missing: is this a whole checkout?")
+        if (place / name).exists():
+            return place / name
+    raise FileNotFoundError(f"examples/{name} is missing: is this a whole checkout?")
 
 
 def _prepare_text(folder: Path, console: Console) -> Manifest:
@@ -157,19 +174,7 @@ def _train(recipe: Path, overrides: list[str], run: RunFolder, console: Console)
         "--nproc",
         str(ranks),
     ]
-    console.print(
-        f"tst-megatron {' '.join(arguments)}", highlight=False, markup=False, soft_wrap=True
-    )
-    # Ctrl-C reaches the command too, which saves a checkpoint and ends; so it does without us.
-    before = signal.signal(signal.SIGINT, lambda *_: None)
-    try:
-        return subprocess.run(
-            [sys.executable, "-m", "tst_megatron", *arguments],
-            check=False,
-            preexec_fn=partial(signals.end_with, os.getpid(), signal.SIGTERM),
-        ).returncode
-    finally:
-        signal.signal(signal.SIGINT, before)
+    return run_command(arguments, console)
 
 
 def _export(run: RunFolder, output: Path, console: Console) -> Path:
