@@ -23,7 +23,7 @@ from small_models import save_model
 from tokenizers import Tokenizer, normalizers
 from transformers import AutoModelForCausalLM
 
-from tst_megatron.hf.evaluate import definitions, hub, paper, results, run
+from tst_megatron.hf.evaluate import answers, definitions, hub, paper, results, run
 from tst_megatron.hf.evaluate.hub import hub_problem
 from tst_megatron.hf.evaluate.run import Settings, evaluate, load_tasks
 
@@ -243,7 +243,7 @@ def test_limit_makes_a_trial_and_says_so(model, data, tmp_path, monkeypatch, cap
     assert found["tasks"]["openbookqa"]["num_items"] == 2
     assert found["settings"]["dtype"] == "float32"
     assert found["tokenizer"]["special_tokens_in_text"] is True
-    assert os.listdir(output.parent) == ["r.json"]
+    assert sorted(os.listdir(output.parent)) == ["r.answers.json", "r.json"]
 
 
 def test_missing_files_are_named_at_once_with_the_command(model, data, tmp_path, capsys):
@@ -497,3 +497,16 @@ def test_numbers_of_the_paper_have_its_own_means():
         assert sum(percent) / 7 == pytest.approx(mean, abs=0.06)
     assert paper.number_beside("10b-tst", "mmlu_continuation") == 39.0
     assert paper.number_beside("600m-tst", "mmlu") is None
+
+
+def test_answers_are_kept_by_question(evaluated, model):
+    _, found, _ = evaluated
+    kept = answers.read_answers(model.parent / "hf-evaluation.json")
+    leaves = [name for name, task in found["tasks"].items() if not task["subtasks"]]
+    assert set(kept) == set(leaves)
+    for name in leaves:
+        task = found["tasks"][name]
+        assert kept[name].hash == task["hash"]
+        for metric, right in kept[name].right.items():
+            assert len(right) == task["num_items"]
+            assert right.count("1") / len(right) == pytest.approx(task[metric])

@@ -138,6 +138,8 @@ def _read(run: RecordedRun, notes: list[str]) -> _Evaluated:
                 "by question. Evaluate again"
             )
             continue
+        if limit := (result.get("settings") or {}).get("limit"):
+            notes.append(f"{file}: is a trial with the first {limit} questions of each task")
         asked_for |= dict.fromkeys(map(str, result["asked_for"]))
         tasks |= answers
         subtasks |= _subtasks(result["tasks"])

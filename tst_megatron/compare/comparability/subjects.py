@@ -6,10 +6,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from tst_megatron.compare.comparability.settings import weights_of_texts
+from tst_megatron.compare.comparability.settings import plain, weights_of_texts
 from tst_megatron.compare.results import RecordedRun
 
 Gravity = Literal["expected", "matters", "forbids"]
+ORDER = "order of the text"
 _DIGITS = 12
 """Of a hash that are shown."""
 
@@ -66,7 +67,15 @@ def held_out_size(run: RecordedRun) -> tuple[int, int] | None:
 
 def _held_out_positions(run: RecordedRun) -> str | None:
     size = held_out_size(run)
-    return None if size is None else f"{size[0]:,} sequences of {size[1]:,} positions"
+    if size is None:
+        return None
+    said = f"{size[0]:,} sequences of {size[1]:,} positions"
+    weights = _fact(run, "held-out", "validation", "weights")
+    if isinstance(weights, list) and len(weights) > 1:
+        said += f", texts by weights of {', '.join(map(plain, weights))}"
+    if _fact(run, "held-out", "validation", "eod-mask-loss"):
+        said += ", without ends of documents"
+    return said
 
 
 def _training_text(run: RecordedRun) -> str | None:
@@ -134,7 +143,7 @@ SUBJECTS = (
         known_by="by hashes and weights",
     ),
     Subject(
-        what="order of the text",
+        what=ORDER,
         value=_order,
         gravity="matters",
         meaning="The runs read their text in different orders, which adds noise to the gap.",

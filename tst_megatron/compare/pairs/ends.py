@@ -8,9 +8,9 @@ import numpy as np
 
 from tst_megatron.compare.results import BlockLosses, RecordedRun
 from tst_megatron.compare.runs.finite import DIVERGED_AT
-from tst_megatron.compare.runs.kept_blocks import read_blocks
 from tst_megatron.compare.statistics.gap import FinalLoss
 from tst_megatron.system.records import Damaged
+from tst_megatron.training.report.evaluations import read_blocks
 
 AS_LOGGED = 1e-4
 """Nats by which the mean of kept losses may differ from the loss that the run has logged."""
@@ -98,13 +98,13 @@ def blocks_at(run: RecordedRun, step: int, notes: list[str]) -> BlockLosses | No
         return None
     problem = None
     try:
-        blocks = read_blocks(file)
-    except Damaged as error:
+        kept = read_blocks(file, with_parts=False)
+    except (Damaged, OSError) as error:
         problem = f"{file}: {error}; the evaluation is taken as its mean alone"
     else:
-        mean = float(blocks.loss_sum.sum() / blocks.num_positions.sum())
+        mean = float(kept.loss_sum.sum()) / max(1, int(kept.num_positions.sum()))
         if abs(mean - loss_at(run, step)) <= AS_LOGGED:
-            return blocks
+            return BlockLosses(loss_sum=kept.loss_sum, num_positions=kept.num_positions)
         problem = (
             f"{file}: has a mean of {mean:.5f} nats, and the run has logged "
             f"{loss_at(run, step):.5f}, so it is not used"

@@ -12,9 +12,10 @@ from tst_megatron.checkpoint.run_files import RESOLVED, is_run, run_of
 from tst_megatron.compare.results import RecordedRun
 from tst_megatron.compare.runs.csv_file import read_csv
 from tst_megatron.compare.runs.event_files import PATTERN, event_files
-from tst_megatron.compare.runs.run_folder import FACTS, read_run_folder
+from tst_megatron.compare.runs.run_folder import read_run_folder
 from tst_megatron.compare.runs.tensorboard import read_tensorboard
 from tst_megatron.recipe.recipe import RecipeError
+from tst_megatron.training.report.facts import FACTS
 
 CSV_ENDS = (".csv", ".tsv")
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from tst_megatron.checkpoint.run_files import RESOLVED, places_of_tokenizers
+from tst_megatron.checkpoint.run_files import BRANCH, RESOLVED, places_of_tokenizers, read_branch
 from tst_megatron.compare.results import Curve, RecordedRun
 from tst_megatron.compare.runs.costs import (
     curve_of,
@@ -18,18 +18,22 @@ from tst_megatron.compare.runs.costs import (
     seconds_at,
 )
 from tst_megatron.compare.runs.finite import finite_validation
-from tst_megatron.compare.runs.kept_blocks import EVALUATIONS, list_evaluations
 from tst_megatron.compare.runs.sampled_rows import SampledRows, sample_rows
 from tst_megatron.data.tokenizer.files import tokenizer_sha256
 from tst_megatron.schedule import Schedule
 from tst_megatron.system.records import Damaged, read_json
-from tst_megatron.training.report.metrics_file import BAG_LOSS, LM_LOSS, VALIDATION_LOSS
+from tst_megatron.training.report.evaluations import list_evaluations
+from tst_megatron.training.report.facts import FACTS, read_facts
+from tst_megatron.training.report.metrics_file import (
+    BAG_LOSS,
+    EVALUATIONS,
+    LM_LOSS,
+    VALIDATION_LOSS,
+)
 from tst_megatron.training.report.recorded_schedule import recorded_schedule
 
 SEED_OF_MEGATRON = 1234
 """Megatron's default of ``seed``."""
-FACTS = "facts.json"
-BRANCH = "branch.json"
 
 _OF_ROWS = (
     "step seconds",
@@ -115,8 +119,8 @@ def _validation(path: Path, rows: SampledRows, facts: dict[str, Any], notes: lis
 def _facts(path: Path, recipe: Mapping[str, Any], notes: list[str]) -> dict[str, Any]:
     """Return what the run was made with; the keys are those of ``facts.json``, and some more."""
     found: dict[str, Any] = {"recipe": recipe}
-    kept = _read(path / FACTS, notes)
-    versions = _read(path / "versions.json", notes)
+    kept = _read(path / FACTS, read_facts, notes)
+    versions = _read(path / "versions.json", read_json, notes)
     found |= kept or {}
     if versions is not None:
         found["versions"] = {k: v for k, v in versions.items() if not isinstance(v, dict | list)}
@@ -129,9 +133,9 @@ def _facts(path: Path, recipe: Mapping[str, Any], notes: list[str]) -> dict[str,
     return found | {"tokenizer": tokenizer}
 
 
-def _read(file: Path, notes: list[str]) -> dict[str, Any] | None:
+def _read[T](file: Path, reader: Callable[[Path], T], notes: list[str]) -> T | None:
     try:
-        return read_json(file)
+        return reader(file)
     except Damaged as error:
         notes.append(f"{file}: {error}; what it would say is not known")
         return None
@@ -148,11 +152,8 @@ def _kept_tokenizer(path: Path) -> str | None:
 
 
 def _trunk(path: Path, notes: list[str]) -> tuple[str, int] | None:
-    said = _read(path / BRANCH, notes)
-    if said is None:
-        return None
-    name, step = said.get("trunk name"), said.get("step")
-    return (name, step) if isinstance(name, str) and isinstance(step, int) else None
+    branch = _read(path / BRANCH, lambda file: read_branch(file.parent), notes)
+    return None if branch is None else (branch.trunk_name, branch.step)
 
 
 def _throughput(

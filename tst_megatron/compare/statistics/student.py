@@ -11,7 +11,7 @@ import numpy as np
 from tst_megatron.compare.results import Interval
 
 CONFIDENCE = 0.95
-_MOST_DEGREES = 1e7
+_MOST_DEGREES = 1e5
 """Of freedom, from which on the normal distribution is meant."""
 
 
@@ -29,7 +29,7 @@ def t_quantile(probability: float, degrees: float) -> float:
     low, high = 0.0, 1.0
     while t_cdf(high, degrees) < probability:
         low, high = high, 2 * high
-    for _ in range(200):
+    while high - low > 1e-12 * high:
         middle = (low + high) / 2
         if t_cdf(middle, degrees) < probability:
             low = middle

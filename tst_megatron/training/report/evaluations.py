@@ -22,6 +22,7 @@ from __future__ import annotations
 import contextlib
 import io
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -177,8 +178,12 @@ def write_blocks(path: Path, blocks: BlockLosses) -> None:
     write_bytes_beside(path, content.getvalue())
 
 
-def read_blocks(path: Path) -> BlockLosses:
+def read_blocks(path: Path, *, with_parts: bool = True) -> BlockLosses:
     """Read the losses of an evaluation.
+
+    Args:
+        path: of the file.
+        with_parts: also those by position and by frequency, which take most of the time.
 
     Raises:
         FileNotFoundError: it is not there.
@@ -187,7 +192,7 @@ def read_blocks(path: Path) -> BlockLosses:
     content = read_bytes(path)
     if content is None:
         raise FileNotFoundError(f"{path}: there is no such file")
-    arrays = _arrays(content)
+    arrays = _arrays(content, None if with_parts else ("loss_sum", "num_positions"))
     loss_sum, num_positions = _pair(arrays, "loss_sum", "num_positions", num_dimensions=1)
     if not len(loss_sum):
         raise Damaged("holds no sequence")
@@ -199,13 +204,14 @@ def read_blocks(path: Path) -> BlockLosses:
     )
 
 
-def _arrays(content: bytes) -> dict[str, npt.NDArray[Any]]:
+def _arrays(content: bytes, names: Sequence[str] | None) -> dict[str, npt.NDArray[Any]]:
+    """Return the arrays of an archive; of some names, or all."""
     try:
         # Without pickles, so that nothing in the file can run.
         file = np.load(io.BytesIO(content), allow_pickle=False)
         if not isinstance(file, np.lib.npyio.NpzFile):
             raise Damaged("is no archive of arrays")
-        return {name: file[name] for name in file.files}
+        return {name: file[name] for name in file.files if names is None or name in names}
     except Damaged:
         raise
     except Exception as error:
