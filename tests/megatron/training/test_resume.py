@@ -17,6 +17,7 @@ from tst_megatron.data.stream import cursor
 from tst_megatron.data.stream.cursor import stream_facts
 from tst_megatron.megatron.repairs import torch_adam
 from tst_megatron.recipe.recipe import RecipeError, load_recipe
+from tst_megatron.training.report.evaluations import list_evaluations
 from tst_megatron.training.run.plan import run_plan
 from tst_megatron.training.run.start import check_checkpoint
 from tst_megatron.training.train import train_run
@@ -90,6 +91,10 @@ def test_losses_after_a_resume_are_bit_identical(uninterrupted, resumed, where):
     assert tiny.bits_of(tiny.metrics(folder, "validation")) == tiny.bits_of(
         tiny.metrics(run, "validation")
     )
+    kept, expected = (list_evaluations(each / "evaluations") for each in (folder, run))
+    assert list(kept) == list(expected) == [8, 16, 24, 32, STEPS]
+    for step, path in kept.items():
+        assert path.read_bytes() == expected[step].read_bytes()
 
 
 def test_two_resumes_in_a_row_are_bit_identical(uninterrupted, tmp_path):
