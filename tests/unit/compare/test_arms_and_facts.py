@@ -245,8 +245,9 @@ def test_graver_differences_come_first(tmp_path):
 
 def test_other_seeds_and_lengths_are_said(tmp_path):
     made = run(tmp_path / "plain", ((1, 2000),), seed=1), run(tmp_path / "tst", BAGS, seed=2)
-    differences, _ = found(*made)
+    differences, same = found(*made)
     assert differences["seeds"].values == {"plain": "1", "tst": "2"}
+    assert "order of the text" not in same
     assert "train-iters: 2000" in differences["length"].values["plain"]
 
 

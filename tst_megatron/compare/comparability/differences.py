@@ -22,7 +22,7 @@ from tst_megatron.compare.comparability.settings import (
     about,
     deciding_values,
 )
-from tst_megatron.compare.comparability.subjects import SUBJECTS, Gravity, Subject
+from tst_megatron.compare.comparability.subjects import ORDER, SUBJECTS, Gravity, Subject
 from tst_megatron.compare.results import Difference, RecordedRun
 from tst_megatron.recipe.keys.kinds import LAYOUT, RUN
 
@@ -82,7 +82,10 @@ def compare_facts(arms: Arms) -> tuple[list[Difference], dict[str, str]]:
             found.append(difference)
         elif subject.known_by and not silent and None not in values.values():
             same[subject.what] = f"{next(iter(values.values()))}, {subject.known_by}"
-    found += [*_of_seeds(arms), *_of_settings(telling), *_of_versions(telling)]
+    if of_seeds := list(_of_seeds(arms)):
+        # The seed decides the order too.
+        same.pop(ORDER, None)
+    found += [*of_seeds, *_of_settings(telling), *_of_versions(telling)]
     weight = ["forbids", "matters", "expected"]
     return sorted(found, key=lambda each: weight.index(each.gravity)), same
 

@@ -10,6 +10,7 @@ from tst_megatron.compare.comparability.settings import plain, weights_of_texts
 from tst_megatron.compare.results import RecordedRun
 
 Gravity = Literal["expected", "matters", "forbids"]
+ORDER = "order of the text"
 _DIGITS = 12
 """Of a hash that are shown."""
 
@@ -142,7 +143,7 @@ SUBJECTS = (
         known_by="by hashes and weights",
     ),
     Subject(
-        what="order of the text",
+        what=ORDER,
         value=_order,
         gravity="matters",
         meaning="The runs read their text in different orders, which adds noise to the gap.",
