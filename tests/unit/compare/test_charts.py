@@ -15,6 +15,7 @@ from tst_megatron.compare.report.lines import MOST_POINTS, described, thinned
 from tst_megatron.compare.report.style import ARMS, BASELINE, PAPER, looks
 from tst_megatron.compare.report.views import charts
 from tst_megatron.compare.results import Curve
+from tst_megatron.training.report.evaluations import BlockLosses, write_blocks
 
 every_comparison = pytest.mark.parametrize("name", list(ALL))
 
@@ -175,6 +176,24 @@ def test_band_of_single_runs_is_of_few_evaluations_and_of_the_assumed_noise():
     (band,) = chart(two_arms(arms=arms), "gap-over-steps").bands
     assert len(band.x) == 25 and (band.x[0], band.x[-1]) == (2420, 8000)
     np.testing.assert_allclose(band.high - band.low, 2 * 1.959964 * np.sqrt(2) * 0.004, rtol=1e-4)
+
+
+def test_band_of_single_runs_with_losses_by_sequence_knows_the_choice_of_the_text(tmp_path):
+    """Sequences of which an arm wins some and loses others widen it beyond the assumed noise."""
+    chance = np.random.default_rng(1).normal(0, 1, 256)
+    arms = []
+    for name, size, spread in (("baseline", 1, 0.0), ("tst", 4, 0.5)):
+        made = run(name, name, bag_size=size)
+        files = {}
+        for step, loss in zip(made.validation.steps, made.validation.values, strict=True):
+            by_sequence = loss + spread * (chance - chance.mean())
+            files[int(step)] = tmp_path / f"{name}-{step}.npz"
+            kept = BlockLosses(loss_sum=128 * by_sequence, num_positions=np.full(256, 128))
+            write_blocks(files[int(step)], kept)
+        arms.append(arm(name, [replace(made, block_files=files)], final=loss))
+    (band,) = chart(two_arms(arms=tuple(arms)), "gap-over-steps").bands
+    of_noise = 2 * 1.96 * np.sqrt(2) * 0.004
+    assert (band.high - band.low > 3 * of_noise).all()
 
 
 def test_bands_of_many_arms_would_hide_each_other():
