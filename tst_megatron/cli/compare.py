@@ -43,12 +43,13 @@ def compare(
     if html is not None:
         check_page(html)
     found = compare_runs(runs, baseline=baseline)
+    # The page first: what is printed may go to a pipe that closes early.
+    pictures = None if html is None else write_page(found, html)
     if is_json:
         typer.echo(json.dumps(as_keys(found), allow_nan=False))
     else:
         show(found, Console())
-    if html is not None:
-        pictures = write_page(found, html)
+    if pictures is not None:
         # Standard output is for one JSON object alone.
         console = Console(stderr=is_json)
         console.print(f"page: {html}, pictures: {pictures}", markup=False, soft_wrap=True)

@@ -37,7 +37,8 @@ def losses(steps, final, bag_size=1, noise=0.0):
 
 def run(name, arm, *, final=2.0, bag_size=1, seed=1, every=250, num_steps=NUM_STEPS, **changes):
     steps = np.arange(every, num_steps + 1, every)
-    noise = 0.012 * ((seed or 2) - 2) * np.cos(steps / 611)
+    noise = np.random.default_rng((seed or 0) + 100 * bag_size).normal(0, 0.006, len(steps))
+    noise[-1:] = 0  # So that a line ends at the loss of the table.
     bags = np.minimum(steps, SWITCH if bag_size > 1 else 0)
     training_steps = np.arange(1, num_steps + 1, 8)
     wobble = 0.08 * np.sin(training_steps * 1.7 + (seed or 0))

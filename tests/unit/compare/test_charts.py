@@ -15,6 +15,7 @@ from tst_megatron.compare.report.lines import MOST_POINTS, described, thinned
 from tst_megatron.compare.report.style import ARMS, BASELINE, PAPER, looks
 from tst_megatron.compare.report.views import charts
 from tst_megatron.compare.results import Curve
+from tst_megatron.training.report.evaluations import BlockLosses, write_blocks
 
 every_comparison = pytest.mark.parametrize("name", list(ALL))
 
@@ -153,6 +154,50 @@ def test_gap_is_the_difference_of_the_means_with_the_interval_at_its_end():
     (bar,) = found.bars
     gap = comparison.pairs[0].gap
     assert (bar.x, bar.y, bar.low, bar.high) == (8000, gap.value, gap.low, gap.high)
+
+
+def test_band_of_a_gap_is_its_interval_at_each_evaluation_after_the_switch():
+    comparison = two_arms(3)
+    (band,) = chart(comparison, "gap-over-steps").bands
+    assert band.arm == "tst" and band.x.tolist() == list(range(2500, 8001, 250))
+    at = 7
+    losses = [[r.validation.values[9 + at] for r in each.runs] for each in comparison.arms]
+    differences = np.subtract(losses[1], losses[0])
+    half = 4.302653 * np.std(differences, ddof=1) / np.sqrt(3)  # Student's t of 2 degrees
+    assert band.low[at] == pytest.approx(np.mean(differences) - half, abs=1e-6)
+    assert band.high[at] == pytest.approx(np.mean(differences) + half, abs=1e-6)
+    _, axes, _ = plotted(comparison, chart(comparison, "gap-over-steps"))
+    assert len(axes.collections) == 2, "the band, and the bar at its end"
+
+
+def test_band_of_single_runs_is_of_few_evaluations_and_of_the_assumed_noise():
+    runs = [[run(n, n, every=20, bag_size=k)] for n, k in (("baseline", 1), ("tst", 4))]
+    arms = (arm("baseline", runs[0], final=1.9959), arm("tst", runs[1], final=1.7526))
+    (band,) = chart(two_arms(arms=arms), "gap-over-steps").bands
+    assert len(band.x) == 25 and (band.x[0], band.x[-1]) == (2420, 8000)
+    np.testing.assert_allclose(band.high - band.low, 2 * 1.959964 * np.sqrt(2) * 0.004, rtol=1e-4)
+
+
+def test_band_of_single_runs_with_losses_by_sequence_knows_the_choice_of_the_text(tmp_path):
+    """Sequences of which an arm wins some and loses others widen it beyond the assumed noise."""
+    chance = np.random.default_rng(1).normal(0, 1, 256)
+    arms = []
+    for name, size, spread in (("baseline", 1, 0.0), ("tst", 4, 0.5)):
+        made = run(name, name, bag_size=size)
+        files = {}
+        for step, loss in zip(made.validation.steps, made.validation.values, strict=True):
+            by_sequence = loss + spread * (chance - chance.mean())
+            files[int(step)] = tmp_path / f"{name}-{step}.npz"
+            kept = BlockLosses(loss_sum=128 * by_sequence, num_positions=np.full(256, 128))
+            write_blocks(files[int(step)], kept)
+        arms.append(arm(name, [replace(made, block_files=files)], final=loss))
+    (band,) = chart(two_arms(arms=tuple(arms)), "gap-over-steps").bands
+    of_noise = 2 * 1.96 * np.sqrt(2) * 0.004
+    assert (band.high - band.low > 3 * of_noise).all()
+
+
+def test_bands_of_many_arms_would_hide_each_other():
+    assert chart(ALL["eight arms"](), "gap-over-steps").bands == []
 
 
 def test_interval_of_a_gap_between_other_steps_has_no_place_on_the_line():

@@ -111,6 +111,9 @@ def plot(axes: Axes, chart: Chart, looks: Mapping[str, Look]) -> bool:
     for mark in chart.marks:
         colour = looks[mark.arms[0]].colour if len(mark.arms) == 1 else MUTED
         axes.axvline(mark.x, color=colour, linewidth=1, dashes=(1, 2), zorder=1.6)
+    for band in chart.bands:
+        colour = looks[band.arm].colour
+        axes.fill_between(band.x, band.low, band.high, color=colour, alpha=0.18, linewidth=0)
     # Single runs lie under all means.
     for line in sorted(chart.lines, key=lambda line: line.part == "arm"):
         _plot_line(axes, line, looks[line.arm], chart.arms.index(line.arm))
@@ -224,6 +227,9 @@ def _shown_range(chart: Chart) -> tuple[float, float]:
     low = min(bottoms)
     high = max(tops, default=highest)
     high = max(high, 0.0) if chart.loss == "gap" else high
+    for band in chart.bands:
+        # A band of two seeds may be many times as high as all that its line does.
+        low = min(low, max(float(np.min(band.low)), low - (high - low) / 2))
     # What would hardly be cut is shown.
     if highest - low <= 1.6 * (high - low):
         high = highest

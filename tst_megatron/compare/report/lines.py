@@ -49,6 +49,16 @@ class Bar:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Band:
+    """Intervals at many places, of one arm."""
+
+    arm: str
+    x: Floats
+    low: Floats
+    high: Floats
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Chart:
     """One picture."""
 
@@ -63,6 +73,7 @@ class Chart:
     lines: Sequence[Line]
     marks: Sequence[Mark] = ()
     bars: Sequence[Bar] = ()
+    bands: Sequence[Band] = ()
     settled: Sequence[Floats] = ()
     """Values of each arm after its last switch, from which the shown range is chosen."""
     missing: Sequence[str] = ()

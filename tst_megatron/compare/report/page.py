@@ -177,7 +177,8 @@ _HOW_TO_READ = (
     "an arm: its only run, or the mean where all of its runs have an evaluation. Markers tell "
     "lines apart and show no measurement of their own.",
     "A dotted vertical line is a switch of the bag size. A dotted beginning of a line was trained "
-    "by the run's trunk.",
+    "by the run's trunk. A shaded band is the 95% interval of a gap at each step, and a bar is the "
+    "one of the table.",
     "An axis ends above the losses that are early or before the switch, where the chart says that "
     "it is cut off above. Training losses are running means.",
     "An interval covers what its method names, and nothing else: an interval from held-out blocks "

@@ -14,7 +14,9 @@ from typing import Literal
 
 import numpy as np
 
+from tst_megatron.compare.pairs.ends import final_losses, loss_at
 from tst_megatron.compare.report.lines import (
+    Band,
     Bar,
     Chart,
     Line,
@@ -28,6 +30,7 @@ from tst_megatron.compare.report.lines import (
 )
 from tst_megatron.compare.report.words import power_of, scale_of, shown, switches
 from tst_megatron.compare.results import ArmSummary, Comparison, Curve, Floats, Pair, RecordedRun
+from tst_megatron.compare.statistics.gap import FinalLoss, find_gap
 from tst_megatron.training.report.losses import SMOOTHED_SHARE, smoothed
 from tst_megatron.training.report.metrics_file import BAG_LOSS, LM_LOSS
 
@@ -143,7 +146,7 @@ def gap(comparison: Comparison) -> Chart:
     """Return each arm's validation loss less the baseline's over steps, with its interval."""
     arm_of = {arm.name: arm for arm in comparison.arms}
     baseline = _mean(arm_of[comparison.baseline])
-    lines, settled, places, missing = [], [], [], []
+    lines, settled, places, missing, bands = [], [], [], [], []
     pairs = [pair for pair in comparison.pairs if pair.gap is not None]
     for pair in pairs:
         arm = arm_of[pair.arm]
@@ -154,6 +157,8 @@ def gap(comparison: Comparison) -> Chart:
         lines.append(Line(arm=arm.name, part="arm", x=thinned(steps), y=thinned(values)))
         settled.append(after_switch(arm, steps, values))
         places += switch_places(arm, steps, steps)
+        if len(pairs) <= MOST_BANDS:
+            bands.append(_band(arm, arm_of[comparison.baseline], after_switch(arm, steps, steps)))
     return Chart(
         name=GAP,
         title=f"Gap to {shown(comparison.baseline)} over optimizer steps",
@@ -164,6 +169,7 @@ def gap(comparison: Comparison) -> Chart:
         lines=lines,
         marks=marks(places),
         bars=[bar for pair in pairs if (bar := _bar(pair)) is not None],
+        bands=[band for band in bands if len(band.x)],
         settled=settled,
         missing=missing,
     )
@@ -183,6 +189,34 @@ def _difference(
 ) -> tuple[Floats, Floats]:
     steps, i, j = np.intersect1d(ours[0], theirs[0], return_indices=True)
     return steps, ours[1][i] - theirs[1][j]
+
+
+MOST_BANDS = 3
+"""Arms; bands of more would hide each other, and leave the intervals at the ends."""
+PLACES_OF_A_BAND = 25
+"""Evaluations, since each may need the files of its losses by sequence."""
+
+
+def _band(arm: ArmSummary, baseline: ArmSummary, steps: Floats) -> Band:
+    """Return the gap's interval at evaluations after the switch, found as the final one is."""
+    have_seeds = max(len(arm.runs), len(baseline.runs)) > 1
+    at = np.linspace(0, len(steps) - 1, min(len(steps), PLACES_OF_A_BAND)).round()
+    places, lows, highs = [], [], []
+    for step in steps[at.astype(np.int64)].astype(int).tolist():
+        sides = [
+            # Over seeds, the mean of each run is all that counts.
+            [FinalLoss(seed=run.seed, loss=loss_at(run, step), blocks=None) for run in each.runs]
+            if have_seeds
+            else final_losses(each.runs, step, [])
+            for each in (arm, baseline)
+        ]
+        interval = find_gap(*sides).interval
+        if math.isfinite(interval.low) and math.isfinite(interval.high):
+            places.append(step)
+            lows.append(interval.low)
+            highs.append(interval.high)
+    x, low, high = (np.asarray(each, dtype=np.float64) for each in (places, lows, highs))
+    return Band(arm=arm.name, x=x, low=low, high=high)
 
 
 def _bar(pair: Pair) -> Bar | None:
