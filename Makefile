@@ -19,7 +19,7 @@ endif
 unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: quickstart test test-fast test-room test-gpu test-slurm gpu-check image-check wheelhouse-check soak \
-	layouts export-full-size measure-prepare measure-checks measure-start fuzz lint
+	sweep-check layouts export-full-size measure-prepare measure-checks measure-start fuzz lint
 .DEFAULT_GOAL := quickstart
 
 quickstart: $(UV)  ## the whole chain on this machine, with or without a GPU
@@ -67,6 +67,9 @@ image-check: $(UV)  ## the Dockerfile built for real and run by any user without
 soak: $(UV)  ## 20 kills at random moments, with and without asynchronous saves; half an hour
 	$(RUN) python tools/soak.py --kills 20 --folder runs/soak
 	$(RUN) python tools/soak.py --kills 20 --seed 2 --folder runs/soak-async --async-save
+
+sweep-check: $(UV)  ## a sweep of 8 runs, killed twice, against the same runs alone; half an hour
+	$(RUN) python tools/sweep_check.py --folder runs/sweep-check
 
 layouts: $(UV)  ## gradients of every parallel layout against one process; writes docs/layouts.md
 	$(RUN) python tools/measure_layouts.py

@@ -260,7 +260,7 @@ def main() -> int:
     parser.add_argument("--wheels", type=Path, help="install from this folder and no network")
     parser.add_argument("--parts", help="names, comma-separated; default: all")
     parser.add_argument("--limit", type=float, default=LIMIT_SECONDS, help="seconds of a part")
-    parser.add_argument("--learn", type=float, default=0, help="minutes for the two small runs")
+    parser.add_argument("--learn", type=float, default=0, help="minutes for two arms of a toy")
     options = parser.parse_args()
     python = Path(sys.executable)
     if options.wheels:
@@ -275,9 +275,8 @@ def main() -> int:
     print(f"{machine.name}, torch {machine.torch}, results in {output}", flush=True)
     parts = list(parts_of(machine, output))
     if options.learn:
-        learn = ["tools/two_arms.py", "--folder", str(output / "two-arms")]
-        command = [*learn, "--minutes", str(options.learn)]
-        parts.append(Part("two-arms", command))
+        quickstart = ["-m", "tst_megatron", "quickstart", "--compare"]
+        parts.append(Part("two-arms", [*quickstart, "--folder", str(output / "two-arms")]))
     wanted = set(options.parts.split(",")) if options.parts else {part.name for part in parts}
     if unknown := wanted - {part.name for part in parts}:
         parser.error(f"--parts: {', '.join(sorted(unknown))}: there is no such part")
@@ -285,7 +284,7 @@ def main() -> int:
     for part in parts:
         if part.name not in wanted:
             continue
-        limit = options.limit if part.name != "two-arms" else 60 * options.learn + options.limit
+        limit = options.limit if part.name != "two-arms" else 60 * options.learn
         outcomes.append(machine.run(part, output, limit))
         print(f"{part.name}: {outcomes[-1].status}, {outcomes[-1].seconds:.0f} s", flush=True)
         document = {"device": machine.name, "torch": machine.torch, "parts": []}

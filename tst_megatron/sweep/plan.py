@@ -5,7 +5,7 @@
     sweeps/k/
       sweep.json                     the plan; the sweep continues by it
       base.yaml                      the given recipe, with what the command line gave
-      recipes/NAME.yaml              one run each: its keys beside those of base.yaml
+      recipes/NAME.yaml              one run each, complete
       runs/NAME/                     a run folder each
       logs/NAME.log                  what the commands of a run printed
 
@@ -16,16 +16,16 @@ change a run of the plan is refused, since the run may have been trained.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from tst_megatron.recipe.check.plain import PlainCheck
-from tst_megatron.recipe.recipe import Recipe, RecipeError, load_recipe
+from tst_megatron.recipe.recipe import RecipeError, load_recipe
 from tst_megatron.sweep.arms import Keys
-from tst_megatron.sweep.keys import differences, file_of, flat_keys
-from tst_megatron.sweep.members import Members
+from tst_megatron.sweep.keys import differences, file_of, flat_keys, words_of
+from tst_megatron.sweep.members import Member, Members
 from tst_megatron.sweep.trunks import Course, Trunk, in_turns, plan_trunks
 from tst_megatron.system.files import write_beside
 from tst_megatron.system.problems import shortened
@@ -169,7 +169,9 @@ def _refuse_changes(before: SweepPlan, members: Members) -> None:
             for name in lost
         ]
     for run in before.runs if not problems else ():
-        was = flat_keys(load_recipe(before.recipe(run.name)))
+        old = load_recipe(before.recipe(run.name))
+        problems += old.problems
+        was = flat_keys(old)
         changed = differences(was, flat_keys(now[run.name]))
         problems += [
             f"{run.name}: {key} was {was.get(key)!r} in {before.folder}, and is now {value!r}. "
@@ -198,6 +200,7 @@ def read_plan(folder: Path) -> SweepPlan | None:
             if said["format"] != FORMAT:
                 raise Damaged(f"has the format {said['format']}, and this version reads {FORMAT}")
             runs = tuple(_planned(each) for each in said["runs"])
+            _check_order(runs)
             return SweepPlan(folder=folder, unit_chunks=said["stream unit bags"], runs=runs)
     except Damaged as error:
         raise ValueError(f"{file}: {error}. Bring it back, or use another --output") from error
@@ -223,6 +226,14 @@ def _planned(said: Any) -> PlannedRun:
     return PlannedRun(
         name=run["name"], arm=run["arm"], seed=run["seed"], num_steps=run["steps"], trunk=trunk
     )
+
+
+def _check_order(runs: Sequence[PlannedRun]) -> None:
+    before: set[str] = set()
+    for run in runs:
+        if run.name in before or (run.trunk and run.trunk.name not in before):
+            raise Damaged(f"names {run.name} twice, or before the run that it branches from")
+        before.add(run.name)
 
 
 def _said_of(run: PlannedRun) -> dict[str, Any]:
@@ -251,8 +262,7 @@ def write_plan(
     known = before.trunks() if before else {}
     for member in members.runs:
         if member.name not in known:
-            comment = member.meaning or f"The arm {member.arm}."
-            _write_recipe(plan.recipe(member.name), base, member.recipe, comment=comment)
+            _write_recipe(plan.recipe(member.name), base, member)
     said = {
         "format": FORMAT,
         "stream unit bags": plan.unit_chunks,
@@ -261,7 +271,14 @@ def write_plan(
     write_beside(plan.folder / SWEEP, json.dumps(said, indent=2) + "\n")
 
 
-def _write_recipe(path: Path, base: Mapping[str, Any], recipe: Recipe, *, comment: str) -> None:
-    keys = differences(base, flat_keys(recipe))
-    write_beside(path, file_of(keys, comment=comment, base=f"../{BASE}"))
-    assert flat_keys(load_recipe(path)) == flat_keys(recipe), path
+def _write_recipe(path: Path, base: Mapping[str, Any], member: Member) -> None:
+    """Write a recipe that stands alone, with what differs from ``base.yaml`` in its comment.
+
+    A run folder keeps a copy of it, from which a base beside it could not be found.
+    """
+    keys = flat_keys(member.recipe)
+    lines = [member.meaning] if member.meaning else []
+    lines += [f"Beside {BASE}: {word}" for word in words_of(differences(base, keys))]
+    comment = "\n".join(lines) or f"The recipe of {BASE}."
+    write_beside(path, file_of(keys, comment=comment))
+    assert flat_keys(load_recipe(path)) == keys, path

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from tst_megatron.sweep.plan import RUNS, PlannedRun, SweepPlan
 from tst_megatron.sweep.running import Outcome
-from tst_megatron.sweep.speed import is_finished, measure, seconds_left
+from tst_megatron.sweep.speed import is_finished, measure, own_steps_done, seconds_left
 from tst_megatron.system.problems import MOST
 from tst_megatron.system.progress import SECONDS_BETWEEN_LINES
 from tst_megatron.training.console import duration
@@ -37,11 +37,19 @@ def show_plan(plan: SweepPlan, notes: Sequence[str], console: Console) -> None:
     for run, depth in _as_tree(plan):
         name = f"{'   ' * (depth - 1)}{'└─ ' if depth else ''}{run.name}"
         step = f"{run.trunk.step:,}" if run.trunk else ""
-        state = Text("finished", style="green") if is_finished(plan, run) else Text("")
-        table.add_row(Text(name), f"{run.num_steps:,}", f"{run.num_own_steps:,}", step, state)
+        table.add_row(
+            Text(name), f"{run.num_steps:,}", f"{run.num_own_steps:,}", step, _state(plan, run)
+        )
     console.print(table)
     for line in (*plan_lines(plan), *notes):
         say(console, line)
+
+
+def _state(plan: SweepPlan, run: PlannedRun) -> Text:
+    if is_finished(plan, run):
+        return Text("finished", style="green")
+    done = own_steps_done(plan, run)
+    return Text(f"{_count(done, 'step')} done" if done else "")
 
 
 def plan_lines(plan: SweepPlan) -> list[str]:

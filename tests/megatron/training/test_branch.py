@@ -314,13 +314,13 @@ def test_branch_of_a_run_is_refused_with_every_reason(trunk, tmp_path):
         *("tst.slot-weights", "tst.stream-unit-bags"),
     }
     assert said["seed"] == (
-        "seed: the trunk was trained with nothing, and a branch cannot change that to 2. "
+        "seed: the trunk was trained without this key, and a branch cannot change that to 2. "
         "It decides which text a step reads, and what the trunk has read would change"
     )
     assert "0.95, and a branch cannot change that to 0.9. Megatron takes it" in said["adam-beta2"]
     assert said["phases"].startswith(
         "phases: the trunk has read 4 steps with bags of 4 and 2 steps of single tokens, and with "
-        "these changes its first 6 steps would have been 5 steps with bags of 4 and 1 steps"
+        "these changes its first 6 steps would have been 5 steps with bags of 4 and 1 step of"
     )
     assert "Branch at 5 or before" in said["tst.reset-optimizer"]
     assert "none follows step 6" in said["tst.slot-weights"]

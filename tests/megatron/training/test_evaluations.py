@@ -124,19 +124,20 @@ def test_parts_by_position_are_those_of_each_sequence_alone(runs, short_document
     assert blocks.by_position.num_positions.tolist() == counted.tolist()
 
 
+@pytest.mark.parametrize("split", ["validation", "test"])
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_parts_by_frequency_are_those_of_the_targets_of_all_sequences(
-    runs, short_documents, layout
+    runs, short_documents, layout, split
 ):
     run = runs[1][layout]
-    losses, counts = evaluated_alone(run, short_documents, "validation")
-    targets = held_out(short_documents, "validation")[:, 1:]
+    losses, counts = evaluated_alone(run, short_documents, split)
+    targets = held_out(short_documents, split)[:, 1:]
     occurs = Counter(targets.ravel().tolist())
     of_part = np.array(
         [[occurs[token].bit_length() - 1 for token in row] for row in targets.tolist()]
     )
     num_parts = of_part.max() + 1
-    blocks = read_blocks(list_evaluations(run / "evaluations")[STEPS])
+    blocks = read_blocks(list_evaluations(run / "evaluations", split)[STEPS])
     assert blocks.by_frequency.edges.tolist() == [2**part for part in range(num_parts + 1)]
     for part in range(num_parts):
         inside = counts & (of_part == part)

@@ -245,7 +245,7 @@ def test_png_is_a_picture_on_its_own(picture):
 
 def test_settings_of_a_person_do_not_change_a_picture(picture):
     comparison = two_arms()
-    with matplotlib.rc_context({"font.size": 30, "axes.facecolor": "red", "lines.linewidth": 9}):
+    with matplotlib.rc_context({"font.size": 30, "xtick.major.size": 20, "lines.linewidth": 9}):
         again = drawing.draw(chart(comparison, "validation-over-steps"), looks_of(comparison))
         assert matplotlib.rcParams["font.size"] == 30
     assert (again.svg, again.png) == (picture.svg, picture.png)

@@ -8,11 +8,13 @@ import pytest
 from tst_megatron.compare.pairs.verdict import Evidence, judge
 from tst_megatron.compare.results import BlockLosses
 from tst_megatron.compare.statistics.blocks import groups_of, mean_and_variance, resampled_curves
+from tst_megatron.compare.statistics.curves import scatter
 from tst_megatron.compare.statistics.gap import (
     ASSUMED_NOISE,
     FinalLoss,
     final_interval,
     find_gap,
+    noise_of_single_runs,
     run_noise,
 )
 from tst_megatron.compare.statistics.student import (
@@ -279,3 +281,25 @@ def test_final_loss_of_one_run_has_the_uncertainty_of_its_text():
     bare = final_interval(final(2.0))
     assert bare.value == 2.0 and math.isnan(bare.low) and bare.method == "one seed"
     assert final_interval(final(2.0, 2.2)).value == pytest.approx(2.1)
+
+
+def test_scatter_is_that_of_the_late_evaluations_around_their_curve():
+    random = np.random.default_rng(3)
+    steps = np.arange(100, 40_100, 100)
+    smooth = 3.0 * steps**-0.1 - np.where(steps > 32_000, (steps - 32_000) * 1e-5, 0.0)
+    noisy = smooth + random.normal(0, 0.02, len(steps))
+    assert scatter(steps, smooth) < 1e-4
+    assert scatter(steps, noisy) == pytest.approx(0.02, rel=0.2)
+    # The first half does not count, and few evaluations show nothing.
+    early = np.where(steps <= 20_000, noisy, smooth)
+    assert scatter(steps, early) < 1e-4
+    assert scatter(steps[:12], noisy[:12]) == 0.0
+
+
+def test_scatter_above_the_assumed_noise_takes_its_place():
+    assert noise_of_single_runs([0.001, 0.002])[0] == ASSUMED_NOISE
+    assert noise_of_single_runs([0.001, 0.02])[0] == 0.02
+    pair = [[FinalLoss(seed=1, loss=loss, blocks=None, scatter=0.02)] for loss in (2.0, 2.05)]
+    gap = find_gap(*pair)
+    assert gap.noise == 0.02
+    assert gap.interval.high == pytest.approx(-0.05 + 1.959964 * math.sqrt(2) * 0.02, rel=1e-5)

@@ -1,7 +1,6 @@
 """The plan of a sweep: its files, how it grows, and what is refused before anything is written."""
 
 import json
-import re
 from dataclasses import replace
 
 import pytest
@@ -137,8 +136,12 @@ def test_command_that_would_change_a_run_is_refused(planned, tmp_path, overrides
 def test_recipe_that_somebody_has_edited_is_refused(planned, tmp_path):
     planned(grid=["tst.bag-size=2,4"])
     path = tmp_path / "sweep" / "recipes" / "bag-size-2_seed-1234.yaml"
-    path.write_text(path.read_text() + "weight-decay: 0.2\n")
+    text = path.read_text()
+    path.write_text(text.replace("weight-decay: 0.1", "weight-decay: 0.2"))
     with pytest.raises(RecipeError, match=r"weight-decay was 0.2 in .*, and is now 0.1"):
+        planned(grid=["tst.bag-size=2,4"])
+    path.write_text(f"{text}weight-decay: 0.2\n")
+    with pytest.raises(RecipeError, match=r"weight-decay: stands on line \d+ and again on line"):
         planned(grid=["tst.bag-size=2,4"])
 
 
@@ -208,7 +211,23 @@ def test_folder_of_something_else_is_refused(planned, tmp_path, name):
     assert sorted(folder.rglob("*")) == before
 
 
-@pytest.mark.parametrize("damage", ["", "{", "[]", '{"format": 1, "stream unit bags": 4}'])
+RUN = {"name": "b", "arm": "b", "seed": 1, "steps": 4}
+DAMAGED = [
+    *("", "{", "[]", '{"format": 1, "stream unit bags": 4}'),
+    *(
+        json.dumps({"format": 1, "stream unit bags": 4, "runs": runs})
+        for runs in (
+            [7],
+            [{**RUN, "steps": "4"}],
+            [RUN, RUN],
+            [{**RUN, "trunk": {"name": "a", "step": 2}}],
+            [{**RUN, "trunk": {"name": "b"}}],
+        )
+    ),
+]
+
+
+@pytest.mark.parametrize("damage", DAMAGED)
 def test_damaged_plan_is_refused_in_words(planned, tmp_path, damage):
     planned(seeds=2)
     (tmp_path / "sweep" / "sweep.json").write_text(damage)
@@ -259,5 +278,12 @@ def test_recipe_names_the_one_that_was_given(planned, tmp_path):
     folder = tmp_path / "sweep"
     base = (folder / "base.yaml").read_text()
     assert base.startswith(f"# {TST}, with what the command line gave.")
-    own = (folder / "recipes" / "input-only_seed-1234.yaml").read_text()
-    assert re.fullmatch(r"# A latent .*\nbase: \.\./base\.yaml\n\ntst:\n  targets: tokens\n", own)
+    lines = (folder / "recipes" / "input-only_seed-1234.yaml").read_text().splitlines()
+    assert lines[:3] == [
+        "# A latent position reads a bag and predicts the one token after it.",
+        "# Beside base.yaml: tst.targets=tokens",
+        "num-layers: 4",
+    ]
+    assert not [line for line in lines if line.startswith("base:")]
+    lines = (folder / "recipes" / "tst_seed-1234.yaml").read_text().splitlines()
+    assert lines[:2] == ["# The given recipe, with token superposition.", "num-layers: 4"]

@@ -47,9 +47,10 @@ SHORT = (
 LIMITS = (
     "What this does not show: the model is a thousand times smaller than the paper's smallest, its "
     "text is Python sources alone in a vocabulary of 512, it is one seed, and the learning rate "
-    "of the ordinary arm was not swept. It shows that the method can win at equal FLOPs with this "
-    "code. It says nothing about your model: docs/comparing.md says how to find that out."
+    "of the ordinary arm was not swept. At most it shows that the method can win at equal FLOPs "
+    "with this code. It says nothing about your model: docs/comparing.md says how to find that out."
 )
+LIMITS_OF_SHORT = "So few steps show that the commands work, and nothing about the method."
 
 
 def quickstart_two_arms(folder: Path, *, short: bool, console: Console) -> int:
@@ -80,9 +81,9 @@ def quickstart_two_arms(folder: Path, *, short: bool, console: Console) -> int:
         if status:
             return status
         console.rule("3. Comparison", align="left")
-        runs = [str(output / "runs" / arm) for arm in ARMS.split(",")]
+        runs = [str(run) for run in sorted((output / "runs").iterdir())]
         status = run_command(["compare", *runs, "--html", str(output / PAGE)], console)
-    say(LIMITS)
+    say(LIMITS_OF_SHORT if short else LIMITS)
     return status
 
 

@@ -10,7 +10,8 @@ import numpy as np
 from tst_megatron.compare.pairs.ends import blocks_at
 from tst_megatron.compare.results import BlockLosses, Floats, RecordedRun
 from tst_megatron.compare.statistics.blocks import fit_each_other, groups_of, resampled_curves
-from tst_megatron.compare.statistics.gap import ASSUMED_NOISE
+from tst_megatron.compare.statistics.curves import scatter
+from tst_megatron.compare.statistics.gap import noise_of_single_runs
 
 NUM_DRAWINGS = 1000
 MOST_EVALUATIONS = 60
@@ -52,11 +53,14 @@ def draw(
     curves = resampled_curves(
         [each for each in groups if each is not None], num_resamples=NUM_DRAWINGS, seed=seed
     )
+    noise, _ = noise_of_single_runs(
+        [scatter(run.validation.steps, run.validation.values) for run, _ in wanted]
+    )
     random = np.random.default_rng([seed, 1])
     return [
         Drawn(
             steps=np.array(steps, np.float64),
-            losses=curve + random.normal(0, ASSUMED_NOISE, (NUM_DRAWINGS, 1)),
+            losses=curve + random.normal(0, noise, (NUM_DRAWINGS, 1)),
         )
         for (steps, _), curve in zip(kept, curves, strict=True)
     ]

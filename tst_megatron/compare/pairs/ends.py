@@ -8,6 +8,7 @@ import numpy as np
 
 from tst_megatron.compare.results import BlockLosses, RecordedRun
 from tst_megatron.compare.runs.finite import DIVERGED_AT
+from tst_megatron.compare.statistics.curves import scatter
 from tst_megatron.compare.statistics.gap import FinalLoss
 from tst_megatron.system.records import Damaged
 from tst_megatron.training.report.evaluations import read_blocks
@@ -80,7 +81,12 @@ def loss_at(run: RecordedRun, step: int) -> float:
 def final_losses(runs: Runs, step: int, notes: list[str]) -> list[FinalLoss]:
     """Return the losses of an arm's runs at a step, with those of the held-out sequences."""
     return [
-        FinalLoss(seed=run.seed, loss=loss_at(run, step), blocks=blocks_at(run, step, notes))
+        FinalLoss(
+            seed=run.seed,
+            loss=loss_at(run, step),
+            blocks=blocks_at(run, step, notes),
+            scatter=scatter(run.validation.steps, run.validation.values),
+        )
         for run in runs
     ]
 

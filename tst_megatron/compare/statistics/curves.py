@@ -10,6 +10,30 @@ import numpy.typing as npt
 
 from tst_megatron.compare.results import Floats, Ints
 
+FEWEST_FOR_SCATTER = 8
+"""Evaluations in the second half of a run, below which their scatter is not estimated."""
+
+
+def scatter(steps: Ints, losses: Floats) -> float:
+    """Return how far late evaluations of a run lie from a line through their neighbours, in nats.
+
+    The standard deviation of independent deviations from a smooth curve, estimated from second
+    differences by their median, which a kink such as the start of a decay does not move.
+
+    Args:
+        steps: [E] of the evaluations, rising.
+        losses: [E].
+
+    Returns:
+        0 if the second half of the run has too few evaluations.
+    """
+    late = losses[steps > steps[-1] / 2] if len(steps) else losses
+    if len(late) < FEWEST_FOR_SCATTER:
+        return 0.0
+    # Of a normal distribution: the median of the size is 0.6745 deviations, and a second
+    # difference has six times the variance of one deviation.
+    return float(np.median(np.abs(np.diff(late, 2))) / 0.6745 / np.sqrt(6))
+
 
 def stays_below_after(steps: npt.ArrayLike, above: Floats, *, or_equal: bool = False) -> Floats:
     """Return the step after which a curve stays below zero until its end.

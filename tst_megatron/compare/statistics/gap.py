@@ -33,6 +33,11 @@ ASSUMED_SOURCE = (
     "smaller models and fewer held-out tokens may be noisier"
 )
 
+SCATTER_SOURCE = (
+    "taken from the scatter of these runs' own evaluations, since with one seed it cannot be "
+    "measured; runs of other seeds may differ by more"
+)
+
 Basis = Literal["seeds", "blocks", "noise alone"]
 
 
@@ -44,6 +49,9 @@ class FinalLoss:
     loss: float
     """Nats, as the run has logged it."""
     blocks: BlockLosses | None
+    scatter: float = 0.0
+    """Nats: how far the run's late evaluations lie from a line through their neighbours
+    (``curves.scatter``)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -88,11 +96,21 @@ def run_noise(*arms: Sequence[FinalLoss]) -> tuple[float, str]:
     """Return the standard deviation over seeds of one run's final loss, and where it is from."""
     several = [[each.loss for each in runs] for runs in arms if len(runs) >= 2]
     if not several:
-        return ASSUMED_NOISE, ASSUMED_SOURCE
+        return noise_of_single_runs([each.scatter for runs in arms for each in runs])
     freedom = sum(len(losses) - 1 for losses in several)
     squares = sum(float(np.var(losses, ddof=1)) * (len(losses) - 1) for losses in several)
     runs = sum(map(len, several))
     return math.sqrt(squares / freedom), f"measured over {runs} runs of {len(several)} arms"
+
+
+def noise_of_single_runs(scatters: Sequence[float]) -> tuple[float, str]:
+    """Return the noise that is taken for runs of one seed each, and where it is from.
+
+    Evaluations of one run on the same text scatter because its weights wander. Runs of other seeds
+    differ by as much at least, so a scatter above the assumed noise takes its place.
+    """
+    largest = max(scatters, default=0.0)
+    return (largest, SCATTER_SOURCE) if largest > ASSUMED_NOISE else (ASSUMED_NOISE, ASSUMED_SOURCE)
 
 
 def _over_seeds(arm: Sequence[FinalLoss], baseline: Sequence[FinalLoss]) -> Interval:
