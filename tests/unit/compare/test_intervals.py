@@ -131,6 +131,14 @@ def test_drawings_are_the_same_text_for_all_runs_and_evaluations():
     assert np.ptp(one[:, 0] - one[:, 1]) < 1e-9
 
 
+def test_drawings_of_few_groups_are_as_wide_as_students_t():
+    groups = groups_of([blocks_of(np.random.default_rng(2).normal(2.0, 1.0, 25))])
+    (curve,) = resampled_curves([groups], num_resamples=20_000, seed=1)
+    _, variance = mean_and_variance(groups.loss_sum[0], groups.num_positions)
+    # Five groups: 2.77645 for 4 degrees of freedom.
+    assert curve.std() == pytest.approx(math.sqrt(variance) * 2.77645 / 1.959964, rel=0.03)
+
+
 # --- the gap of simulated pairs ------------------------------------------------------------------
 
 

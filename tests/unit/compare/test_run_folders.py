@@ -69,8 +69,9 @@ def test_slow_step_of_a_long_run_does_not_stand_for_its_neighbours(tmp_path):
     row = json.loads(lines[slow - 1]) | {"step seconds": 5000.0}
     lines[slow - 1] = json.dumps(row)
     made.metrics.write_text("\n".join(lines) + "\n")
-    run, _ = only(made.validation({20_000: 2.0}).path)
+    run, notes = only(made.validation({20_000: 2.0}).path)
     assert run.hours[-1] * 3600 == pytest.approx(40_000, rel=0.01)
+    assert "run: steps at even distances were read" in notes[0]
 
 
 def test_flops_without_facts_come_from_the_recorded_rate(made):

@@ -50,8 +50,6 @@ COLUMNS = {
 """What is read, each with the names that its column may have, in small letters and without signs:
 ``val/loss``, ``val_loss`` and ``Val loss`` are one. Tokens, FLOPs and seconds are totals."""
 
-_SIDES = ("MIN", "MAX")
-"""Weights & Biases adds columns with these ends, for runs that it has grouped."""
 MOST_POINTS = 4000
 _LAST_STEP = 1e12
 
@@ -181,13 +179,12 @@ def _place(path: Path, meaning: str, names: Sequence[str]) -> int | None:
     for known in COLUMNS[meaning]:
         if known in plain:
             return plain.index(known)
-    # Weights & Biases writes "RUN - val/loss" if a chart is exported.
+    # Weights & Biases writes "RUN - val/loss" if a chart is exported. Of runs that it has grouped
+    # there are also "RUN - val/loss__MIN" and "__MAX", which are none of the names.
     after = [
         place
         for place, name in enumerate(names)
-        if " - " in name
-        and not name.endswith(_SIDES)
-        and _plain(name.rpartition(" - ")[2]) in COLUMNS[meaning]
+        if " - " in name and _plain(name.rpartition(" - ")[2]) in COLUMNS[meaning]
     ]
     if len(after) > 1:
         listed = ", ".join(names[place] for place in after)

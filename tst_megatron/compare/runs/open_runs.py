@@ -12,7 +12,7 @@ from tst_megatron.checkpoint.run_files import RESOLVED, is_run, run_of
 from tst_megatron.compare.results import RecordedRun
 from tst_megatron.compare.runs.csv_file import read_csv
 from tst_megatron.compare.runs.event_files import PATTERN, event_files
-from tst_megatron.compare.runs.run_folder import read_run_folder
+from tst_megatron.compare.runs.run_folder import THINNED, read_run_folder
 from tst_megatron.compare.runs.tensorboard import read_tensorboard
 from tst_megatron.recipe.recipe import RecipeError
 from tst_megatron.training.report.facts import FACTS
@@ -54,6 +54,11 @@ def open_runs(paths: Sequence[Path]) -> tuple[list[RecordedRun], list[str]]:
         notes.append(
             f"{', '.join(old)}: no {FACTS} was kept, as earlier versions did not, so that held-out "
             f"text and the order of training text are known only as far as {RESOLVED} says them"
+        )
+    if long := [run.name for run in named if run.facts.get(THINNED)]:
+        notes.append(
+            f"{', '.join(long)}: steps at even distances were read, and each stands for those "
+            "before it; hours are estimated so"
         )
     return named, notes
 

@@ -35,6 +35,9 @@ from tst_megatron.training.report.recorded_schedule import recorded_schedule
 SEED_OF_MEGATRON = 1234
 """Megatron's default of ``seed``."""
 
+THINNED = "thinned"
+"""Fact of a run of which not every step was read."""
+
 _OF_ROWS = (
     "step seconds",
     "TFLOP/s per device",
@@ -75,6 +78,7 @@ def read_run_folder(path: Path, notes: list[str]) -> RecordedRun:
         curves["TFLOP/s per device"], seconds, facts.get("world size")
     )
     hours = seconds_at(steps, seconds, is_whole=rows.is_whole)
+    facts[THINNED] = not rows.is_whole
     return RecordedRun(
         name=path.resolve().name,
         path=path,
