@@ -77,7 +77,7 @@ COMMANDS = {
         *("--min-fraction", "--min-free-gib", "--timeout"),
     },
     "preflight-verdict": {"folder", "--hosts", "--ranks"},
-    "quickstart": {"--folder", "--short"},
+    "quickstart": {"--folder", "--short", "--compare"},
     "bench loss": {"--rounds", "--seed", "--device", "--output"},
     "bench embedding": {"--rounds", "--seed", "--device", "--output"},
     "bench step": {
