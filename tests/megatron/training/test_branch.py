@@ -353,6 +353,33 @@ def test_branch_is_refused_with_the_reason(trunk, tmp_path, step, changes, probl
     assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.parametrize(
+    ("place", "value", "problem"),
+    [
+        (
+            "tst_megatron.data.stream.cursor.ORDER_VERSION",
+            3,
+            "order version: the run was begun with an earlier version of tst-megatron",
+        ),
+        (
+            "tst_megatron.megatron.distributed_checkpoint.model.pending_rerun",
+            lambda state: "compute step 7 again on another node",
+            "--step: ",
+        ),
+    ],
+    ids=["another order of the text", "a result is to be computed again"],
+)
+def test_trunk_that_nothing_may_go_on_from_is_refused(
+    trunk, tmp_path, monkeypatch, place, value, problem
+):
+    monkeypatch.setattr(place, value)
+    with pytest.raises(RecipeError) as refused:
+        make_branch(trunk, 6, tmp_path / "new", ["train-iters=15"])
+    (said,) = refused.value.problems
+    assert said.startswith(problem) and said.endswith(("tst-megatron", "branch at another step"))
+    assert not (tmp_path / "new").exists()
+
+
 def test_what_changes_is_said(trunk, tmp_path):
     made = make_branch(
         trunk, 10, tmp_path / "new", ["lr=0.02", "lr-warmup-iters=3", "eval-iters=2"]

@@ -24,6 +24,7 @@ from tst_megatron.training.branch import folder as branch_folder
 from tst_megatron.training.branch.folder import NewBranch, make_folder
 from tst_megatron.training.branch.recipe import recipe_of_branch
 from tst_megatron.training.branch.source import place_problems, trunk_of
+from tst_megatron.training.run import start
 from tst_megatron.training.run.folder import RunFolder
 
 ROWS = [
@@ -373,3 +374,17 @@ def test_damaged_record_is_told_from_none(tmp_path, text, problem):
     (tmp_path / "branch.json").write_text(text)
     with pytest.raises(Damaged, match=problem):
         read_branch(tmp_path)
+
+
+def test_start_of_a_branch_whose_record_is_damaged_is_refused(tmp_path):
+    run = RunFolder(tmp_path)
+    assert start.branch_of(run) is None
+    (tmp_path / "branch.json").write_text("{")
+    with pytest.raises(RecipeError, match="up to which step this run is another's"):
+        start.branch_of(run)
+
+
+def test_checkpoint_without_a_cursor_of_the_stream_is_none_to_go_on_from():
+    (problem,) = start._stream_problems(None, Path("iter_0000008"), {"stream": {}}, True)
+    assert problem.startswith("iter_0000008: holds no cursor of the token stream")
+    assert problem.endswith("Nothing can go on from it")

@@ -116,8 +116,9 @@ def test_part_of_a_branchs_trunk_stands_on_grey_and_is_named(drawn, tmp_path):
     for axes in (bags, tokens):
         (band,) = [patch for patch in axes.patches if patch.get_alpha() == 0.08]
         assert (band.get_x(), band.get_x() + band.get_width()) == (0.5, 3.5)
-    assert [text.get_text() for text in tokens.texts] == ["t$x$, up to step 3"]
+    title = tokens.get_figure().get_suptitle()
+    assert title.endswith("\non grey: steps of t$x$, up to 3")
     # A record that is damaged is not drawn.
     (folder / "branch.json").write_text("{")
     bags, _ = drawn([*STEPS, VALIDATION])
-    assert not bags.patches
+    assert not bags.patches and "grey" not in bags.get_figure().get_suptitle()

@@ -85,13 +85,13 @@ def draw_losses(metrics: Path, picture: Path, *, unigram_entropy_nats: float | N
         # Above the panel, where it can hide no curve.
         axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=3, frameon=False)
     _mark_switch(all_axes, steps)
-    _mark_trunk(all_axes, steps, metrics.parent)
+    of_trunk = _mark_trunk(all_axes, steps, metrics.parent)
     all_axes[-1].set_xlabel("optimizer step")
     all_axes[-1].xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     device = next((row["device"] for row in reversed(steps) if "device" in row), "unknown")
     figure.suptitle(
         f"{metrics.resolve().parent.name}, device: {device}\n"
-        f"points: single steps; lines: mean over {SMOOTHED_SHARE:.0%} of a curve's steps",
+        f"points: single steps; lines: mean over {SMOOTHED_SHARE:.0%} of a curve's steps{of_trunk}",
         # The name of a folder may hold dollars.
         parse_math=False,
     )
@@ -188,24 +188,14 @@ def _mark_switch(all_axes: Sequence[Axes], steps: Sequence[Mapping[str, Any]]) -
     )
 
 
-def _mark_trunk(all_axes: Sequence[Axes], steps: Sequence[Mapping[str, Any]], folder: Path) -> None:
-    """Put a grey band behind the steps that a branch's trunk has made."""
+def _mark_trunk(all_axes: Sequence[Axes], steps: Sequence[Mapping[str, Any]], folder: Path) -> str:
+    """Put a grey band behind the steps that a branch's trunk has made, and say what it is."""
     branch = None
     with contextlib.suppress(Damaged):
         branch = read_branch(folder)
     if branch is None or not steps:
-        return
-    first, end = steps[0]["step"], branch.step + 0.5
+        return ""
     for axes in all_axes:
-        axes.axvspan(first - 0.5, end, color="black", alpha=0.08, linewidth=0, zorder=0)
-    all_axes[-1].annotate(
-        f"{branch.trunk_name}, up to step {branch.step:,}",
-        (end, 0.97),
-        xycoords=("data", "axes fraction"),
-        xytext=(-5, 0),
-        textcoords="offset points",
-        horizontalalignment="right",
-        verticalalignment="top",
-        # The name of a folder may hold dollars.
-        parse_math=False,
-    )
+        first, end = steps[0]["step"] - 0.5, branch.step + 0.5
+        axes.axvspan(first, end, color="black", alpha=0.08, linewidth=0, zorder=0)
+    return f"\non grey: steps of {branch.trunk_name}, up to {branch.step:,}"
