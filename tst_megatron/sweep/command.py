@@ -22,7 +22,7 @@ from tst_megatron.sweep.jobs import COMMAND, environments
 from tst_megatron.sweep.members import Members, check_members, make_members
 from tst_megatron.sweep.plan import SweepPlan, make_plan, read_plan, write_plan
 from tst_megatron.sweep.running import train_all
-from tst_megatron.sweep.show import Progression, say, show_end, show_plan
+from tst_megatron.sweep.show import Progression, say, show_end, show_plan, show_time
 from tst_megatron.sweep.slurm import write_submission
 from tst_megatron.system.exit_status import BAD_INPUT, FINISHED
 from tst_megatron.system.files import write_beside
@@ -80,6 +80,8 @@ def sweep(options: Options, console: Console, *, command: Sequence[str] = COMMAN
     with held(options.output, say=partial(say, console)):
         plan = _planned(options, members, checks)
         show_plan(plan, [*members.notes, *missing], console)
+        if not is_here:
+            show_time(plan, console, at_once=len(shares))
         if options.slurm:
             script = write_submission(plan, at_once=options.at_once)
             say(console, f"submit  bash {shlex.quote(str(script))} [OPTIONS OF SBATCH]")

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from tst_megatron.sweep.plan import RUNS, PlannedRun, SweepPlan
 from tst_megatron.sweep.running import Outcome
-from tst_megatron.sweep.speed import is_finished, measure, own_steps_done, seconds_left
+from tst_megatron.sweep.speed import Speed, is_finished, measure, own_steps_done, seconds_left
 from tst_megatron.system.problems import MOST
 from tst_megatron.system.progress import SECONDS_BETWEEN_LINES
 from tst_megatron.training.console import duration
@@ -23,6 +23,10 @@ from tst_megatron.training.console import duration
 def say(console: Console, line: str, *, style: str | None = None) -> None:
     """Print a line as it is."""
     console.print(line, style=style, highlight=False, markup=False, soft_wrap=True)
+
+
+SECONDS_OF_A_SPEED = 20.0
+"""Between two measurements of the speed."""
 
 
 # --- the plan ------------------------------------------------------------------------------------
@@ -43,6 +47,22 @@ def show_plan(plan: SweepPlan, notes: Sequence[str], console: Console) -> None:
     console.print(table)
     for line in (*plan_lines(plan), *notes):
         say(console, line)
+
+
+def show_time(plan: SweepPlan, console: Console, *, at_once: int) -> None:
+    """Say how long the rest of a sweep takes, if one of its runs has trained some steps."""
+    done = {
+        run.name: run.num_own_steps if is_finished(plan, run) else own_steps_done(plan, run)
+        for run in plan.runs
+    }
+    if (speed := measure(plan)) and sum(done.values()) < plan.num_own_steps:
+        left = seconds_left(plan, done, speed=speed, start_seconds=0.0, at_once=at_once)
+        say(console, f"about {duration(left)} left{_by(speed)}, without starts")
+
+
+def _by(speed: Speed) -> str:
+    runs = ", ".join(speed.by[:MOST]) + (", ..." if len(speed.by) > MOST else "")
+    return f", by the speed of {runs}: {speed.step_seconds:.3g} s a step"
 
 
 def _state(plan: SweepPlan, run: PlannedRun) -> Text:
@@ -92,6 +112,8 @@ class Progression:
     def __init__(self, plan: SweepPlan, console: Console, *, at_once: int) -> None:
         """Show nothing yet; ``shown`` does."""
         self._plan, self._console, self._at_once = plan, console, at_once
+        self._speed: Speed | None = None
+        self._measured_at = 0.0
         self._has_estimated = False
         self._said_at = time.monotonic()
         self._bars = Progress(
@@ -137,8 +159,10 @@ class Progression:
             self.say(f"{steps:,} of {self._plan.num_own_steps:,} steps{more}")
 
     def _left(self, done: Mapping[str, int], start_seconds: float | None) -> str | None:
-        speed = measure(self._plan)
-        if speed is None:
+        now = time.monotonic()
+        if self._speed is None or now - self._measured_at > SECONDS_OF_A_SPEED:
+            self._speed, self._measured_at = measure(self._plan), now
+        if (speed := self._speed) is None:
             return None
         left = duration(
             seconds_left(
@@ -151,10 +175,8 @@ class Progression:
         )
         if not self._has_estimated:
             self._has_estimated = True
-            by = ", ".join(speed.by[:MOST]) + (", ..." if len(speed.by) > MOST else "")
             starts = f" and {start_seconds:.0f} s for a start" if start_seconds else ""
-            pace = f"{speed.step_seconds:.3g} s a step{starts}"
-            self.say(f"about {left} left, by the speed of {by}: {pace}")
+            self.say(f"about {left} left{_by(speed)}{starts}")
         return left
 
 

@@ -5,15 +5,18 @@ from __future__ import annotations
 import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from tst_megatron.sweep.plan import PlannedRun, SweepPlan
 from tst_megatron.system.records import Damaged
-from tst_megatron.training.report.metrics_file import newest_step, read_newest
+from tst_megatron.training.report.metrics_file import read_newest
 from tst_megatron.training.run.state import read_state
 
 FEWEST_STEPS = 10
 """Steps of a run before its speed counts: the first ones of a start are slow."""
 NUM_STEPS_OF_MEDIAN = 50
+MOST_BYTES = 1 << 17
+"""Of the end of a run's metrics: more than the rows of so many steps."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,9 +40,8 @@ def is_finished(plan: SweepPlan, run: PlannedRun) -> bool:
 
 def own_steps_done(plan: SweepPlan, run: PlannedRun) -> int:
     """Return how many steps of its own a run has recorded."""
-    first = run.trunk.step if run.trunk else 0
-    newest = newest_step(plan.run(run.name) / "metrics.jsonl", last_step=run.num_steps)
-    return max(0, newest - first)
+    rows = _newest_rows(plan, run, num_steps=1)
+    return int(rows[-1]["step"]) - _first(run) if rows else 0
 
 
 def measure(plan: SweepPlan) -> Speed | None:
@@ -51,19 +53,26 @@ def measure(plan: SweepPlan) -> Speed | None:
 
 
 def _step_seconds(plan: SweepPlan, run: PlannedRun) -> float | None:
-    first = run.trunk.step if run.trunk else 0
+    rows = _newest_rows(plan, run, num_steps=NUM_STEPS_OF_MEDIAN)
+    found = [row["step seconds"] for row in rows if isinstance(row.get("step seconds"), float)]
+    is_enough = len(found) >= min(FEWEST_STEPS, run.num_own_steps)
+    return statistics.median(found) if found and is_enough else None
+
+
+def _newest_rows(plan: SweepPlan, run: PlannedRun, *, num_steps: int) -> list[dict[str, Any]]:
+    """Return the newest rows of the steps that a run has trained itself."""
     path = plan.run(run.name) / "metrics.jsonl"
     try:
-        rows, _ = read_newest(path, num_steps=NUM_STEPS_OF_MEDIAN, last_step=run.num_steps)
+        rows, _ = read_newest(
+            path, num_steps=num_steps, last_step=run.num_steps, most_bytes=MOST_BYTES
+        )
     except Damaged:
-        return None
-    seconds = [
-        float(row["step seconds"])
-        for row in rows
-        if row["step"] > first and isinstance(row.get("step seconds"), int | float)
-    ]
-    is_enough = len(seconds) >= min(FEWEST_STEPS, run.num_own_steps)
-    return statistics.median(seconds) if seconds and is_enough else None
+        return []
+    return [row for row in rows if row["step"] > _first(run)]
+
+
+def _first(run: PlannedRun) -> int:
+    return run.trunk.step if run.trunk else 0
 
 
 def seconds_left(

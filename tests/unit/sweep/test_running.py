@@ -125,6 +125,17 @@ def test_several_at_once_have_their_share_of_the_cores(sweeping, tmp_path, monke
     assert {(words[3], words[-1]) for words in trained} == {("2", "3")}
 
 
+def test_runs_that_train_at_once_have_different_places(sweeping, tmp_path, monkeypatch):
+    places = [{**os.environ, "OMP_NUM_THREADS": name} for name in ("11", "22")]
+    monkeypatch.setattr(command, "environments", lambda **_: places)
+    for place in places:
+        place["SECONDS_OF_A_STEP"] = "0.02"
+    assert sweeping(at_once=2)[0] == 0
+    trained = [words for words in notes(tmp_path) if words[0] == "train"]
+    assert {words[-1] for words in trained[:2]} == {words[-1] for words in trained[2:]}
+    assert {words[-1] for words in trained} == {"11", "22"}
+
+
 def test_run_that_fails_does_not_stop_the_others_and_is_named(sweeping, tmp_path, monkeypatch):
     monkeypatch.setenv("FAIL", f"{NAMES[0]}@12")
     status, said = sweeping()
@@ -150,6 +161,16 @@ def test_branch_of_a_run_that_failed_later_is_trained_all_the_same(sweeping, tmp
     status, said = sweeping()
     assert status == 1 and "3 of 4 runs finished" in said
     assert ("train", NAMES[3], 30) in started(tmp_path)
+
+
+def test_branch_that_is_there_is_trained_and_not_made_again(sweeping, tmp_path, monkeypatch):
+    monkeypatch.setenv("FAIL", f"{NAMES[1]}@22")
+    assert sweeping()[0] == 1
+    monkeypatch.delenv("FAIL")
+    assert sweeping()[0] == 0
+    expect_complete(tmp_path)
+    of_branch = [(word, step) for word, name, step in started(tmp_path) if name == NAMES[1]]
+    assert of_branch == [("branch", 16), ("train", 16), ("train", 20)]
 
 
 def test_branch_that_fails_is_a_failure_of_its_run(sweeping, tmp_path, monkeypatch):
@@ -231,6 +252,8 @@ def started_sweep(text, tmp_path):
                 env={**os.environ, "NOTES": str(tmp_path / "notes"), **environment},
                 stdout=log,
                 stderr=log,
+                # As in a terminal, where a Ctrl-C goes to all processes of a group.
+                process_group=0,
             )
         )
         return processes[-1]
@@ -253,7 +276,7 @@ def test_stop_saves_every_run_and_ends_with_75(started_sweep, tmp_path):
     process = started_sweep("--at-once", "2", SECONDS_OF_A_STEP="0.1")
     wait_until(lambda: len(started(tmp_path)) == 2, "two runs")
     time.sleep(0.5)
-    process.send_signal(signal.SIGTERM)
+    os.killpg(process.pid, signal.SIGINT)
     assert process.wait(timeout=60) == 75
     said = (tmp_path / "sweep.log").read_text()
     assert "stopping: " in said and "save a checkpoint" in said and "continue  " in said
@@ -271,6 +294,28 @@ def state_step(tmp_path, name, again):
     assert again[1] > 0
     assert (tmp_path / "sweep" / "runs" / name / "checkpoints" / f"iter_{again[1]:07d}").is_dir()
     return again[1]
+
+
+def test_stop_while_a_branch_is_made_is_no_failure(started_sweep, tmp_path):
+    process = started_sweep(SECONDS_OF_A_BRANCH="20")
+    wait_until(lambda: "branch" in [word for word, *_ in started(tmp_path)], "a branch")
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=15) == 75
+    said = (tmp_path / "sweep.log").read_text()
+    assert "1 of 4 runs finished" in said and "failed" not in said
+    assert started_sweep().wait(timeout=60) == 0
+    expect_complete(tmp_path)
+
+
+def test_runs_of_a_sweep_that_is_killed_save_and_end(started_sweep, tmp_path):
+    process = started_sweep(SECONDS_OF_A_STEP="0.4")
+    wait_until(lambda: started(tmp_path), "a run")
+    time.sleep(1.0)
+    process.kill()
+    state = tmp_path / "sweep" / "runs" / NAMES[0] / "state.json"
+    # All of its steps would take 16 s.
+    wait_until(state.exists, "the end of the run", seconds=6.0)
+    assert json.loads(state.read_text())["status"] == "stopped"
 
 
 def test_second_interrupt_ends_the_runs_at_once(started_sweep, tmp_path):
@@ -347,6 +392,21 @@ def test_time_is_that_of_the_steps_and_starts_that_are_left(sweeping, tmp_path):
     assert seconds_left(plan, done, speed=speed, start_seconds=10.0, at_once=2) == alone / 2
     # Two runs of one after the other cannot take less than the longest.
     assert seconds_left(plan, done, speed=speed, start_seconds=10.0, at_once=9) == 40 * 2.0
+
+
+def test_time_left_is_in_the_plan_of_a_sweep_that_has_begun(sweeping, tmp_path):
+    sweeping(arms="tst")
+    _, said = sweeping(arms="tst,baseline", plan_only=True)
+    assert "about 20 s left, by the speed of tst_seed-1234: 0.5 s a step, without starts" in said
+    run = tmp_path / "sweep" / "runs" / NAMES[2]
+    run.mkdir()
+    rows = [{"event": "step", "step": step, "step seconds": 1.5} for step in range(1, 11)]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    _, said = sweeping(arms="tst,baseline", plan_only=True)
+    assert "about 30 s left, by the speed of tst_seed-1234, baseline_seed-1234: 1 s a step" in said
+    assert [line.split()[-3:] for line in said.splitlines() if line.startswith("baseline_")] == [
+        ["10", "steps", "done"]
+    ]
 
 
 def test_time_is_said_by_the_first_run_as_soon_as_it_is_known(sweeping, monkeypatch):
