@@ -14,8 +14,11 @@ from tst_megatron.system.paths import is_there
 
 _OF_A_RUN = (RESOLVED, "state.json", "versions.json", "metrics.jsonl")
 """A folder with one of these is a run's."""
-_FILES_OF_A_RUN = (*_OF_A_RUN, "recipe.yaml", "metrics.dropped.jsonl", "STOP", BRANCH)
-_FOLDERS_OF_A_RUN = ("checkpoints", "tensorboard", "logs", "slurm")
+_FILES_OF_A_RUN = (
+    *_OF_A_RUN,
+    *("recipe.yaml", "metrics.dropped.jsonl", "facts.json", "saves.json", "STOP", BRANCH),
+)
+_FOLDERS_OF_A_RUN = ("checkpoints", "tensorboard", "evaluations", "logs", "slurm")
 """Folders that a run, its job scripts and Megatron write to and delete from. Other names in a run
 folder are free, such as an export ``RUN/hf``."""
 

@@ -41,7 +41,7 @@ def compare(
     from tst_megatron.compare.report.terminal import show
 
     if html is not None:
-        check_page(html)
+        check_page(html, runs)
     found = compare_runs(runs, baseline=baseline)
     # The page first: what is printed may go to a pipe that closes early.
     pictures = None if html is None else write_page(found, html)

@@ -39,7 +39,7 @@ def without_seed(run: RecordedRun) -> str:
     """Return a run's name without its seed; the whole name if nothing else is in it."""
     name = re.sub(r"(?i)[-_. /]*seed[-_ =]?\d+", "", run.name)
     if run.seed is not None:
-        name = re.sub(rf"(?i)[-_. /]+s?{run.seed}$", "", name)
+        name = re.sub(rf"(?i)[-_. /]+{run.seed}$", "", name)
     return name.strip("-_. /") or run.name
 
 
@@ -50,7 +50,8 @@ def _kind_of(run: RecordedRun) -> str:
     stream = run.facts.get("stream")
     order = dict(stream) if isinstance(stream, Mapping) else {}
     order.pop("seed", None)
-    said = [run.kind, run.phases, run.trunk and run.trunk[1], deciding_values(run), order]
+    # A branch is, bit for bit, the run that it would be without a trunk.
+    said = [run.kind, run.phases, deciding_values(run), order]
     text = [weights_of_texts(run.facts["recipe"]), run.facts.get("tokenizer")]
     return json.dumps([*said, *text, run.facts.get("held-out")], sort_keys=True, default=str)
 

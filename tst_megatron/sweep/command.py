@@ -106,6 +106,7 @@ def _members(options: Options) -> Members:
     if not options.grid and options.arms is None and options.seeds == 1:
         raise ValueError("sweep: a single run needs none. Give --grid, --arms or --seeds")
     problems: list[str] = []
+    before = read_plan(options.output)
     grid: Grid = {}
     arms: list[Arm] = []
     try:
@@ -119,7 +120,12 @@ def _members(options: Options) -> Members:
     if problems:
         raise RecipeError(problems)
     return make_members(
-        options.recipe, options.overrides, grid=grid, arms=arms, num_seeds=options.seeds
+        options.recipe,
+        options.overrides,
+        grid=grid,
+        arms=arms,
+        num_seeds=options.seeds,
+        known={run.arm for run in before.runs} if before else (),
     )
 
 

@@ -7,7 +7,7 @@ seed read one permutation of the text.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -55,6 +55,7 @@ def make_members(
     grid: Grid,
     arms: Sequence[Arm],
     num_seeds: int,
+    known: Collection[str] = (),
 ) -> Members:
     """Make every run of a sweep from one recipe.
 
@@ -65,6 +66,7 @@ def make_members(
         arms: each is made for the combinations of the keys that it depends on; none makes the
             combinations alone.
         num_seeds: runs of each arm.
+        known: arms that the sweep has already; of two arms that are the same run, such a one stays.
 
     Raises:
         RecipeError: a recipe cannot be read, or the seeds are no numbers.
@@ -76,7 +78,8 @@ def make_members(
     base = replace(base, tst=replace(base.tst, stream_unit_bags=unit))
     notes: list[str] = []
     named: dict[str, tuple[str, Recipe]] = {}
-    for name, meaning, recipe in found:
+    # Known arms first, and otherwise in their order.
+    for name, meaning, recipe in sorted(found, key=lambda each: each[0] not in known):
         recipe = replace(recipe, tst=replace(recipe.tst, stream_unit_bags=unit))
         same = next((n for n, (_, other) in named.items() if _is_same(other, recipe)), None)
         if same is not None:
@@ -117,7 +120,23 @@ def _arms(
 
 
 def _load(path: Path, overrides: Sequence[str], keys: Mapping[str, Any]) -> Recipe:
-    return from_anywhere(load_recipe(path, [*overrides, *words_of(keys)]))
+    return from_anywhere(load_recipe(path, [*overrides, *words_of({**_opened(keys), **keys})]))
+
+
+def _opened(keys: Mapping[str, Any]) -> Keys:
+    """Return values for the other keys that give phases, so that they do not contradict these.
+
+    A recipe gives its phases by a share, by steps or by a schedule, and a grid may use another way.
+    """
+    if "tst.schedule" in keys:
+        others = {"bag-size": 1, "superposition-fraction": 0.0, "superposition-steps": None}
+    elif "tst.superposition-steps" in keys:
+        others = {"superposition-fraction": 0.0, "schedule": None}
+    elif "tst.superposition-fraction" in keys:
+        others = {"superposition-steps": None, "schedule": None}
+    else:
+        others = {}
+    return {f"tst.{key}": value for key, value in others.items()}
 
 
 def _keys_of(arm: Arm, given: Recipe) -> Keys:

@@ -78,8 +78,11 @@ def plan_lines(plan: SweepPlan) -> list[str]:
     num_runs = _count(len(plan.runs), "run")
     steps = f"{num_runs}, {own:,} steps"
     if own < total:
-        branches = _count(sum(run.trunk is not None for run in plan.runs), "branch", "branches")
-        steps += f" instead of {total:,}: {branches} save {1 - own / total:.0%}"
+        number = sum(run.trunk is not None for run in plan.runs)
+        branches = _count(number, "branch", "branches")
+        steps += (
+            f" instead of {total:,}: {branches} save{'s' * (number == 1)} {1 - own / total:.0%}"
+        )
     return [
         steps,
         f"all arms read the stream in units of {_count(plan.unit_chunks, 'chunk')} "

@@ -56,7 +56,8 @@ class Course:
         values, tst = plain.values, plain.recipe.tst
         always = vars(values).copy()
         of_steps = {"train_iters", *_OF_THE_RATE}
-        if values.weight_decay_incr_style != "constant" or values.decoupled_lr is not None:
+        has_other_rates = values.decoupled_lr is not None or values.use_mup
+        if values.weight_decay_incr_style != "constant" or has_other_rates:
             # They follow the length of the run, or a rate of their own, which is not compared here.
             of_steps = set()
         for name in of_steps:

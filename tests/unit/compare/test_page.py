@@ -181,7 +181,7 @@ def test_one_arm_alone_has_a_page(monkeypatch):
     assert text.count("There is one arm, so there is nothing to compare it with.") >= 1
 
 
-def test_same_input_gives_the_same_bytes_in_another_process():
+def test_same_input_gives_the_same_bytes_in_another_process(tmp_path):
     program = (
         "import sys, hashlib; sys.path.insert(0, sys.argv[1]); from made_comparisons import ALL\n"
         "from tst_megatron.compare.report.page import render\n"
@@ -191,7 +191,7 @@ def test_same_input_gives_the_same_bytes_in_another_process():
     here = str(Path(__file__).parent)
     printed = subprocess.run(
         [sys.executable, "-c", program, here],
-        env={"PYTHONHASHSEED": "7", "PYTHONPATH": str(Path(__file__).parents[3]), "HOME": here},
+        env={"PYTHONHASHSEED": "7", "PYTHONPATH": str(Path(__file__).parents[3]), "HOME": str(tmp_path)},
         capture_output=True,
         text=True,
         check=True,

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from tst_megatron.compare.arms import has_superposition
-from tst_megatron.compare.comparability.differences import forbidding
+from tst_megatron.compare.comparability.differences import UNKNOWN, forbidding
 from tst_megatron.compare.comparability.subjects import held_out_size
 from tst_megatron.compare.pairs.ends import (
     Runs,
@@ -66,7 +66,11 @@ def compare_pair(
     )
     evidence = _evidence(runs, others, at, losses, gap)
     verdict, sentence = judge(
-        dataclasses.replace(evidence, crosses=meetings.crossing_step is not None)
+        dataclasses.replace(
+            evidence,
+            crosses=meetings.crossing_step is not None,
+            caveats=_caveats(name, baseline, differences),
+        )
     )
     return Pair(
         arm=name,
@@ -90,7 +94,7 @@ def _evidence(
     losses: tuple[Sequence[FinalLoss], Sequence[FinalLoss]],
     gap: Gap,
 ) -> Evidence:
-    unfinished = _unfinished(runs, others)
+    unfinished = [*_unfinished(runs, others), *_before_the_end(runs, others, at)]
     num_positions, num_blocks = _held_out(losses, (runs[0], others[0]))
     return Evidence(
         arm=runs[0].arm,
@@ -105,6 +109,39 @@ def _evidence(
         recovery_steps=_recovery_steps(runs[0], at[0]),
         costs=_costs(runs[0], others[0], at),
     )
+
+
+def _caveats(name: str, baseline: str, differences: Sequence[Difference]) -> list[str]:
+    """Say what else two arms differ in, and what is not shown to be the same."""
+    matter = [
+        each
+        for each in differences
+        if each.gravity == "matters" and {name, baseline} <= each.values.keys()
+    ]
+    differ, unknown = [], []
+    for each in matter:
+        values = each.values[name], each.values[baseline]
+        if UNKNOWN in values or values[0] == values[1]:
+            unknown.append(each.what.removeprefix("all "))
+        else:
+            differ.append(each.what)
+    return [
+        *([f"they differ in {', '.join(differ)} too"] if differ else []),
+        *([f"nothing shows that they have the same {', '.join(unknown)}"] if unknown else []),
+    ]
+
+
+def _before_the_end(runs: Runs, others: Runs, at: tuple[int, int]) -> list[str]:
+    """Say of each arm that is compared before its own last evaluation.
+
+    There its learning rate is not decayed yet, while that of the other may be.
+    """
+    return [
+        f"{each[0].arm} is compared at step {step:,} of {each[0].last_step:,}"
+        for each, step in zip((runs, others), at, strict=True)
+        if all(is_finished(run) for run in each)
+        and step < min(int(run.validation.steps[-1]) for run in each)
+    ]
 
 
 def _without_gap(

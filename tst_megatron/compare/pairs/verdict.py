@@ -49,6 +49,8 @@ class Evidence:
     recovery_steps: int | None = None
     """Steps of the arm after its switch; None without superposition."""
     crosses: bool = False
+    caveats: Sequence[str] = ()
+    """What weakens the conclusion, as ends of the sentence, such as "they differ in lr too"."""
     costs: Sequence[tuple[str, float]] = ()
     """Cost -> that of the arm divided by that of the baseline, where they are compared."""
 
@@ -83,7 +85,9 @@ def _reasons(evidence: Evidence, gap: Gap) -> list[str]:
         found.append(f"with one seed a gap below {smallest:.3f} nats may be noise between runs")
     steps = evidence.recovery_steps
     is_behind = interval.value > 0 and not evidence.crosses
-    if steps is not None and steps < FEWEST_RECOVERY_STEPS and is_behind:
+    if steps is not None and steps <= 0:
+        found.append(f"{evidence.arm} is still in superposition")
+    elif steps is not None and steps < FEWEST_RECOVERY_STEPS and is_behind:
         found.append(f"{evidence.arm} has only {steps:,} steps after its switch to cross")
     return found
 
@@ -107,11 +111,12 @@ def _statement(evidence: Evidence, gap: Gap) -> str:
         else f"{evidence.num_positions:,} held-out tokens"
     )
     certainty = (
-        f"95% interval {low:.{digits}f} to {high:.{digits}f}{basis}; "
+        f"95% interval {low:z.{digits}f} to {high:z.{digits}f}{basis}; "
         f"{_seeds(evidence.num_seeds)}, {held_out}"
     )
     costs = _costs(evidence.costs)
-    return f"{evidence.arm} {where} {how} {evidence.baseline} ({certainty}){costs}"
+    caveats = "".join(f"; {caveat}" for caveat in evidence.caveats)
+    return f"{evidence.arm} {where} {how} {evidence.baseline} ({certainty}){costs}{caveats}"
 
 
 def _digits(interval: Interval) -> int:

@@ -5,11 +5,13 @@ The same pictures are PNG files in a folder beside the page, for use elsewhere.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from urllib.parse import quote
 
 from tst_megatron import __version__
+from tst_megatron.checkpoint.outputs import check_output
 from tst_megatron.compare.report import markup, story
 from tst_megatron.compare.report.charts import Picture, draw
 from tst_megatron.compare.report.lines import Chart
@@ -26,17 +28,26 @@ FILES = "-files"
 _CSS = Path(__file__).with_name("page.css")
 
 
-def check_page(path: Path) -> None:
+def check_page(path: Path, inputs: Sequence[Path] = ()) -> None:
     """Refuse a place at which no page can be written, before any work.
+
+    Args:
+        path: of the page.
+        inputs: files and folders that are compared.
 
     Raises:
         ValueError: something else is there.
     """
+    if os.path.realpath(path) in map(os.path.realpath, inputs):
+        raise ValueError(f"--html {path}: is one of the runs that are compared. Name another file")
     if path.is_dir():
         raise ValueError(f"--html {path}: is a folder. Name a file in it, such as {path}/page.html")
     files = files_of(path)
     if files.exists() and not files.is_dir():
         raise ValueError(f"--html {path}: {files}, the folder of its pictures, is a file. Move it")
+    if files.is_symlink():
+        raise ValueError(f"--html {path}: {files}, the folder of its pictures, is a link. Move it")
+    check_output(files)
 
 
 def files_of(path: Path) -> Path:

@@ -86,7 +86,7 @@ def read_csv(path: Path, notes: list[str]) -> RecordedRun:
     if tokens is not None and seconds is not None and seconds[-1] > 0:
         numbers["raw tokens per second"] = float(tokens[-1] / seconds[-1])
     name = path.stem
-    seed = re.search(r"(?:seed|[-_. ]s)[-_ =]?(\d+)", name, re.IGNORECASE)
+    seed = re.search(r"seed[-_ =]?(\d+)", name, re.IGNORECASE)
     return RecordedRun(
         name=name,
         path=path,

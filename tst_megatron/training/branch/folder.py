@@ -13,6 +13,7 @@ import json
 import os
 import re
 import shutil
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +29,8 @@ from tst_megatron.system.files import file_sha256, folder_appearing_whole, write
 from tst_megatron.system.machine.disk import check_room
 from tst_megatron.system.progress import byte_progress
 from tst_megatron.system.records import Damaged, read_bytes, read_json
-from tst_megatron.training.report.metrics_file import lines_until
+from tst_megatron.training.report.facts import FACTS
+from tst_megatron.training.report.metrics_file import lines_until, row_of
 from tst_megatron.training.report.versions import read_layouts
 from tst_megatron.training.run.folder import RunFolder
 from tst_megatron.training.run.prepare import folders
@@ -91,8 +93,11 @@ def make_folder(new: NewBranch, output: Path, *, console: Console | None) -> lis
         said += _take_metrics(new, run)
         _take_evaluations(new, run)
         _take_layouts(new, run)
-        if new.trunk.tensorboard.is_dir():
-            shutil.copytree(new.trunk.tensorboard, run.tensorboard, dirs_exist_ok=True)
+        facts = new.trunk.path / FACTS
+        if facts.is_file():
+            # Its stream, held-out text and model are the trunk's; the first start writes its own.
+            shutil.copyfile(facts, run.path / FACTS)
+        _take_tensorboard(new, run)
         write_branch(run.path, _record(new))
     return said
 
@@ -184,7 +189,26 @@ def _take_metrics(new: NewBranch, run: RunFolder) -> list[str]:
         return [f"{new.trunk.metrics} is missing: the branch begins without the trunk's numbers"]
     kept, _, _ = lines_until(content, new.step)
     write_bytes_beside(run.metrics, b"".join(line + b"\n" for line in kept))
+    last = max((row["step"] for line in kept if (row := row_of(line)) is not None), default=0)
+    if last < new.step:
+        return [f"{new.trunk.metrics} has rows until step {last:,} alone, and so has the branch"]
     return []
+
+
+def _take_tensorboard(new: NewBranch, run: RunFolder) -> None:
+    """Copy the trunk's curves, with a mark after which TensorBoard shows none of later steps."""
+    source = new.trunk.tensorboard
+    if not source.is_dir() or not any(source.iterdir()):
+        return
+    # It takes a second to import, and few branches wait for nothing else.
+    from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+    from tensorboard.summary.writer.event_file_writer import EventFileWriter
+
+    shutil.copytree(source, run.tensorboard, dirs_exist_ok=True)
+    writer = EventFileWriter(str(run.tensorboard))
+    mark = SessionLog(status=SessionLog.START)
+    writer.add_event(Event(wall_time=time.time(), step=new.step + 1, session_log=mark))
+    writer.close()
 
 
 def _take_evaluations(new: NewBranch, run: RunFolder) -> None:
