@@ -128,7 +128,10 @@ def test_guide_prepares_with_the_tokenizer_that_it_fetches(model):
     assert {params["eod_token"] for params in prepared} == {end}
 
 
-@pytest.mark.parametrize("name", ["data-preparation.md", "from-outside.md", "sweeps.md"])
+PAGES = ["branching.md", "data-preparation.md", "from-outside.md", "sweeps.md"]
+
+
+@pytest.mark.parametrize("name", PAGES)
 def test_commands_and_links_of_a_page_lead_somewhere(name):
     path = ROOT / "docs" / name
     document = path.read_text(encoding="utf-8")

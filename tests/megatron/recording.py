@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import json
 from collections import defaultdict
 from pathlib import Path
@@ -34,6 +36,39 @@ def record_tokens(folder: Path) -> None:
 
     folder.mkdir(parents=True, exist_ok=True)
     step.read_raw_tokens = read_and_note
+
+
+def record_settings(folder: Path) -> None:
+    """Let this rank note with what each of its steps is made: rates, decay, moments, clipping."""
+    from tst_megatron.megatron import names
+
+    train_step = names.training.train_step
+
+    @functools.wraps(train_step)
+    def note_and_train(*args, **kwargs):
+        call = inspect.signature(train_step).bind(*args, **kwargs).arguments
+        groups = call["optimizer"].param_groups
+        wanted = ("lr", "weight_decay", "wd_mult", "max_lr", "min_lr", "betas", "eps")
+        row = {
+            "step": names.get_args().curr_iteration,
+            "groups": [{name: group[name] for name in wanted} for group in groups],
+            "clip": call["optimizer"].chained_optimizers[0].config.clip_grad,
+        }
+        with (folder / f"settings-{torch.distributed.get_rank()}.jsonl").open("a") as file:
+            file.write(json.dumps(row) + "\n")
+        return train_step(*args, **kwargs)
+
+    folder.mkdir(parents=True, exist_ok=True)
+    names.training.train_step = note_and_train
+
+
+def settings(folder: Path) -> dict[int, list[dict]]:
+    """What each rank noted of each step, by steps completed before."""
+    found = defaultdict(list)
+    for path in sorted(folder.glob("settings-*.jsonl")):
+        for row in map(json.loads, path.read_text().splitlines()):
+            found[row["step"]].append(row)
+    return dict(found)
 
 
 def ends_of_documents(folder: Path) -> set[int]:

@@ -165,8 +165,9 @@ def fork_ranks(
     """Start ``tst-megatron`` as ``start_ranks`` does, without importing Megatron again.
 
     Each rank leads a process group of its own, to which its workers belong. ``tokens`` is where the
-    ranks note what they read (``recording.py``). Ranks that trust imported weights do not look for
-    missing ones, which takes a process that imports Megatron again.
+    ranks note what they read, and with what settings they step (``recording.py``). Ranks that trust
+    imported weights do not look for missing ones, which takes a process that imports Megatron
+    again.
     """
     main = functools.partial(_tst_megatron, tokens, trusts_weights)
     return _fork(main, arguments, num_ranks, log)
@@ -220,6 +221,7 @@ def _tst_megatron(tokens: Path | None, trusts_weights: bool) -> None:
         import recording
 
         recording.record_tokens(tokens)
+        recording.record_settings(tokens)
     from tst_megatron.cli.app import main
 
     main()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shlex
 import time
@@ -9,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from tst_megatron.checkpoint.run_files import read_branch
 from tst_megatron.schedule import Schedule
 from tst_megatron.system.files import write_beside
 from tst_megatron.system.records import Damaged
@@ -122,6 +124,7 @@ def _numbers(run: RunFolder, schedule: Schedule) -> list[tuple[str, str]]:
     steps = _rows(run, "step")
     step = (run.state() or {}).get("step") or 0
     found = [
+        *_trunk(run),
         ("steps", f"{step:,} of {schedule.num_steps:,}"),
         ("raw tokens", f"{schedule.raw_tokens_before(step):,}"),
     ]
@@ -136,6 +139,13 @@ def _numbers(run: RunFolder, schedule: Schedule) -> list[tuple[str, str]]:
         if row is not None:
             found.append((SAID[name], f"{row[name]:.4f} nats at step {row['step']:,}"))
     return found
+
+
+def _trunk(run: RunFolder) -> list[tuple[str, str]]:
+    branch = None
+    with contextlib.suppress(Damaged):
+        branch = read_branch(run.path)
+    return [("trunk", branch.words())] if branch else []
 
 
 def _rows(run: RunFolder, event: str) -> Sequence[Mapping[str, Any]]:

@@ -16,6 +16,8 @@ from megatron.core.dist_checkpointing import validation
 from megatron.core.dist_checkpointing.strategies.filesystem_async import FileSystemWriterAsync
 from megatron.core.distributed import DistributedDataParallel
 from megatron.core.models.common import utils as plan_nodes
+from megatron.core.optimizer.optimizer import param_group_identifier_keys
+from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 from megatron.core.pipeline_parallel import schedules
 from megatron.core.rerun_state_machine import RerunState, RerunStateMachine
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
@@ -23,7 +25,7 @@ from torch.distributed.checkpoint.filesystem import FileSystemReader
 
 from tst_megatron.checkpoint import folder
 from tst_megatron.checkpoint.record import MANIFEST
-from tst_megatron.megatron import names, ranks
+from tst_megatron.megatron import names, optimizer, ranks
 from tst_megatron.megatron import names as megatron_names
 from tst_megatron.megatron.cpu import host
 from tst_megatron.megatron.repairs import checkpoint_processes, no_cuda
@@ -376,6 +378,24 @@ def test_a_load_reads_where_all_ranks_agree():
     assert source.index("load_common_state_dict(") < source.index("sharded_strategy.load(")
     source = inspect.getsource(names.dist_validation.verify_integrity_manifest)
     assert "except CheckpointingException as exc:" in source
+
+
+def test_parameter_groups_are_found_by_their_rates_and_the_scheduler_uses_those():
+    """So a branch gives saved groups its own rates, and lets the scheduler take its own values."""
+    from megatron.training import checkpointing
+
+    found_by = {*optimizer._RATES, *optimizer._OTHER_NAMES_OF_A_GROUP, "is_expert_parallel"}
+    assert set(param_group_identifier_keys) == found_by
+    for rate in optimizer._RATES:
+        assert f"param_group.get('{rate}', self.{rate})" in inspect.getsource(
+            OptimizerParamScheduler.get_lr
+        )
+    source = inspect.getsource(OptimizerParamScheduler._check_and_set)
+    assert "if self.override_opt_param_scheduler:" in source
+    source = inspect.getsource(checkpointing.load_checkpoint)
+    loads = "optimizer.load_state_dict(state_dict['optimizer'])"
+    schedules_again = "opt_param_scheduler.load_state_dict(state_dict['opt_param_scheduler'])"
+    assert source.index(loads) < source.index(schedules_again)
 
 
 def test_megatron_is_imported_without_what_it_does_not_use():

@@ -3,11 +3,13 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from status_folders import NOW, Folder, step_row
 from typer.testing import CliRunner
 
+from tst_megatron.checkpoint.run_files import Branch, write_branch
 from tst_megatron.cli.app import app, main
 
 
@@ -41,6 +43,23 @@ def test_one_run_is_shown_in_words(running, fixed_time):
         "starts 2 (jobs 811, 812), 0 requeues",
         "without progress 1 link in a row",
     } <= lines
+
+
+def test_branch_is_shown_with_its_trunk(running, tmp_path, fixed_time):
+    branch = Branch(
+        trunk=Path("/runs/base"),
+        trunk_name="base",
+        step=40,
+        recipe_sha256=None,
+        checkpoint_sha256={},
+    )
+    write_branch(running.path, branch)
+    lines = {" ".join(line.split()) for line in show(running.path)[1].splitlines()}
+    assert "trunk branch of base at step 40, in /runs/base" in lines
+    several = " ".join(show(running.path, Folder(tmp_path / "runs" / "two").path)[1].split())
+    assert several.count("branch of base at step 40") == 1
+    keys = json.loads(show(running.path, "--json")[1])
+    assert (keys["trunk"], keys["steps of trunk"]) == ("/runs/base", 40)
 
 
 def test_run_without_numbers_is_shown(folder, fixed_time):
@@ -109,6 +128,7 @@ def test_json_is_one_object_per_run_with_units_in_its_keys(running, tmp_path, fi
     assert list(first) == list(second)
     assert set(first) == {
         *("run", "state", "reason", "exit status", "step", "num steps", "phase", "bag size"),
+        *("trunk", "steps of trunk"),
         "bag sizes",
         *("steps to next phase", "next bag size", "raw tokens", "raw tokens of all steps"),
         *("loss name", "loss nats", "validation loss nats", "validation step", "step seconds"),

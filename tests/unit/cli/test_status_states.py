@@ -5,6 +5,7 @@ import json
 import pytest
 from status_folders import NOW, age
 
+from tst_megatron.checkpoint.run_files import Branch, write_branch
 from tst_megatron.cli.views.events import links_without_progress, read_events
 from tst_megatron.training.console import duration
 
@@ -45,6 +46,40 @@ def test_run_of_a_version_that_wrote_no_exit_status_is_shown(running):
 
 def test_run_that_was_only_prepared_has_not_started(folder):
     assert folder.said() == ("not started", "no start has written state.json")
+
+
+def branch_of(folder, step):
+    branch = Branch(
+        trunk=folder.path.parent / "trunk",
+        trunk_name="trunk",
+        step=step,
+        recipe_sha256=None,
+        checkpoint_sha256={},
+    )
+    write_branch(folder.path, branch)
+
+
+def test_branch_that_has_only_what_its_trunk_left_has_not_started(folder):
+    branch_of(folder.steps(1, 400).saved(400), 400)
+    assert folder.said() == ("not started", "no start has written state.json")
+    status = folder.status()
+    assert (status.step, status.steps_of_trunk) == (400, 400)
+    assert status.trunk == str(folder.path.parent / "trunk")
+
+
+@pytest.mark.parametrize("left", ["logs/rank-0.log", "checkpoints/iter_0000500/x"])
+def test_branch_that_has_begun_says_so(folder, left):
+    branch_of(folder.steps(1, 400).saved(400), 400)
+    (folder.path / left).parent.mkdir(exist_ok=True, parents=True)
+    (folder.path / left).write_text("")
+    assert folder.said()[0] == "unknown"
+
+
+def test_branch_with_a_damaged_record_is_shown_with_what_is_wrong(folder):
+    (folder.steps(1, 400).saved(400).path / "branch.json").write_text("{")
+    status = folder.status()
+    assert status.trunk is None
+    assert status.damaged[0].startswith("branch.json is not JSON")
 
 
 @pytest.mark.parametrize("left", ["logs/rank-0.log", "logs/rank-7.log", "metrics.jsonl"])

@@ -2,6 +2,7 @@ import json
 
 import pytest
 
+from tst_megatron.checkpoint.run_files import Branch, write_branch
 from tst_megatron.training.report.losses import curves, draw_losses, smoothed
 
 
@@ -96,3 +97,28 @@ def test_run_without_a_loss_is_refused_and_leaves_no_picture(drawn, tmp_path):
     with pytest.raises(ValueError, match="holds no loss to draw"):
         drawn([row(1, 4, None)])
     assert not (tmp_path / "losses.png").exists()
+
+
+def test_part_of_a_branchs_trunk_stands_on_grey_and_is_named(drawn, tmp_path):
+    folder = tmp_path / "a$b$ run"
+    folder.mkdir()
+    write_branch(
+        folder,
+        Branch(
+            trunk=tmp_path / "t$x$",
+            trunk_name="t$x$",
+            step=3,
+            recipe_sha256=None,
+            checkpoint_sha256={},
+        ),
+    )
+    bags, tokens = drawn([*STEPS, VALIDATION])
+    for axes in (bags, tokens):
+        (band,) = [patch for patch in axes.patches if patch.get_alpha() == 0.08]
+        assert (band.get_x(), band.get_x() + band.get_width()) == (0.5, 3.5)
+    title = tokens.get_figure().get_suptitle()
+    assert title.endswith("\non grey: steps of t$x$, up to 3")
+    # A record that is damaged is not drawn.
+    (folder / "branch.json").write_text("{")
+    bags, _ = drawn([*STEPS, VALIDATION])
+    assert not bags.patches and "grey" not in bags.get_figure().get_suptitle()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from rich.table import Table
@@ -47,6 +48,7 @@ def _lines(status: RunStatus) -> list[tuple[str, str]]:
     share = status.step / status.num_steps
     lines = [
         ("run", status.run),
+        *([("trunk", f"{_branch(status)}, in {status.trunk}")] if status.trunk else []),
         ("state", state),
         ("step", f"{status.step:,} of {status.num_steps:,} ({share:.1%})"),
         ("phase", _phase(status)),
@@ -74,6 +76,10 @@ def _lines(status: RunStatus) -> list[tuple[str, str]]:
         lines.append(("stop file", "STOP is there"))
     lines += [("damaged", said) for said in status.damaged]
     return lines
+
+
+def _branch(status: RunStatus) -> str:
+    return f"branch of {Path(status.trunk or '').name} at step {status.steps_of_trunk:,}"
 
 
 def _joint(status: RunStatus) -> str:
@@ -148,7 +154,13 @@ def table(found: Sequence[RunStatus]) -> Table:
             "" if age is None else duration(age),
             f"{each.steps_since_checkpoint:,}",
             str(each.num_starts or ""),
-            "; ".join([each.reason, *(f"damaged: {said}" for said in each.damaged)]),
+            "; ".join(
+                [
+                    *([_branch(each)] if each.trunk else []),
+                    each.reason,
+                    *(f"damaged: {said}" for said in each.damaged),
+                ]
+            ),
         )
         state = Text(each.state, style=STYLES.get(each.state, ""))
         rows.add_row(Text(each.run), state, *map(Text, cells))

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tst_megatron.checkpoint.folder import step_of
-from tst_megatron.checkpoint.run_files import run_of
+from tst_megatron.checkpoint.run_files import BRANCH, read_branch, run_of
 from tst_megatron.cli.views.events import (
     START,
     Event,
@@ -47,6 +47,10 @@ class RunStatus:
 
     run: str
     """The folder, as it was given."""
+    trunk: str | None
+    """The run folder that this run came from, as ``branch.json`` says it; None without one."""
+    steps_of_trunk: int
+    """Steps that the trunk had made then: this run made none of them."""
     state: State
     reason: str
     exit_status: int | None
@@ -107,6 +111,7 @@ def run_status(path: Path, *, now: float) -> RunStatus:
     run = RunFolder(run_of(path))
     schedule = _schedule(run)
     damaged: list[str] = []
+    branch = _read(run.path / BRANCH, lambda path: read_branch(path.parent), damaged)
     newest = partial(read_newest, num_steps=NUM_STEPS_OF_MEDIAN, last_step=schedule.num_steps)
     state = _read(run.state_file, read_state, damaged)
     events = _read(run.slurm / "events.tsv", read_events, damaged) or []
@@ -125,6 +130,8 @@ def run_status(path: Path, *, now: float) -> RunStatus:
     is_running = word == "running" and seconds_left is not None
     return RunStatus(
         run=str(path),
+        trunk=str(branch.trunk) if branch else None,
+        steps_of_trunk=branch.step if branch else 0,
         state=word,
         reason=reason,
         exit_status=(state or {}).get("exit_status"),

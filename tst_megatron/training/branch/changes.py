@@ -114,13 +114,10 @@ def _reason(key: str, step: int) -> str:
 
 
 def _refusal(difference: Difference, reason: str) -> str:
-    was, is_now = (
-        "nothing" if each is None else repr(each) for each in (difference.was, difference.is_now)
-    )
-    return (
-        f"{difference.key}: the trunk was trained with {was}, and a branch cannot change that to "
-        f"{is_now}. {reason}"
-    )
+    was, is_now = difference.was, difference.is_now
+    had = "without this key" if was is None else f"with {was!r}"
+    wants = "leave it out" if is_now is None else f"change that to {is_now!r}"
+    return f"{difference.key}: the trunk was trained {had}, and a branch cannot {wants}. {reason}"
 
 
 def _phase_problem(was: Phases, is_now: Phases, step: int) -> str | None:
@@ -136,7 +133,8 @@ def _phase_problem(was: Phases, is_now: Phases, step: int) -> str | None:
 
 def _in_words(phases: Phases) -> str:
     return " and ".join(
-        f"{num_steps} steps " + (f"with bags of {bag_size}" if bag_size > 1 else "of single tokens")
+        f"{num_steps} {'step' if num_steps == 1 else 'steps'} "
+        + (f"with bags of {bag_size}" if bag_size > 1 else "of single tokens")
         for bag_size, num_steps in phases
     )
 

@@ -31,6 +31,7 @@ from tst_megatron.system.records import Damaged, read_bytes, read_json
 from tst_megatron.training.report.metrics_file import lines_until
 from tst_megatron.training.report.versions import read_layouts
 from tst_megatron.training.run.folder import RunFolder
+from tst_megatron.training.run.prepare import folders
 
 _NO_LINKS = (
     *(errno.EXDEV, errno.EPERM, errno.EACCES, errno.EMLINK, errno.ENOSYS),
@@ -81,7 +82,8 @@ def make_folder(new: NewBranch, output: Path, *, console: Console | None) -> lis
     """
     with folder_appearing_whole(output) as folder:
         run = RunFolder(folder)
-        run.checkpoints.mkdir()
+        for each in folders(run):
+            each.mkdir()
         said = _take_checkpoint(new, run, console)
         run.recipe.write_text(new.recipe, encoding="utf-8")
         run.resolved.write_text(new.resolved, encoding="utf-8")
@@ -90,7 +92,7 @@ def make_folder(new: NewBranch, output: Path, *, console: Console | None) -> lis
         _take_evaluations(new, run)
         _take_layouts(new, run)
         if new.trunk.tensorboard.is_dir():
-            shutil.copytree(new.trunk.tensorboard, run.tensorboard)
+            shutil.copytree(new.trunk.tensorboard, run.tensorboard, dirs_exist_ok=True)
         write_branch(run.path, _record(new))
     return said
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import itertools
 import math
@@ -9,7 +10,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tst_megatron.checkpoint.run_files import read_branch
 from tst_megatron.system.files import write_bytes_beside
+from tst_megatron.system.records import Damaged
 from tst_megatron.training.report.metrics_file import (
     BAG_LOSS,
     LM_LOSS,
@@ -40,7 +43,8 @@ def draw_losses(metrics: Path, picture: Path, *, unigram_entropy_nats: float | N
 
     A bag loss is measured against several tokens at once, so it has a panel of its own above that
     of the next-token losses, and each bag size has a colour of its own. An ordinary run has one
-    panel. Raw losses are faint points, and a line is their running mean.
+    panel. Raw losses are faint points, and a line is their running mean. What a branch has of its
+    trunk stands on grey.
 
     Args:
         metrics: a run's ``metrics.jsonl``.
@@ -81,12 +85,13 @@ def draw_losses(metrics: Path, picture: Path, *, unigram_entropy_nats: float | N
         # Above the panel, where it can hide no curve.
         axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=3, frameon=False)
     _mark_switch(all_axes, steps)
+    of_trunk = _mark_trunk(all_axes, steps, metrics.parent)
     all_axes[-1].set_xlabel("optimizer step")
     all_axes[-1].xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     device = next((row["device"] for row in reversed(steps) if "device" in row), "unknown")
     figure.suptitle(
         f"{metrics.resolve().parent.name}, device: {device}\n"
-        f"points: single steps; lines: mean over {SMOOTHED_SHARE:.0%} of a curve's steps",
+        f"points: single steps; lines: mean over {SMOOTHED_SHARE:.0%} of a curve's steps{of_trunk}",
         # The name of a folder may hold dollars.
         parse_math=False,
     )
@@ -181,3 +186,16 @@ def _mark_switch(all_axes: Sequence[Axes], steps: Sequence[Mapping[str, Any]]) -
         xytext=(5, 0),
         textcoords="offset points",
     )
+
+
+def _mark_trunk(all_axes: Sequence[Axes], steps: Sequence[Mapping[str, Any]], folder: Path) -> str:
+    """Put a grey band behind the steps that a branch's trunk has made, and say what it is."""
+    branch = None
+    with contextlib.suppress(Damaged):
+        branch = read_branch(folder)
+    if branch is None or not steps:
+        return ""
+    for axes in all_axes:
+        first, end = steps[0]["step"] - 0.5, branch.step + 0.5
+        axes.axvspan(first, end, color="black", alpha=0.08, linewidth=0, zorder=0)
+    return f"\non grey: steps of {branch.trunk_name}, up to {branch.step:,}"

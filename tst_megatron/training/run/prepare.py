@@ -29,6 +29,11 @@ if TYPE_CHECKING:
     from tst_megatron.training.run.plan import RunPlan
 
 
+def folders(run: RunFolder) -> tuple[Path, ...]:
+    """Return the folders that every prepared run has: other ranks write into them at once."""
+    return run.checkpoints, run.tensorboard, run.logs, run.report
+
+
 def prepare(run: RunFolder, plan: RunPlan) -> list[str]:
     """Make the folder and write what describes the run.
 
@@ -39,7 +44,7 @@ def prepare(run: RunFolder, plan: RunPlan) -> list[str]:
     # may be of another recipe.
     is_new = not run.is_prepared()
     notes = [] if is_new else move_damaged_aside(damaged(run, plan))
-    for folder in _folders(run):
+    for folder in folders(run):
         folder.mkdir(parents=True, exist_ok=True)
     keep_tokenizer(run.checkpoints, plan.manifest, is_new=is_new)
     if noted_save(run.path) is None:
@@ -68,7 +73,7 @@ def is_half_prepared(run: RunFolder) -> bool:
     kept = (*tokenizers, run.recipe, run.resolved, run.saves, run.stop_file, *run.locks)
 
     def is_ours(path: Path) -> bool:
-        if path.is_relative_to(run.slurm) or path in _folders(run):
+        if path.is_relative_to(run.slurm) or path in folders(run):
             return True
         return any(
             place in kept or any(is_beside(place, each) for each in kept)
@@ -100,10 +105,6 @@ def wait_until_prepared(run: RunFolder, *, seconds: float = 600.0, is_held: bool
                 "file system that all nodes share?"
             )
         time.sleep(0.2)
-
-
-def _folders(run: RunFolder) -> tuple[Path, ...]:
-    return run.checkpoints, run.tensorboard, run.logs, run.report
 
 
 def _is_readable(run: RunFolder) -> bool:

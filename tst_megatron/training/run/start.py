@@ -291,8 +291,9 @@ def _stream_problems(
         saved = {"stream": _until(saved["stream"], step), "cursor": saved["cursor"]}
         facts, now = _until(facts, step), {**now, "phase": saved["cursor"].get("phase")}
     found = differences(saved["stream"], facts) or differences(saved["cursor"], now)
-    fix = "Bring back the old" + ("" if is_of_trunk else ", or use another --run-folder")
-    return [f"{problem}. {fix}" for problem in found]
+    fix = ". Bring back the old" + ("" if is_of_trunk else ", or use another --run-folder")
+    # Another version of the order cannot be brought back, and says what to do itself.
+    return [problem + ("" if problem.startswith("order version") else fix) for problem in found]
 
 
 def _until(facts: dict[str, Any], step: int) -> dict[str, Any]:
