@@ -76,7 +76,7 @@ def branch_differences(trunk: Recipe, own: Recipe) -> Keys:
     """Return the keys that make a branch of its trunk, for ``tst-megatron branch``.
 
     That command keeps a switch at its step if ``train-iters`` changes, also where the recipe gives
-    a share of the steps. So where the length or the phases differ, all keys of the phases are named.
+    a share of the steps. So all keys of the phases are named where the length or the phases differ.
     """
     keys = differences(flat_keys(trunk), flat_keys(own))
     block = {f"tst.{key}": own.tst.as_keys()[key] for key in OF_THE_PHASES}
