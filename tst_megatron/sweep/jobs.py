@@ -36,11 +36,10 @@ def commands_of(
     """
     folder = plan.run(run.name)
     ranks = [] if nproc is None else ["--nproc", str(nproc)]
-    if run.trunk is None:
-        recipe = plan.recipe(run.name)
-        return [[*command, "train", str(recipe), "--run-folder", str(folder), *ranks]]
-    train = [*command, "train", str(folder / "recipe.yaml"), "--run-folder", str(folder), *ranks]
-    if folder.exists():
+    # Also of a branch: a start refuses a folder that holds another run than the recipe says.
+    recipe = plan.recipe(run.name)
+    train = [*command, "train", str(recipe), "--run-folder", str(folder), *ranks]
+    if run.trunk is None or folder.exists():
         # A branch appears whole.
         return [train]
     words = words_of(plan.branch_keys(run))

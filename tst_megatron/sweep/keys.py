@@ -19,6 +19,7 @@ from tst_megatron.recipe.recipe import Recipe
 from tst_megatron.recipe.tst_config import TSTConfig
 from tst_megatron.sweep.arms import Keys
 from tst_megatron.system.strict_yaml import plain_value
+from tst_megatron.training.run.identity import OF_THE_PHASES
 
 PATH_KEYS = (
     *("data-cache-path", "pretrained-checkpoint", "wandb-save-dir"),
@@ -69,6 +70,20 @@ def differences(base: Mapping[str, Any], other: Mapping[str, Any]) -> Keys:
         for key in (*base, *(key for key in other if key not in base))
         if base.get(key, defaults.get(key)) != other.get(key, defaults.get(key))
     }
+
+
+def branch_differences(trunk: Recipe, own: Recipe) -> Keys:
+    """Return the keys that make a branch of its trunk, for ``tst-megatron branch``.
+
+    That command keeps a switch at its step if ``train-iters`` changes, also where the recipe gives
+    a share of the steps. So all keys of the phases are named where the length or the phases differ.
+    """
+    keys = differences(flat_keys(trunk), flat_keys(own))
+    block = {f"tst.{key}": own.tst.as_keys()[key] for key in OF_THE_PHASES}
+    has_superposition = any(bag_size > 1 for bag_size, _ in own.tst.entries())
+    if has_superposition and ("train-iters" in keys or keys.keys() & block.keys()):
+        keys |= block
+    return keys
 
 
 def words_of(keys: Mapping[str, Any]) -> list[str]:

@@ -24,7 +24,13 @@ from typing import Any
 from tst_megatron.recipe.check.plain import PlainCheck
 from tst_megatron.recipe.recipe import RecipeError, load_recipe
 from tst_megatron.sweep.arms import Keys
-from tst_megatron.sweep.keys import differences, file_of, flat_keys, words_of
+from tst_megatron.sweep.keys import (
+    branch_differences,
+    differences,
+    file_of,
+    flat_keys,
+    words_of,
+)
 from tst_megatron.sweep.members import Member, Members
 from tst_megatron.sweep.trunks import Course, Trunk, in_turns, plan_trunks
 from tst_megatron.system.files import write_beside
@@ -97,14 +103,14 @@ class SweepPlan:
         return differences(flat_keys(base), flat_keys(own))
 
     def branch_keys(self, run: PlannedRun) -> Keys:
-        """Return the keys in which a branch differs from its trunk.
+        """Return the keys that make a branch of its trunk.
 
         Raises:
             RecipeError: a recipe of the sweep cannot be read.
         """
         assert run.trunk is not None
         trunk, own = (load_recipe(self.recipe(name)) for name in (run.trunk.name, run.name))
-        return differences(flat_keys(trunk), flat_keys(own))
+        return branch_differences(trunk, own)
 
 
 def make_plan(

@@ -69,3 +69,21 @@ def test_impossible_page_is_refused_before_any_run_is_read(asked, tmp_path, monk
         status, out, error = run_main(monkeypatch, capsys, "compare", "a", "--html", str(page))
         assert (status, out) == (2, "") and str(page) in error
     assert asked == []
+
+
+def test_page_in_the_place_of_an_input_or_over_a_link_is_refused(
+    asked, tmp_path, monkeypatch, capsys
+):
+    table = tmp_path / "in.csv"
+    table.write_text("step,loss\n")
+    status, _, error = run_main(
+        monkeypatch, capsys, "compare", "a", str(table), "--html", str(table)
+    )
+    assert status == 2 and "is one of the runs that are compared" in error
+    assert table.read_text() == "step,loss\n"
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "page-files").symlink_to(tmp_path / "elsewhere")
+    status, _, error = run_main(
+        monkeypatch, capsys, "compare", "a", "--html", str(tmp_path / "page.html")
+    )
+    assert status == 2 and "is a link" in error and not asked

@@ -15,6 +15,8 @@ from tst_megatron.compare.report.lines import MOST_POINTS, described, thinned
 from tst_megatron.compare.report.style import ARMS, BASELINE, PAPER, looks
 from tst_megatron.compare.report.views import charts
 from tst_megatron.compare.results import Curve
+from tst_megatron.compare.statistics.curves import scatter
+from tst_megatron.compare.statistics.gap import noise_of_single_runs
 from tst_megatron.training.report.evaluations import BlockLosses, write_blocks
 
 every_comparison = pytest.mark.parametrize("name", list(ALL))
@@ -170,12 +172,14 @@ def test_band_of_a_gap_is_its_interval_at_each_evaluation_after_the_switch():
     assert len(axes.collections) == 2, "the band, and the bar at its end"
 
 
-def test_band_of_single_runs_is_of_few_evaluations_and_of_the_assumed_noise():
+def test_band_of_single_runs_is_of_few_evaluations_and_of_the_noise_between_runs():
     runs = [[run(n, n, every=20, bag_size=k)] for n, k in (("baseline", 1), ("tst", 4))]
     arms = (arm("baseline", runs[0], final=1.9959), arm("tst", runs[1], final=1.7526))
     (band,) = chart(two_arms(arms=arms), "gap-over-steps").bands
     assert len(band.x) == 25 and (band.x[0], band.x[-1]) == (2420, 8000)
-    np.testing.assert_allclose(band.high - band.low, 2 * 1.959964 * np.sqrt(2) * 0.004, rtol=1e-4)
+    curves = [each[0].validation for each in runs]
+    noise, _ = noise_of_single_runs([scatter(curve.steps, curve.values) for curve in curves])
+    np.testing.assert_allclose(band.high - band.low, 2 * 1.959964 * np.sqrt(2) * noise, rtol=1e-4)
 
 
 def test_band_of_single_runs_with_losses_by_sequence_knows_the_choice_of_the_text(tmp_path):

@@ -45,7 +45,8 @@ def test_real_pair_gives_the_numbers_computed_by_hand(tmp_path):
     assert pair.verdict == "better"
     assert pair.sentence == (
         "tst ends 0.24 nats lower than baseline (95% interval 0.22 to 0.27 from assumed run-to-run "
-        "noise alone; one seed each, 65,536 held-out tokens), at 1.9 times the raw tokens."
+        "noise alone; one seed each, 65,536 held-out tokens), at 1.9 times the raw tokens; nothing "
+        "shows that they have the same tokenizer, held-out text, order of the text."
     )
     assert "no facts.json was kept" in comparison.notes[0]
 
@@ -223,3 +224,27 @@ def test_bad_runs_are_refused_together(tmp_path):
     with pytest.raises(RecipeError) as error:
         compare_runs([tmp_path / "none", tmp_path / "empty"])
     assert len(error.value.problems) == 2
+
+
+def test_foreign_run_that_ends_in_the_middle_of_the_baseline_says_nothing(tmp_path):
+    """One at its full learning rate, and one that has decayed: no verdict, whoever is lower."""
+    baseline = Made(tmp_path / "baseline", PLAIN).validation({500: 3.0, 1000: 2.0})
+    for end, losses in (("half", {500: 2.5}), ("long", {500: 2.9, 1000: 2.2, 2000: 1.5})):
+        rows = "".join(f"{step},{loss}\n" for step, loss in losses.items())
+        peer = tmp_path / f"{end}.csv"
+        peer.write_text("step,validation loss\n" + rows)
+        (pair,) = compare_runs([baseline.path, peer], baseline="baseline").pairs
+        assert pair.verdict == "says nothing" and " is compared at step " in pair.sentence
+        assert " ends " not in pair.sentence
+
+
+def test_sentence_names_what_else_differs(tmp_path):
+    baseline = Made(tmp_path / "baseline", PLAIN).validation({500: 3.0, 1000: 2.0})
+    tst = Made(tmp_path / "tst", BAGS, lr=0.02).validation({500: 3.1, 1000: 1.8})
+    (pair,) = compare_runs([baseline.path, tst.path]).pairs
+    assert pair.sentence.endswith("; they differ in learning rate too.")
+
+
+def test_arm_that_is_still_in_superposition_is_said_to_be(tmp_path):
+    pair = pair_of(tmp_path, {200: 3.0, 1000: 2.0}, {200: 4.2})
+    assert pair.verdict == "says nothing" and "tst is still in superposition" in pair.sentence

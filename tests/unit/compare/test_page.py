@@ -191,7 +191,11 @@ def test_same_input_gives_the_same_bytes_in_another_process(tmp_path):
     here = str(Path(__file__).parent)
     printed = subprocess.run(
         [sys.executable, "-c", program, here],
-        env={"PYTHONHASHSEED": "7", "PYTHONPATH": str(Path(__file__).parents[3]), "HOME": str(tmp_path)},
+        env={
+            "PYTHONHASHSEED": "7",
+            "PYTHONPATH": str(Path(__file__).parents[3]),
+            "HOME": str(tmp_path),
+        },
         capture_output=True,
         text=True,
         check=True,

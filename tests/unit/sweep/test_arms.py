@@ -175,3 +175,27 @@ def test_arms_of_a_recipe_without_steps_are_refused_for_the_steps():
     with pytest.raises(RecipeError) as caught:
         check_members(members.runs, world_size=1)
     assert "train-iters: is missing" in str(caught.value)
+
+
+def test_arm_of_the_plan_stays_when_a_value_before_it_makes_the_same_run():
+    fractions = "tst.superposition-fraction=0.2,0.3"
+    found, _ = names(None, "tst.bag-size=1,4", "tst.superposition-fraction=0.3")
+    plain = next(name for name in found if name.startswith("bag-size-1"))
+    grown, _ = names(None, "tst.bag-size=1,4", fractions, known=found)
+    assert plain in grown and set(found) < set(grown)
+    alone, _ = names(None, "tst.bag-size=1,4", fractions)
+    assert plain not in alone
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        "tst.schedule=[[4, 0.2], [1, 0.8]],[[2, 0.2], [1, 0.8]]",
+        "tst.superposition-steps=5,6",
+        "tst.superposition-fraction=0.2,0.4",
+    ],
+)
+def test_grid_gives_phases_in_another_way_than_the_recipe(values):
+    _, members = names(None, values)
+    checks = [member.recipe.schedule().phases for member in members.runs]
+    assert len(set(checks)) == 2 and not any(member.recipe.problems for member in members.runs)

@@ -7,6 +7,7 @@ from functools import cache
 import pytest
 from sweep_runs import checked
 
+from tst_megatron.sweep.keys import branch_differences, flat_keys, from_anywhere, words_of
 from tst_megatron.sweep.trunks import (
     Course,
     Trunk,
@@ -16,13 +17,23 @@ from tst_megatron.sweep.trunks import (
     num_own_steps,
     plan_trunks,
 )
+from tst_megatron.training.branch.recipe import recipe_of_branch
+from tst_megatron.training.run.identity import OF_THE_PHASES
 
 BASE = ("train-iters=20", "lr-warmup-iters=3", "lr-wsd-decay-iters=6", "eval-interval=50")
 
 
+EVALUATED = ("eval-iters=1", "expert-model-parallel-size=1", "tst.stream-unit-bags=4")
+
+
+@cache
+def recipe_of(*overrides):
+    return checked(*BASE, *EVALUATED, *overrides).recipe
+
+
 @cache
 def course(*overrides):
-    return Course.of(checked(*BASE, "eval-iters=1", "expert-model-parallel-size=1", *overrides))
+    return Course.of(checked(*BASE, *EVALUATED, *overrides))
 
 
 def drawn(draw):
@@ -80,10 +91,17 @@ def step_by_step(one, other):
     return count
 
 
-def random_courses(seed, number):
+def random_words(seed, number):
     draw = random.Random(seed)
-    words = dict.fromkeys(drawn(draw) for _ in range(3 * number))
-    return [course(*each) for each in list(words)[:number]]
+    return list(dict.fromkeys(drawn(draw) for _ in range(3 * number)))[:number]
+
+
+def random_courses(seed, number):
+    return [course(*words) for words in random_words(seed, number)]
+
+
+def random_recipes(seed, number):
+    return [(course(*words), recipe_of(*words)) for words in random_words(seed, number)]
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -141,6 +159,38 @@ def test_every_branch_takes_a_checkpoint_that_its_trunk_makes_and_keeps(seed):
             assert 0 < trunk.step <= step_by_step(runs[trunk.name], runs[name])
             assert num_own_steps(runs[name], trunk) > 0
         seen.append(name)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_keys_of_a_branch_make_its_recipe_of_that_of_its_trunk(seed):
+    runs = {f"run-{number}": each for number, each in enumerate(random_recipes(700 + seed, 9))}
+    trunks = plan_trunks({name: found for name, (found, _) in runs.items()})
+    for name, trunk in trunks.items():
+        if trunk:
+            (of_trunk, before), (own, recipe) = runs[trunk.name], runs[name]
+            phases = [[phase.bag_size, phase.num_steps] for phase in of_trunk.schedule.phases]
+            words = words_of(branch_differences(before, recipe))
+            made = recipe_of_branch({**before.resolved(), "phases": phases}, words)
+            assert made.problems == ()
+            assert made.schedule() == own.schedule
+            assert of_no_phase(made) == of_no_phase(recipe)
+
+
+def of_no_phase(recipe):
+    keys = flat_keys(from_anywhere(recipe))
+    return {key: keys[key] for key in keys if key.removeprefix("tst.") not in OF_THE_PHASES}
+
+
+def test_share_of_superposition_moves_the_switch_of_a_longer_branch():
+    """The command keeps a switch at its step unless it is told otherwise."""
+    before, own = (checked(*BASE, *TST, *EVALUATED, f"train-iters={n}") for n in (20, 40))
+    assert branch_differences(before.recipe, own.recipe) == {
+        "train-iters": 40,
+        "tst.bag-size": 4,
+        "tst.superposition-fraction": 0.4,
+        "tst.superposition-steps": None,
+        "tst.schedule": None,
+    }
 
 
 # --- by hand -------------------------------------------------------------------------------------

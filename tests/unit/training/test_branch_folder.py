@@ -10,6 +10,8 @@ from pathlib import Path
 import forged_checkpoints
 import pytest
 import yaml
+from tensorboard.backend.event_processing.event_file_loader import LegacyEventFileLoader
+from tensorboard.compat.proto.event_pb2 import SessionLog
 from test_branch_recipe import STEPS
 
 from tst_megatron.checkpoint.folder import TRACKER
@@ -26,6 +28,8 @@ from tst_megatron.training.branch.recipe import recipe_of_branch
 from tst_megatron.training.branch.source import place_problems, trunk_of
 from tst_megatron.training.run import start
 from tst_megatron.training.run.folder import RunFolder
+
+MARK = "events.out.tfevents."
 
 ROWS = [
     {"event": "step", "step": 1, "bag loss": 6.0},
@@ -90,11 +94,11 @@ def new_branch(trunk, step=8):
 
 
 def content(folder):
-    """Every file of a folder, with its bytes."""
+    """Every file of a folder, with its bytes; the mark for TensorBoard has a name of its own."""
     return {
         str(path.relative_to(folder)): path.read_bytes()
         for path in folder.rglob("*")
-        if path.is_file()
+        if path.is_file() and not path.name.startswith(MARK)
     }
 
 
@@ -117,6 +121,10 @@ def test_branch_begins_with_what_its_trunk_was_at_the_step(trunk, output):
         f"checkpoints/{TRACKER}",
         *(f"checkpoints/iter_0000008/{path.name}" for path in checkpoint.iterdir()),
     }
+    # TensorBoard is told to show none of the trunk's later steps.
+    (mark,) = run.tensorboard.glob(f"{MARK}*")
+    (event,) = [each for each in LegacyEventFileLoader(str(mark)).Load() if each.step]
+    assert (event.step, event.session_log.status) == (9, SessionLog.START)
     # Other ranks write into these at once.
     assert all(folder.is_dir() for folder in (run.logs, run.report, run.tensorboard))
     assert (run.checkpoints / TRACKER).read_text() == "8"

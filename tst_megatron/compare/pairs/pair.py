@@ -94,7 +94,7 @@ def _evidence(
     losses: tuple[Sequence[FinalLoss], Sequence[FinalLoss]],
     gap: Gap,
 ) -> Evidence:
-    unfinished = [*_unfinished(runs, others), *_before_the_end(runs, others, at)]
+    unfinished = _unfinished(runs, others) or _before_the_end(runs, others, at)
     num_positions, num_blocks = _held_out(losses, (runs[0], others[0]))
     return Evidence(
         arm=runs[0].arm,
