@@ -144,6 +144,9 @@ def _num_ranks(options: Options, checks: Mapping[str, PlainCheck]) -> int | None
 
 def _planned(options: Options, members: Members, checks: Mapping[str, PlainCheck]) -> SweepPlan:
     before = read_plan(options.output)
+    if before is not None and not before.has_begun():
+        # Nothing was trained by it, so it may be another.
+        before = None
     plan = make_plan(
         options.output, members, checks, shares_trunks=options.share_trunks, before=before
     )

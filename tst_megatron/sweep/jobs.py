@@ -91,10 +91,6 @@ class Job:
         if self._process.poll() is None:
             self._process.send_signal(number)
 
-    def has_stopped_before_its_end(self) -> bool:
-        """Tell whether commands are left that were not started."""
-        return bool(self._left)
-
     def _start(self) -> subprocess.Popen[bytes]:
         words = self._left.pop(0)
         with self._log.open("ab") as log:

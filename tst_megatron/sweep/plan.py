@@ -9,8 +9,8 @@
       runs/NAME/                     a run folder each
       logs/NAME.log                  what the commands of a run printed
 
-A plan only grows: the same command with more values, arms or seeds adds runs. A command that would
-change a run of the plan is refused, since the run may have been trained.
+Once a run has begun, a plan only grows: the same command with more values, arms or seeds adds runs.
+A command that would change a run of the plan is refused, since it may have been trained.
 """
 
 from __future__ import annotations
@@ -80,6 +80,10 @@ class SweepPlan:
     def trunks(self) -> dict[str, Trunk | None]:
         """Return what each run branches from."""
         return {run.name: run.trunk for run in self.runs}
+
+    def has_begun(self) -> bool:
+        """Tell whether a run has a folder: then the plan stays, and may only grow."""
+        return any(self.run(run.name).exists() for run in self.runs)
 
     def recipe(self, name: str) -> Path:
         """Return the recipe file of a run."""
@@ -256,7 +260,8 @@ def write_plan(
         plan: of the sweep.
         members: its runs, with their recipes.
         given: the recipe that the user named.
-        before: the plan that is there already; its recipes stay as they are.
+        before: the plan that is there already; its recipes stay as they are. Without one, recipes
+            that an earlier plan has left are removed.
     """
     (plan.folder / RECIPES).mkdir(parents=True, exist_ok=True)
     (plan.folder / LOGS).mkdir(exist_ok=True)
@@ -264,6 +269,9 @@ def write_plan(
         comment = f"{given}, with what the command line gave. The runs of this sweep build on it."
         text = file_of(flat_keys(members.base), comment=comment)
         write_beside(plan.folder / BASE, text)
+        wanted = {plan.recipe(member.name) for member in members.runs}
+        for path in set((plan.folder / RECIPES).glob("*.yaml")) - wanted:
+            path.unlink()
     base = flat_keys(load_recipe(plan.folder / BASE))
     known = before.trunks() if before else {}
     for member in members.runs:

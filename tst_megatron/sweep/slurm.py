@@ -57,6 +57,9 @@ def write_submission(plan: SweepPlan, *, at_once: int | None) -> Path:
     """
     folder = plan.folder.resolve()
     (folder / LEVELS).mkdir(exist_ok=True)
+    for left in (folder / LEVELS).glob("level-*.txt"):
+        # Of a plan that had more levels.
+        left.unlink()
     by_name = {run.name: run for run in plan.runs}
     script = folder / SUBMIT
     text = _SCRIPT.format(name=shlex.quote(str(script)), folder=shlex.quote(str(folder)), runs=RUNS)

@@ -34,6 +34,12 @@ def files(folder):
     return {str(path.relative_to(folder)): found[path] for path in found if path.name != "lock"}
 
 
+def begin(folder):
+    """Make the folder of the first run, as its start does."""
+    run = read_plan(folder).runs[0]
+    (folder / "runs" / run.name).mkdir(parents=True)
+
+
 GRID = ("tst.bag-size=2,4", "tst.superposition-fraction=0.25,0.4")
 
 
@@ -102,6 +108,7 @@ def test_same_command_changes_no_file(planned, tmp_path):
 
 def test_more_values_arms_and_seeds_add_runs_and_change_none(planned, tmp_path):
     planned(grid=["tst.superposition-fraction=0.4"])
+    begin(tmp_path / "sweep")
     before = files(tmp_path / "sweep")
     planned(grid=["tst.superposition-fraction=0.25,0.4"], seeds=2)
     after = files(tmp_path / "sweep")
@@ -127,14 +134,27 @@ def test_more_values_arms_and_seeds_add_runs_and_change_none(planned, tmp_path):
 )
 def test_command_that_would_change_a_run_is_refused(planned, tmp_path, overrides, changes, said):
     planned(grid=["tst.bag-size=2,4"])
+    begin(tmp_path / "sweep")
     before = files(tmp_path / "sweep")
     with pytest.raises(RecipeError, match=said):
         planned(*overrides, **{"grid": ["tst.bag-size=2,4"], **changes})
     assert files(tmp_path / "sweep") == before
 
 
+def test_plan_of_which_no_run_has_begun_may_be_another(planned, tmp_path):
+    """Such as after Megatron has refused a recipe, or after a look at ``--plan``."""
+    planned(grid=["tst.bag-size=2,4"])
+    planned("lr=3e-3", grid=["tst.bag-size=3"], arms="tst,baseline")
+    plan = read_plan(tmp_path / "sweep")
+    assert [run.arm for run in plan.runs] == ["bag-size-3_tst", "baseline"]
+    recipes = {path.stem: load_recipe(path) for path in (tmp_path / "sweep/recipes").iterdir()}
+    assert recipes.keys() == plan.trunks().keys()
+    assert {recipe.megatron["lr"] for recipe in recipes.values()} == {0.003}
+
+
 def test_recipe_that_somebody_has_edited_is_refused(planned, tmp_path):
     planned(grid=["tst.bag-size=2,4"])
+    begin(tmp_path / "sweep")
     path = tmp_path / "sweep" / "recipes" / "bag-size-2_seed-1234.yaml"
     text = path.read_text()
     path.write_text(text.replace("weight-decay: 0.1", "weight-decay: 0.2"))
