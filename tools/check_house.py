@@ -204,6 +204,17 @@ def without_reason(house: House) -> Iterator[str]:
             )
 
 
+def tests_of_one_name(house: House) -> Iterator[str]:
+    """Pytest imports a test file by its bare name, and collects one of each name."""
+    found: dict[str, list[str]] = {}
+    for path in sorted((house.root / "tests").rglob("*.py")):
+        if path.name != "conftest.py":
+            found.setdefault(path.name, []).append(str(path.relative_to(house.root)))
+    for paths in found.values():
+        if len(paths) > 1:
+            yield f"{', '.join(paths)}: the files of tests have different names"
+
+
 def table(house: House) -> Iterator[tuple[str, int]]:
     """What the goals are about, in numbers."""
     home = {module: path.parent for module, path in house.files.items()}
@@ -246,7 +257,8 @@ def main() -> int:
         for name, number in table(house):
             print(f"| {name} | {number:,} |")
         return 0
-    offenders = [each for rule in (upward, circles, sizes, without_reason) for each in rule(house)]
+    rules = (upward, circles, sizes, without_reason, tests_of_one_name)
+    offenders = [each for rule in rules for each in rule(house)]
     for offender in offenders:
         print(offender)
     print(f"{len(house.files)} files, {len(offenders)} offenders against the rules of the house")

@@ -129,6 +129,15 @@ def test_import_in_a_function_needs_a_reason_outside_the_commands(offenders):
     assert offenders(**{"data/lazy": "", "cli/lazy": bare}) == []
 
 
+def test_two_test_files_of_one_name_are_named(offenders, tmp_path):
+    for folder in ("unit", "slurm"):
+        (tmp_path / "tests" / folder).mkdir(parents=True)
+        for name in ("conftest.py", "test_same.py"):
+            (tmp_path / "tests" / folder / name).write_text("")
+    (line,) = offenders()
+    assert line.startswith("tests/slurm/test_same.py, tests/unit/test_same.py: ")
+
+
 def test_table_counts(tmp_path, offenders, capsys, monkeypatch):
     offenders(**{"data/text": '"""What it is."""\n\n# A comment.\n'})
     monkeypatch.setattr(sys, "argv", ["check_house.py", "--table", "--root", str(tmp_path)])

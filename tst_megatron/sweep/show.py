@@ -79,10 +79,8 @@ def plan_lines(plan: SweepPlan) -> list[str]:
     steps = f"{num_runs}, {own:,} steps"
     if own < total:
         number = sum(run.trunk is not None for run in plan.runs)
-        branches = _count(number, "branch", "branches")
-        steps += (
-            f" instead of {total:,}: {branches} save{'s' * (number == 1)} {1 - own / total:.0%}"
-        )
+        save = "1 branch saves" if number == 1 else f"{number:,} branches save"
+        steps += f" instead of {total:,}: {save} {1 - own / total:.0%}"
     return [
         steps,
         f"all arms read the stream in units of {_count(plan.unit_chunks, 'chunk')} "

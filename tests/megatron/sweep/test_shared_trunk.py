@@ -31,7 +31,7 @@ def test_runs_are_finished_and_the_branch_trained_its_own_steps_alone(swept):
     # The first rows are the trunk's, with the times that its steps took.
     rows = [tiny.metrics(plan.run(run.name)) for run in plan.runs]
     assert rows[0][:8] == rows[1][:8] and len(rows[1]) == 18
-    assert "2 runs, 28 steps instead of 36: 1 branch save 22%" in said
+    assert "2 runs, 28 steps instead of 36: 1 branch saves 22%" in said
     # Nothing is left to do, and nothing is asked of Megatron.
     assert "2 of 2 runs finished" in again and "asking Megatron" not in again
 

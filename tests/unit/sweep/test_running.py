@@ -138,6 +138,7 @@ def test_runs_that_train_at_once_have_different_places(sweeping, tmp_path, monke
 
 def test_run_that_fails_does_not_stop_the_others_and_is_named(sweeping, tmp_path, monkeypatch):
     monkeypatch.setenv("FAIL", f"{NAMES[0]}@12")
+    monkeypatch.setattr(sys, "argv", ["anything", "sweep", "my recipe.yaml"])
     status, said = sweeping()
     assert status == 1
     log = tmp_path / "sweep" / "logs" / f"{NAMES[0]}.log"
@@ -148,7 +149,7 @@ def test_run_that_fails_does_not_stop_the_others_and_is_named(sweeping, tmp_path
     assert last[2].startswith(
         f"{NAMES[1]}: failed: {NAMES[0]}, from which it branches, ended before step 16"
     )
-    assert last[3].startswith("continue  tst-megatron ")
+    assert last[3] == "continue  tst-megatron sweep 'my recipe.yaml'"
     # Its reason is gone.
     monkeypatch.delenv("FAIL")
     assert sweeping()[0] == 0
