@@ -274,3 +274,5 @@ def test_page_at_an_impossible_place_is_refused_before_any_work(tmp_path):
     (tmp_path / "page-files").write_text("")
     with pytest.raises(ValueError, match="the folder of its pictures, is a file. Move it"):
         check_page(tmp_path / "page.html")
+    with pytest.raises(ValueError, match="nothing can be made in /proc"):
+        check_page(Path("/proc/page.html"))

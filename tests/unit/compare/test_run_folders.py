@@ -216,6 +216,11 @@ def test_same_run_twice_is_refused(made, tmp_path):
     link = tmp_path / "link"
     link.symlink_to(made.path)
     assert f"{link}: is the same run as {made.path}" in problem(made.path, link)
+    (made.path / "tensorboard").mkdir()
+    (made.path / "checkpoints").mkdir(exist_ok=True)
+    for part in ("tensorboard", "checkpoints"):
+        said = problem(made.path, made.path / part)
+        assert f"{made.path / part}: is the same run as {made.path}" in said
 
 
 def test_all_problems_are_named_at_once(tmp_path):

@@ -210,6 +210,9 @@ def test_gravest_difference_comes_first_and_equal_values_stand_together():
     assert found[0].values == [("a and b", "not recorded")]
     said = story.difference_summary(two_arms())
     assert said == "2 differences: 1 matters for the conclusion and 1 is what is compared."
+    (one,) = (each for each in two_arms().differences if each.gravity == "expected")
+    said = story.difference_summary(two_arms(differences=(one,)))
+    assert said == "One difference: it is what is compared."
 
 
 # --- JSON ----------------------------------------------------------------------------------------

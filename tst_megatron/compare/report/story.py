@@ -125,11 +125,13 @@ def difference_summary(comparison: Comparison) -> str:
     found = differences(comparison)
     if not found:
         return "No difference between the arms was found."
+    if len(found) == 1:
+        return f"One difference: it {GRAVITIES[found[0].gravity]}."
     counts = []
     for gravity, means in GRAVITIES.items():
         if number := sum(each.gravity == gravity for each in found):
             counts.append(f"{number} {means if number == 1 else _OF_SEVERAL[gravity]}")
-    return f"{counted(len(found), 'difference')}: {joined(counts)}."
+    return f"{len(found)} differences: {joined(counts)}."
 
 
 def num_runs(comparison: Comparison) -> int:

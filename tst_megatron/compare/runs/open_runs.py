@@ -34,7 +34,7 @@ def open_runs(paths: Sequence[Path]) -> tuple[list[RecordedRun], list[str]]:
     problems, runs = [], []
     seen: dict[str, Path] = {}
     for path in paths:
-        place = os.path.realpath(run_of(path))
+        place = os.path.realpath(_place(path))
         if place in seen:
             problems.append(f"{path}: is the same run as {seen[place]}. Name each run once")
             continue
@@ -63,10 +63,16 @@ def open_runs(paths: Sequence[Path]) -> tuple[list[RecordedRun], list[str]]:
     return named, notes
 
 
+def _place(path: Path) -> Path:
+    """Return the run folder that a path leads to, also from its TensorBoard folder."""
+    own = Path(os.path.abspath(path))
+    return own.parent if own.name == "tensorboard" and is_run(own.parent) else run_of(path)
+
+
 def _open(path: Path, notes: list[str]) -> RecordedRun:
     if not path.exists():
         raise ValueError(f"{path}: there is no such file or folder")
-    run = run_of(path)
+    run = _place(path)
     if is_run(run):
         return read_run_folder(run, notes)
     if not path.is_dir():

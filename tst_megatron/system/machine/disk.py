@@ -18,7 +18,7 @@ def folder_to_write_to(path: Path) -> Path:
 
 
 def check_writable(output: Path) -> None:
-    """Refuse an output that cannot be made, because permission is missing or the disk is read-only.
+    """Refuse an output in a folder where nothing can be made: no permission, or no ordinary disk.
 
     The check makes a temporary file. No other answer is right on every file system.
 
@@ -36,7 +36,7 @@ def check_writable(output: Path) -> None:
             pass
     except OSError as error:
         # A full disk is no fault of the name. It is reported when something is written.
-        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
             return
         raise ValueError(
             f"{output}: nothing can be made in {folder} ({error.strerror}). Name another place, or "
