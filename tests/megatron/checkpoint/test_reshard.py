@@ -162,7 +162,12 @@ def test_run_reads_the_same_text_and_learns_the_same_in_another_layout(runs, nam
     assert list(after) == list(range(1, STEPS + 1))
     assert STEPS - case.step >= 10
     tolerance = 0 if name in SAME_LAYOUT else 1e-5
-    assert max(abs(after[step] - before[step]) for step in after) <= tolerance
+    # Rounding may let a position choose another expert, which moves the losses of one or two steps
+    # by what that position counts. A state that was read wrongly moves those of all later steps.
+    apart = sorted(abs(after[step] - before[step]) for step in after)
+    most_chosen_otherwise = 0 if name in SAME_LAYOUT else 3
+    assert apart[-1 - most_chosen_otherwise] <= tolerance
+    assert apart[-1] <= 50 * tolerance
     validation = losses(whole, "validation")
     for step, loss in losses(run, "validation").items():
         assert abs(loss - validation[step]) <= tolerance
