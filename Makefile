@@ -19,7 +19,7 @@ endif
 unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: quickstart test test-fast test-room test-gpu test-slurm gpu-check image-check wheelhouse-check soak \
-	sweep-check layouts export-full-size measure-prepare measure-checks measure-start fuzz lint
+	sweep-check evidence layouts export-full-size measure-prepare measure-checks measure-start fuzz lint
 .DEFAULT_GOAL := quickstart
 
 quickstart: $(UV)  ## the whole chain on this machine, with or without a GPU
@@ -70,6 +70,9 @@ soak: $(UV)  ## 20 kills at random moments, with and without asynchronous saves;
 
 sweep-check: $(UV)  ## a sweep of 8 runs, killed twice, against the same runs alone; half an hour
 	$(RUN) python tools/sweep_check.py --folder runs/sweep-check
+
+evidence: $(UV)  ## the runs of docs/evidence.md that have no record yet; ONLY=NAME,NAME chooses
+	$(RUN) python tools/evidence $(if $(ONLY),--only $(ONLY))
 
 layouts: $(UV)  ## gradients of every parallel layout against one process; writes docs/layouts.md
 	$(RUN) python tools/measure_layouts.py

@@ -122,7 +122,7 @@ def quickstart(
         bool,
         typer.Option(
             "--compare",
-            help="Train a toy with and without superposition instead, and compare: 15 minutes.",
+            help="Train a toy with and without superposition instead, and compare: ten minutes.",
         ),
     ] = False,
 ) -> None:

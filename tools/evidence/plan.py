@@ -1,0 +1,104 @@
+"""Read ``examples/evidence/plan.yaml``: the sweeps of which the evidence consists."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tst_megatron.system.strict_yaml import read_yaml
+
+ROOT = Path(__file__).resolve().parents[2]
+RECIPES = ROOT / "examples" / "evidence"
+WORK = Path("runs") / "evidence"
+"""Text and runs; relative, so that a record names no place of one machine."""
+
+_KEYS = {"name", "about", "recipe", "text", "grid", "arms", "seeds", "set", "all-arrays"}
+_NAME = re.compile(r"[a-z0-9][a-z0-9.-]*")
+_TEXT = re.compile(r"(python|prose|cpp|mixed)-(\d+)")
+
+
+class PlanError(ValueError):
+    """The plan cannot be used; one sentence for each problem."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sweep:
+    """One call of ``tst-megatron sweep``."""
+
+    name: str
+    about: str
+    """The question that it answers, in a sentence."""
+    recipe: str
+    """File name in ``examples/evidence/``."""
+    text: str
+    """Kind and vocabulary, such as ``python-512``."""
+    grid: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+    arms: Sequence[str] = ("baseline", "tst")
+    seeds: int = 1
+    keys: Mapping[str, Any] = field(default_factory=dict)
+    """Recipe keys that all runs of the sweep have."""
+    all_arrays: bool = False
+    """Records keep the losses by sequence of every evaluation, and not of the last alone."""
+
+    @property
+    def folder(self) -> Path:
+        """Return where its runs train."""
+        return WORK / "sweeps" / self.name
+
+    def words(self) -> list[str]:
+        """Return the words behind ``tst-megatron`` that train it, from the project's folder."""
+        path = (RECIPES / self.recipe).relative_to(ROOT)
+        keys: dict[str, Any] = {
+            "data": {str(WORK / "text" / self.text): 1.0},
+            "vocab-size": int(self.text.rpartition("-")[2]),
+            **self.keys,
+        }
+        words = ["sweep", str(path), *(f"{key}={_spelled(keys[key])}" for key in keys)]
+        words += ["--arms", ",".join(self.arms)]
+        for key, values in self.grid.items():
+            words += ["--grid", f"{key}={','.join(_spelled(value) for value in values)}"]
+        if self.seeds > 1:
+            words += ["--seeds", str(self.seeds)]
+        return [*words, "--share-trunks", "--output", str(self.folder)]
+
+
+def _spelled(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def read_plan(path: Path = RECIPES / "plan.yaml") -> list[Sweep]:
+    """Return the sweeps in the order in which they are trained.
+
+    Raises:
+        PlanError: with every problem.
+    """
+    problems: list[str] = []
+    entries = read_yaml(path.read_text(encoding="utf-8"), problems.append)
+    sweeps = []
+    for number, entry in enumerate(entries["sweeps"], 1):
+        where = f"{path.name}, sweep {entry.get('name', number)}"
+        unknown = sorted(set(entry) - _KEYS)
+        missing = sorted({"name", "about", "recipe", "text"} - set(entry))
+        problems += [f"{where}: {key} is no key of a sweep" for key in unknown]
+        problems += [f"{where}: has no {key}" for key in missing]
+        if unknown or missing:
+            continue
+        if not _NAME.fullmatch(entry["name"]):
+            problems.append(f"{where}: a name has small letters, digits, dots and dashes alone")
+        if not _TEXT.fullmatch(entry["text"]):
+            problems.append(f"{where}: text {entry['text']} is not KIND-VOCABULARY")
+        if not (RECIPES / entry["recipe"]).is_file():
+            problems.append(f"{where}: there is no recipe {entry['recipe']}")
+        own = {"keys": entry.pop("set", {}), "all_arrays": entry.pop("all-arrays", False)}
+        sweeps.append(Sweep(**own, **entry))
+    names = [sweep.name for sweep in sweeps]
+    problems += [
+        f"{path.name}: {name} is there twice" for name in {*names} if names.count(name) > 1
+    ]
+    if problems:
+        raise PlanError("\n".join(problems))
+    return sweeps

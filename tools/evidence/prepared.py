@@ -1,0 +1,81 @@
+"""Prepare a text for the recipes: documents, a tokenizer of the wanted size, token files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import asdict
+from pathlib import Path
+
+from rich.console import Console
+
+from evidence.plan import WORK
+from evidence.text import KINDS, write_text
+from tst_megatron.data.prepare.prepare import prepare
+from tst_megatron.data.text.documents import texts
+from tst_megatron.data.tokenizer.train import train_sentencepiece
+from tst_megatron.system.files import write_beside
+from tst_megatron.system.records import read_json
+
+HELD_OUT_FRACTION = 0.02
+MOST_BYTES_FOR_TOKENIZER = 16_000_000
+MIXED = "mixed"
+
+
+def prepared(text: str, console: Console) -> Path:
+    """Return the folder of a prepared text; what is already there is used.
+
+    Args:
+        text: kind and vocabulary, such as ``python-512``; ``mixed`` has all kinds in turns.
+        console: where it is said.
+    """
+    kind, _, vocabulary = text.rpartition("-")
+    folder = WORK / "text" / text
+    if (folder / "manifest.json").exists():
+        return folder
+    corpus = _corpus(kind, console)
+    tokenizer = WORK / "text" / f"{text}.model"
+    train_sentencepiece(
+        texts([corpus]),
+        tokenizer,
+        vocab_size=int(vocabulary),
+        max_text_bytes=MOST_BYTES_FOR_TOKENIZER,
+    )
+    manifest = prepare([corpus], tokenizer, folder, held_out_fraction=HELD_OUT_FRACTION, workers=2)
+    console.print(
+        f"{folder}: {manifest.train.tokens:,} tokens to train on, "
+        f"{manifest.validation.tokens:,} held out",
+        highlight=False,
+        soft_wrap=True,
+    )
+    return folder
+
+
+def _corpus(kind: str, console: Console) -> Path:
+    path = WORK / "text" / f"{kind}.jsonl"
+    facts = path.with_suffix(".json")
+    if facts.exists():
+        return path
+    if kind == MIXED:
+        parts = [_corpus(each, console) for each in KINDS]
+        with path.open("wb") as file, ExitStack() as stack:
+            file.writelines(_in_turns([stack.enter_context(part.open("rb")) for part in parts]))
+        found = {"kind": MIXED, "parts": [read_json(each.with_suffix(".json")) for each in parts]}
+    else:
+        console.print(f"collecting {kind} from the installed packages", highlight=False)
+        found = asdict(write_text(kind, path))
+    write_beside(facts, json.dumps(found, indent=1) + "\n")
+    return path
+
+
+def _in_turns(files: list) -> Iterator[bytes]:
+    """Yield documents so that all kinds have equally many bytes, until one kind has no more."""
+    sizes = [0] * len(files)
+    while True:
+        number = sizes.index(min(sizes))
+        line = files[number].readline()
+        if not line:
+            return
+        sizes[number] += len(line)
+        yield line
