@@ -93,6 +93,16 @@ def test_seeds_are_paired(tmp_path):
     assert math.isfinite(pair.equal_loss["steps"].high)
 
 
+def test_difference_of_a_third_arm_is_no_caveat_of_two(tmp_path):
+    phases = {"baseline": PLAIN, "tst": BAGS, "longer": ((1, 1200),)}
+    made = [Made(tmp_path / name, each) for name, each in phases.items()]
+    losses = falling(range(100, 1001, 100)), falling(range(100, 1201, 100))
+    paths = [each.validation(losses[each.path.name == "longer"]).path for each in made]
+    tst, longer = compare_runs(paths, baseline="baseline").pairs
+    assert not any(word in tst.sentence for word in ("nothing shows", "differ", "length"))
+    assert longer.sentence.endswith("; they differ in learning rate, length too.")
+
+
 def test_one_run_alone_is_described(tmp_path):
     made = Made(tmp_path / "tst", BAGS).validation(falling(range(100, 1001, 100)))
     comparison = compare_runs([made.path])

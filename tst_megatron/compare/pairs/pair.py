@@ -121,9 +121,10 @@ def _caveats(name: str, baseline: str, differences: Sequence[Difference]) -> lis
     differ, unknown = [], []
     for each in matter:
         values = each.values[name], each.values[baseline]
-        if UNKNOWN in values or values[0] == values[1]:
+        if UNKNOWN in values:
             unknown.append(each.what.removeprefix("all "))
-        else:
+        elif values[0] != values[1]:
+            # Otherwise a third arm differs from both.
             differ.append(each.what)
     return [
         *([f"they differ in {', '.join(differ)} too"] if differ else []),
