@@ -71,7 +71,7 @@ soak: $(UV)  ## 20 kills at random moments, with and without asynchronous saves;
 sweep-check: $(UV)  ## a sweep of 8 runs, killed twice, against the same runs alone; half an hour
 	$(RUN) python tools/sweep_check.py --folder runs/sweep-check
 
-evidence: $(UV)  ## the runs of docs/evidence.md that have no record yet; ONLY=NAME,NAME chooses
+evidence: $(UV)  ## the runs of tools/evidence/plan.yaml that have no record yet; ONLY=NAME,NAME
 	$(RUN) python tools/evidence $(if $(ONLY),--only $(ONLY))
 
 layouts: $(UV)  ## gradients of every parallel layout against one process; writes docs/layouts.md

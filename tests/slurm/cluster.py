@@ -26,6 +26,8 @@ from tst_megatron.training.run.launch import free_port
 PACKAGES = ("slurm-wlm", "munge", "libslurm-dev", "gcc", "shellcheck")
 PROGRAMS = ("sbatch", "slurmctld", "slurmd", "munged", "gcc", "shellcheck")
 
+SPANK = "/usr/include/slurm/spank.h"
+
 CPU_NODES = ("m1", "m2", "m3")
 GPU_NODES = tuple(f"g{number}" for number in range(1, 9))
 GPUS_PER_NODE = 8
@@ -84,7 +86,7 @@ def missing_programs() -> list[str]:
 
     On a machine of continuous integration, which says so by ``CI``, root installs the packages.
     """
-    missing = [name for name in PROGRAMS if shutil.which(name, path=_SBIN) is None]
+    missing = _missing()
     if missing and os.environ.get("CI") and os.geteuid() == 0 and shutil.which("apt-get"):
         for command in (["update", "-qq"], ["install", "-y", "-qq", *PACKAGES]):
             subprocess.run(
@@ -93,8 +95,14 @@ def missing_programs() -> list[str]:
                 capture_output=True,
                 env={**os.environ, "DEBIAN_FRONTEND": "noninteractive"},
             )
-        missing = [name for name in PROGRAMS if shutil.which(name, path=_SBIN) is None]
+        missing = _missing()
     return missing
+
+
+def _missing() -> list[str]:
+    missing = [name for name in PROGRAMS if shutil.which(name, path=_SBIN) is None]
+    # Of libslurm-dev; a stand-in for pyxis is compiled with it.
+    return missing if Path(SPANK).exists() else [*missing, SPANK]
 
 
 class Cluster:

@@ -1,4 +1,4 @@
-"""Read ``examples/evidence/plan.yaml``: the sweeps of which the evidence consists."""
+"""Read ``plan.yaml`` beside this file: the sweeps of which the evidence consists."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ RECIPES = ROOT / "examples" / "evidence"
 WORK = Path("runs") / "evidence"
 """Text and runs; relative, so that a record names no place of one machine."""
 
+PLAN = Path(__file__).with_name("plan.yaml")
 _KEYS = {"name", "about", "recipe", "text", "grid", "arms", "seeds", "set", "all-arrays"}
 _NAME = re.compile(r"[a-z0-9][a-z0-9.-]*")
 _TEXT = re.compile(r"(python|prose|cpp|mixed)-(\d+)")
@@ -70,7 +71,7 @@ def _spelled(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def read_plan(path: Path = RECIPES / "plan.yaml") -> list[Sweep]:
+def read_plan(path: Path = PLAN) -> list[Sweep]:
     """Return the sweeps in the order in which they are trained.
 
     Raises:
