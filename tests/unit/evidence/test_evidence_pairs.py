@@ -1,0 +1,72 @@
+"""Pairs of recorded runs: who belongs together, and what a pair says."""
+
+import math
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[3]
+sys.path[:0] = [str(ROOT / "tools"), str(Path(__file__).parents[1] / "compare")]
+
+from evidence import pairs, records  # noqa: E402
+from evidence.plan import Sweep  # noqa: E402
+from made_runs import Made, falling  # noqa: E402
+
+ORDINARY, BAGS = ((1, 2000),), ((4, 600), (1, 1400))
+
+
+@pytest.fixture
+def recorded(tmp_path, monkeypatch):
+    """Record a made run: ``recorded(sweep, name, phases, losses, **keys)``."""
+    for module in (records, pairs):
+        monkeypatch.setattr(module, "RESULTS", tmp_path / "results")
+
+    def record(sweep, name, phases, losses, **keys):
+        made = Made(tmp_path / "runs" / sweep / name, phases, **keys)
+        made.steps(1, 20).validation(losses)
+        made.blocks(2000, [losses[2000] * 128] * 64)
+        recipe = tmp_path / "recipe.yaml"
+        recipe.write_text("seed: 1\n")
+        one = Sweep(name=sweep, about="", recipe="dense.yaml", text="python-512")
+        records.write_record(one, name, made.path, recipe)
+
+    return record
+
+
+STEPS = range(200, 2001, 200)
+
+
+def test_run_is_paired_with_the_ordinary_one_of_its_recipe_in_any_sweep(recorded):
+    recorded("one", "baseline", ORDINARY, falling(STEPS, end=2.0))
+    recorded("one", "other-rate", ORDINARY, falling(STEPS, end=1.0), lr=0.02)
+    recorded("two", "tst", BAGS, falling(STEPS, end=1.9))
+    recorded("two", "alone", BAGS, falling(STEPS, end=1.9), lr=0.03)
+    (pair,) = pairs.pairs()
+    assert (pair.run, pair.baseline_run) == ("tst", "one/baseline")
+    assert (pair.bag_size, pair.fraction) == (4, 0.3)
+    assert pair.gap == pytest.approx(-0.1) and pair.low < -0.1 < pair.high
+    assert (pair.baseline_loss, pair.loss) == pytest.approx((2.0, 1.9))
+    assert pair.positions == 2000 * 16 * 128
+    assert pair.raw_tokens == (4 * 600 + 1400) * 16 * 128
+    assert pair.positions_per_parameter == pytest.approx(pair.positions / 300_000)
+
+
+def test_slope_is_the_fall_for_each_e_fold_of_steps_before_the_decay(recorded):
+    curve = falling(STEPS, start=4.0, end=2.0)
+    # The decay of the last 400 steps counts in no slope.
+    losses = {step: loss - (0.5 if step > 1600 else 0.0) for step, loss in curve.items()}
+    recorded("one", "baseline", ORDINARY, losses)
+    recorded("one", "tst", BAGS, losses)
+    (pair,) = pairs.pairs()
+    assert pair.slope == pytest.approx(2.0 / math.log(10))
+    assert pair.price == pytest.approx(pair.slope * math.log(1 / 0.7))
+
+
+def test_committed_records_are_whole_and_give_pairs():
+    found = pairs.records()
+    assert found
+    for record in found:
+        for name in ("resolved.yaml", "facts.json", "metrics.jsonl", "origin.json"):
+            assert (record / name).is_file(), record / name
+    assert len(list(pairs.pairs())) >= 8
