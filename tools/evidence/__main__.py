@@ -27,6 +27,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from tst_megatron.sweep.jobs import COMMAND
 from tst_megatron.sweep.plan import SweepPlan
 from tst_megatron.sweep.plan import read_plan as read_sweep
 from tst_megatron.sweep.speed import is_finished
@@ -40,7 +41,6 @@ from evidence.plan import ROOT, WORK, PlanError, Sweep, read_plan  # noqa: E402
 from evidence.prepared import prepared  # noqa: E402
 from evidence.records import has_record, write_record  # noqa: E402
 
-COMMAND = (sys.executable, "-m", "tst_megatron")
 SECONDS_BETWEEN_LOOKS = 10.0
 
 

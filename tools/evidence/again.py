@@ -5,16 +5,14 @@ from __future__ import annotations
 import os
 import struct
 import subprocess
-import sys
 from pathlib import Path
 
 from rich.console import Console
 
 from evidence.plan import WORK, PlanError
 from evidence.records import RECIPE, RESULTS
+from tst_megatron.sweep.jobs import COMMAND
 from tst_megatron.training.report.metrics_file import read_metrics
-
-COMMAND = (sys.executable, "-m", "tst_megatron")
 
 
 def train_again(name: str, console: Console) -> int:

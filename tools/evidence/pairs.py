@@ -74,16 +74,16 @@ def pairs() -> Iterator[MapPair]:
     found = [(path, *recorded_schedule(path / "resolved.yaml")) for path in records()]
     baselines = {}
     for path, schedule, recipe in found:
-        if _is_ordinary(schedule, recipe):
+        if _is_ordinary(schedule):
             baselines.setdefault(_identity(recipe), path)
     for path, schedule, recipe in found:
         baseline = baselines.get(_identity(recipe))
-        if _is_ordinary(schedule, recipe) or baseline is None:
+        if _is_ordinary(schedule) or baseline is None:
             continue
         yield _pair(path, baseline, schedule.phases, recipe)
 
 
-def _is_ordinary(schedule: Any, recipe: Mapping[str, Any]) -> bool:
+def _is_ordinary(schedule: Any) -> bool:
     return all(phase.bag_size == 1 for phase in schedule.phases)
 
 
@@ -93,8 +93,7 @@ def _identity(recipe: Mapping[str, Any]) -> str:
 
 
 def _pair(path: Path, baseline: Path, phases: Any, recipe: Mapping[str, Any]) -> MapPair:
-    # Their folders may have one name.
-    comparison = compare_runs([baseline, path], baseline=None)
+    comparison = compare_runs([baseline, path])
     (pair,) = comparison.pairs
     ordinary, run = (arm.runs[0] for arm in comparison.arms)
     assert pair.gap is not None and run.path == path

@@ -120,7 +120,7 @@ def _read(kind: str, place: Path) -> str | None:
 
 
 def _docstrings(source: str) -> str:
-    """Return the longer docstrings of a file, in their order."""
+    """Return the longer docstrings of a file, those of outer blocks first."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         tree = ast.parse(source)
