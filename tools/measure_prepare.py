@@ -92,6 +92,11 @@ def measure(
         for way in order.sample(found, len(found)):
             short, long = time_of(way, few), time_of(way, full)
             way.num_tokens, seconds, cpu = (b - a for a, b in zip(short, long, strict=True))
+            if min(seconds, cpu) <= 0:
+                raise RuntimeError(
+                    f"{way.name}: the few documents took as long as all of them, so the rate of "
+                    "encoding cannot be told from what a run does once; give more --megabytes."
+                )
             reading = Reading(seconds=seconds, cpu_seconds=cpu, short_seconds=short[1])
             way.readings.append(reading)
             print(f"{kind}, round {number + 1}, {way.name}: {long[1]:.1f} s", flush=True)
