@@ -17,110 +17,80 @@ import argparse
 import os
 import shlex
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
-from tst_megatron.sweep.jobs import COMMAND
-from tst_megatron.sweep.plan import SweepPlan
-from tst_megatron.sweep.plan import read_plan as read_sweep
-from tst_megatron.sweep.speed import is_finished
-from tst_megatron.system.processes import signals
+from tst_megatron.sweep.jobs import COMMAND, Job
 
 # `python tools/evidence` has this folder in its path, and not the one that the package lies in.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from evidence.again import train_again  # noqa: E402
-from evidence.plan import ROOT, WORK, PlanError, Sweep, read_plan  # noqa: E402
+from evidence.plan import ROOT, WORK, Entry, PlanError, read_plan  # noqa: E402
 from evidence.prepared import prepared  # noqa: E402
-from evidence.records import has_record, write_record  # noqa: E402
+from evidence.records import write_record  # noqa: E402
+from evidence.runs import Run, commands_of, runs_of  # noqa: E402
 
 SECONDS_BETWEEN_LOOKS = 10.0
 
 
-def planned(sweep: Sweep) -> SweepPlan:
-    """Write the plan of a sweep, or read it again, with all runs of today's ``plan.yaml``."""
-    done = subprocess.run(
-        [*COMMAND, *sweep.words(), "--plan"], capture_output=True, text=True, check=False
-    )
-    if done.returncode:
-        raise PlanError(f"{sweep.name}: {done.stderr.strip() or done.stdout.strip()}")
-    plan = read_sweep(sweep.folder)
-    assert plan is not None, "a plan was written"
-    return plan
+def record_finished(runs: Sequence[Run], console: Console) -> list[Run]:
+    """Record what was trained here to its end, and return the runs that are left."""
+    for run in runs:
+        if run.is_finished and not run.is_recorded:
+            write_record(run)
+            place = run.record.relative_to(ROOT)
+            console.print(f"recorded {place}", highlight=False, soft_wrap=True)
+    return [run for run in runs if not run.is_recorded]
 
 
-def missing(sweep: Sweep, plan: SweepPlan) -> list[str]:
-    return [run.name for run in plan.runs if not has_record(sweep, run.name)]
+def start(sweep: Entry, left: Sequence[Run], console: Console) -> Job[list[Run]]:
+    """Start the commands that train the runs that are left."""
+    commands, log = commands_of(sweep, left), WORK / f"{sweep.name}.log"
+    console.print(f"{sweep.name}: {len(left)} run{'s' * (len(left) > 1)} to train: {log}")
+    for words in commands:
+        said = shlex.join(words[len(COMMAND) :])
+        console.print(f"  tst-megatron {said}", highlight=False, soft_wrap=True)
+    # One core for each run: more threads are slower at this size, and change the last digits.
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return Job(list(left), commands, log=log, slot=0, environment=environment)
 
 
-def record_finished(sweep: Sweep, plan: SweepPlan, console: Console) -> None:
-    for run in plan.runs:
-        if is_finished(plan, run) and not has_record(sweep, run.name):
-            place = write_record(sweep, run.name, plan.run(run.name), plan.recipe(run.name))
-            console.print(f"recorded {place.relative_to(ROOT)}", highlight=False, soft_wrap=True)
-
-
-class Trained:
-    """A sweep while it trains."""
-
-    def __init__(self, sweep: Sweep, plan: SweepPlan) -> None:
-        self.sweep, self.plan = sweep, plan
-        self.log = WORK / f"{sweep.name}.log"
-        # One core for each run: more threads are slower at this size, and change the last digits.
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        with self.log.open("ab") as log:
-            self.process = subprocess.Popen(
-                [*COMMAND, *sweep.words()],
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                env=environment,
-                # Its runs save and end when this process does, however that ends.
-                preexec_fn=partial(signals.end_with, os.getpid(), signal.SIGTERM),
-            )
-
-
-def train(sweeps: Sequence[Sweep], console: Console, *, at_once: int) -> int:
+def train(sweeps: Sequence[Entry], console: Console, *, at_once: int) -> int:
     """Train all runs that have no record, and return the exit status."""
     waiting = list(sweeps)
-    running: list[Trained] = []
+    running: list[Job[list[Run]]] = []
     failed = []
     while waiting or running:
         while waiting and len(running) < at_once:
             sweep = waiting.pop(0)
             prepared(sweep.text, console)
-            plan = planned(sweep)
-            record_finished(sweep, plan, console)
-            if not (left := missing(sweep, plan)):
-                continue
-            running.append(Trained(sweep, plan))
-            console.print(f"{sweep.name}: {len(left)} runs to train: {running[-1].log}")
-            console.print(f"  tst-megatron {shlex.join(sweep.words())}", soft_wrap=True)
+            if left := record_finished(runs_of(sweep), console):
+                running.append(start(sweep, left, console))
         time.sleep(SECONDS_BETWEEN_LOOKS)
-        for each in list(running):
-            status = each.process.poll()
-            record_finished(each.sweep, each.plan, console)
+        for job in list(running):
+            status = job.poll()
+            record_finished(job.run, console)
             if status is not None:
-                running.remove(each)
-                console.print(f"{each.sweep.name}: ended with {status}")
-                failed += [each.sweep.name] * bool(status)
+                running.remove(job)
+                name = job.run[0].sweep.name
+                console.print(f"{name}: ended with {status}")
+                failed += [name] * bool(status)
     if failed:
         console.print(f"failed: {', '.join(failed)}. The same command goes on", style="red")
     return 1 if failed else 0
 
 
-def show(sweeps: Sequence[Sweep], console: Console) -> None:
+def show(sweeps: Sequence[Entry], console: Console) -> None:
     table = Table("sweep", "recorded", "question", box=None)
     for sweep in sweeps:
-        plan = planned(sweep)
-        left = missing(sweep, plan)
-        number = f"{len(plan.runs) - len(left)} of {len(plan.runs)}"
+        runs = runs_of(sweep, as_planned=True)
+        number = f"{sum(run.is_recorded for run in runs)} of {len(runs)}"
         table.add_row(sweep.name, number, sweep.about)
     console.print(table)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from rich.console import Console
 
 from evidence.plan import WORK, PlanError
-from evidence.records import RECIPE, RESULTS
+from evidence.runs import RECIPE, RESULTS
 from tst_megatron.sweep.jobs import COMMAND
 from tst_megatron.training.report.metrics_file import read_metrics
 
@@ -52,5 +52,5 @@ def _bits(path: Path) -> dict[tuple[str, int, str], bytes]:
         for event in ("step", "validation")
         for row in read_metrics(path, event=event)
         for name, value in row.items()
-        if isinstance(value, float) and ("loss" in name or name == "grad norm")
+        if isinstance(value, float) and ("loss" in name or name == "grad-norm")
     }

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from evidence.records import RECIPE, RESULTS
+from evidence.runs import RECIPE, RESULTS
 from tst_megatron.compare.comparison import compare_runs
 from tst_megatron.compare.results import RecordedRun
 from tst_megatron.training.report.recorded_schedule import recorded_schedule

@@ -18,6 +18,7 @@ WORK = Path("runs") / "evidence"
 
 PLAN = Path(__file__).with_name("plan.yaml")
 _KEYS = {"name", "about", "recipe", "text", "grid", "arms", "seeds", "set", "all-arrays"}
+_KEYS_OF_BRANCHES = {"name", "about", "trunk", "step", "grid"}
 _NAME = re.compile(r"[a-z0-9][a-z0-9.-]*")
 _TEXT = re.compile(r"(python|prose|cpp|mixed)-(\d+)")
 
@@ -67,39 +68,73 @@ class Sweep:
         return [*words, "--share-trunks", "--output", str(self.folder)]
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Branches:
+    """Branches of a recorded run, one for each combination of a grid.
+
+    They answer what no recipe says: a sweep has one learning rate for both phases, for example.
+    """
+
+    name: str
+    about: str
+    trunk: str
+    """``SWEEP/RUN``."""
+    step: int
+    """Behind which the branches begin; runs keep the checkpoint of a switch."""
+    text: str
+    """The trunk's."""
+    grid: Mapping[str, Sequence[Any]]
+    all_arrays: bool = False
+
+    @property
+    def folder(self) -> Path:
+        """Return where its runs train."""
+        return WORK / "sweeps" / self.name
+
+
+Entry = Sweep | Branches
+
+
 def _spelled(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def read_plan(path: Path = PLAN) -> list[Sweep]:
-    """Return the sweeps in the order in which they are trained.
+def read_plan(path: Path = PLAN) -> list[Entry]:
+    """Return the sweeps in the order in which they are trained, each after its trunk.
 
     Raises:
         PlanError: with every problem.
     """
     problems: list[str] = []
     entries = read_yaml(path.read_text(encoding="utf-8"), problems.append)
-    sweeps = []
+    sweeps: dict[str, Entry] = {}
     for number, entry in enumerate(entries["sweeps"], 1):
         where = f"{path.name}, sweep {entry.get('name', number)}"
-        unknown = sorted(set(entry) - _KEYS)
-        missing = sorted({"name", "about", "recipe", "text"} - set(entry))
+        is_branches = "trunk" in entry
+        unknown = sorted(set(entry) - (_KEYS_OF_BRANCHES if is_branches else _KEYS))
+        needed = _KEYS_OF_BRANCHES if is_branches else {"name", "about", "recipe", "text"}
+        missing = sorted(needed - set(entry))
         problems += [f"{where}: {key} is no key of a sweep" for key in unknown]
         problems += [f"{where}: has no {key}" for key in missing]
         if unknown or missing:
             continue
         if not _NAME.fullmatch(entry["name"]):
             problems.append(f"{where}: a name has small letters, digits, dots and dashes alone")
+        if entry["name"] in sweeps:
+            problems.append(f"{where}: is there twice")
+        if is_branches:
+            sweep = entry["trunk"].partition("/")[0]
+            if sweep not in sweeps:
+                problems.append(f"{where}: no sweep before it has the name {sweep}")
+                continue
+            sweeps[entry["name"]] = Branches(**entry, text=sweeps[sweep].text)
+            continue
         if not _TEXT.fullmatch(entry["text"]):
             problems.append(f"{where}: text {entry['text']} is not KIND-VOCABULARY")
         if not (RECIPES / entry["recipe"]).is_file():
             problems.append(f"{where}: there is no recipe {entry['recipe']}")
         own = {"keys": entry.pop("set", {}), "all_arrays": entry.pop("all-arrays", False)}
-        sweeps.append(Sweep(**own, **entry))
-    names = [sweep.name for sweep in sweeps]
-    problems += [
-        f"{path.name}: {name} is there twice" for name in {*names} if names.count(name) > 1
-    ]
+        sweeps[entry["name"]] = Sweep(**own, **entry)
     if problems:
         raise PlanError("\n".join(problems))
-    return sweeps
+    return list(sweeps.values())

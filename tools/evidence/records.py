@@ -21,35 +21,23 @@ from typing import Any
 import numpy as np
 import torch
 
-from evidence.plan import ROOT, WORK, Sweep
+from evidence.plan import ROOT, WORK
+from evidence.runs import RECIPE, Run
 from tst_megatron.system.files import write_beside, write_bytes_beside
 from tst_megatron.system.records import read_json
 from tst_megatron.training.report.evaluations import list_evaluations
 from tst_megatron.training.report.metrics_file import EVALUATIONS
 from tst_megatron.training.report.recorded_schedule import recorded_schedule
 
-RESULTS = ROOT / "benchmarks" / "results" / "evidence"
 STEPS_BETWEEN_ROWS = 50
 STEPS_AFTER_A_SWITCH = 60
 FILES = ("resolved.yaml", "facts.json", "versions.json", "branch.json")
-RECIPE, ORIGIN = "recipe.yaml", "origin.json"
+ORIGIN = "origin.json"
 
 
-def has_record(sweep: Sweep, run: str) -> bool:
-    """Tell whether a run was trained and recorded, here or on another machine."""
-    return (RESULTS / sweep.name / run / RECIPE).exists()
-
-
-def write_record(sweep: Sweep, run: str, folder: Path, recipe: Path) -> Path:
-    """Record a finished run, and return where.
-
-    Args:
-        sweep: that the run belongs to.
-        run: its name.
-        folder: its run folder.
-        recipe: from which it was trained; it is kept last, so that a record is whole or none.
-    """
-    target = RESULTS / sweep.name / run
+def write_record(run: Run) -> None:
+    """Record a finished run. Its recipe is kept last, so that a record is whole or none."""
+    folder, target = run.folder, run.record
     shutil.rmtree(target, ignore_errors=True)
     target.mkdir(parents=True)
     for name in FILES:
@@ -61,20 +49,19 @@ def write_record(sweep: Sweep, run: str, folder: Path, recipe: Path) -> Path:
         write_beside(target / "metrics.jsonl", "".join(_thinned(lines, switches)))
     (target / EVALUATIONS).mkdir()
     arrays = list(list_evaluations(folder / EVALUATIONS).values())
-    for path in arrays if sweep.all_arrays else arrays[-1:]:
+    for path in arrays if run.sweep.all_arrays else arrays[-1:]:
         write_bytes_beside(target / EVALUATIONS / path.name, _losses_alone(path))
-    write_beside(target / ORIGIN, json.dumps(_origin(sweep), indent=1) + "\n")
-    write_beside(target / RECIPE, _without_place(recipe.read_text(encoding="utf-8")))
-    return target
+    write_beside(target / ORIGIN, json.dumps(_origin(run.sweep.text), indent=1) + "\n")
+    write_beside(target / RECIPE, _without_place(run.recipe.read_text(encoding="utf-8")))
 
 
-def _origin(sweep: Sweep) -> dict[str, Any]:
+def _origin(text: str) -> dict[str, Any]:
     """Return what decides the last digits beside the recipe: code, processor and text."""
     commit = ["git", "rev-parse", "HEAD"]
     said = subprocess.run(commit, cwd=ROOT, capture_output=True, text=True, check=False)
     words = dict(re.findall(r"^(.+?)\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE))
     names = ("model name", "cpu family", "model", "stepping")
-    kind = WORK / "text" / f"{sweep.text.rpartition('-')[0]}.json"
+    kind = WORK / "text" / f"{text.rpartition('-')[0]}.json"
     return {
         "commit": said.stdout.strip(),
         "processor": {name: words.get(name) for name in names},

@@ -48,12 +48,12 @@ def commands_of(
     return [[*command, "branch", trunk, *words, *step], train]
 
 
-class Job:
+class Job[R]:
     """The commands of one run, one after the other."""
 
     def __init__(
         self,
-        run: PlannedRun,
+        run: R,
         commands: Sequence[Sequence[str]],
         *,
         log: Path,

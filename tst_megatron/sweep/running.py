@@ -130,7 +130,7 @@ class _Turns:
         self.stop, self.outcome = _Stop(), Outcome()
         self._plan, self._nproc, self._command = plan, nproc, command
         self._environments, self._display = environments, display
-        self._jobs: list[Job] = []
+        self._jobs: list[Job[PlannedRun]] = []
         self._waiting = {run.name: run for run in plan.runs}
         self._told_to_wait: set[str] = set()
         self._are_new: set[str] = set()
@@ -164,7 +164,7 @@ class _Turns:
     # --- starting ---------------------------------------------------------------------------------
 
     def _take_if_finished(self, run: PlannedRun) -> bool:
-        if not is_finished(self._plan, run):
+        if not is_finished(self._plan.run(run.name)):
             return False
         self._waiting.pop(run.name, None)
         self.outcome.finished.append(run.name)
@@ -244,13 +244,13 @@ class _Turns:
             self.outcome.is_ended_at_once = True
             self.kill()
 
-    def _end(self, job: Job) -> None:
+    def _end(self, job: Job[PlannedRun]) -> None:
         status = job.poll()
         if status is None:
             return
         self._jobs.remove(job)
         run = job.run
-        if status == 0 and is_finished(self._plan, run):
+        if status == 0 and is_finished(self._plan.run(run.name)):
             self.outcome.finished.append(run.name)
             self._display.say(f"{run.name}: finished")
         elif status == STOPPED or self.stop.is_wanted:
@@ -288,5 +288,5 @@ class _Turns:
         self._display.count(self._done, list(running), self._start_seconds)
 
 
-def _saves(jobs: Sequence[Job]) -> str:
+def _saves(jobs: Sequence[Job[PlannedRun]]) -> str:
     return "saves" if len(jobs) == 1 else "save"

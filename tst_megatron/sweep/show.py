@@ -52,7 +52,9 @@ def show_plan(plan: SweepPlan, notes: Sequence[str], console: Console) -> None:
 def show_time(plan: SweepPlan, console: Console, *, at_once: int) -> None:
     """Say how long the rest of a sweep takes, if one of its runs has trained some steps."""
     done = {
-        run.name: run.num_own_steps if is_finished(plan, run) else own_steps_done(plan, run)
+        run.name: run.num_own_steps
+        if is_finished(plan.run(run.name))
+        else own_steps_done(plan, run)
         for run in plan.runs
     }
     if (speed := measure(plan)) and sum(done.values()) < plan.num_own_steps:
@@ -66,7 +68,7 @@ def _by(speed: Speed) -> str:
 
 
 def _state(plan: SweepPlan, run: PlannedRun) -> Text:
-    if is_finished(plan, run):
+    if is_finished(plan.run(run.name)):
         return Text("finished", style="green")
     done = own_steps_done(plan, run)
     return Text(f"{_count(done, 'step')} done" if done else "")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from tst_megatron.sweep.plan import PlannedRun, SweepPlan
@@ -29,10 +30,10 @@ class Speed:
     """Mean over those runs of the median of their last steps."""
 
 
-def is_finished(plan: SweepPlan, run: PlannedRun) -> bool:
+def is_finished(folder: Path) -> bool:
     """Tell whether a run says that all of its steps are done."""
     try:
-        state = read_state(plan.run(run.name) / "state.json")
+        state = read_state(folder / "state.json")
     except Damaged:
         return False
     return state is not None and state["status"] == "finished"

@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).parents[3]
 sys.path[:0] = [str(ROOT / "tools"), str(Path(__file__).parents[1] / "compare")]
 
-from evidence import pairs, records  # noqa: E402
+from evidence import pairs, records, runs  # noqa: E402
 from evidence.plan import Sweep  # noqa: E402
 from made_runs import Made, falling  # noqa: E402
 
@@ -19,7 +19,7 @@ ORDINARY, BAGS = ((1, 2000),), ((4, 600), (1, 1400))
 @pytest.fixture
 def recorded(tmp_path, monkeypatch):
     """Record a made run: ``recorded(sweep, name, phases, losses, **keys)``."""
-    for module in (records, pairs):
+    for module in (runs, pairs):
         monkeypatch.setattr(module, "RESULTS", tmp_path / "results")
 
     def record(sweep, name, phases, losses, **keys):
@@ -29,7 +29,8 @@ def recorded(tmp_path, monkeypatch):
         recipe = tmp_path / "recipe.yaml"
         recipe.write_text("seed: 1\n")
         one = Sweep(name=sweep, about="", recipe="dense.yaml", text="python-512")
-        records.write_record(one, name, made.path, recipe)
+        run = runs.Run(sweep=one, name=name, folder=made.path, recipe=recipe)
+        records.write_record(run)
 
     return record
 

@@ -54,6 +54,28 @@ def test_wrong_sweep_is_refused_in_words(tmp_path, entry, said):
     assert any("has no text" in line for line in lines)
 
 
+BRANCHES = {"name": "two", "about": "Why?", "trunk": "one/run", "step": 5, "grid": {"lr": [1, 2]}}
+
+
+def test_branches_have_the_text_of_their_trunk(tmp_path):
+    _, branches = planned(tmp_path, GOOD, BRANCHES)
+    assert isinstance(branches, plan.Branches)
+    assert (branches.text, branches.step) == ("python-512", 5)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"trunk": "none/run"}, "sweep two: no sweep before it has the name none"),
+        ({"seeds": 2}, "sweep two: seeds is no key of a sweep"),
+        ({"name": "one"}, "sweep one: is there twice"),
+    ],
+)
+def test_wrong_branches_are_refused_in_words(tmp_path, change, said):
+    with pytest.raises(plan.PlanError, match=said):
+        planned(tmp_path, GOOD, BRANCHES | change)
+
+
 def test_sweep_of_one_name_twice_is_refused(tmp_path):
-    with pytest.raises(plan.PlanError, match="one is there twice"):
+    with pytest.raises(plan.PlanError, match="sweep one: is there twice"):
         planned(tmp_path, GOOD, {**GOOD, "grid": {}})

@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parents[3]
 sys.path[:0] = [str(ROOT / "tools"), str(Path(__file__).parents[1] / "compare")]
 
-from evidence import records  # noqa: E402
+from evidence import records, runs  # noqa: E402
 from evidence.plan import Sweep  # noqa: E402
 from made_runs import Made, falling  # noqa: E402
 
@@ -25,7 +25,7 @@ PHASES = {"baseline": ((1, 2000),), "tst": ((4, 600), (1, 1400))}
 def pair(request, tmp_path, monkeypatch):
     """Two finished runs and their records: (folders, records)."""
     monkeypatch.setattr(records, "ROOT", tmp_path)
-    monkeypatch.setattr(records, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(runs, "RESULTS", tmp_path / "results")
     random = np.random.default_rng(1)
     folders, kept = [], []
     text = random.normal(0, 0.5, 64)
@@ -39,7 +39,9 @@ def pair(request, tmp_path, monkeypatch):
         recipe.write_text(f"data:\n  {tmp_path}/text: 1.0\n")
         folders.append(made.path)
         sweep = dataclasses.replace(SWEEP, all_arrays=request.param == "all arrays")
-        kept.append(records.write_record(sweep, name, made.path, recipe))
+        run = runs.Run(sweep=sweep, name=name, folder=made.path, recipe=recipe)
+        records.write_record(run)
+        kept.append(run.record)
     return folders, kept
 
 
@@ -88,9 +90,11 @@ def test_record_names_no_place_of_this_machine(pair, tmp_path):
 
 def test_torn_record_is_none_and_is_written_again(pair, tmp_path):
     (folder, _), (record, _) = pair
-    assert records.has_record(SWEEP, "baseline")
+    recipe = tmp_path / "baseline.yaml"
+    run = runs.Run(sweep=SWEEP, name="baseline", folder=folder, recipe=recipe)
+    assert run.is_recorded
     (record / "recipe.yaml").unlink()
     (record / "left-over").write_text("")
-    assert not records.has_record(SWEEP, "baseline")
-    records.write_record(SWEEP, "baseline", folder, tmp_path / "baseline.yaml")
-    assert records.has_record(SWEEP, "baseline") and not (record / "left-over").exists()
+    assert not run.is_recorded
+    records.write_record(run)
+    assert run.is_recorded and not (record / "left-over").exists()

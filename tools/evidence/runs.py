@@ -1,0 +1,108 @@
+"""List the runs of a sweep or of branches, and the commands that train those without a record."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from evidence.plan import ROOT, WORK, Branches, Entry, PlanError, Sweep
+from tst_megatron.checkpoint.folder import checkpoint_of
+from tst_megatron.sweep.grid import combination_name, combinations
+from tst_megatron.sweep.jobs import COMMAND
+from tst_megatron.sweep.keys import words_of
+from tst_megatron.sweep.plan import read_plan
+from tst_megatron.sweep.speed import is_finished
+
+RESULTS = ROOT / "benchmarks" / "results" / "evidence"
+RECIPE = "recipe.yaml"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Run:
+    """One run of the evidence."""
+
+    sweep: Entry
+    name: str
+    folder: Path
+    recipe: Path
+    """Where its complete recipe is, once its training has begun."""
+
+    @property
+    def record(self) -> Path:
+        """Return where it is recorded."""
+        return RESULTS / self.sweep.name / self.name
+
+    @property
+    def is_recorded(self) -> bool:
+        """Tell whether it was trained and recorded, here or on another machine."""
+        return (self.record / RECIPE).exists()
+
+    @property
+    def is_finished(self) -> bool:
+        """Tell whether it was trained here to its end."""
+        return is_finished(self.folder)
+
+
+def runs_of(sweep: Entry, *, as_planned: bool = False) -> list[Run]:
+    """Return all runs; the plan of a sweep is written for that, or continued.
+
+    Args:
+        sweep: or branches.
+        as_planned: use the plan of a sweep as it was written last, which also works while it
+            trains.
+
+    Raises:
+        PlanError: ``tst-megatron sweep`` refuses it.
+    """
+    if isinstance(sweep, Branches):
+        folders = {
+            combination_name(keys): sweep.folder / "runs" / combination_name(keys)
+            for keys in combinations(sweep.grid)
+        }
+        return [
+            Run(sweep=sweep, name=name, folder=folder, recipe=folder / "recipe.yaml")
+            for name, folder in folders.items()
+        ]
+    plan = read_plan(sweep.folder) if as_planned else None
+    if plan is None:
+        words = [*COMMAND, *sweep.words(), "--plan"]
+        done = subprocess.run(words, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise PlanError(f"{sweep.name}: {done.stderr.strip() or done.stdout.strip()}")
+        plan = read_plan(sweep.folder)
+    assert plan is not None, "a plan was written"
+    return [
+        Run(sweep=sweep, name=run.name, folder=plan.run(run.name), recipe=plan.recipe(run.name))
+        for run in plan.runs
+    ]
+
+
+def commands_of(sweep: Entry, left: Sequence[Run]) -> list[list[str]]:
+    """Return the commands that train the runs that are left, to be run one after the other."""
+    if isinstance(sweep, Sweep):
+        return [[*COMMAND, *sweep.words()]]
+    trunk, commands = _trunk(sweep)
+    if all(run.folder.exists() for run in left):
+        commands = []
+    for run, keys in zip(runs_of(sweep), combinations(sweep.grid), strict=True):
+        if run not in left:
+            continue
+        if not run.folder.exists():
+            # A branch appears whole.
+            step = ["--step", str(sweep.step), "--output", str(run.folder)]
+            commands.append([*COMMAND, "branch", str(trunk), *words_of(keys), *step])
+        commands.append([*COMMAND, "train", str(run.recipe), "--run-folder", str(run.folder)])
+    return commands
+
+
+def _trunk(sweep: Branches) -> tuple[Path, list[list[str]]]:
+    """Return a run folder with the checkpoint of the step, and what makes it where none has it."""
+    name, _, run = sweep.trunk.partition("/")
+    trained, again = WORK / "sweeps" / name / "runs" / run, WORK / "again" / sweep.trunk
+    for folder in (trained, again):
+        if checkpoint_of(folder / "checkpoints", sweep.step).is_dir():
+            return folder, []
+    recipe = RESULTS / sweep.trunk / RECIPE
+    return again, [[*COMMAND, "train", str(recipe), "--run-folder", str(again)]]
