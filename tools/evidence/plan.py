@@ -17,7 +17,7 @@ WORK = Path("runs") / "evidence"
 """Text and runs; relative, so that a record names no place of one machine."""
 
 PLAN = Path(__file__).with_name("plan.yaml")
-_KEYS = {"name", "about", "recipe", "text", "grid", "arms", "seeds", "set", "all-arrays"}
+_KEYS = {"name", "about", "recipe", "text", "grid", "arms", "seeds", "set", "all-arrays", "states"}
 _KEYS_OF_BRANCHES = {"name", "about", "trunk", "step", "grid"}
 _NAME = re.compile(r"[a-z0-9][a-z0-9.-]*")
 _TEXT = re.compile(r"(python|prose|cpp|mixed)-(\d+)")
@@ -45,6 +45,8 @@ class Sweep:
     """Recipe keys that all runs of the sweep have."""
     all_arrays: bool = False
     """Records keep the losses by sequence of every evaluation, and not of the last alone."""
+    states: bool = False
+    """Records keep the size of each parameter, and of its moments, at every checkpoint."""
 
     @property
     def folder(self) -> Path:
@@ -85,6 +87,7 @@ class Branches:
     """The trunk's."""
     grid: Mapping[str, Sequence[Any]]
     all_arrays: bool = False
+    states: bool = False
 
     @property
     def folder(self) -> Path:

@@ -23,6 +23,7 @@ import torch
 
 from evidence.plan import ROOT, WORK
 from evidence.runs import RECIPE, Run
+from evidence.states import state_rows
 from tst_megatron.system.files import write_beside, write_bytes_beside
 from tst_megatron.system.records import read_json
 from tst_megatron.training.report.evaluations import list_evaluations
@@ -32,7 +33,7 @@ from tst_megatron.training.report.recorded_schedule import recorded_schedule
 STEPS_BETWEEN_ROWS = 50
 STEPS_AFTER_A_SWITCH = 60
 FILES = ("resolved.yaml", "facts.json", "versions.json", "branch.json")
-ORIGIN = "origin.json"
+ORIGIN, STATES = "origin.json", "states.jsonl"
 
 
 def write_record(run: Run) -> None:
@@ -51,6 +52,9 @@ def write_record(run: Run) -> None:
     arrays = list(list_evaluations(folder / EVALUATIONS).values())
     for path in arrays if run.sweep.all_arrays else arrays[-1:]:
         write_bytes_beside(target / EVALUATIONS / path.name, _losses_alone(path))
+    if run.sweep.states:
+        rows = state_rows(folder / "checkpoints")
+        write_beside(target / STATES, "".join(json.dumps(row) + "\n" for row in rows))
     write_beside(target / ORIGIN, json.dumps(_origin(run.sweep.text), indent=1) + "\n")
     write_beside(target / RECIPE, _without_place(run.recipe.read_text(encoding="utf-8")))
 
