@@ -97,7 +97,9 @@ def show(sweeps: Sequence[Entry], console: Console) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--only", help="names of sweeps with commas between them")
+    parser.add_argument(
+        "--only", help="names of sweeps with commas between them, in the order to train"
+    )
     parser.add_argument("--list", action="store_true", help="show the sweeps, and train nothing")
     parser.add_argument("--again", metavar="SWEEP/RUN", help="train a recorded run anew")
     parser.add_argument("--at-once", type=int, default=2, help="sweeps that train together")
@@ -108,10 +110,11 @@ def main() -> int:
     console = Console()
     sweeps = read_plan()
     if options.only:
-        chosen = options.only.split(",")
-        if unknown := set(chosen) - {sweep.name for sweep in sweeps}:
+        names = options.only.split(",")
+        named = {sweep.name: sweep for sweep in sweeps}
+        if unknown := set(names) - set(named):
             raise PlanError(f"--only {', '.join(sorted(unknown))}: the plan has no such sweep")
-        sweeps = [sweep for sweep in sweeps if sweep.name in chosen]
+        sweeps = [named[name] for name in names]
     if options.list:
         show(sweeps, console)
         return 0

@@ -22,8 +22,10 @@ def recorded(tmp_path, monkeypatch):
     for module in (runs, pairs):
         monkeypatch.setattr(module, "RESULTS", tmp_path / "results")
 
-    def record(sweep, name, phases, losses, **keys):
-        made = Made(tmp_path / "runs" / sweep / name, phases, **keys)
+    def record(sweep, name, phases, losses, targets="bags", **keys):
+        tst = {"inputs": "bags", "targets": targets, "slot-weights": "uniform"}
+        tst |= {"reset-embeddings": False, "reset-optimizer": False}
+        made = Made(tmp_path / "runs" / sweep / name, phases, tst=tst, **keys)
         made.steps(1, 20).validation(losses)
         made.blocks(2000, [losses[2000] * 128] * 64)
         recipe = tmp_path / "recipe.yaml"
@@ -35,6 +37,22 @@ def recorded(tmp_path, monkeypatch):
     return record
 
 
+def test_seeds_are_one_pair_and_ablations_are_none(recorded):
+    for seed in (1, 2, 3):
+        recorded("one", f"b{seed}", ORDINARY, falling(STEPS, end=2.0 + seed / 100), seed=seed)
+        recorded("one", f"t{seed}", BAGS, falling(STEPS, end=1.9 + seed / 99), seed=seed)
+    recorded("one", "t4", BAGS, falling(STEPS, end=1.9), seed=4)
+    recorded("one", "i1", BAGS, falling(STEPS, end=1.8), seed=1, targets="tokens")
+    # As another sweep trained it, which saved more often.
+    recorded("two", "again", BAGS, falling(STEPS, end=1.9), **{"seed": 1, "save-interval": 100})
+    (pair,) = pairs.pairs()
+    assert [path.name for path in pair.runs] == ["t1", "t2", "t3"]
+    assert [path.name for path in pair.baselines] == ["b1", "b2", "b3"]
+    assert pair.baseline_loss == pytest.approx(2.02)
+    assert pair.gap == pytest.approx(-0.1 + 2 / 99 - 2 / 100)
+    assert pair.low < pair.gap < pair.high
+
+
 STEPS = range(200, 2001, 200)
 
 
@@ -44,7 +62,7 @@ def test_run_is_paired_with_the_ordinary_one_of_its_recipe_in_any_sweep(recorded
     recorded("two", "tst", BAGS, falling(STEPS, end=1.9))
     recorded("two", "alone", BAGS, falling(STEPS, end=1.9), lr=0.03)
     (pair,) = pairs.pairs()
-    assert (pair.run, pair.baseline_run) == ("tst", "one/baseline")
+    assert [path.name for path in (*pair.runs, *pair.baselines)] == ["tst", "baseline"]
     assert (pair.bag_size, pair.fraction) == (4, 0.3)
     assert pair.gap == pytest.approx(-0.1) and pair.low < -0.1 < pair.high
     assert (pair.baseline_loss, pair.loss) == pytest.approx((2.0, 1.9))
