@@ -19,7 +19,7 @@ endif
 unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: quickstart test test-fast test-room test-gpu test-slurm gpu-check image-check wheelhouse-check soak \
-	sweep-check evidence layouts export-full-size measure-prepare measure-checks measure-start fuzz lint
+	sweep-check evidence evidence-gpu layouts export-full-size measure-prepare measure-checks measure-start fuzz lint
 .DEFAULT_GOAL := quickstart
 
 quickstart: $(UV)  ## the whole chain on this machine, with or without a GPU
@@ -73,6 +73,9 @@ sweep-check: $(UV)  ## a sweep of 8 runs, killed twice, against the same runs al
 
 evidence: $(UV)  ## the runs of tools/evidence/plan.yaml that have no record yet; ONLY=NAME,NAME
 	$(RUN) python tools/evidence $(if $(ONLY),--only $(ONLY))
+
+evidence-gpu: $(UV)  ## the same on one GPU (tools/evidence/gpu.yaml); MINUTES=9 ends after a slice
+	$(RUN) python tools/evidence --gpu $(if $(ONLY),--only $(ONLY)) $(if $(MINUTES),--minutes $(MINUTES))
 
 layouts: $(UV)  ## gradients of every parallel layout against one process; writes docs/layouts.md
 	$(RUN) python tools/measure_layouts.py

@@ -4,6 +4,8 @@
     python tools/evidence --only map-base,noise  these sweeps alone
     python tools/evidence --list                 what there is, and what has a record
     python tools/evidence --again SWEEP/RUN      train a recorded run anew, and compare every loss
+    python tools/evidence --page                 write docs/evidence.md from the records
+    python tools/evidence --gpu --minutes 9      the sweeps for a GPU, a slice of nine minutes
 
 A sweep is trained by ``tst-megatron sweep`` with shared trunks, so it goes on where it was stopped.
 Each finished run is recorded at once under ``benchmarks/results/evidence/``. A sweep of which all
@@ -31,9 +33,10 @@ from tst_megatron.sweep.jobs import COMMAND, Job
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from evidence.again import train_again  # noqa: E402
-from evidence.plan import ROOT, WORK, Entry, PlanError, read_plan  # noqa: E402
+from evidence.plan import GPU_PLAN, PLAN, ROOT, WORK, Entry, PlanError, read_plan  # noqa: E402
 from evidence.prepared import prepared  # noqa: E402
 from evidence.records import write_record  # noqa: E402
+from evidence.report.page import write_page  # noqa: E402
 from evidence.runs import Run, commands_of, runs_of  # noqa: E402
 
 SECONDS_BETWEEN_LOOKS = 10.0
@@ -61,9 +64,19 @@ def start(sweep: Entry, left: Sequence[Run], console: Console) -> Job[list[Run]]
     return Job(list(left), commands, log=log, slot=0, environment=environment)
 
 
-def train(sweeps: Sequence[Entry], console: Console, *, at_once: int) -> int:
-    """Train all runs that have no record, and return the exit status."""
+def train(
+    sweeps: Sequence[Entry], console: Console, *, at_once: int, minutes: float | None = None
+) -> int:
+    """Train all runs that have no record, and return the exit status.
+
+    Args:
+        sweeps: in the order in which they are trained.
+        console: where it is said.
+        at_once: sweeps that train together.
+        minutes: after which what trains saves and ends; None trains to the end.
+    """
     waiting = list(sweeps)
+    ending = None if minutes is None else time.monotonic() + 60 * minutes
     running: list[Job[list[Run]]] = []
     failed = []
     while waiting or running:
@@ -73,6 +86,10 @@ def train(sweeps: Sequence[Entry], console: Console, *, at_once: int) -> int:
             if left := record_finished(runs_of(sweep), console):
                 running.append(start(sweep, left, console))
         time.sleep(SECONDS_BETWEEN_LOOKS)
+        if ending is not None and time.monotonic() > ending:
+            ending, waiting = None, []
+            for job in running:
+                job.stop()
         for job in list(running):
             status = job.poll()
             record_finished(job.run, console)
@@ -102,13 +119,16 @@ def main() -> int:
     )
     parser.add_argument("--list", action="store_true", help="show the sweeps, and train nothing")
     parser.add_argument("--again", metavar="SWEEP/RUN", help="train a recorded run anew")
-    parser.add_argument("--at-once", type=int, default=2, help="sweeps that train together")
+    parser.add_argument("--page", action="store_true", help="write docs/evidence.md")
+    parser.add_argument("--at-once", type=int, help="sweeps that train together; 2, or 1 on a GPU")
+    parser.add_argument("--gpu", action="store_true", help="the sweeps of gpu.yaml")
+    parser.add_argument("--minutes", type=float, help="after which all save and end")
     options = parser.parse_args()
     # Data, runs and records have names relative to the project.
     os.chdir(ROOT)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
     console = Console()
-    sweeps = read_plan()
+    sweeps = read_plan(GPU_PLAN if options.gpu else PLAN)
     if options.only:
         names = options.only.split(",")
         named = {sweep.name: sweep for sweep in sweeps}
@@ -118,9 +138,13 @@ def main() -> int:
     if options.list:
         show(sweeps, console)
         return 0
+    if options.page:
+        write_page()
+        return 0
     if options.again:
         return train_again(options.again, console)
-    return train(sweeps, console, at_once=options.at_once)
+    at_once = options.at_once or (1 if options.gpu else 2)
+    return train(sweeps, console, at_once=at_once, minutes=options.minutes)
 
 
 if __name__ == "__main__":

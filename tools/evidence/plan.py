@@ -12,15 +12,15 @@ from typing import Any
 from tst_megatron.system.strict_yaml import read_yaml
 
 ROOT = Path(__file__).resolve().parents[2]
-RECIPES = ROOT / "examples" / "evidence"
+RECIPES = ROOT / "examples"
 WORK = Path("runs") / "evidence"
 """Text and runs; relative, so that a record names no place of one machine."""
 
-PLAN = Path(__file__).with_name("plan.yaml")
+PLAN, GPU_PLAN = (Path(__file__).with_name(name) for name in ("plan.yaml", "gpu.yaml"))
 _KEYS = {"name", "about", "recipe", "text", "grid", "arms", "seeds", "set", "all-arrays", "states"}
 _KEYS_OF_BRANCHES = {"name", "about", "trunk", "step", "grid"}
 _NAME = re.compile(r"[a-z0-9][a-z0-9.-]*")
-_TEXT = re.compile(r"(python|prose|cpp|mixed)-(\d+)")
+_TEXT = re.compile(r"(python|prose|cpp|mixed|given)-(\d+)")
 
 
 class PlanError(ValueError):
@@ -35,9 +35,9 @@ class Sweep:
     about: str
     """The question that it answers, in a sentence."""
     recipe: str
-    """File name in ``examples/evidence/``."""
+    """File in ``examples/``."""
     text: str
-    """Kind and vocabulary, such as ``python-512``."""
+    """Kind and vocabulary, such as ``python-512``; of the kind ``given``, a person prepares it."""
     grid: Mapping[str, Sequence[Any]] = field(default_factory=dict)
     arms: Sequence[str] = ("baseline", "tst")
     seeds: int = 1
@@ -102,7 +102,7 @@ def _spelled(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def read_plan(path: Path = PLAN) -> list[Entry]:
+def read_plan(path: Path) -> list[Entry]:
     """Return the sweeps in the order in which they are trained, each after its trunk.
 
     Raises:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from evidence.plan import WORK
+from evidence.plan import WORK, PlanError
 from evidence.text import KINDS, write_text
 from tst_megatron.data.prepare.prepare import prepare
 from tst_megatron.data.text.documents import texts
@@ -20,7 +20,7 @@ from tst_megatron.system.records import read_json
 
 HELD_OUT_FRACTION = 0.02
 MOST_BYTES_FOR_TOKENIZER = 16_000_000
-MIXED = "mixed"
+MIXED, GIVEN = "mixed", "given"
 
 
 def prepared(text: str, console: Console) -> Path:
@@ -29,11 +29,21 @@ def prepared(text: str, console: Console) -> Path:
     Args:
         text: kind and vocabulary, such as ``python-512``; ``mixed`` has all kinds in turns.
         console: where it is said.
+
+    Raises:
+        PlanError: the text is one that a person prepares, and is not there.
     """
     kind, _, vocabulary = text.rpartition("-")
     folder = WORK / "text" / text
     if (folder / "manifest.json").exists():
         return folder
+    if kind == GIVEN:
+        raise PlanError(
+            f"{folder}: no text was prepared there, and for a model of this size the packages of "
+            f"the environment hold too little. Prepare one with a vocabulary of {vocabulary}: "
+            f"tst-megatron data prepare TEXTS --tokenizer FILE --output {folder} "
+            "--held-out-fraction 0.01"
+        )
     corpus = _corpus(kind, console)
     tokenizer = WORK / "text" / f"{text}.model"
     train_sentencepiece(

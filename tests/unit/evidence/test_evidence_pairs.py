@@ -30,7 +30,7 @@ def recorded(tmp_path, monkeypatch):
         made.blocks(2000, [losses[2000] * 128] * 64)
         recipe = tmp_path / "recipe.yaml"
         recipe.write_text("seed: 1\n")
-        one = Sweep(name=sweep, about="", recipe="dense.yaml", text="python-512")
+        one = Sweep(name=sweep, about="", recipe="evidence/dense.yaml", text="python-512")
         run = runs.Run(sweep=one, name=name, folder=made.path, recipe=recipe)
         records.write_record(run)
 

@@ -6,6 +6,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
+
+from tst_megatron.cli.app import app
 
 ROOT = Path(__file__).parents[3]
 sys.path.insert(0, str(ROOT / "tools"))
@@ -19,7 +22,24 @@ def planned(tmp_path, *entries):
     return plan.read_plan(path)
 
 
-GOOD = {"name": "one", "about": "Why?", "recipe": "dense.yaml", "text": "python-512"}
+GOOD = {"name": "one", "about": "Why?", "recipe": "evidence/dense.yaml", "text": "python-512"}
+
+
+@pytest.mark.parametrize(
+    "sweep",
+    [
+        pytest.param(sweep, id=sweep.name)
+        for path in (plan.PLAN, plan.GPU_PLAN)
+        for sweep in plan.read_plan(path)
+        if isinstance(sweep, plan.Sweep)
+    ],
+)
+def test_sweep_can_be_planned(sweep, tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    words = [*sweep.words(), "--plan"]
+    words[words.index("--output") + 1] = str(tmp_path / "sweep")
+    said = CliRunner().invoke(app, words)
+    assert said.exit_code == 0, said.output
 
 
 def test_words_are_those_of_a_command(tmp_path):

@@ -17,7 +17,7 @@ from made_runs import Made, falling  # noqa: E402
 from tst_megatron.compare.comparison import compare_runs  # noqa: E402
 from tst_megatron.training.report.metrics_file import read_metrics  # noqa: E402
 
-SWEEP = Sweep(name="map", about="", recipe="dense.yaml", text="python-512")
+SWEEP = Sweep(name="map", about="", recipe="evidence/dense.yaml", text="python-512")
 PHASES = {"baseline": ((1, 2000),), "tst": ((4, 600), (1, 1400))}
 
 

@@ -78,6 +78,8 @@ def test_state_and_record_decide_what_is_left(places):
 
 def test_sweep_that_is_refused_says_why(places, monkeypatch):
     monkeypatch.chdir(ROOT)
-    sweep = Sweep(name="one", about="", recipe="dense.yaml", text="python-512", keys={"seed": "no"})
+    sweep = Sweep(
+        name="one", about="", recipe="evidence/dense.yaml", text="python-512", keys={"seed": "no"}
+    )
     with pytest.raises(PlanError, match="^one: "):
         runs.runs_of(sweep)
