@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from evidence.pairs import MapPair
 from tst_megatron.compare.report.style import ARMS, GRID, INK, MARKERS, MUTED, PAPER
@@ -36,6 +37,9 @@ def draw_map(pairs: Sequence[MapPair]) -> bytes:
             axes[0].errorbar([p.positions_per_parameter for p in chosen], gaps, around, **look)
             axes[1].errorbar([pair.price for pair in chosen], gaps, around, **look)
         axes[0].set_xscale("log")
+        axes[0].xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes[0].xaxis.set_minor_locator(NullLocator())
+        axes[0].xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axes[0].set_xlabel("latent positions per parameter")
         axes[0].set_ylabel("TST \u2212 baseline, nats per token")
         axes[0].legend(frameon=False)

@@ -1,0 +1,84 @@
+"""The page of the evidence says what the records say."""
+
+import dataclasses
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[3]
+sys.path.insert(0, str(ROOT / "tools"))
+
+from evidence.pairs import MapPair, pairs  # noqa: E402
+from evidence.report import page, tables  # noqa: E402
+from evidence.report.chart import draw_map  # noqa: E402
+
+PAIR = MapPair(
+    baselines=[ROOT / "benchmarks/results/evidence/one/baseline"],
+    runs=[ROOT / "benchmarks/results/evidence/one/tst"],
+    keys={
+        "data": {"runs/evidence/text/python-512": 1.0},
+        "hidden-size": 64,
+        "seq-length": 128,
+        "global-batch-size": 16,
+        "train-iters": 2000,
+        "lr": "2.0e-3",
+        "init-method-std": 0.1,
+        "rotary-base": 500000,
+    },
+    bag_size=4,
+    fraction=0.3,
+    num_parameters=200_000,
+    positions=4_096_000,
+    raw_tokens=7_782_400,
+    slope=0.3,
+    baseline_loss=2.0,
+    loss=2.1,
+    gap=0.1,
+    low=0.05,
+    high=0.15,
+    verdict="worse",
+    crossing_step=None,
+)
+
+
+def test_page_is_up_to_date_with_the_records():
+    text = page.PAGE.read_text(encoding="utf-8")
+    assert text == page.page(text, list(pairs())), "run: python tools/evidence --page"
+    assert f"]({page.PICTURE.name})" in text and page.PICTURE.is_file()
+
+
+def test_row_of_the_map_has_every_number_of_its_pair():
+    won = dataclasses.replace(PAIR, gap=-0.1, low=-0.15, high=-0.05, loss=1.9)
+    _, _, lost, better = tables.map_table([PAIR, won]).splitlines()
+    cells = [cell.strip() for cell in lost.strip("|").split("|")]
+    assert dict(zip(tables.MAP_HEAD, cells, strict=True)) == {
+        "text": "python-512, initialisation 0.1",
+        "width": "64",
+        "positions a step": "2,048",
+        "steps": "2,000",
+        "lr": "0.002",
+        "K": "4",
+        "r": "0.30",
+        "seeds": "1",
+        "positions per parameter": "20",
+        "slope": "0.30",
+        "price": "0.107",
+        "baseline": "2.000",
+        "TST": "2.100",
+        "gap (95% interval)": "**+0.100 (+0.050 to +0.150)**",
+        "record": "[one](../benchmarks/results/evidence/one/tst)",
+    }
+    assert "| \u22120.100 (\u22120.150 to \u22120.050) |" in better
+
+
+def test_table_of_losses_has_the_pairs_that_lose_for_sure():
+    unsure = dataclasses.replace(PAIR, gap=0.01, low=-0.01, high=0.03)
+    assert page.PARTS["losses"]([unsure, PAIR]) == tables.map_table([PAIR])
+
+
+@pytest.mark.parametrize("sizes", [(4,), (2, 4, 8)])
+def test_picture_is_the_same_for_the_same_pairs(sizes):
+    found = [dataclasses.replace(PAIR, bag_size=size) for size in sizes]
+    picture = draw_map(found)
+    assert picture.startswith(b"\x89PNG") and picture == draw_map(found)
