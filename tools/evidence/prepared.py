@@ -14,13 +14,15 @@ from evidence.plan import WORK, PlanError
 from evidence.text import KINDS, write_text
 from tst_megatron.data.prepare.prepare import prepare
 from tst_megatron.data.text.documents import texts
+from tst_megatron.data.text.standard_library import write_standard_library_corpus
 from tst_megatron.data.tokenizer.train import train_sentencepiece
 from tst_megatron.system.files import write_beside
 from tst_megatron.system.records import read_json
 
 HELD_OUT_FRACTION = 0.02
 MOST_BYTES_FOR_TOKENIZER = 16_000_000
-MIXED, GIVEN = "mixed", "given"
+MIXED, LIBRARY, GIVEN = "mixed", "library", "given"
+"""Beside the kinds of ``text.py``: all of them, Python's standard library alone, a person's own."""
 
 
 def prepared(text: str, console: Console) -> Path:
@@ -72,6 +74,9 @@ def _corpus(kind: str, console: Console) -> Path:
         with path.open("wb") as file, ExitStack() as stack:
             file.writelines(_in_turns([stack.enter_context(part.open("rb")) for part in parts]))
         found = {"kind": MIXED, "parts": [read_json(each.with_suffix(".json")) for each in parts]}
+    elif kind == LIBRARY:
+        found = asdict(write_standard_library_corpus(path))
+        found |= {"kind": LIBRARY, "path": path.name}
     else:
         console.print(f"collecting {kind} from the installed packages", highlight=False)
         found = asdict(write_text(kind, path))

@@ -15,13 +15,14 @@ from __future__ import annotations
 
 import ast
 import hashlib
-import json
-import os
 import warnings
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import distributions
 from pathlib import Path, PurePosixPath
+
+from tst_megatron.data.text.write import write_jsonl
 
 KINDS = {
     "python": (".py",),
@@ -61,35 +62,31 @@ def write_text(kind: str, path: Path) -> TextFacts:
         kind: one of ``KINDS``.
         path: the file; written beside and renamed.
     """
-    seen: set[bytes] = set()
-    digest = hashlib.sha256()
-    num_documents = num_bytes = num_known = num_unreadable = 0
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.part")
-    with beside.open("wb") as file:
-        for name, place in _files(KINDS[kind]):
-            text = _read(kind, place)
-            if text is None:
-                num_unreadable += 1
-            elif _is_known(text, seen):
-                num_known += 1
-            else:
-                line = json.dumps({"id": name, "text": text}, ensure_ascii=False).encode() + b"\n"
-                file.write(line)
-                digest.update(line)
-                num_documents += 1
-                num_bytes += len(text.encode())
-        file.flush()
-        os.fsync(file.fileno())
-    beside.replace(path)
+    found = Counter[str]()
+    sha256 = write_jsonl(path, _documents(kind, found))
     return TextFacts(
         kind=kind,
-        num_documents=num_documents,
-        num_text_bytes=num_bytes,
-        num_known=num_known,
-        num_unreadable=num_unreadable,
-        sha256=digest.hexdigest(),
+        num_documents=found["documents"],
+        num_text_bytes=found["bytes"],
+        num_known=found["known"],
+        num_unreadable=found["unreadable"],
+        sha256=sha256,
     )
+
+
+def _documents(kind: str, found: Counter[str]) -> Iterator[tuple[str, str]]:
+    """Yield the name and the text of each document, and count what is taken and left out."""
+    seen: set[bytes] = set()
+    for name, place in _files(KINDS[kind]):
+        text = _read(kind, place)
+        if text is None:
+            found["unreadable"] += 1
+        elif _is_known(text, seen):
+            found["known"] += 1
+        else:
+            found["documents"] += 1
+            found["bytes"] += len(text.encode())
+            yield name, text
 
 
 def _files(ends: tuple[str, ...]) -> Iterator[tuple[str, Path]]:

@@ -6,14 +6,13 @@ code. With the packages it is long enough for two arms of a toy that read no tex
 """
 
 import hashlib
-import json
-import os
 import platform
 import sysconfig
-import tempfile
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+
+from tst_megatron.data.text.write import write_jsonl
 
 MIN_FILES = 100
 MIN_BYTES_WITHOUT_TESTS = 8_000_000
@@ -79,7 +78,7 @@ def write_standard_library_corpus(path: Path, *, library: Path | None = None) ->
 def _write(
     path: Path, documents: dict[str, str], skipped: Counter[str], *, includes_tests: bool
 ) -> CorpusFacts:
-    sha256 = _write_jsonl(path, documents)
+    sha256 = write_jsonl(path, documents.items())
     return CorpusFacts(
         path=path.absolute(),
         num_documents=len(documents),
@@ -159,19 +158,3 @@ def _read_documents(files: dict[PurePosixPath, Path]) -> tuple[dict[str, str], C
             seen.add(text)
             documents[str(name)] = text
     return documents, skipped
-
-
-def _write_jsonl(path: Path, documents: dict[str, str]) -> str:
-    digest = hashlib.sha256()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as beside:
-        temporary = Path(beside) / path.name
-        with temporary.open("wb") as file:
-            for name, text in documents.items():
-                line = json.dumps({"id": name, "text": text}, ensure_ascii=False).encode() + b"\n"
-                digest.update(line)
-                file.write(line)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    return digest.hexdigest()
