@@ -38,7 +38,8 @@ def with_arms(runs: Sequence[RecordedRun]) -> dict[str, list[RecordedRun]]:
 def without_seed(run: RecordedRun) -> str:
     """Return a run's name without its seed; the whole name if nothing else is in it."""
     name = re.sub(r"(?i)[-_. /]*seed[-_ =]?\d+", "", run.name)
-    if run.seed is not None:
+    # Where the name says "seed", another number at its end is no seed: longer-2_seed-2.
+    if run.seed is not None and name == run.name:
         name = re.sub(rf"(?i)[-_. /]+{run.seed}$", "", name)
     return name.strip("-_. /") or run.name
 

@@ -83,6 +83,7 @@ def test_branches_at_other_steps_are_one_arm_as_without_trunks(tmp_path):
         (("tst-1", "tst-2"), "tst"),
         (("seed1/tst", "seed2/tst"), "tst"),
         (("tst-k4-seed1-long", "tst-k4-seed2-long"), "tst-k4-long"),
+        (("longer-2_seed-1", "longer-2_seed-2"), "longer-2"),
         (("one", "two"), "K=4, r=0.3, 1,000 steps"),
         (("seed1", "seed2"), "K=4, r=0.3, 1,000 steps"),
     ],

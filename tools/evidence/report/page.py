@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 
 from evidence.pairs import MapPair, pairs
 from evidence.plan import ROOT
+from evidence.report.arms import arms_table, main_records
 from evidence.report.chart import draw_map
 from evidence.report.tables import DOCS, cost_table, map_table
 from tst_megatron.system.files import write_beside, write_bytes_beside
@@ -19,6 +20,7 @@ PAGE, PICTURE = DOCS / "evidence.md", DOCS / "evidence-map.png"
 
 PARTS: dict[str, Callable[[Sequence[MapPair]], str]] = {
     "losses": lambda found: map_table([pair for pair in found if pair.low > 0]),
+    "arms": lambda _: arms_table(main_records()),
     "map": map_table,
     "cost": lambda _: cost_table(),
 }
