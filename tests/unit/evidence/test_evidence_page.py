@@ -10,7 +10,7 @@ ROOT = Path(__file__).parents[3]
 sys.path.insert(0, str(ROOT / "tools"))
 
 from evidence.pairs import MapPair, pairs  # noqa: E402
-from evidence.report import page, tables  # noqa: E402
+from evidence.report import beyond, page, tables  # noqa: E402
 from evidence.report.chart import draw_map  # noqa: E402
 
 PAIR = MapPair(
@@ -75,6 +75,27 @@ def test_row_of_the_map_has_every_number_of_its_pair():
 def test_table_of_losses_has_the_pairs_that_lose_for_sure():
     unsure = dataclasses.replace(PAIR, gap=0.01, low=-0.01, high=0.03)
     assert page.PARTS["losses"]([unsure, PAIR]) == tables.map_table([PAIR])
+
+
+def test_other_schedules_are_compared_with_the_baseline_and_the_papers(monkeypatch):
+    # As if the rates of superposition were other schedules.
+    monkeypatch.setattr(beyond, "PAPERS", {"lr-tst": beyond.PAPERS["schedules"]})
+    head, _, papers, *others = (
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in beyond.beyond_table().splitlines()
+    )
+    assert len(others) == 8
+    first, other = (dict(zip(head, row, strict=True)) for row in (papers, others[1]))
+    assert first["in superposition"] == other["in superposition"] == "2,400 of K=4"
+    assert (first["lr"], other["lr"]) == ("0.002", "0.001")
+    assert first["gap to the paper's"] == ""
+    gaps = [
+        float(row["gap to the baseline"].split()[0].replace("\u2212", "-"))
+        for row in (first, other)
+    ]
+    assert float(other["gap to the paper's"].split()[0]) == pytest.approx(
+        gaps[1] - gaps[0], abs=2e-3
+    )
 
 
 @pytest.mark.parametrize("sizes", [(4,), (2, 4, 8)])

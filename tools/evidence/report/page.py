@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from evidence.pairs import MapPair, pairs
 from evidence.plan import ROOT
 from evidence.report.arms import arms_table, main_records
+from evidence.report.beyond import beyond_table
 from evidence.report.chart import draw_map
 from evidence.report.tables import DOCS, cost_table, map_table
 from tst_megatron.system.files import write_beside, write_bytes_beside
@@ -22,6 +23,7 @@ PARTS: dict[str, Callable[[Sequence[MapPair]], str]] = {
     "losses": lambda found: map_table([pair for pair in found if pair.low > 0]),
     "arms": lambda _: arms_table(main_records()),
     "map": map_table,
+    "beyond": lambda _: beyond_table(),
     "cost": lambda _: cost_table(),
 }
 """The generated parts by the name in their marks."""
