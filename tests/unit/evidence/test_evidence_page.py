@@ -79,7 +79,7 @@ def test_table_of_losses_has_the_pairs_that_lose_for_sure():
 
 def test_other_schedules_are_compared_with_the_baseline_and_the_papers(monkeypatch):
     # As if the rates of superposition were other schedules.
-    monkeypatch.setattr(beyond, "PAPERS", {"lr-tst": beyond.PAPERS["schedules"]})
+    monkeypatch.setattr(beyond, "PAPERS", {"lr-tst": beyond.PAPERS["lr-low-then-best"]})
     head, _, papers, *others = (
         [cell.strip() for cell in line.strip("|").split("|")]
         for line in beyond.beyond_table().splitlines()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from evidence.pairs import records
@@ -18,15 +18,19 @@ HEAD = (
     *("spike", "record"),
 )
 
-_LONG = "lr-0.002_train-iters-8000_{}_seed-1234"
-_SHORT = "lr-0.004_train-iters-2000_{}_seed-1234"
+_LR = ("lr-baseline/lr-{}_baseline_seed-1234", "lr-tst/lr-{}_tst_seed-1234")
+_SETUP = "setup/init-method-std-0.02_rotary-base-500000_{}_seed-1234"
+_LONG, _SHORT = (
+    tuple(name.format(rate) for name in _LR)
+    for rate in ("0.002_train-iters-8000", "0.004_train-iters-2000")
+)
 PAPERS = {
-    "schedules": _LONG,
+    "schedules": tuple(_SETUP.format(arm) for arm in ("baseline", "tst")),
     "lr-low-then-best": _LONG,
     "lr-high-then-best": _LONG,
     "schedules-where-it-loses": _SHORT,
 }
-"""By sweep: the runs of ``lr-baseline`` and ``lr-tst`` with which its runs are compared."""
+"""By sweep: the records of the baseline and of the paper's schedule for its runs."""
 
 
 def beyond_table() -> str:
@@ -38,9 +42,8 @@ def beyond_table() -> str:
     return table(HEAD, rows) if rows else "None of these runs was trained yet.\n"
 
 
-def _rows(names: str, found: list[Path]) -> Iterator[list[str]]:
-    baseline = RESULTS / "lr-baseline" / names.format("baseline")
-    papers = RESULTS / "lr-tst" / names.format("tst")
+def _rows(names: Sequence[str], found: list[Path]) -> Iterator[list[str]]:
+    baseline, papers = (RESULTS / name for name in names)
     for path in (papers, *found):
         comparison = compare_runs([baseline, path])
         arm, pairs = comparison.arms[1], list(comparison.pairs)
