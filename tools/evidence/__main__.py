@@ -28,6 +28,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tst_megatron.sweep.jobs import COMMAND, Job
+from tst_megatron.system.exit_status import BAD_INPUT, FAILED, FINISHED, STOPPED
 
 # `python tools/evidence` has this folder in its path, and not the one that the package lies in.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -78,7 +79,8 @@ def train(
     waiting = list(sweeps)
     ending = None if minutes is None else time.monotonic() + 60 * minutes
     running: list[Job[list[Run]]] = []
-    failed = []
+    ended: dict[str, int] = {}
+    is_cut = False
     while waiting or running:
         while waiting and len(running) < at_once:
             sweep = waiting.pop(0)
@@ -87,7 +89,8 @@ def train(
                 running.append(start(sweep, left, console))
         time.sleep(SECONDS_BETWEEN_LOOKS)
         if ending is not None and time.monotonic() > ending:
-            ending, waiting = None, []
+            ending, is_cut = None, bool(waiting)
+            waiting = []
             for job in running:
                 job.stop()
         for job in list(running):
@@ -97,10 +100,15 @@ def train(
                 running.remove(job)
                 name = job.run[0].sweep.name
                 console.print(f"{name}: ended with {status}")
-                failed += [name] * bool(status)
+                ended[name] = status
+    failed = [name for name, status in ended.items() if status not in (FINISHED, STOPPED)]
     if failed:
-        console.print(f"failed: {', '.join(failed)}. The same command goes on", style="red")
-    return 1 if failed else 0
+        console.print(f"failed: {', '.join(failed)}. The same command tries again", style="red")
+        return FAILED
+    if is_cut or STOPPED in ended.values():
+        console.print("stopped before the end. The same command goes on", highlight=False)
+        return STOPPED
+    return FINISHED
 
 
 def show(sweeps: Sequence[Entry], console: Console) -> None:
@@ -126,7 +134,7 @@ def main() -> int:
     options = parser.parse_args()
     # Data, runs and records have names relative to the project.
     os.chdir(ROOT)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(STOPPED))
     console = Console()
     sweeps = read_plan(GPU_PLAN if options.gpu else PLAN)
     if options.only:
@@ -152,4 +160,4 @@ if __name__ == "__main__":
         sys.exit(main())
     except PlanError as error:
         print(error, file=sys.stderr)
-        sys.exit(2)
+        sys.exit(BAD_INPUT)
