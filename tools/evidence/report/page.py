@@ -10,6 +10,7 @@ from evidence.plan import ROOT
 from evidence.report.arms import arms_table, main_records
 from evidence.report.beyond import beyond_table
 from evidence.report.chart import draw_map
+from evidence.report.switch import switch_tables
 from evidence.report.tables import DOCS, cost_table, map_table
 from tst_megatron.system.files import write_beside, write_bytes_beside
 
@@ -24,6 +25,7 @@ PARTS: dict[str, Callable[[Sequence[MapPair]], str]] = {
     "arms": lambda _: arms_table(main_records()),
     "map": map_table,
     "beyond": lambda _: beyond_table(),
+    "switch": lambda _: switch_tables(),
     "cost": lambda _: cost_table(),
 }
 """The generated parts by the name in their marks."""
