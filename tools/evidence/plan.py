@@ -20,7 +20,7 @@ PLAN, GPU_PLAN = (Path(__file__).with_name(name) for name in ("plan.yaml", "gpu.
 _KEYS = {"name", "about", "recipe", "text", "grid", "arms", "seeds", "set", "all-arrays", "states"}
 _KEYS_OF_BRANCHES = {"name", "about", "trunk", "step", "grid"}
 _NAME = re.compile(r"[a-z0-9][a-z0-9.-]*")
-_TEXT = re.compile(r"(python|prose|cpp|mixed|library|given)-(\d+)")
+_TEXT = re.compile(r"(python|prose|cpp|mixed|few|library|given)-(\d+)")
 
 
 class PlanError(ValueError):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
@@ -14,6 +14,7 @@ from evidence.plan import WORK, PlanError
 from evidence.text import KINDS, write_text
 from tst_megatron.data.prepare.prepare import prepare
 from tst_megatron.data.text.documents import texts
+from tst_megatron.data.text.split import split_of
 from tst_megatron.data.text.standard_library import write_standard_library_corpus
 from tst_megatron.data.tokenizer.train import train_sentencepiece
 from tst_megatron.system.files import write_beside
@@ -21,15 +22,18 @@ from tst_megatron.system.records import read_json
 
 HELD_OUT_FRACTION = 0.02
 MOST_BYTES_FOR_TOKENIZER = 16_000_000
-MIXED, LIBRARY, GIVEN = "mixed", "library", "given"
-"""Beside the kinds of ``text.py``: all of them, Python's standard library alone, a person's own."""
+MIXED, FEW, LIBRARY, GIVEN = "mixed", "few", "library", "given"
+"""Beside the kinds of ``text.py``: all of them, few documents of ``python`` with all that it holds
+out, Python's standard library alone, and a person's own."""
+FEW_BYTES = 7_200_000
+"""To train on: about 4.1M tokens of a vocabulary of 512."""
 
 
 def prepared(text: str, console: Console) -> Path:
     """Return the folder of a prepared text; what is already there is used.
 
     Args:
-        text: kind and vocabulary, such as ``python-512``; ``mixed`` has all kinds in turns.
+        text: kind and vocabulary, such as ``python-512``.
         console: where it is said.
 
     Raises:
@@ -47,13 +51,18 @@ def prepared(text: str, console: Console) -> Path:
             "--held-out-fraction 0.01"
         )
     corpus = _corpus(kind, console)
-    tokenizer = WORK / "text" / f"{text}.model"
-    train_sentencepiece(
-        texts([corpus]),
-        tokenizer,
-        vocab_size=int(vocabulary),
-        max_text_bytes=MOST_BYTES_FOR_TOKENIZER,
-    )
+    if kind == FEW:
+        # The tokenizer of all: then losses on the same held-out documents can be compared.
+        prepared(f"python-{vocabulary}", console)
+        tokenizer = WORK / "text" / f"python-{vocabulary}.model"
+    else:
+        tokenizer = WORK / "text" / f"{text}.model"
+        train_sentencepiece(
+            texts([corpus]),
+            tokenizer,
+            vocab_size=int(vocabulary),
+            max_text_bytes=MOST_BYTES_FOR_TOKENIZER,
+        )
     manifest = prepare([corpus], tokenizer, folder, held_out_fraction=HELD_OUT_FRACTION, workers=2)
     console.print(
         f"{folder}: {manifest.train.tokens:,} tokens to train on, "
@@ -74,6 +83,10 @@ def _corpus(kind: str, console: Console) -> Path:
         with path.open("wb") as file, ExitStack() as stack:
             file.writelines(_in_turns([stack.enter_context(part.open("rb")) for part in parts]))
         found = {"kind": MIXED, "parts": [read_json(each.with_suffix(".json")) for each in parts]}
+    elif kind == FEW:
+        with path.open("wb") as file, _corpus("python", console).open("rb") as all_of_them:
+            file.writelines(_few(all_of_them))
+        found = {"kind": FEW, "parts": [read_json(WORK / "text" / "python.json")]}
     elif kind == LIBRARY:
         found = asdict(write_standard_library_corpus(path))
         found |= {"kind": LIBRARY, "path": path.name}
@@ -85,12 +98,30 @@ def _corpus(kind: str, console: Console) -> Path:
 
 
 def _in_turns(files: list) -> Iterator[bytes]:
-    """Yield documents so that all kinds have equally many bytes, until one kind has no more."""
+    """Yield documents so that all kinds have equally many bytes, until one kind has no more.
+
+    A file is taken once: a docstring that is trained on may not be held out with its source.
+    """
     sizes = [0] * len(files)
+    taken = set()
     while True:
         number = sizes.index(min(sizes))
         line = files[number].readline()
         if not line:
             return
-        sizes[number] += len(line)
+        if (name := json.loads(line)["id"]) not in taken:
+            taken.add(name)
+            sizes[number] += len(line)
+            yield line
+
+
+def _few(lines: Iterable[bytes]) -> Iterator[bytes]:
+    """Yield all documents that are held out, and the first ``FEW_BYTES`` of the others."""
+    size = 0
+    for line in lines:
+        text = json.loads(line)["text"]
+        if split_of(text, held_out_fraction=HELD_OUT_FRACTION, test_fraction=0) == "train":
+            size += len(text.encode())
+            if size > FEW_BYTES:
+                continue
         yield line

@@ -1,6 +1,7 @@
 """The texts of the evidence: what is taken from packages, and what is left out."""
 
 import hashlib
+import io
 import json
 import sys
 from pathlib import Path
@@ -10,6 +11,8 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[3] / "tools"))
 
 from evidence import prepared, text  # noqa: E402
+
+from tst_megatron.data.text.split import split_of  # noqa: E402
 
 LINES = [f"value_{number} = compute_something({number})" for number in range(40)]
 
@@ -100,18 +103,39 @@ def test_prose_is_the_longer_docstrings(packages, tmp_path):
     assert facts.num_unreadable == 2
 
 
+def lines_of(kind, number, letters):
+    """JSONL lines of equal length; the names of two kinds differ."""
+    return [
+        json.dumps({"id": f"{kind}/{n:03d}", "text": "x" * letters}).encode() + b"\n"
+        for n in range(number)
+    ]
+
+
 def test_mixed_text_has_as_much_of_each_kind(tmp_path):
-    sizes = {"python": 10, "prose": 30, "cpp": 20}
-    places = []
-    for kind, size in sizes.items():
-        places.append(tmp_path / kind)
-        # 12 lines of 10 bytes, 30 of 30 and 20 of 20.
-        places[-1].write_bytes(b"".join(b"%*d\n" % (size - 1, n) for n in range(size)))
-    places[0].write_bytes(places[0].read_bytes() * 6)
-    files = [place.open("rb") for place in places]
-    taken = list(prepared._in_turns(files))
-    total = {size: sum(len(line) for line in taken if len(line) == size) for size in (10, 20, 30)}
-    # C++ has 400 bytes, and ends it; no kind is more than a document ahead.
-    assert total[20] == 400 and max(total.values()) - min(total.values()) <= 30
-    for file in files:
-        file.close()
+    kinds = {"a": lines_of("a", 60, 10), "b": lines_of("b", 60, 30), "c": lines_of("c", 20, 20)}
+    taken = list(prepared._in_turns([io.BytesIO(b"".join(lines)) for lines in kinds.values()]))
+    total = [sum(len(line) for line in taken if line in lines) for lines in kinds.values()]
+    # The third is used up, and ends it; no kind is more than a document ahead.
+    assert total[2] == sum(map(len, kinds["c"]))
+    assert max(total) - min(total) <= len(kinds["b"][0])
+
+
+def test_mixed_text_takes_a_file_once(tmp_path):
+    files = [io.BytesIO(b"".join(lines_of("same", 9, letters))) for letters in (10, 10)]
+    names = [json.loads(line)["id"] for line in prepared._in_turns(files)]
+    assert names == [f"same/{n:03d}" for n in range(9)]
+
+
+def test_few_documents_have_the_held_out_ones_of_all(monkeypatch):
+    lines = [json.dumps({"id": n, "text": f"document {n:04d}"}).encode() for n in range(2000)]
+    monkeypatch.setattr(prepared, "FEW_BYTES", 1300)
+    kept = [json.loads(line)["text"] for line in prepared._few(lines)]
+    held_out = [text for text in kept if split(text) == "validation"]
+    assert held_out == [text for n in range(2000) if split(text := f"document {n:04d}") != "train"]
+    assert 20 < len(held_out) < 60
+    # Of 13 bytes each.
+    assert len(kept) - len(held_out) == 100
+
+
+def split(text):
+    return split_of(text, held_out_fraction=prepared.HELD_OUT_FRACTION, test_fraction=0)
