@@ -11,11 +11,13 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from evidence.plan import PLAN, Branches, read_plan
 from evidence.runs import RECIPE, RESULTS
 from tst_megatron.compare.comparison import compare_runs
 from tst_megatron.compare.results import RecordedRun
@@ -78,11 +80,19 @@ def records() -> list[Path]:
     return sorted(path.parent for path in RESULTS.glob(f"*/*/{RECIPE}"))
 
 
+@cache
+def _branches() -> frozenset[str]:
+    return frozenset(entry.name for entry in read_plan(PLAN) if isinstance(entry, Branches))
+
+
 def pairs() -> Iterator[MapPair]:
     """Yield a pair for each recipe of which both arms were recorded, with all common seeds."""
     ordinary: dict[str, Seeds] = {}
     others: dict[tuple[str, str], Seeds] = {}
     for path in records():
+        if path.parent.name in _branches():
+            # Its recipe does not say that its first steps had another learning rate.
+            continue
         schedule, recipe = recorded_schedule(path / "resolved.yaml")
         kept = {key: recipe[key] for key in recipe if key not in _NOT_OF_THE_TRAINING}
         identity = json.dumps(kept, sort_keys=True, default=str)

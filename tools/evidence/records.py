@@ -61,17 +61,21 @@ def write_record(run: Run) -> None:
 
 def _origin(text: str) -> dict[str, Any]:
     """Return what decides the last digits beside the recipe: code, processor and text."""
-    commit = ["git", "rev-parse", "HEAD"]
-    said = subprocess.run(commit, cwd=ROOT, capture_output=True, text=True, check=False)
     words = dict(re.findall(r"^(.+?)\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE))
     names = ("model name", "cpu family", "model", "stepping")
     kind = WORK / "text" / f"{text.rpartition('-')[0]}.json"
     return {
-        "commit": said.stdout.strip(),
+        "commit when it was recorded": _git("rev-parse", "HEAD"),
+        "files changed since": _git("status", "--porcelain", "--", "tst_megatron").splitlines(),
         "processor": {name: words.get(name) for name in names},
         "vector instructions": torch.backends.cpu.get_cpu_capability(),
         "text": read_json(kind),
     }
+
+
+def _git(*words: str) -> str:
+    done = subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=False)
+    return done.stdout.strip()
 
 
 def _without_place(text: str) -> str:

@@ -14,8 +14,11 @@ from tst_megatron.sweep.jobs import COMMAND
 from tst_megatron.sweep.keys import words_of
 from tst_megatron.sweep.plan import read_plan
 from tst_megatron.sweep.speed import is_finished
+from tst_megatron.training.report.metrics_file import events_at
+from tst_megatron.training.run.state import read_state
 
 RESULTS = ROOT / "benchmarks" / "results" / "evidence"
+GPU_RESULTS, GPU_PREFIX = RESULTS.with_name("evidence-gpu"), "gpu-"
 RECIPE = "recipe.yaml"
 
 
@@ -31,8 +34,9 @@ class Run:
 
     @property
     def record(self) -> Path:
-        """Return where it is recorded."""
-        return RESULTS / self.sweep.name / self.name
+        """Return where it is recorded; runs for a GPU apart from those of the page."""
+        results = GPU_RESULTS if self.sweep.name.startswith(GPU_PREFIX) else RESULTS
+        return results / self.sweep.name / self.name
 
     @property
     def is_recorded(self) -> bool:
@@ -41,8 +45,12 @@ class Run:
 
     @property
     def is_finished(self) -> bool:
-        """Tell whether it was trained here to its end."""
-        return is_finished(self.folder)
+        """Tell whether it was trained here to its end, and evaluated there."""
+        if not is_finished(self.folder):
+            return False
+        state = read_state(self.folder / "state.json")
+        assert state is not None, "a finished run has a state"
+        return "validation" in events_at(self.folder / "metrics.jsonl", state["step"])
 
 
 def runs_of(sweep: Entry, *, as_planned: bool = False) -> list[Run]:
@@ -80,7 +88,11 @@ def runs_of(sweep: Entry, *, as_planned: bool = False) -> list[Run]:
 
 
 def commands_of(sweep: Entry, left: Sequence[Run]) -> list[list[str]]:
-    """Return the commands that train the runs that are left, to be run one after the other."""
+    """Return the commands that train the runs that are left, to be run one after the other.
+
+    Raises:
+        PlanError: the trunk of branches is neither here nor recorded.
+    """
     if isinstance(sweep, Sweep):
         return [[*COMMAND, *sweep.words()]]
     trunk, commands = _trunk(sweep)
@@ -105,4 +117,9 @@ def _trunk(sweep: Branches) -> tuple[Path, list[list[str]]]:
         if checkpoint_of(folder / "checkpoints", sweep.step).is_dir():
             return folder, []
     recipe = RESULTS / sweep.trunk / RECIPE
+    if not recipe.exists():
+        raise PlanError(
+            f"{sweep.name}: its trunk {sweep.trunk} is not recorded. Train that first: "
+            f"python tools/evidence --only {name}"
+        )
     return again, [[*COMMAND, "train", str(recipe), "--run-folder", str(again)]]

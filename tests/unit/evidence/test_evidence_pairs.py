@@ -53,6 +53,15 @@ def test_seeds_are_one_pair_and_ablations_are_none(recorded):
     assert pair.low < pair.gap < pair.high
 
 
+def test_branches_with_another_rate_are_no_run_of_their_recipe(recorded):
+    recorded("one", "baseline", ORDINARY, falling(STEPS, end=2.0))
+    # Its recipe is that of the run below, and its first steps had another learning rate.
+    recorded("lr-low-then-best", "lr-0.002", BAGS, falling(STEPS, end=1.7))
+    recorded("lr-tst", "tst", BAGS, falling(STEPS, end=1.9))
+    (pair,) = pairs.pairs()
+    assert pair.runs[0].name == "tst"
+
+
 STEPS = range(200, 2001, 200)
 
 

@@ -21,8 +21,13 @@ SWEEP = Sweep(name="map", about="", recipe="evidence/dense.yaml", text="python-5
 PHASES = {"baseline": ((1, 2000),), "tst": ((4, 600), (1, 1400))}
 
 
-@pytest.fixture(params=["last array", "all arrays"])
-def pair(request, tmp_path, monkeypatch):
+@pytest.fixture(params=[False, True], ids=["last array", "all arrays"])
+def keeps_all(request):
+    return request.param
+
+
+@pytest.fixture
+def pair(keeps_all, tmp_path, monkeypatch):
     """Two finished runs and their records: (folders, records)."""
     monkeypatch.setattr(records, "ROOT", tmp_path)
     monkeypatch.setattr(runs, "RESULTS", tmp_path / "results")
@@ -38,14 +43,14 @@ def pair(request, tmp_path, monkeypatch):
         recipe = tmp_path / f"{name}.yaml"
         recipe.write_text(f"data:\n  {tmp_path}/text: 1.0\n")
         folders.append(made.path)
-        sweep = dataclasses.replace(SWEEP, all_arrays=request.param == "all arrays")
+        sweep = dataclasses.replace(SWEEP, all_arrays=keeps_all)
         run = runs.Run(sweep=sweep, name=name, folder=made.path, recipe=recipe)
         records.write_record(run)
         kept.append(run.record)
     return folders, kept
 
 
-def test_comparison_of_records_is_that_of_the_runs(pair):
+def test_comparison_of_records_is_that_of_the_runs(pair, keeps_all):
     whole, kept = (compare_runs(paths) for paths in pair)
     (first,), (second,) = whole.pairs, kept.pairs
     assert first.gap.value < -0.05
@@ -53,8 +58,7 @@ def test_comparison_of_records_is_that_of_the_runs(pair):
         *(first.gap, first.verdict, first.sentence),
     )
     # Intervals of costs and of the crossing also need the arrays of the evaluations in between.
-    has_all = len(list((pair[1][0] / "evaluations").iterdir())) > 1
-    ends = ("value", "low", "high") if has_all else ("value",)
+    ends = ("value", "low", "high") if keeps_all else ("value",)
     assert _ends(second, ends) == pytest.approx(_ends(first, ends), rel=1e-6)
     for one, other in zip(whole.arms, kept.arms, strict=True):
         assert other.numbers.keys() == one.numbers.keys()
@@ -68,16 +72,15 @@ def _ends(pair, names):
     return [getattr(interval, name) for interval in intervals for name in names]
 
 
-def test_record_keeps_all_evaluations_and_the_steps_after_the_switch(pair):
+def test_record_keeps_all_evaluations_and_the_steps_after_the_switch(pair, keeps_all):
     folders, kept = pair
     for folder, record in zip(folders, kept, strict=True):
         for event in ("validation", "test"):
             rows = [read_metrics(path / "metrics.jsonl", event=event) for path in (folder, record)]
             assert rows[0] == rows[1]
         kept_arrays = sorted(path.name for path in (record / "evaluations").iterdir())
-        assert kept_arrays[-1] == "validation-0002000.npz" and kept_arrays[:-1] in (
-            *([], ["validation-0001000.npz"]),
-        )
+        between = ["validation-0001000.npz"] if keeps_all else []
+        assert kept_arrays == [*between, "validation-0002000.npz"]
     steps = [row["step"] for row in read_metrics(kept[1] / "metrics.jsonl")]
     assert steps == [1, *range(50, 601, 50), *range(601, 661), *range(700, 2001, 50)]
 

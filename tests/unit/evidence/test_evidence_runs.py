@@ -27,6 +27,9 @@ def places(tmp_path, monkeypatch):
     monkeypatch.setattr(runs, "RESULTS", tmp_path / "results")
     for module in (runs, sys.modules["evidence.plan"]):
         monkeypatch.setattr(module, "WORK", tmp_path / "work")
+    recipe = tmp_path / "results" / "one" / "run" / "recipe.yaml"
+    recipe.parent.mkdir(parents=True)
+    recipe.write_text("seed: 1\n")
     return tmp_path
 
 
@@ -36,6 +39,7 @@ def words(commands):
 
 def finish(folder):
     folder.mkdir(parents=True)
+    (folder / "metrics.jsonl").write_text('{"event": "validation", "step": 9}\n')
     state = {"status": "finished", "reason": "", "step": 9, "exit_status": 0}
     (folder / "state.json").write_text(json.dumps(state))
 
@@ -74,6 +78,27 @@ def test_state_and_record_decide_what_is_left(places):
     (second.record / "recipe.yaml").write_text("seed: 1\n")
     assert (first.is_finished, first.is_recorded) == (True, False)
     assert (second.is_finished, second.is_recorded) == (False, True)
+
+
+def test_run_that_lacks_its_last_evaluation_is_not_finished(places):
+    run, _ = runs.runs_of(BRANCHES)
+    finish(run.folder)
+    (run.folder / "metrics.jsonl").write_text('{"event": "validation", "step": 8}\n')
+    assert not run.is_finished
+
+
+def test_runs_for_a_gpu_are_recorded_apart(places):
+    names = ("gpu-30m", "main")
+    sweeps = [Sweep(name=name, about="", recipe="", text="") for name in names]
+    found = [runs.Run(sweep=sweep, name="one", folder=places, recipe=places) for sweep in sweeps]
+    assert [run.record.parts[-3] for run in found] == ["evidence-gpu", "results"]
+
+
+def test_trunk_that_is_nowhere_is_asked_for(places):
+    recipe = places / "results" / "one" / "run" / "recipe.yaml"
+    recipe.unlink()
+    with pytest.raises(PlanError, match="its trunk one/run is not recorded. .* --only one"):
+        runs.commands_of(BRANCHES, runs.runs_of(BRANCHES))
 
 
 def test_sweep_that_is_refused_says_why(places, monkeypatch):
