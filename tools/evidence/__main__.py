@@ -76,7 +76,7 @@ def main() -> int:
         write_page()
         return 0
     if options.again:
-        return train_again(options.again, console)
+        return train_again(options.again, sweeps, console)
     at_once = options.at_once or (1 if options.gpu else 2)
     return Training(sweeps, console, at_once=at_once, minutes=options.minutes).run()
 

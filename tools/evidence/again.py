@@ -9,32 +9,39 @@ from pathlib import Path
 
 from rich.console import Console
 
-from evidence.plan import WORK, PlanError
-from evidence.runs import RECIPE, RESULTS
+from evidence.plan import WORK, Branches, Entry, PlanError
+from evidence.prepared import prepared
+from evidence.runs import RECIPE, RESULTS, runs_of
+from tst_megatron.sweep.grid import combinations
 from tst_megatron.sweep.jobs import COMMAND
+from tst_megatron.sweep.keys import words_of
 from tst_megatron.training.report.metrics_file import read_metrics
 
 
-def train_again(name: str, console: Console) -> int:
+def train_again(name: str, sweeps: list[Entry], console: Console) -> int:
     """Train a run from the recipe of its record, and return 1 if a number differs.
 
     Args:
         name: ``SWEEP/RUN``.
+        sweeps: of the plan.
         console: where it is said.
 
     Raises:
-        PlanError: there is no such record.
+        PlanError: there is no such record, or a command failed.
     """
+    sweep_name, _, run = name.partition("/")
+    sweep = next((each for each in sweeps if each.name == sweep_name), None)
     record = RESULTS / name
-    recipe = record / RECIPE
-    if not recipe.exists():
-        raise PlanError(f"--again {name}: {RESULTS} has no record of that name. --list shows them")
+    if sweep is None or not (record / RECIPE).exists():
+        raise PlanError(f"--again {name}: there is no such record in {RESULTS}. --list shows them")
+    prepared(sweep.text, console)
     folder = WORK / "again" / name
-    subprocess.run(
-        [*COMMAND, "train", str(recipe), "--run-folder", str(folder)],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        check=True,
-    )
+    for words in _commands(sweep, run, folder):
+        done = subprocess.run(
+            [*COMMAND, *words], env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False
+        )
+        if done.returncode:
+            raise PlanError(f"--again {name}: {words[0]} ended with {done.returncode}")
     found, kept = (_bits(path / "metrics.jsonl") for path in (folder, record))
     differing = [key for key in kept if found.get(key) != kept[key]]
     console.print(
@@ -42,7 +49,23 @@ def train_again(name: str, console: Console) -> int:
     )
     for key in differing[:5]:
         console.print(f"  {key}", highlight=False)
-    return 1 if differing else 0
+    return 1 if differing or not kept else 0
+
+
+def _commands(sweep: Entry, run: str, folder: Path) -> list[list[str]]:
+    """Return what trains a run: its recipe alone, or its trunk and the branch."""
+    recipe = RESULTS / sweep.name / run / RECIPE
+    train = ["train", str(recipe), "--run-folder", str(folder)]
+    if not isinstance(sweep, Branches):
+        return [train]
+    trunk = WORK / "again" / sweep.trunk
+    commands = [["train", str(RESULTS / sweep.trunk / RECIPE), "--run-folder", str(trunk)]]
+    if not folder.exists():
+        names = [each.name for each in runs_of(sweep)]
+        keys = list(combinations(sweep.grid))[names.index(run)]
+        step = ["--step", str(sweep.step), "--output", str(folder)]
+        commands.append(["branch", str(trunk), *words_of(keys), *step])
+    return [*commands, train]
 
 
 def _bits(path: Path) -> dict[tuple[str, int, str], bytes]:
