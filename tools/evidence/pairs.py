@@ -21,6 +21,7 @@ from evidence.plan import PLAN, Branches, read_plan
 from evidence.runs import RECIPE, RESULTS
 from tst_megatron.compare.comparison import compare_runs
 from tst_megatron.compare.results import RecordedRun
+from tst_megatron.training.report.metrics_file import LM_LOSS, read_metrics
 from tst_megatron.training.report.recorded_schedule import recorded_schedule
 
 _NOT_OF_THE_TRAINING = {"tst", "phases", "seed", "save-interval"}
@@ -55,7 +56,13 @@ class MapPair:
     raw_tokens: int
     slope: float
     """By which the baseline's validation loss falls for each e-fold of steps, before its decay."""
+    num_rates: int
+    """Learning rates at which this baseline was recorded."""
+    rank_of_rate: int
+    """Of this one among them; 1 is the best."""
     baseline_loss: float
+    recovery_loss: float | None
+    """Of a baseline that had only the steps of recovery, where that was recorded."""
     loss: float
     gap: float
     """Below 0, superposition is better."""
@@ -71,8 +78,18 @@ class MapPair:
 
     @property
     def price(self) -> float:
-        """Return what the baseline would lose by the steps of superposition alone, in nats."""
+        """Return what the baseline loses without the steps of superposition, in nats.
+
+        It is measured where a baseline of the recovery's length was recorded; else the slope says.
+        """
+        if self.recovery_loss is not None:
+            return self.recovery_loss - self.baseline_loss
         return self.slope * math.log(1 / (1 - self.fraction))
+
+    @property
+    def taught(self) -> float | None:
+        """Return what superposition changed beside its steps, in nats; below 0, it helped."""
+        return None if self.recovery_loss is None else self.loss - self.recovery_loss
 
 
 def records() -> list[Path]:
@@ -94,8 +111,7 @@ def pairs() -> Iterator[MapPair]:
             # Its recipe does not say that its first steps had another learning rate.
             continue
         schedule, recipe = recorded_schedule(path / "resolved.yaml")
-        kept = {key: recipe[key] for key in recipe if key not in _NOT_OF_THE_TRAINING}
-        identity = json.dumps(kept, sort_keys=True, default=str)
+        identity = _identity(recipe)
         sizes = [phase.bag_size for phase in schedule.phases]
         if sizes == [1]:
             ordinary.setdefault(identity, {}).setdefault(int(recipe["seed"]), path)
@@ -104,17 +120,28 @@ def pairs() -> Iterator[MapPair]:
             others.setdefault((identity, course), {}).setdefault(int(recipe["seed"]), path)
     for (identity, _), runs in others.items():
         if seeds := sorted(runs.keys() & ordinary.get(identity, {}).keys()):
-            baselines = [ordinary[identity][seed] for seed in seeds]
-            yield _pair(baselines, [runs[seed] for seed in seeds])
+            yield _pair(ordinary, identity, [runs[seed] for seed in seeds], seeds)
 
 
-def _pair(baselines: Sequence[Path], runs: Sequence[Path]) -> MapPair:
+def _identity(recipe: Mapping[str, Any], **changes: Any) -> str:
+    """Return a text that is the same for the two arms of a pair."""
+    kept = {key: recipe[key] for key in recipe if key not in _NOT_OF_THE_TRAINING}
+    return json.dumps(kept | changes, sort_keys=True, default=str)
+
+
+def _pair(
+    ordinary_runs: Mapping[str, Seeds], identity: str, runs: Sequence[Path], seeds: Sequence[int]
+) -> MapPair:
+    baselines = [ordinary_runs[identity][seed] for seed in seeds]
     comparison = compare_runs([*baselines, *runs])
     (pair,) = comparison.pairs
     ordinary, arm = comparison.arms
     assert pair.gap is not None and [run.path for run in arm.runs] == list(runs)
     schedule, recipe = recorded_schedule(runs[0] / "resolved.yaml")
     first, steps = schedule.phases[0], schedule.num_steps
+    shorter = ordinary_runs.get(_identity(recipe, **{"train-iters": steps - first.num_steps}), {})
+    recovery = [shorter[seed] for seed in seeds if seed in shorter]
+    rates = _losses_by_rate(ordinary_runs, recipe)
     per_step = int(recipe["seq-length"]) * int(recipe["global-batch-size"])
     return MapPair(
         baselines=baselines,
@@ -126,7 +153,10 @@ def _pair(baselines: Sequence[Path], runs: Sequence[Path]) -> MapPair:
         positions=steps * per_step,
         raw_tokens=schedule.raw_tokens_before(steps),
         slope=_slope(ordinary.runs, int(recipe["lr-wsd-decay-iters"])),
+        num_rates=len(rates),
+        rank_of_rate=sorted(rates.values()).index(rates[float(recipe["lr"])]) + 1,
         baseline_loss=ordinary.final_loss.value,
+        recovery_loss=_mean_loss(recovery) if len(recovery) == len(seeds) else None,
         loss=arm.final_loss.value,
         gap=pair.gap.value,
         low=pair.gap.low,
@@ -134,6 +164,24 @@ def _pair(baselines: Sequence[Path], runs: Sequence[Path]) -> MapPair:
         verdict=pair.verdict,
         crossing_step=None if pair.crossing_step is None else pair.crossing_step.value,
     )
+
+
+def _losses_by_rate(
+    ordinary_runs: Mapping[str, Seeds], recipe: Mapping[str, Any]
+) -> dict[float, float]:
+    """Return the losses of a baseline at all learning rates that were recorded, one seed each."""
+    rates = {}
+    for identity, runs in ordinary_runs.items():
+        keys = json.loads(identity)
+        if _identity(keys, lr=None) == _identity(recipe, lr=None):
+            rates[float(keys["lr"])] = _mean_loss([runs[min(runs)]])
+    return rates
+
+
+def _mean_loss(paths: Sequence[Path]) -> float:
+    """Return the mean validation loss of records at their ends."""
+    ends = [read_metrics(path / "metrics.jsonl", event="validation")[-1] for path in paths]
+    return float(np.mean([end[f"{LM_LOSS} validation"] for end in ends]))
 
 
 def _slope(runs: Sequence[RecordedRun], num_decay_steps: int) -> float:

@@ -38,7 +38,9 @@ def test_row_of_an_arm_has_its_gap_and_its_cost(made):
     )
     found = {row[0]: dict(zip(head, row, strict=True)) for row in rows}
     assert list(found)[0] == "baseline" and set(found) == {"baseline", "longer-2", "tst"}
-    assert found["baseline"]["gap (95% interval)"] == ""
+    for other in ("baseline", "longer-2"):
+        assert not found[other]["gap (95% interval)"]
+        assert not found[other]["baseline's steps for the same loss"]
     tst = found["tst"]
     assert (tst["seeds"], tst["steps"], tst["loss"]) == ("3", "2,000", "1.902")
     assert tst["gap (95% interval)"].startswith("\u22120.100 (")

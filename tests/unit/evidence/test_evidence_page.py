@@ -32,7 +32,10 @@ PAIR = MapPair(
     positions=4_096_000,
     raw_tokens=7_782_400,
     slope=0.3,
+    num_rates=4,
+    rank_of_rate=1,
     baseline_loss=2.0,
+    recovery_loss=None,
     loss=2.1,
     gap=0.1,
     low=0.05,
@@ -45,7 +48,8 @@ PAIR = MapPair(
 def test_page_is_up_to_date_with_the_records():
     text = page.PAGE.read_text(encoding="utf-8")
     assert text == page.page(text, list(pairs())), "run: python tools/evidence --page"
-    assert f"]({page.PICTURE.name})" in text and page.PICTURE.is_file()
+    assert f"]({page.PICTURE.name})" in text
+    assert page.made_from(list(pairs())).encode() in page.PICTURE.read_bytes()
 
 
 def test_row_of_the_map_has_every_number_of_its_pair():
@@ -58,18 +62,22 @@ def test_row_of_the_map_has_every_number_of_its_pair():
         "positions a step": "2,048",
         "steps": "2,000",
         "lr": "0.002",
+        "its rank": "1 of 4",
         "K": "4",
         "r": "0.30",
         "seeds": "1",
         "positions per parameter": "20",
         "slope": "0.30",
-        "price": "0.107",
+        "price": "~0.107",
+        "taught": "",
         "baseline": "2.000",
         "TST": "2.100",
         "gap (95% interval)": "**+0.100 (+0.050 to +0.150)**",
         "record": "[one](../benchmarks/results/evidence/one/tst)",
     }
     assert "| \u22120.100 (\u22120.150 to \u22120.050) |" in better
+    measured = tables.map_table([dataclasses.replace(PAIR, recovery_loss=2.125)])
+    assert "| 0.125 | \u22120.025 |" in measured
 
 
 def test_table_of_losses_has_the_pairs_that_lose_for_sure():
@@ -101,5 +109,6 @@ def test_other_schedules_are_compared_with_the_baseline_and_the_papers(monkeypat
 @pytest.mark.parametrize("sizes", [(4,), (2, 4, 8)])
 def test_picture_is_the_same_for_the_same_pairs(sizes):
     found = [dataclasses.replace(PAIR, bag_size=size) for size in sizes]
-    picture = draw_map(found)
-    assert picture.startswith(b"\x89PNG") and picture == draw_map(found)
+    picture = draw_map(found, "a digest")
+    assert picture.startswith(b"\x89PNG") and picture == draw_map(found, "a digest")
+    assert b"a digest" in picture

@@ -52,11 +52,11 @@ def test_tables_compare_before_and_after_with_the_baseline(made):
     assert metrics == {
         "model": "dense",
         "number": "grad-norm",
-        "before": f"{2 * (401 + 600) / 2:.2f}",
-        "first step": "1202.00",
-        "10th": "1220.00",
-        "50th": "1300.00",
-        "baseline then": f"{(601 + 800) / 2:.2f}",
+        "before": f"{2 * (401 + 600) / 2:.3f}",
+        "first step": "1202.000",
+        "10th": "1220.000",
+        "50th": "1300.000",
+        "baseline then": f"{(601 + 800) / 2:.3f}",
     }
 
 

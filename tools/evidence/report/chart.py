@@ -18,8 +18,13 @@ SIZE = (9.0, 4.2)
 DPI = 130
 
 
-def draw_map(pairs: Sequence[MapPair]) -> bytes:
-    """Return a PNG with the gap over positions per parameter, and over the price of the steps."""
+def draw_map(pairs: Sequence[MapPair], made_from: str) -> bytes:
+    """Return a PNG with the gap over positions per parameter, and over the price of the steps.
+
+    Args:
+        pairs: at least one.
+        made_from: kept in the file as its source.
+    """
     with matplotlib.rc_context(), warnings.catch_warnings():
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(
@@ -43,7 +48,7 @@ def draw_map(pairs: Sequence[MapPair]) -> bytes:
         axes[0].set_xlabel("latent positions per parameter")
         axes[0].set_ylabel("TST \u2212 baseline, nats per token")
         axes[0].legend(frameon=False)
-        axes[1].set_xlabel("price of the steps: slope \u00b7 ln(1/(1 \u2212 r)), nats")
+        axes[1].set_xlabel("price of the steps, nats")
         prices = [0.0, max(pair.price for pair in pairs)]
         axes[1].plot(prices, prices, color=MUTED, linewidth=1, linestyle=":")
         axes[1].annotate(
@@ -59,5 +64,7 @@ def draw_map(pairs: Sequence[MapPair]) -> bytes:
             each.grid(color=GRID, linewidth=0.6)
             each.set_axisbelow(True)
         file = io.BytesIO()
-        figure.savefig(file, format="png", dpi=DPI, metadata={"Software": None})
+        figure.savefig(
+            file, format="png", dpi=DPI, metadata={"Software": None, "Source": made_from}
+        )
     return file.getvalue()

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import sys
 from collections.abc import Callable, Sequence
 
 from evidence.pairs import MapPair, pairs
 from evidence.plan import ROOT
-from evidence.report.arms import arms_table, main_records
+from evidence.report.arms import arms_table, main_records, slot_records
 from evidence.report.beyond import beyond_table
 from evidence.report.chart import draw_map
 from evidence.report.switch import switch_tables
-from evidence.report.tables import DOCS, cost_table, map_table
+from evidence.report.tables import DOCS, best_table, cost_table, map_table
 from tst_megatron.system.files import write_beside, write_bytes_beside
 
 sys.path.insert(0, str(ROOT / "tools"))
@@ -21,8 +22,10 @@ from update_readme import replaced  # noqa: E402
 PAGE, PICTURE = DOCS / "evidence.md", DOCS / "evidence-map.png"
 
 PARTS: dict[str, Callable[[Sequence[MapPair]], str]] = {
+    "best": best_table,
     "losses": lambda found: map_table([pair for pair in found if pair.low > 0]),
     "arms": lambda _: arms_table(main_records()),
+    "slots": lambda _: arms_table(slot_records()),
     "map": map_table,
     "beyond": lambda _: beyond_table(),
     "switch": lambda _: switch_tables(),
@@ -42,4 +45,9 @@ def write_page() -> None:
     """Write the page and its picture anew."""
     found = list(pairs())
     write_beside(PAGE, page(PAGE.read_text(encoding="utf-8"), found))
-    write_bytes_beside(PICTURE, draw_map(found))
+    write_bytes_beside(PICTURE, draw_map(found, made_from(found)))
+
+
+def made_from(found: Sequence[MapPair]) -> str:
+    """Return a digest of what the picture shows, which stands in its file."""
+    return hashlib.sha256(map_table(found).encode()).hexdigest()

@@ -84,9 +84,9 @@ def _metric_rows(model: str, both: dict[str, Path]) -> Iterator[list[str]]:
         yield [
             model,
             metric,
-            f"{_mean(rows['tst'], metric, switch - NUM_BEFORE + 1, switch):.2f}",
-            *(f"{values[switch + number]:.2f}" for number in (1, 10, 50)),
-            f"{_mean(rows['baseline'], metric, switch + 1, switch + NUM_BEFORE):.2f}",
+            f"{_mean(rows['tst'], metric, switch - NUM_BEFORE + 1, switch):.3f}",
+            *(f"{values[switch + number]:.3f}" for number in (1, 10, 50)),
+            f"{_mean(rows['baseline'], metric, switch + 1, switch + NUM_BEFORE):.3f}",
         ]
 
 

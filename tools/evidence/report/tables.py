@@ -8,6 +8,7 @@ from pathlib import Path
 
 from evidence.pairs import MapPair, records
 from evidence.plan import ROOT
+from tst_megatron.compare.comparison import compare_runs
 from tst_megatron.compare.runs.open_runs import open_runs
 
 DOCS = ROOT / "docs"
@@ -36,9 +37,9 @@ def link(record: Path) -> str:
 
 
 MAP_HEAD = (
-    *("text", "width", "positions a step", "steps", "lr", "K", "r", "seeds"),
-    *("positions per parameter", "slope", "price", "baseline", "TST", "gap (95% interval)"),
-    *("record",),
+    *("text", "width", "positions a step", "steps", "lr", "its rank", "K", "r", "seeds"),
+    *("positions per parameter", "slope", "price", "taught", "baseline", "TST"),
+    *("gap (95% interval)", "record"),
 )
 
 
@@ -67,16 +68,54 @@ def _map_row(pair: MapPair) -> list[str]:
         f"{int(keys['seq-length']) * int(keys['global-batch-size']):,}",
         f"{int(keys['train-iters']):,}",
         f"{float(keys['lr']):g}",
+        f"{pair.rank_of_rate} of {pair.num_rates}",
         str(pair.bag_size),
         f"{pair.fraction:.2f}",
         str(len(pair.runs)),
         f"{pair.positions_per_parameter:.0f}",
         f"{pair.slope:.2f}",
-        f"{pair.price:.3f}",
+        f"{'' if pair.recovery_loss else '~'}{pair.price:.3f}",
+        "" if pair.taught is None else signed(pair.taught),
         f"{pair.baseline_loss:.3f}",
         f"{pair.loss:.3f}",
         f"**{gap}**" if pair.low > 0 else gap,
         link(pair.runs[0]),
+    ]
+
+
+BEST_HEAD = (
+    *("steps", "baseline's best lr", "baseline", "TST there", "gap there (95% interval)"),
+    *("TST's best lr", "TST", "gap of best to best (95% interval)"),
+)
+FEWEST_RATES = 3
+
+
+def best_table(pairs: Sequence[MapPair]) -> str:
+    """Return a row for each length at which both arms were trained at several learning rates."""
+    groups: dict[tuple[int, int, float], list[MapPair]] = {}
+    for pair in pairs:
+        if pair.num_rates >= FEWEST_RATES:
+            cell = (pair.positions, pair.bag_size, pair.fraction)
+            groups.setdefault(cell, []).append(pair)
+    cells = [found for found in groups.values() if len(found) >= FEWEST_RATES]
+    return table(BEST_HEAD, (_best_row(found) for found in cells))
+
+
+def _best_row(found: Sequence[MapPair]) -> list[str]:
+    there = min(found, key=lambda pair: pair.baseline_loss)
+    best = min(found, key=lambda pair: pair.loss)
+    comparison = compare_runs([*there.baselines, *best.runs])
+    (gap,) = [pair.gap for pair in comparison.pairs]
+    assert gap is not None, "two recorded runs on one held-out text have a gap"
+    return [
+        f"{int(there.keys['train-iters']):,}",
+        f"{float(there.keys['lr']):g}",
+        f"{there.baseline_loss:.3f}",
+        f"{there.loss:.3f}",
+        interval(there.gap, there.low, there.high),
+        f"{float(best.keys['lr']):g}",
+        f"{best.loss:.3f}",
+        interval(gap.value, gap.low, gap.high),
     ]
 
 
