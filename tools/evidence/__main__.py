@@ -33,14 +33,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from evidence.again import train_again  # noqa: E402
 from evidence.plan import GPU_PLAN, PLAN, ROOT, Entry, PlanError, read_plan  # noqa: E402
 from evidence.report.page import write_page  # noqa: E402
-from evidence.runs import runs_of  # noqa: E402
+from evidence.runs import listed  # noqa: E402
 from evidence.training import Training  # noqa: E402
 
 
 def show(sweeps: Sequence[Entry], console: Console) -> None:
     table = Table("sweep", "recorded", "question", box=None)
     for sweep in sweeps:
-        runs = runs_of(sweep, as_planned=True)
+        runs = listed(sweep)
         number = f"{sum(run.is_recorded for run in runs)} of {len(runs)}"
         table.add_row(sweep.name, number, sweep.about)
     console.print(table)

@@ -53,15 +53,19 @@ class Sweep:
         """Return where its runs train."""
         return WORK / "sweeps" / self.name
 
-    def words(self) -> list[str]:
-        """Return the words behind ``tst-megatron`` that train it, from the project's folder."""
-        path = (RECIPES / self.recipe).relative_to(ROOT)
+    def overrides(self) -> list[str]:
+        """Return the ``key=value`` words that win over the recipe's keys."""
         keys: dict[str, Any] = {
             "data": {str(WORK / "text" / self.text): 1.0},
             "vocab-size": int(self.text.rpartition("-")[2]),
             **self.keys,
         }
-        words = ["sweep", str(path), *(f"{key}={_spelled(keys[key])}" for key in keys)]
+        return [f"{key}={_spelled(keys[key])}" for key in keys]
+
+    def words(self) -> list[str]:
+        """Return the words after ``tst-megatron`` that train it, from the project's folder."""
+        path = (RECIPES / self.recipe).relative_to(ROOT)
+        words = ["sweep", str(path), *self.overrides()]
         words += ["--arms", ",".join(self.arms)]
         for key, values in self.grid.items():
             words += ["--grid", f"{key}={','.join(_spelled(value) for value in values)}"]

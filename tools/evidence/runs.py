@@ -7,12 +7,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from evidence.plan import ROOT, WORK, Branches, Entry, PlanError, Sweep
+from evidence.plan import RECIPES, ROOT, WORK, Branches, Entry, PlanError, Sweep
 from tst_megatron.checkpoint.folder import checkpoint_of
+from tst_megatron.sweep.arms import arms_named
 from tst_megatron.sweep.grid import combination_name, combinations
 from tst_megatron.sweep.jobs import COMMAND
 from tst_megatron.sweep.keys import words_of
-from tst_megatron.sweep.plan import read_plan
+from tst_megatron.sweep.members import make_members
+from tst_megatron.sweep.plan import SweepPlan, read_plan
 from tst_megatron.sweep.speed import is_finished
 from tst_megatron.training.report.metrics_file import events_at
 from tst_megatron.training.run.state import read_state
@@ -53,13 +55,26 @@ class Run:
         return "validation" in events_at(self.folder / "metrics.jsonl", state["step"])
 
 
-def runs_of(sweep: Entry, *, as_planned: bool = False) -> list[Run]:
-    """Return all runs; the plan of a sweep is written for that, or continued.
+def listed(sweep: Entry) -> list[Run]:
+    """Return all runs without writing a plan; also while the sweep trains."""
+    if isinstance(sweep, Branches):
+        return runs_of(sweep)
+    members = make_members(
+        RECIPES / sweep.recipe,
+        sweep.overrides(),
+        grid=sweep.grid,
+        arms=arms_named(",".join(sweep.arms)),
+        num_seeds=sweep.seeds,
+    )
+    folder = SweepPlan(folder=sweep.folder, unit_chunks=members.unit_chunks, runs=())
+    return [
+        Run(sweep=sweep, name=name, folder=folder.run(name), recipe=folder.recipe(name))
+        for name in (member.name for member in members.runs)
+    ]
 
-    Args:
-        sweep: or branches.
-        as_planned: use the plan of a sweep as it was written last, which also works while it
-            trains.
+
+def runs_of(sweep: Entry) -> list[Run]:
+    """Return all runs; the plan of a sweep is written for that, or continued.
 
     Raises:
         PlanError: ``tst-megatron sweep`` refuses it.
@@ -73,13 +88,11 @@ def runs_of(sweep: Entry, *, as_planned: bool = False) -> list[Run]:
             Run(sweep=sweep, name=name, folder=folder, recipe=folder / "recipe.yaml")
             for name, folder in folders.items()
         ]
-    plan = read_plan(sweep.folder) if as_planned else None
-    if plan is None:
-        words = [*COMMAND, *sweep.words(), "--plan"]
-        done = subprocess.run(words, capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise PlanError(f"{sweep.name}: {done.stderr.strip() or done.stdout.strip()}")
-        plan = read_plan(sweep.folder)
+    words = [*COMMAND, *sweep.words(), "--plan"]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise PlanError(f"{sweep.name}: {done.stderr.strip() or done.stdout.strip()}")
+    plan = read_plan(sweep.folder)
     assert plan is not None, "a plan was written"
     return [
         Run(sweep=sweep, name=run.name, folder=plan.run(run.name), recipe=plan.recipe(run.name))

@@ -101,6 +101,25 @@ def test_trunk_that_is_nowhere_is_asked_for(places):
         runs.commands_of(BRANCHES, runs.runs_of(BRANCHES))
 
 
+def test_list_has_the_runs_of_the_plan_and_writes_none(places, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    sweep = Sweep(
+        name="one",
+        about="",
+        recipe="evidence/dense.yaml",
+        text="python-512",
+        arms=["baseline", "tst", "recovery-only"],
+        grid={"tst.bag-size": [2, 4]},
+        seeds=2,
+    )
+    found = runs.listed(sweep)
+    assert not sweep.folder.exists()
+    planned = runs.runs_of(sweep)
+    # A plan has a run after its trunk.
+    by_name = {run.name: run for run in found}
+    assert by_name == {run.name: run for run in planned} and len(found) == 8
+
+
 def test_sweep_that_is_refused_says_why(places, monkeypatch):
     monkeypatch.chdir(ROOT)
     sweep = Sweep(
