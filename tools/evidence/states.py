@@ -6,6 +6,7 @@ under which the moments are saved for each parameter, and not for the flat buffe
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -60,7 +61,10 @@ def _optimizer_tensors(checkpoint: Path) -> dict[str, torch.Tensor]:
         if isinstance(kept, TensorStorageMetadata) and key.startswith((PARAMETER, FIRST, SECOND))
     }
     if tensors:
-        dcp.load(tensors, checkpoint_id=str(checkpoint), no_dist=True)
+        with warnings.catch_warnings():
+            # Torch warns that it reads in one process, as it is told.
+            warnings.simplefilter("ignore")
+            dcp.load(tensors, checkpoint_id=str(checkpoint), no_dist=True)
     return tensors
 
 
