@@ -11,10 +11,8 @@ from rich.console import Console
 
 from evidence.plan import WORK, Branches, Entry, PlanError
 from evidence.prepared import prepared
-from evidence.runs import RECIPE, RESULTS, runs_of
-from tst_megatron.sweep.grid import combinations
+from evidence.runs import RECIPE, branch_words, record_of, train_words
 from tst_megatron.sweep.jobs import COMMAND
-from tst_megatron.sweep.keys import words_of
 from tst_megatron.training.report.metrics_file import read_metrics
 
 
@@ -31,9 +29,9 @@ def train_again(name: str, sweeps: list[Entry], console: Console) -> int:
     """
     sweep_name, _, run = name.partition("/")
     sweep = next((each for each in sweeps if each.name == sweep_name), None)
-    record = RESULTS / name
+    record = record_of(name)
     if sweep is None or not (record / RECIPE).exists():
-        raise PlanError(f"--again {name}: there is no such record in {RESULTS}. --list shows them")
+        raise PlanError(f"--again {name}: there is no record {record}. --list shows them")
     prepared(sweep.text, console)
     folder = WORK / "again" / name
     for words in _commands(sweep, run, folder):
@@ -54,17 +52,13 @@ def train_again(name: str, sweeps: list[Entry], console: Console) -> int:
 
 def _commands(sweep: Entry, run: str, folder: Path) -> list[list[str]]:
     """Return what trains a run: its recipe alone, or its trunk and the branch."""
-    recipe = RESULTS / sweep.name / run / RECIPE
-    train = ["train", str(recipe), "--run-folder", str(folder)]
+    train = train_words(record_of(f"{sweep.name}/{run}") / RECIPE, folder)
     if not isinstance(sweep, Branches):
         return [train]
     trunk = WORK / "again" / sweep.trunk
-    commands = [["train", str(RESULTS / sweep.trunk / RECIPE), "--run-folder", str(trunk)]]
+    commands = [train_words(record_of(sweep.trunk) / RECIPE, trunk)]
     if not folder.exists():
-        names = [each.name for each in runs_of(sweep)]
-        keys = list(combinations(sweep.grid))[names.index(run)]
-        step = ["--step", str(sweep.step), "--output", str(folder)]
-        commands.append(["branch", str(trunk), *words_of(keys), *step])
+        commands.append(branch_words(sweep, run, trunk, folder))
     return [*commands, train]
 
 

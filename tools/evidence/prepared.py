@@ -84,9 +84,11 @@ def _corpus(kind: str, console: Console) -> Path:
             file.writelines(_in_turns([stack.enter_context(part.open("rb")) for part in parts]))
         found = {"kind": MIXED, "parts": [read_json(each.with_suffix(".json")) for each in parts]}
     elif kind == FEW:
-        with path.open("wb") as file, _corpus("python", console).open("rb") as all_of_them:
+        # It makes the folder, too.
+        python = _corpus("python", console)
+        with python.open("rb") as all_of_them, path.open("wb") as file:
             file.writelines(_few(all_of_them))
-        found = {"kind": FEW, "parts": [read_json(WORK / "text" / "python.json")]}
+        found = {"kind": FEW, "parts": [read_json(python.with_suffix(".json"))]}
     elif kind == LIBRARY:
         found = asdict(write_standard_library_corpus(path))
         found |= {"kind": LIBRARY, "path": path.name}

@@ -36,9 +36,8 @@ class Run:
 
     @property
     def record(self) -> Path:
-        """Return where it is recorded; runs for a GPU apart from those of the page."""
-        results = GPU_RESULTS if self.sweep.name.startswith(GPU_PREFIX) else RESULTS
-        return results / self.sweep.name / self.name
+        """Return where it is recorded."""
+        return record_of(f"{self.sweep.name}/{self.name}")
 
     @property
     def is_recorded(self) -> bool:
@@ -53,6 +52,23 @@ class Run:
         state = read_state(self.folder / "state.json")
         assert state is not None, "a finished run has a state"
         return "validation" in events_at(self.folder / "metrics.jsonl", state["step"])
+
+
+def record_of(name: str) -> Path:
+    """Return where ``SWEEP/RUN`` is recorded; runs for a GPU apart from those of the page."""
+    return (GPU_RESULTS if name.startswith(GPU_PREFIX) else RESULTS) / name
+
+
+def train_words(recipe: Path, folder: Path) -> list[str]:
+    """Return the words after ``tst-megatron`` that train a run, or resume it."""
+    return ["train", str(recipe), "--run-folder", str(folder)]
+
+
+def branch_words(sweep: Branches, run: str, trunk: Path, folder: Path) -> list[str]:
+    """Return the words after ``tst-megatron`` that make a branch."""
+    keys = {combination_name(keys): keys for keys in combinations(sweep.grid)}[run]
+    step = ["--step", str(sweep.step), "--output", str(folder)]
+    return ["branch", str(trunk), *words_of(keys), *step]
 
 
 def listed(sweep: Entry) -> list[Run]:
@@ -80,12 +96,10 @@ def runs_of(sweep: Entry) -> list[Run]:
         PlanError: ``tst-megatron sweep`` refuses it.
     """
     if isinstance(sweep, Branches):
-        folders = {
-            combination_name(keys): sweep.folder / "runs" / combination_name(keys)
-            for keys in combinations(sweep.grid)
-        }
+        names = [combination_name(keys) for keys in combinations(sweep.grid)]
+        folders = {name: sweep.folder / "runs" / name for name in names}
         return [
-            Run(sweep=sweep, name=name, folder=folder, recipe=folder / "recipe.yaml")
+            Run(sweep=sweep, name=name, folder=folder, recipe=folder / RECIPE)
             for name, folder in folders.items()
         ]
     words = [*COMMAND, *sweep.words(), "--plan"]
@@ -111,14 +125,11 @@ def commands_of(sweep: Entry, left: Sequence[Run]) -> list[list[str]]:
     trunk, commands = _trunk(sweep)
     if all(run.folder.exists() for run in left):
         commands = []
-    for run, keys in zip(runs_of(sweep), combinations(sweep.grid), strict=True):
-        if run not in left:
-            continue
+    for run in left:
         if not run.folder.exists():
             # A branch appears whole.
-            step = ["--step", str(sweep.step), "--output", str(run.folder)]
-            commands.append([*COMMAND, "branch", str(trunk), *words_of(keys), *step])
-        commands.append([*COMMAND, "train", str(run.recipe), "--run-folder", str(run.folder)])
+            commands.append([*COMMAND, *branch_words(sweep, run.name, trunk, run.folder)])
+        commands.append([*COMMAND, *train_words(run.recipe, run.folder)])
     return commands
 
 
@@ -129,10 +140,10 @@ def _trunk(sweep: Branches) -> tuple[Path, list[list[str]]]:
     for folder in (trained, again):
         if checkpoint_of(folder / "checkpoints", sweep.step).is_dir():
             return folder, []
-    recipe = RESULTS / sweep.trunk / RECIPE
+    recipe = record_of(sweep.trunk) / RECIPE
     if not recipe.exists():
         raise PlanError(
             f"{sweep.name}: its trunk {sweep.trunk} is not recorded. Train that first: "
             f"python tools/evidence --only {name}"
         )
-    return again, [[*COMMAND, "train", str(recipe), "--run-folder", str(again)]]
+    return again, [[*COMMAND, *train_words(recipe, again)]]

@@ -12,7 +12,7 @@ from rich.console import Console
 ROOT = Path(__file__).parents[3]
 sys.path.insert(0, str(ROOT / "tools"))
 
-from evidence import again, plan  # noqa: E402
+from evidence import again, plan, runs  # noqa: E402
 from evidence.plan import Branches, PlanError, Sweep  # noqa: E402
 
 SWEEPS = [
@@ -34,7 +34,7 @@ def write(path, rows):
 @pytest.fixture
 def trained(tmp_path, monkeypatch):
     """``trained(rows)``: compare a record of ROWS with a run that gives other rows."""
-    monkeypatch.setattr(again, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(runs, "RESULTS", tmp_path / "results")
     for module in (again, plan):
         monkeypatch.setattr(module, "WORK", tmp_path / "work")
     monkeypatch.setattr(again, "prepared", lambda text, console: None)

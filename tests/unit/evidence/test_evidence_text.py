@@ -7,12 +7,14 @@ import sys
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 sys.path.insert(0, str(Path(__file__).parents[3] / "tools"))
 
 from evidence import prepared, text  # noqa: E402
 
 from tst_megatron.data.text.split import split_of  # noqa: E402
+from tst_megatron.data.text.write import write_jsonl  # noqa: E402
 
 LINES = [f"value_{number} = compute_something({number})" for number in range(40)]
 
@@ -139,3 +141,24 @@ def test_few_documents_have_the_held_out_ones_of_all(monkeypatch):
 
 def split(text):
     return split_of(text, held_out_fraction=prepared.HELD_OUT_FRACTION, test_fraction=0)
+
+
+def test_few_documents_are_collected_where_nothing_is_there_yet(tmp_path, monkeypatch):
+    monkeypatch.setattr(prepared, "WORK", tmp_path / "new")
+
+    def write(kind, path):
+        sha256 = write_jsonl(path, [("a", "text")])
+        return text.TextFacts(
+            kind=kind,
+            num_documents=1,
+            num_text_bytes=4,
+            num_known=0,
+            num_unreadable=0,
+            sha256=sha256,
+        )
+
+    monkeypatch.setattr(prepared, "write_text", write)
+    corpus = prepared._corpus("few", Console(file=io.StringIO()))
+    assert corpus.read_text() == '{"id": "a", "text": "text"}\n'
+    facts = json.loads(corpus.with_suffix(".json").read_text())
+    assert [part["kind"] for part in facts["parts"]] == ["python"]
