@@ -16,6 +16,7 @@ from contextlib import contextmanager
 import torch
 
 from tst_megatron.megatron import names
+from tst_megatron.megatron.cpu import host
 from tst_megatron.megatron.cpu.transformer_engine import transformer_engine_of_the_job
 from tst_megatron.megatron.repairs.gpt_config import gpt_config_from_args
 from tst_megatron.megatron.silence import in_silence
@@ -70,13 +71,13 @@ def validate_configurations(args: argparse.Namespace) -> None:
 
 @contextmanager
 def _architecture_of_the_job(args: argparse.Namespace) -> Iterator[None]:
-    """Answer validation's questions about the GPU on a machine that has none, as login nodes do.
+    """Answer validation's questions about the GPU where none can be asked, as on login nodes.
 
     The newest architecture is answered. What depends on an older one is asked again when the job
     starts. Remove when validation does not touch the device.
     """
     before = names.arguments.get_device_arch_version, torch.cuda.get_device_capability
-    if not torch.cuda.is_available():
+    if host.has_no_gpu():
         names.arguments.get_device_arch_version = lambda: 10
         if args.transformer_impl == "transformer_engine":
             # Not for the CPU host, whose job would be asked the same and have no answer.

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gc
 import importlib
+import importlib.machinery
 import importlib.metadata
 import importlib.util
 from collections.abc import Iterator
@@ -30,8 +31,8 @@ def package_version(package: str) -> str | None:
 
 
 def has_transformer_engine() -> bool:
-    """Tell whether Transformer Engine is installed, without importing it, which needs CUDA."""
-    return importlib.util.find_spec("transformer_engine") is not None
+    """Tell whether Transformer Engine is installed, also where the CPU host hides it."""
+    return importlib.machinery.PathFinder.find_spec("transformer_engine") is not None
 
 
 def has_nvidia_resiliency_ext() -> bool:

@@ -395,23 +395,30 @@ def test_tested_version_is_the_one_that_is_installed_by_the_extra():
     assert extra.endswith(f"=={te.TESTED_TRANSFORMER_ENGINE}")
 
 
-def test_version_and_kernels_are_answered_for_during_a_check_alone():
+def test_version_and_kernels_are_answered_for_during_a_check_alone(monkeypatch):
+    monkeypatch.setattr(te, "package_version", lambda package: None)
     before = [getattr(module, name) for module, name in te._KERNELS]
     real = utils.get_te_version()
     with te.transformer_engine_of_the_job():
         assert str(utils.get_te_version()) == te.TESTED_TRANSFORMER_ENGINE
         assert utils.is_te_min_version("2.20.2") and not utils.is_te_min_version("2.20.3")
         for module, name in te._KERNELS:
-            with pytest.raises(RuntimeError, match="which is not installed"):
+            with pytest.raises(RuntimeError, match="which Megatron did not find"):
                 getattr(module, name)()
     assert utils.get_te_version() == real
     assert [getattr(module, name) for module, name in te._KERNELS] == before
 
 
+def test_an_installed_version_that_is_hidden_is_answered_with(monkeypatch):
+    monkeypatch.setattr(te, "package_version", {"transformer-engine": "2.14.0+4e0b4ef"}.get)
+    with te.transformer_engine_of_the_job():
+        assert str(utils.get_te_version()) == "2.14.0+4e0b4ef"
+
+
 @pytest.mark.parametrize("has_gpu", [True, False])
 def test_a_machine_that_could_run_the_job_answers_for_itself(monkeypatch, has_gpu):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: has_gpu)
-    monkeypatch.setattr(te, "has_transformer_engine", lambda: not has_gpu)
+    monkeypatch.setattr(host, "has_no_gpu", lambda: not has_gpu)
+    monkeypatch.setattr(te, "HAVE_TE", not has_gpu)
     before = utils.get_te_version()
     with te.transformer_engine_of_the_job():
         assert utils.get_te_version() == before

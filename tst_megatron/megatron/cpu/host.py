@@ -1,9 +1,10 @@
 """Run Megatron without CUDA: for trying, testing and exporting on any machine.
 
 Megatron-Core assumes CUDA in many small places although its maths does not need it. ``FAKES`` is
-the complete list of stand-ins, each with the reason it exists and what it hides. ``install`` puts
-them in place, and nothing else in this project asks which host it runs on. Every artifact of a run
-under this host says ``device: cpu``.
+the complete list of stand-ins, each with the reason it exists and what it hides, and
+``hidden.HIDDEN`` that of packages for GPUs, which Megatron must not find. ``install`` puts them in
+place, and nothing else in this project asks which host it runs on. Every artifact of a run under
+this host says ``device: cpu``.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from torch.overrides import TorchFunctionMode
 
 from tst_megatron.megatron.cpu.arguments import ARGUMENTS as ARGUMENTS
 from tst_megatron.megatron.cpu.fakes import STAND_INS, Fake
+from tst_megatron.megatron.cpu.hidden import hide_packages
 
 DEVICE = torch.device("cpu")
 """The device that every request for CUDA is answered with."""
@@ -82,6 +84,11 @@ def is_needed() -> bool:
     return not torch.cuda.is_available()
 
 
+def has_no_gpu() -> bool:
+    """Tell whether this process cannot ask a GPU: there is none, or the host stands in for it."""
+    return is_installed() or is_needed()
+
+
 def is_in_use_elsewhere() -> bool:
     """Tell whether this process already works on a GPU: the host can no longer be installed."""
     return bool(torch.cuda.is_initialized())  # type: ignore[no-untyped-call]
@@ -115,6 +122,7 @@ def install(*, even_with_gpu: bool = False) -> None:
             "The CPU host must be installed before Megatron is imported: what Megatron took from "
             "torch by then would stay real."
         )
+    hide_packages()
     for fake in FAKES:
         if fake.target.startswith("torch"):
             _replace(fake.target, fake.replacement)

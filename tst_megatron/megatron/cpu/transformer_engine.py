@@ -1,7 +1,8 @@
-"""Answer Megatron's validation for the Transformer Engine of the job, on machines without it.
+"""Answer Megatron's validation for the Transformer Engine of the job, where Megatron has none.
 
-A recipe is checked on login nodes, without a GPU and often without Transformer Engine. Megatron's
-validation then finds version 0 and no fused kernel, and would refuse what the job can do.
+A recipe is checked on login nodes, without a GPU and often without Transformer Engine; where it is
+installed it is hidden (``hidden.py``). Megatron's validation then finds version 0 and no fused
+kernel, and would refuse what the job can do.
 """
 
 from __future__ import annotations
@@ -10,13 +11,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import torch
 from megatron.core import utils
+from megatron.core.extensions.transformer_engine import HAVE_TE
 from megatron.core.models.common.embeddings import rope_utils
 from megatron.core.transformer.moe import moe_utils
 from packaging.version import Version
 
-from tst_megatron.system.packages import has_transformer_engine
+from tst_megatron.megatron.cpu import host
+from tst_megatron.system.packages import package_version
 
 TESTED_TRANSFORMER_ENGINE = "2.20.2"
 """The version that GPU profiles are checked for; that of the extra ``gpu`` in pyproject.toml."""
@@ -35,17 +37,18 @@ _KERNELS = (
 
 @contextmanager
 def transformer_engine_of_the_job() -> Iterator[None]:
-    """Let validation answer for the tested Transformer Engine where there is none, and no GPU.
+    """Let validation answer for the installed Transformer Engine, or else for the tested one.
 
-    On a machine with a GPU, where the job itself may run, what is installed is asked. Remove when
-    validation takes the version from its arguments.
+    Where this process can ask a GPU, the job itself may run, and Megatron's own answer counts.
+    Remove when validation takes the version from its arguments.
     """
-    if has_transformer_engine() or torch.cuda.is_available():
+    if HAVE_TE or not host.has_no_gpu():
         yield
         return
     before = [(utils, "_te_version", utils._te_version)]
     before += [(module, name, getattr(module, name)) for module, name in _KERNELS]
-    utils._te_version = Version(TESTED_TRANSFORMER_ENGINE)
+    installed = package_version("transformer-engine")
+    utils._te_version = Version(installed or TESTED_TRANSFORMER_ENGINE)
     for module, name in _KERNELS:
         setattr(module, name, _not_here)
     try:
@@ -56,4 +59,4 @@ def transformer_engine_of_the_job() -> Iterator[None]:
 
 
 def _not_here(*_: Any, **__: Any) -> Any:
-    raise RuntimeError("this kernel is Transformer Engine's, which is not installed")
+    raise RuntimeError("this kernel is Transformer Engine's, which Megatron did not find")

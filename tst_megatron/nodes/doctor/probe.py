@@ -172,12 +172,14 @@ def _loaded(library: str) -> str | None:
 
 
 def _transformer_engine() -> dict[str, Any]:
+    # It needs torch's libraries in the process: NCCL, where that comes from a wheel.
+    importlib.import_module("torch")
     importlib.import_module("transformer_engine.pytorch")
     return {}
 
 
 def _wgrad() -> dict[str, Any]:
-    # It needs torch's libraries in the process.
+    # The same.
     importlib.import_module("torch")
     importlib.import_module(WGRAD)
     return {}

@@ -57,14 +57,19 @@ def asking_megatron() -> Iterator[None]:
 def install_host(profile: str | None) -> None:
     """Put the CPU host in place for a recipe of its profile, before Megatron is imported.
 
+    For another recipe, packages for GPUs are hidden where there is none: there it can be checked,
+    and not trained.
+
     Raises:
         RecipeError: this machine has a GPU.
     """
-    if profile != "cpu":
-        return
     with collecting_later():
-        # Importing the host takes seconds (torch), and a recipe for GPUs needs none of it.
-        from tst_megatron.megatron.cpu import host
+        # Importing the host takes seconds (torch), like Megatron, which is imported next.
+        from tst_megatron.megatron.cpu import hidden, host
+    if profile != "cpu":
+        if host.is_needed():
+            hidden.hide_packages()
+        return
     if not host.is_needed():
         raise RecipeError(
             [
