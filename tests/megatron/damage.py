@@ -37,9 +37,9 @@ def without_a_part(checkpoint: Path, key: str) -> None:
 def _forget(checkpoint: Path, metadata: Metadata, items: list[MetadataIndex]) -> None:
     """Let their bytes be those of something that no model asks for; the shard stays whole."""
     for number, index in enumerate(items):
-        metadata.state_dict_metadata[f"unused/{number}"] = BytesStorageMetadata()
-        place = metadata.storage_data.pop(index)
-        metadata.storage_data[MetadataIndex(f"unused/{number}")] = place
+        name = f"unused.{index.fqn}/shard_{number}_{len(items)}"
+        metadata.state_dict_metadata[name] = BytesStorageMetadata()
+        metadata.storage_data[MetadataIndex(name)] = metadata.storage_data.pop(index)
     (checkpoint / ".metadata").write_bytes(pickle.dumps(metadata))
     (checkpoint / RECORD).unlink(missing_ok=True)
 

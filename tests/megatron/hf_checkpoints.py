@@ -19,8 +19,8 @@ SCRIPT = Path(__file__).with_name("save_checkpoints.py")
 
 
 @functools.cache
-def save_once(session_folder: Path) -> Path:
-    """One folder of checkpoints per parallel layout of save_checkpoints.py."""
+def save_once(session_folder: Path, script: Path = SCRIPT) -> Path:
+    """One folder of checkpoints per parallel layout that a script saves, as two ranks."""
     folder = session_folder / "saved"
     folder.mkdir()
     texts = [Path(module.__file__ or "").read_text() for module in (json, os, subprocess)]
@@ -28,7 +28,7 @@ def save_once(session_folder: Path) -> Path:
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     ranks = [
         subprocess.Popen(
-            [sys.executable, str(SCRIPT), str(folder)],
+            [sys.executable, str(script), str(folder)],
             env={**environment, "RANK": str(rank)},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

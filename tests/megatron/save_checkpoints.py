@@ -5,6 +5,7 @@ Usage: save_checkpoints.py FOLDER, with RANK in the environment. FOLDER/tokenize
 
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -74,8 +75,18 @@ def main() -> None:
         save(folder / name, flags.split(), iteration=3, seed=10 * number + rank)
 
 
-def save(folder: Path, flags: list[str], *, iteration: int, seed: int) -> None:
-    """Build a model as Megatron does, give it random weights, and save it as Megatron does."""
+def save(
+    folder: Path,
+    flags: list[str],
+    *,
+    iteration: int,
+    seed: int,
+    prepare: Callable[[Any], None] = lambda model: None,
+) -> None:
+    """Build a model as Megatron does, give it random weights, and save it as Megatron does.
+
+    ``prepare`` is called with each part of the model before it is saved.
+    """
     from megatron.core import dist_checkpointing, parallel_state, tensor_parallel
     from megatron.core.process_groups_config import ProcessGroupCollection
     from megatron.training.argument_utils import gpt_config_from_args
@@ -106,6 +117,7 @@ def save(folder: Path, flags: list[str], *, iteration: int, seed: int) -> None:
                 # Norms away from 1 and weights of some size, so that no mistake stays small.
                 low, high = (0.5, 1.5) if "norm" in name else (-0.25, 0.25)
                 parameter.uniform_(low, high)
+        prepare(model)
         weights = model.sharded_state_dict(metadata={**metadata, "dp_cp_group": data_parallel})
         # As Megatron names the chunks of a stage.
         chunks[f"model{chunk}" if num_chunks else "model"] = weights

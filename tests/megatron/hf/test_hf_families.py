@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from damage import without
 from hf_checkpoints import save_once, with_arguments
 from hf_models import tensors, write_model
 from safetensors.torch import load_file, save_file
@@ -142,16 +143,18 @@ def test_model_of_transformers_comes_back_bitwise(
 
 
 def test_imported_checkpoint_has_the_norms_under_the_names_of_both_implementations(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
 ) -> None:
     source = write_model(CONFIGS["qwen3_moe_tied_sparse"], tmp_path / "hf", torch.float32)
     import_model(source, tmp_path / "imported")
     name = "decoder.layers.1.pre_mlp_layernorm.weight"
+    names = ("decoder.layers.1.mlp.linear_fc1.layer_norm_weight", name)
     expected = tensors(source)["model.layers.1.post_attention_layernorm.weight"]
 
-    for implementation in ("local", "transformer_engine"):
-        with_arguments(monkeypatch, transformer_impl=implementation)
-        weights = TrainedWeights(open_checkpoint(tmp_path / "imported"))
+    for removed in names:
+        shutil.copytree(tmp_path / "imported", tmp_path / removed)
+        without(tmp_path / removed / "release", removed)
+        weights = TrainedWeights(open_checkpoint(tmp_path / removed))
         assert torch.equal(weights.read(name), expected)
 
 

@@ -318,6 +318,15 @@ def test_cpu_host_lies_over_the_recipe_and_its_profile_under_it(text):
             "fp8-param-gather to false",
         ),
         (
+            "bf16",
+            {"fp8_format": "hybrid"},
+            "fp8-recipe: delayed scaling (Megatron's default) keeps its factors as pickles, which "
+            "Transformer Engine refuses to load, so the run could not be resumed. Use blockwise "
+            "(Hopper), mxfp8 (Blackwell) or tensorwise; or set "
+            "NVTE_ALLOW_UNSAFE_PICKLE_EXTRA_STATE=1 here and in the job, and then a checkpoint can "
+            "run any code",
+        ),
+        (
             "tuned",
             {
                 "gradient_accumulation_fusion": False,
@@ -384,6 +393,11 @@ def test_what_a_models_configuration_asserts_is_said_before_the_queue(text):
         "Megatron refuses the recipe: overlap_moe_expert_parallel_comm must be enabled when "
         "enabling delay_wgrad_compute"
     ]
+
+
+def test_delayed_scaling_is_there_for_whoever_trusts_the_checkpoints(text, monkeypatch):
+    monkeypatch.setenv("NVTE_ALLOW_UNSAFE_PICKLE_EXTRA_STATE", "1")
+    assert checked(text, "bf16", fp8_format="hybrid").arguments.fp8_recipe == "delayed"
 
 
 # --- Transformer Engine of the job ----------------------------------------------------------------

@@ -207,14 +207,28 @@ def test_missing_weights_and_damage_are_refused(imported, text, tmp_path):
         assert any(wanted in line for line in found), found
 
 
-def test_norms_of_experts_are_missed_where_other_layers_saved_them(imported, text, tmp_path):
-    """A run's own checkpoint has them under one name; an import has them under both."""
-    arguments = check_recipe(load_recipe(recipe_on(imported, tmp_path, text))).arguments
-    arguments.transformer_impl = "transformer_engine"
-    assert pretrained_problems(arguments) == []
+NORMS = ("decoder.layers.mlp.linear_fc1.layer_norm_weight", "decoder.layers.pre_mlp_layernorm.weight")
+"""The norms before experts as local layers and as Transformer Engine's save them."""
+
+
+@pytest.mark.parametrize("kept", NORMS)
+def test_run_starts_from_what_either_layers_saved(kept, imported, text, tmp_path):
+    """A run's own checkpoint has its norms under one name; an import has them under both."""
     shutil.copytree(imported / "mcore", tmp_path / "own")
-    without(tmp_path / "own" / "release", "decoder.layers.pre_mlp_layernorm.weight")
-    arguments.pretrained_checkpoint = str(tmp_path / "own")
+    (removed,) = (name for name in NORMS if name != kept)
+    without(tmp_path / "own" / "release", removed)
+    still = {"lr": 1e-30, "min_lr": 0.0, "weight_decay": 0.0}
+    recipe = recipe_on(imported, tmp_path, text, **still)
+    keys = {**yaml.safe_load(recipe.read_text()), "pretrained-checkpoint": str(tmp_path / "own")}
+    recipe.write_text(yaml.safe_dump(keys))
+    arguments = check_recipe(load_recipe(recipe)).arguments
+    for implementation in ("local", "transformer_engine"):
+        arguments.transformer_impl = implementation
+        assert pretrained_problems(arguments) == []
+    run_to_end(recipe, tmp_path / "run")
+    export(tmp_path / "run" / "checkpoints", tmp_path / "hf", compute=True)
+    actual, expected = tensors(tmp_path / "hf"), tensors(imported / "hf")
+    assert all(torch.equal(actual[key], expected[key]) for key in expected)
+    without(tmp_path / "own" / "release", kept)
     (found,) = pretrained_problems(arguments)
-    assert "decoder.layers.pre_mlp_layernorm.weight is missing" in found
-    assert "transformer-impl transformer_engine" in found
+    assert f"{NORMS[0]} is missing. Make the checkpoint again" in found

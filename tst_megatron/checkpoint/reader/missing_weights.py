@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from tst_megatron.checkpoint.reader.process import in_one_process
-from tst_megatron.checkpoint.reader.weights import weights_of
+from tst_megatron.checkpoint.reader.weights import skeleton
 
 
 def missing_weights(
@@ -52,7 +52,7 @@ def main() -> None:
     # Importing Megatron needs the CPU host, which the line before installs.
     from tst_megatron.megatron.distributed_checkpoint.model import SavedWeights
 
-    weights = weights_of(*pickle.load(sys.stdin.buffer))
+    weights, _ = skeleton(*pickle.load(sys.stdin.buffer))
     print(json.dumps(SavedWeights(Path(sys.argv[1]), weights).problems()))
 
 

@@ -43,7 +43,7 @@ class TrainedWeights:
         """
         self.opened = opened
         self._interleave = getattr(opened.args, "moe_mlp_glu_interleave_size", None)
-        weights = weights_of(opened.args, opened.content_metadata)
+        weights, _ = skeleton(opened.args, opened.content_metadata)
         in_one_process()
         # Importing Megatron needs the CPU host, which the line before installs.
         from tst_megatron.megatron.distributed_checkpoint.model import SavedWeights
@@ -132,20 +132,6 @@ def skeleton(
         if entry.key != with_te[name].key
     }
     return local, aliases
-
-
-def weights_of(args: argparse.Namespace, content_metadata: dict[str, Any] | None) -> dict[str, Any]:
-    """Return how the layers that a model was or is trained with save its weights.
-
-    Args:
-        args: as for ``skeleton``.
-        content_metadata: as for ``skeleton``.
-    """
-    weights, aliases = skeleton(args, content_metadata)
-    if args.transformer_impl != "local":
-        for entry in weights.values():
-            entry.key = aliases.get(entry.key, entry.key)
-    return weights
 
 
 def separate_gates(weight: Tensor, interleave_size: int) -> Tensor:

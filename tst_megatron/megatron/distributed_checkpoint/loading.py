@@ -12,13 +12,16 @@ import contextlib
 import functools
 import inspect
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
+from megatron.core.dist_checkpointing.dict_utils import nested_values
 from torch.distributed.checkpoint.api import CheckpointException
 
 from tst_megatron.megatron import names
 from tst_megatron.megatron.distributed_checkpoint.reading import Unreadable, read_checked
 from tst_megatron.megatron.distributed_checkpoint.saving import reason_of
+from tst_megatron.megatron.distributed_checkpoint.weights import rename_norms
 from tst_megatron.megatron.optimizer import schedule_of_the_arguments
 from tst_megatron.megatron.ranks import (
     from_all_ranks,
@@ -28,6 +31,7 @@ from tst_megatron.megatron.ranks import (
 )
 from tst_megatron.megatron.repairs.wrapping import wrap
 from tst_megatron.system.machine.errors import machine_error
+from tst_megatron.system.pickles.metadata_file import read_description
 
 # Every load of a run comes through here. Nothing in what it reads may run.
 read_checked()
@@ -237,17 +241,31 @@ def _reason(error: BaseException) -> str:
 
 @contextlib.contextmanager
 def _imported(step: int) -> Iterator[None]:
-    """Let the first start from a pretrained checkpoint load it although only weights are in it.
+    """Let the first start from a pretrained checkpoint load it, whatever layers its weights are of.
 
     Transformer Engine's layers ask for the state of their scaling too, which a checkpoint of other
     layers does not have. ``pretrained_problems`` has checked before that no weight is missing.
     Remove when Megatron tells weights and scaling state apart.
     """
     settings = names.get_args()
-    before = settings.dist_ckpt_strictness
-    is_lenient = step == 0 and settings.pretrained_checkpoint and before == _DEFAULT_STRICTNESS
-    settings.dist_ckpt_strictness = "log_all" if is_lenient else before
+    before = settings.dist_ckpt_strictness, names.dist_checkpointing.load
+    if step == 0 and settings.pretrained_checkpoint:
+        names.dist_checkpointing.load = _with_names_of(before[1])
+        if before[0] == _DEFAULT_STRICTNESS:
+            settings.dist_ckpt_strictness = "log_all"
     try:
         yield
     finally:
-        settings.dist_ckpt_strictness = before
+        settings.dist_ckpt_strictness, names.dist_checkpointing.load = before
+
+
+def _with_names_of(load: Callable[..., Any]) -> Callable[..., Any]:
+    """Let a load ask for norms by the names that the checkpoint has for them."""
+
+    @functools.wraps(load)
+    def wrapper(sharded_state_dict: Any, checkpoint_dir: str, *args: Any, **kwargs: Any) -> Any:
+        stored = read_description(Path(checkpoint_dir)).state_dict_metadata
+        rename_norms(nested_values(sharded_state_dict), stored)
+        return load(sharded_state_dict, checkpoint_dir, *args, **kwargs)
+
+    return wrapper

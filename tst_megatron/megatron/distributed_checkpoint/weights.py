@@ -8,7 +8,8 @@ overlaps with it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Container, Iterable, Mapping, Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,30 @@ def shards_of(entry: Any) -> list[Any]:
     built = entry.build() if isinstance(entry, ShardedTensorFactory) else entry
     shards = [built] if isinstance(built, ShardedTensor) else list(nested_values(built))
     return [shard for shard in shards if isinstance(shard, ShardedTensor)]
+
+
+_NORMS_BEFORE_EXPERTS = ("mlp.linear_fc1.layer_norm_weight", "pre_mlp_layernorm.weight")
+
+
+def rename_norms(weights: Iterable[Any], stored: Container[str]) -> None:
+    """Let the norms before experts have the names under which a checkpoint has them.
+
+    Megatron's local layers save such a norm as a part of the linear layer that follows, whatever
+    that layer is. Transformer Engine fuses the two in dense layers alone, and keeps
+    ``pre_mlp_layernorm`` in MoE layers. Remove when the local specification tells them apart.
+
+    Args:
+        weights: what a model asks a checkpoint for; changed in place.
+        stored: names of the tensors in the checkpoint.
+    """
+    for shard in (each for each in weights if isinstance(each, ShardedTensor)):
+        if shard.key in stored:
+            continue
+        for own, other in itertools.permutations(_NORMS_BEFORE_EXPERTS):
+            name = shard.key.removesuffix(own) + other
+            if shard.key.endswith(f".{own}") and name in stored:
+                shard.key = name
+                break
 
 
 def _joined(entry: Any, parts: Sequence[torch.Tensor]) -> torch.Tensor:
@@ -68,6 +93,7 @@ class SavedWeights:
             for key, value in metadata.state_dict_metadata.items()
             if isinstance(value, TensorStorageMetadata)
         }
+        rename_norms(self._entries.values(), self._stored)
         self._places: Mapping[Any, Any] = metadata.storage_data
         self._chunks: dict[str, dict[tuple[int, ...], list[Any]]] = {}
 

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import os
 
 from tst_megatron.recipe.recipe import Recipe
+
+UNPICKLES = "NVTE_ALLOW_UNSAFE_PICKLE_EXTRA_STATE"
+"""What Transformer Engine reads before it unpickles the state of delayed scaling (2.20)."""
 
 
 def gpu_feature_problems(recipe: Recipe, values: argparse.Namespace) -> list[str]:
@@ -41,9 +45,18 @@ def schedule_plan_problems(values: argparse.Namespace) -> list[str]:
 
 
 def fp8_problems(values: argparse.Namespace) -> list[str]:
-    """List ways to train in 8 bits that are known to diverge."""
+    """List ways to train in 8 bits that are known to diverge, or that cannot be resumed."""
     problems: list[str] = []
-    if values.fp8 is None or values.fp8_recipe != "mxfp8":
+    if values.fp8 is None:
+        return problems
+    if values.fp8_recipe == "delayed" and os.environ.get(UNPICKLES) != "1":
+        problems.append(
+            "fp8-recipe: delayed scaling (Megatron's default) keeps its factors as pickles, which "
+            "Transformer Engine refuses to load, so the run could not be resumed. Use blockwise "
+            f"(Hopper), mxfp8 (Blackwell) or tensorwise; or set {UNPICKLES}=1 here and in the job, "
+            "and then a checkpoint can run any code"
+        )
+    if values.fp8_recipe != "mxfp8":
         return problems
     if values.fp8 != "e4m3":
         problems.append(

@@ -64,8 +64,7 @@ def pretrained_problems(args: argparse.Namespace) -> list[str]:
     ]
     # A model of another shape would lack too much to name.
     return differing or [
-        f"{KEY}: {checkpoint}: {problem}. Import the model again, or train from the layers "
-        f"(transformer-impl {args.transformer_impl}) that the checkpoint was saved from"
+        f"{KEY}: {checkpoint}: {problem}. Make the checkpoint again"
         for problem in missing_weights(checkpoint, args, state.get("content_metadata"))
     ]
 
