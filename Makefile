@@ -18,7 +18,7 @@ endif
 # Images of Python set it, and then each process compiles all of Megatron anew: most of its start.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: quickstart test test-fast test-room test-gpu test-slurm gpu-check image-check wheelhouse-check soak \
+.PHONY: quickstart test test-fast test-room test-te test-gpu test-slurm gpu-check image-check wheelhouse-check soak \
 	sweep-check evidence evidence-gpu layouts export-full-size measure-prepare measure-checks measure-start fuzz lint
 .DEFAULT_GOAL := quickstart
 
@@ -26,7 +26,17 @@ quickstart: $(UV)  ## the whole chain on this machine, with or without a GPU
 	$(RUN) --no-dev tst-megatron quickstart
 
 test: lint  ## everything that CI runs
-	$(RUN) pytest -n 2 --dist loadfile
+	$(RUN) pytest -n 2 --dist loadfile --ignore tests/te
+ifneq ($(TE_WHEEL),)
+	$(MAKE) --no-print-directory test-te
+else
+	@echo 'skipped: tests/te, since TE_WHEEL names no wheel of transformer-engine-torch; make test-te builds one'
+endif
+
+# A wheel for this Python and torch; a folder beside the checkout may have one.
+TE_WHEEL ?= $(firstword $(wildcard ../shared/wheels/transformer_engine_torch-*.whl))
+test-te: $(UV)  ## Transformer Engine's layers without a GPU; TE_WHEEL=FILE, or the first time builds one
+	tools/test_te.sh $(TE_WHEEL)
 
 test-fast: $(UV)  ## no process groups and no Megatron, for the inner loop
 	$(RUN) pytest -n 2 --dist loadfile tests/unit

@@ -1,8 +1,9 @@
 """Start a run of Transformer Engine's layers on the CPU, up to its first step, and save it.
 
-Usage: te_start.py RECIPE FOLDER, with RANK, WORLD_SIZE and STORE (a file) in the environment. Megatron
-builds model and optimizer and loads what the recipe starts from. Then the optimizer gets moments,
-``tst.reset-*`` are carried out if the recipe asks for them, and Megatron saves a checkpoint of step 1.
+Usage: te_start.py RECIPE FOLDER, with RANK, WORLD_SIZE and STORE (a file) in the environment.
+Megatron builds model and optimizer and loads what the recipe starts from. Then the optimizer gets
+moments, ``tst.reset-*`` are carried out if the recipe asks for them, and Megatron saves a
+checkpoint of step 1.
 """
 
 import json

@@ -11,7 +11,7 @@ import pytest
 import torch
 import yaml
 from damage import without
-from hf_checkpoints import save_once, with_arguments
+from hf_checkpoints import save_once
 from hf_models import tensors, write_model
 from safetensors.torch import load_file, save_file
 from transformers import (

@@ -8,8 +8,8 @@ import pytest
 
 from tst_megatron.megatron.cpu import hidden
 
-# Packages that would be taken, since anything can be imported from them, and a list of what Megatron
-# looks for and does not find.
+# Packages that would be taken, since anything can be imported from them, and a list of what
+# Megatron looks for and does not find.
 INSTALL = """
 import importlib.abc, importlib.machinery, json, sys
 from unittest.mock import MagicMock

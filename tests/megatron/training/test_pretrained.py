@@ -207,7 +207,10 @@ def test_missing_weights_and_damage_are_refused(imported, text, tmp_path):
         assert any(wanted in line for line in found), found
 
 
-NORMS = ("decoder.layers.mlp.linear_fc1.layer_norm_weight", "decoder.layers.pre_mlp_layernorm.weight")
+NORMS = (
+    "decoder.layers.mlp.linear_fc1.layer_norm_weight",
+    "decoder.layers.pre_mlp_layernorm.weight",
+)
 """The norms before experts as local layers and as Transformer Engine's save them."""
 
 

@@ -1,8 +1,8 @@
 """Hide packages for GPUs from Megatron where it runs on the CPU.
 
-Megatron takes a kernel wherever the package that has it can be imported, whatever device the tensors
-are on. So an image for GPUs would not work on a login node, and a checkpoint could not be exported
-on the CPU beside a GPU.
+Megatron takes a kernel wherever the package that has it can be imported, whatever device the
+tensors are on. So an image for GPUs would not work on a login node, and a checkpoint could not be
+exported on the CPU beside a GPU.
 """
 
 from __future__ import annotations
