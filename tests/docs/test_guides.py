@@ -239,3 +239,11 @@ def test_commands_of_operations_parse_and_its_links_scripts_and_variables_exist(
     assert {name: rows[name] for name in declared if declared[name]} == {
         name: value for name, value in declared.items() if value
     }
+
+
+def test_every_page_that_says_untested_is_in_the_list_of_what_is():
+    listed = (ROOT / "docs" / "measured.md").read_text().partition("## What is untested\n")[2]
+    assert listed
+    for path in [*ROOT.glob("docs/*.md"), ROOT / "README.md"]:
+        if path.name != "measured.md" and re.search("untested", path.read_text(), re.IGNORECASE):
+            assert f"[{path.stem}](" in listed, path

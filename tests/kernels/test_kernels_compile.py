@@ -4,31 +4,29 @@ No GPU is needed for it. The interpreter runs one program at a time and all its 
 what threads could do to each other shows here alone.
 """
 
-import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / "tools"))
+
+import update_roofline
 
 
-@pytest.fixture(scope="module", params=[90, 100])
-def kernels(request, tmp_path_factory):
+@pytest.fixture(scope="module", params=list(update_roofline.ARCHITECTURES))
+def facts(request, tmp_path_factory):
+    """By kernel, what ``tools/kernel_facts.py`` says of it for one architecture."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TRITON_CACHE_DIR", str(tmp_path_factory.mktemp("triton")))
+        return request.param, update_roofline.facts_of(request.param)
+
+
+@pytest.fixture
+def kernels(facts):
     """By kernel, its loads, stores and barriers in the order of the program."""
-    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
-    environment["TRITON_CACHE_DIR"] = str(tmp_path_factory.mktemp("triton"))
-    done = subprocess.run(
-        [sys.executable, str(Path(__file__).with_name("compile_kernels.py")), str(request.param)],
-        env={**environment, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+    return {name: each["steps"] for name, each in facts[1].items()}
 
 
 def of(kernels, kind):
@@ -79,3 +77,46 @@ def test_mean_reads_each_row_once_and_writes_once(kernels):
 def test_nothing_is_added_atomically(kernels):
     for name, steps in kernels.items():
         assert not [step for step in steps if step.startswith(("atom.", "red."))], name
+
+
+# --- machine code ---------------------------------------------------------------------------------
+
+
+def test_no_register_is_spilled(facts):
+    for name, each in facts[1].items():
+        assert each["spilled bytes"] == 0, name
+        assert not any(op.startswith(("LDL", "STL")) for op in each["instructions"]), name
+
+
+def test_multiprocessors_hold_enough_warps(facts):
+    """Of the kernels that read or write every logit, the most that registers allow is the half."""
+    for kind in ("statistics", "gradient", "mean", "segment", "row"):
+        for name, each in of(facts[1], kind).items():
+            assert update_roofline.resident_warps(each) >= update_roofline.WARPS // 2, name
+            assert each["shared bytes"] <= 8192, name
+
+
+@pytest.mark.parametrize(("kind", "written"), [("statistics", 0), ("gradient", 1)])
+def test_each_logit_is_read_once_and_written_once_sixteen_bytes_at_a_time(facts, kind, written):
+    """One pass of the loop is in the code once, so its loads are those of ``block`` logits."""
+    for name, each in of(facts[1], kind).items():
+        size = (2 if "bf16" in name else 4) * each["block"]
+        assert update_roofline.bytes_in_a_pass(each, "LDG") == size, name
+        assert update_roofline.bytes_in_a_pass(each, "STG") == written * size, name
+        narrow = {"LDG.E.64", "LDG.E", "LDG.E.U16", "LDG.E.128"}
+        loads = {op for op in each["instructions"] if op.startswith("LDG")}
+        assert loads <= narrow, (name, loads)
+
+
+def test_one_exponential_for_a_logit_and_direction(facts):
+    for kind in ("statistics", "gradient"):
+        for name, each in of(facts[1], kind).items():
+            of_a_thread = each["block"] // (each["warps"] * update_roofline.WARP)
+            # One more rescales the sum, or is of a target.
+            assert of_a_thread <= each["instructions"]["MUFU.EX2"] <= of_a_thread + 1, name
+
+
+def test_table_of_the_guide_is_that_of_these_kernels(facts):
+    guide = update_roofline.GUIDE.read_text(encoding="utf-8")
+    for row in update_roofline.kernel_rows(*facts):
+        assert row in guide, "run tools/update_roofline.py"
