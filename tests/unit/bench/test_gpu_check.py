@@ -11,7 +11,8 @@ ROOT = Path(__file__).parents[3]
 sys.path.insert(0, str(ROOT / "tools"))
 
 import gpu_check
-from gpu_check import Machine, Outcome, Part
+import gpu_parts
+from gpu_parts import Machine, Outcome, Part
 
 
 @pytest.fixture
@@ -19,11 +20,12 @@ def machine():
     """This Python as if it had a GPU, without Transformer Engine."""
     found = Machine.__new__(Machine)
     found.python, found.environment, found.has_engine = Path(sys.executable), {}, False
+    found.name, found.torch = "a GPU", "2.11.0"
     return found
 
 
 def run(machine, tmp_path, code, limit=60.0, **more):
-    return machine.run(Part("part", ["-c", code], **more), tmp_path, limit)
+    return machine.run(Part("part", ["-c", code], 1, **more), tmp_path, limit)
 
 
 def test_part_that_ends_well_has_passed_and_leaves_its_log(machine, tmp_path):
@@ -82,10 +84,63 @@ def test_skips_of_tests_are_named():
     log = (
         "SKIPPED [2] tests/gpu/test_two_gpus.py:27: needs two\n=== 1 passed, 2 skipped in 3s ===\n"
     )
-    assert gpu_check._tests(log) == [
+    assert gpu_parts._tests(log) == [
         "1 passed, 2 skipped in 3s",
         "tests/gpu/test_two_gpus.py:27: needs two",
     ]
+
+
+def counting(folder, name, status=0, minutes=1.0):
+    """A part that notes each time it runs."""
+    code = f"import sys; open({str(folder / name)!r}, 'a').write('x'); sys.exit({status})"
+    return Part(name, ["-c", code], minutes)
+
+
+def times(folder, name):
+    return len((folder / name).read_text()) if (folder / name).exists() else 0
+
+
+def test_a_second_call_runs_what_is_left_and_what_failed(machine, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(gpu_check, "code", lambda: "one")
+    parts = [
+        counting(tmp_path, "first"),
+        counting(tmp_path, "long", minutes=8),
+        counting(tmp_path, "broken", status=1),
+    ]
+    outcomes = gpu_check.run_parts(machine, parts, tmp_path, minutes=5)
+    assert [each.status for each in outcomes] == ["passed", "not run", "failed"]
+    assert "long: 8 minutes are not left" in capsys.readouterr().out
+    outcomes = gpu_check.run_parts(machine, parts, tmp_path)
+    assert [each.status for each in outcomes] == ["passed", "passed", "failed"]
+    assert [times(tmp_path, part.name) for part in parts] == [1, 1, 2]
+    # What another call does not run stays on record.
+    gpu_check.run_parts(machine, parts[:1], tmp_path, again=True)
+    assert times(tmp_path, "first") == 2
+    record = json.loads((tmp_path / gpu_check.RECORD).read_text())
+    assert (record["device"], record["torch"], record["code"]) == ("a GPU", "2.11.0", "one")
+
+
+@pytest.mark.parametrize(("name", "value"), [("code", "two"), ("torch", "2.15.0")])
+def test_what_passed_with_other_code_or_another_torch_is_run_again(
+    machine, tmp_path, monkeypatch, name, value
+):
+    monkeypatch.setattr(gpu_check, "code", lambda: "one")
+    part = counting(tmp_path, "part")
+    gpu_check.run_parts(machine, [part], tmp_path)
+    if name == "code":
+        monkeypatch.setattr(gpu_check, "code", lambda: value)
+    else:
+        machine.torch = value
+    gpu_check.run_parts(machine, [part], tmp_path)
+    assert times(tmp_path, "part") == 2
+
+
+def test_parts_fit_into_two_calls_of_ten_minutes_and_the_kernels_come_first(machine, tmp_path):
+    machine.overrides, machine.layers_that_fit = [], lambda: 8
+    parts = list(gpu_parts.parts_of(machine, tmp_path))
+    assert [part.name for part in parts[:3]] == ["kernels", "loss", "step-llama-270m"]
+    assert sum(part.minutes for part in parts) <= 20
+    assert max(part.minutes for part in parts) <= 5
 
 
 def test_one_table_of_all_parts():
