@@ -25,6 +25,9 @@ unexport PYTHONDONTWRITEBYTECODE
 quickstart: $(UV)  ## the whole chain on this machine, with or without a GPU
 	$(RUN) --no-dev tst-megatron quickstart
 
+# A wheel for this Python and torch: what `make test-te` built, or that of a folder beside the checkout.
+TE_WHEEL ?= $(firstword $(wildcard .te/wheels/*.whl ../shared/wheels/transformer_engine_torch-*.whl))
+
 test: lint  ## everything that CI runs
 	$(RUN) pytest -n 2 --dist loadfile --ignore tests/te
 ifneq ($(TE_WHEEL),)
@@ -33,8 +36,6 @@ else
 	@echo 'skipped: tests/te, since TE_WHEEL names no wheel of transformer-engine-torch; make test-te builds one'
 endif
 
-# A wheel for this Python and torch; a folder beside the checkout may have one.
-TE_WHEEL ?= $(firstword $(wildcard ../shared/wheels/transformer_engine_torch-*.whl))
 test-te: $(UV)  ## Transformer Engine's layers without a GPU; TE_WHEEL=FILE, or the first time builds one
 	tools/test_te.sh $(TE_WHEEL)
 

@@ -1,4 +1,4 @@
-"""Save small checkpoints of Transformer Engine's layers from two ranks; run by te_checkpoints.py.
+"""Save small checkpoints of Transformer Engine's layers from two ranks; run by hf_checkpoints.py.
 
 Usage: save_te_checkpoints.py FOLDER, with RANK in the environment. FOLDER/tokenizer.model must
 exist. Layouts and weights are those of ``save_checkpoints.py``.

@@ -71,7 +71,7 @@ def main() -> None:
                 part.optimizer.state[parameter]["exp_avg"].fill_(0.5)
                 part.optimizer.state[parameter]["exp_avg_sq"].fill_(0.25)
     for chunk in model:
-        te_host.as_in_fp8(chunk, "Float8BlockScaling")
+        te_host.as_in_fp8(chunk, "DelayedScaling")
     tst = checked.recipe.tst
     said: list[str] = []
     resets = Resets(

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from megatron.core.extensions.transformer_engine import HAVE_TE
 from megatron.core.num_microbatches_calculator import (
     destroy_num_microbatches_calculator,
     init_num_microbatches_calculator,
@@ -94,7 +95,8 @@ def plain_arguments(args: argparse.Namespace) -> argparse.Namespace:
         if getattr(plain, name) != value:
             setattr(plain, name, value)
     plain.rank = plain.local_rank = 0
-    plain.use_cpu_initialization, plain.perform_initialization = True, False
+    # Transformer Engine's norm, which even local layers end in, would be made on the CPU.
+    plain.use_cpu_initialization, plain.perform_initialization = not HAVE_TE, False
     plain.load = plain.save = plain.pretrained_checkpoint = None
     # Only Transformer Engine has attention over parts of a sequence.
     plain.context_parallel_size = 1

@@ -32,7 +32,9 @@ def package_version(package: str) -> str | None:
 
 def has_transformer_engine() -> bool:
     """Tell whether Transformer Engine is installed, also where the CPU host hides it."""
-    return importlib.machinery.PathFinder.find_spec("transformer_engine") is not None
+    # A package that is installed to be edited may have a finder of its own.
+    is_on_path = importlib.machinery.PathFinder.find_spec("transformer_engine") is not None
+    return is_on_path or package_version("transformer-engine") is not None
 
 
 def has_nvidia_resiliency_ext() -> bool:

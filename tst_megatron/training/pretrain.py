@@ -66,7 +66,7 @@ def pretrain(plan: RunPlan, run: RunFolder, *, start: Start | None, console: Con
 
 def _install_host(plan: RunPlan) -> None:
     if plan.is_on_cpu:
-        # A job on GPUs must not import the host, which stands in for them.
+        # In a job on GPUs nothing may stand in for them.
         from tst_megatron.megatron.cpu import host
 
         host.install()

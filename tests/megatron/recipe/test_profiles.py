@@ -321,7 +321,7 @@ def test_cpu_host_lies_over_the_recipe_and_its_profile_under_it(text):
             "bf16",
             {"fp8_format": "hybrid"},
             "fp8-recipe: delayed scaling (Megatron's default) keeps its factors as pickles, which "
-            "Transformer Engine refuses to load, so the run could not be resumed. Use blockwise "
+            "Transformer Engine 2.20 refuses to load, so no run could be resumed. Use blockwise "
             "(Hopper), mxfp8 (Blackwell) or tensorwise; or set "
             "NVTE_ALLOW_UNSAFE_PICKLE_EXTRA_STATE=1 here and in the job, and then a checkpoint can "
             "run any code",

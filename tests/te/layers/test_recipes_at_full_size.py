@@ -20,6 +20,7 @@ from tst_megatron.model.embedding import BagEmbedding
 from tst_megatron.model.gpt import TSTGPTModel, TSTGPTModelConfig
 from tst_megatron.recipe.profiles import GPU_PROFILES
 from tst_megatron.recipe.tst_config import TSTConfig
+from tst_megatron.training.check.rehearse import rehearse_start
 
 NOT_HERE = {
     "gradient_accumulation_fusion": "Apex's extension",
@@ -93,8 +94,6 @@ def of_transformer_engine(args: argparse.Namespace, tst: TSTConfig) -> dict:
     for name in setup_without_values.NOT_ON_META:
         if name not in NOT_HERE:
             setattr(ours, name, getattr(args, name))
-    # With this Transformer Engine would draw values, which the meta device has not.
-    ours.use_cpu_initialization = False
     ours.context_parallel_size = args.context_parallel_size
     return built(ours, args, tst)
 
@@ -121,3 +120,10 @@ def test_stand_ins_answer_validation_as_transformer_engine_does(
 ):
     args, _ = recipes.for_the_job(recipe, profile)
     assert recipes.spelled(args) == without[recipe][profile]
+
+
+@pytest.mark.parametrize("recipe", recipes.RECIPES)
+def test_a_start_is_rehearsed_beside_transformer_engine(recipe, outside_a_job):
+    """As on a machine with a GPU, where it is not hidden."""
+    args, tst = recipes.for_the_job(recipe, "bf16")
+    assert rehearse_start(args, tst, is_exact=False) == ([], [])

@@ -118,6 +118,7 @@ def test_a_second_call_runs_what_is_left_and_what_failed(machine, tmp_path, monk
     assert times(tmp_path, "first") == 2
     record = json.loads((tmp_path / gpu_check.RECORD).read_text())
     assert (record["device"], record["torch"], record["code"]) == ("a GPU", "2.11.0", "one")
+    assert {each["part"] for each in record["parts"]} == {"first", "long", "broken"}
 
 
 @pytest.mark.parametrize(("name", "value"), [("code", "two"), ("torch", "2.15.0")])

@@ -78,16 +78,6 @@ def test_broken_transformer_engine_is_a_note_on_the_cpu():
     assert any(of.NO_SUCH_LIBRARY in each.found for each in by_level(facts, "cpu", "note"))
 
 
-@pytest.mark.parametrize(("cublas", "is_said"), [(130_100, True), (130_300, False)])
-def test_cublas_without_grouped_products_is_a_note(cublas, is_said):
-    facts = of.with_probe(healthy(), "transformer engine", Probe(answers={"cublas": cublas}))
-    assert by_level(facts, "bf16", "problem") == []
-    notes = [each for each in by_level(facts, "bf16", "note") if each.check == "cuBLAS"]
-    assert len(notes) == is_said
-    for each in notes:
-        assert each.found == "13.1" and "'nvidia-cublas>=13.6,<13.7'" in each.fix
-
-
 # --- one cause, one problem -----------------------------------------------------------------------
 
 

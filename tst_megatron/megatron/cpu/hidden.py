@@ -58,5 +58,9 @@ def hide_packages() -> None:
             f"{', '.join(seen)} must be hidden before Megatron is imported: what Megatron found by "
             "then would stay"
         )
-    for name in packages:
+    # Python finds a module that was imported before without asking for its package.
+    parts = [
+        name for name in sys.modules if name.startswith(tuple(f"{each}." for each in packages))
+    ]
+    for name in (*packages, *parts):
         sys.modules[name] = None  # type: ignore[assignment]

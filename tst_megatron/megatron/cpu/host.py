@@ -3,8 +3,8 @@
 Megatron-Core assumes CUDA in many small places although its maths does not need it. ``FAKES`` is
 the complete list of stand-ins, each with the reason it exists and what it hides, and
 ``hidden.HIDDEN`` that of packages for GPUs, which Megatron must not find. ``install`` puts them in
-place, and nothing else in this project asks which host it runs on. Every artifact of a run under
-this host says ``device: cpu``.
+place. Beside it only what answers Megatron's validation asks whether there is a GPU. Every artifact
+of a run under this host says ``device: cpu``.
 """
 
 from __future__ import annotations

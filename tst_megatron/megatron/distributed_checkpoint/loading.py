@@ -250,7 +250,7 @@ def _imported(step: int) -> Iterator[None]:
     settings = names.get_args()
     before = settings.dist_ckpt_strictness, names.dist_checkpointing.load
     if step == 0 and settings.pretrained_checkpoint:
-        names.dist_checkpointing.load = _with_names_of(before[1])
+        names.dist_checkpointing.load = _weights_alone(before[1])
         if before[0] == _DEFAULT_STRICTNESS:
             settings.dist_ckpt_strictness = "log_all"
     try:
@@ -259,13 +259,19 @@ def _imported(step: int) -> Iterator[None]:
         settings.dist_ckpt_strictness, names.dist_checkpointing.load = before
 
 
-def _with_names_of(load: Callable[..., Any]) -> Callable[..., Any]:
-    """Let a load ask for norms by the names that the checkpoint has for them."""
+def _weights_alone(load: Callable[..., Any]) -> Callable[..., Any]:
+    """Let a load ask for weights by the names that the checkpoint has, and not for scaling state.
+
+    Transformer Engine refuses that of delayed scaling, which is a pickle.
+    """
 
     @functools.wraps(load)
     def wrapper(sharded_state_dict: Any, checkpoint_dir: str, *args: Any, **kwargs: Any) -> Any:
-        stored = read_description(Path(checkpoint_dir)).state_dict_metadata
+        stored = _agreed(read_description)(Path(checkpoint_dir)).state_dict_metadata
         rename_norms(nested_values(sharded_state_dict), stored)
+        for part in (each for each in sharded_state_dict.values() if isinstance(each, dict)):
+            for name in [name for name in part if "_extra_state" in str(name)]:
+                del part[name]
         return load(sharded_state_dict, checkpoint_dir, *args, **kwargs)
 
     return wrapper

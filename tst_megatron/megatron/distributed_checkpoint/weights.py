@@ -36,7 +36,7 @@ def shards_of(entry: Any) -> list[Any]:
     return [shard for shard in shards if isinstance(shard, ShardedTensor)]
 
 
-_NORMS_BEFORE_EXPERTS = ("mlp.linear_fc1.layer_norm_weight", "pre_mlp_layernorm.weight")
+_NORMS_BEFORE_EXPERTS = (".mlp.linear_fc1.layer_norm_", ".pre_mlp_layernorm.")
 
 
 def rename_norms(weights: Iterable[Any], stored: Container[str]) -> None:
@@ -54,8 +54,8 @@ def rename_norms(weights: Iterable[Any], stored: Container[str]) -> None:
         if shard.key in stored:
             continue
         for own, other in itertools.permutations(_NORMS_BEFORE_EXPERTS):
-            name = shard.key.removesuffix(own) + other
-            if shard.key.endswith(f".{own}") and name in stored:
+            name = shard.key.replace(own, other)
+            if name != shard.key and name in stored:
                 shard.key = name
                 break
 

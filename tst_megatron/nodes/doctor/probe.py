@@ -175,8 +175,7 @@ def _transformer_engine() -> dict[str, Any]:
     # It needs torch's libraries in the process: NCCL, where that comes from a wheel.
     importlib.import_module("torch")
     importlib.import_module("transformer_engine.pytorch")
-    extension = importlib.import_module("transformer_engine_torch")
-    return {"cublas": extension.get_cublasLt_version()}
+    return {}
 
 
 def _wgrad() -> dict[str, Any]:

@@ -22,9 +22,6 @@ LEAST_ENGINE = {"bf16": "1.11.0", "tuned": "2.12.0", "mxfp8": "2.12.0", "fp8": "
 """The oldest that Megatron 0.19.2 accepts: for grouped experts, and for graphs of attention with
 delayed weight gradients (``transformer_config.py``, ``arguments.py``)."""
 
-GROUPED_CUBLAS = 130_300
-"""The oldest for Transformer Engine's grouped product (2.20.2, ``module/grouped_linear.py``)."""
-
 FUSED = ("tuned", "mxfp8", "fp8")
 """Profiles with `gradient-accumulation-fusion` and HybridEP."""
 
@@ -147,19 +144,7 @@ def engine_findings(facts: Facts, profile: str) -> list[Finding]:
                 fix=fix,
             )
         ]
-    return [_engine_version(version, tested, profile, fix), *_cublas(facts, probe)]
-
-
-def _cublas(facts: Facts, probe: Probe) -> list[Finding]:
-    """Say if experts are multiplied one after the other for want of a newer cuBLAS."""
-    number = probe.answers.get("cublas", GROUPED_CUBLAS)
-    found = f"{number // 10_000}.{number // 100 % 100}"
-    needed = (
-        "13.3 (Hopper: 13.4, with FP8 in blocks 13.6) for Transformer Engine's one product of all "
-        "experts of a rank; with an older one they come one after the other"
-    )
-    fix = fixes.install(facts.packages, "nvidia-cublas>=13.6,<13.7", all_of=" --extra gpu")
-    return [note("cuBLAS", found, needed=needed, fix=fix)] if number < GROUPED_CUBLAS else []
+    return [_engine_version(version, tested, profile, fix)]
 
 
 def _tested(facts: Facts) -> Requirement:

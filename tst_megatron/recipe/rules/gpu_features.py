@@ -52,7 +52,7 @@ def fp8_problems(values: argparse.Namespace) -> list[str]:
     if values.fp8_recipe == "delayed" and os.environ.get(UNPICKLES) != "1":
         problems.append(
             "fp8-recipe: delayed scaling (Megatron's default) keeps its factors as pickles, which "
-            "Transformer Engine refuses to load, so the run could not be resumed. Use blockwise "
+            "Transformer Engine 2.20 refuses to load, so no run could be resumed. Use blockwise "
             f"(Hopper), mxfp8 (Blackwell) or tensorwise; or set {UNPICKLES}=1 here and in the job, "
             "and then a checkpoint can run any code"
         )
