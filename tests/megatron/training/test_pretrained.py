@@ -9,10 +9,9 @@ import pytest
 import torch
 import yaml
 from damage import overwrite, without
-from hf_models import tensors, write_model
+from hf_models import tensors, tiny_config, write_model
 from interrupted import interrupted_at
-from tiny import TINY, fork_ranks, loss_bits, metrics, run, saved_weights, wait, write_recipe
-from transformers import Qwen3MoeConfig
+from tiny import fork_ranks, loss_bits, metrics, run, saved_weights, wait, write_recipe
 
 from tst_megatron.checkpoint.reader.open import open_checkpoint
 from tst_megatron.hf.export import export
@@ -33,23 +32,8 @@ def imported(tmp_path_factory) -> Path:
     """TINY's model as transformers makes it, imported."""
 
     folder = tmp_path_factory.mktemp("imported")
-    config = Qwen3MoeConfig(
-        hidden_size=TINY["hidden-size"],
-        intermediate_size=TINY["ffn-hidden-size"],
-        num_hidden_layers=TINY["num-layers"],
-        num_attention_heads=TINY["num-attention-heads"],
-        num_key_value_heads=TINY["num-query-groups"],
-        head_dim=TINY["kv-channels"],
-        num_experts=TINY["num-experts"],
-        num_experts_per_tok=TINY["moe-router-topk"],
-        moe_intermediate_size=TINY["moe-ffn-hidden-size"],
-        norm_topk_prob=True,
-        # No multiple of Megatron's 128 rows for each of two ranks, and more than the tokenizer has.
-        vocab_size=VOCABULARY,
-        max_position_embeddings=64,
-        rope_parameters={"rope_theta": TINY["rotary-base"], "rope_type": "default"},
-    )
-    write_model(config, folder / "hf", torch.float32)
+    # No multiple of Megatron's 128 rows for each of two ranks, and more than the tokenizer has.
+    write_model(tiny_config(VOCABULARY), folder / "hf", torch.float32)
     import_model(folder / "hf", folder / "mcore")
     return folder
 

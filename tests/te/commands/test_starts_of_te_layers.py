@@ -15,8 +15,7 @@ import te_start
 import tiny
 import torch
 import yaml
-from hf_models import tensors, write_model
-from transformers import Qwen3MoeConfig
+from hf_models import tensors, tiny_config, write_model
 
 from tst_megatron.checkpoint import whole
 from tst_megatron.hf.export import export
@@ -38,22 +37,7 @@ RESETS = {"reset-embeddings": True, "reset-optimizer": True}
 def imported(tmp_path_factory) -> Path:
     """TINY's model as transformers makes it in bf16, imported."""
     folder = tmp_path_factory.mktemp("imported")
-    config = Qwen3MoeConfig(
-        hidden_size=tiny.TINY["hidden-size"],
-        intermediate_size=tiny.TINY["ffn-hidden-size"],
-        num_hidden_layers=tiny.TINY["num-layers"],
-        num_attention_heads=tiny.TINY["num-attention-heads"],
-        num_key_value_heads=tiny.TINY["num-query-groups"],
-        head_dim=tiny.TINY["kv-channels"],
-        num_experts=tiny.TINY["num-experts"],
-        num_experts_per_tok=tiny.TINY["moe-router-topk"],
-        moe_intermediate_size=tiny.TINY["moe-ffn-hidden-size"],
-        norm_topk_prob=True,
-        vocab_size=VOCABULARY,
-        max_position_embeddings=64,
-        rope_parameters={"rope_theta": tiny.TINY["rotary-base"], "rope_type": "default"},
-    )
-    write_model(config, folder / "hf", torch.bfloat16)
+    write_model(tiny_config(VOCABULARY), folder / "hf", torch.bfloat16)
     import_model(folder / "hf", folder / "mcore")
     return folder
 

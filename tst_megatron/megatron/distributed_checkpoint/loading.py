@@ -36,8 +36,6 @@ from tst_megatron.system.pickles.metadata_file import read_description
 # Every load of a run comes through here. Nothing in what it reads may run.
 read_checked()
 
-_DEFAULT_STRICTNESS = "assume_ok_unexpected"
-
 FallBack = Callable[[int, str], int | None]
 """A function that rank 0 calls with the step that cannot be loaded and the reason. It points
 Megatron's tracker at an older complete checkpoint and returns its step, or None if none is left."""
@@ -244,19 +242,15 @@ def _imported(step: int) -> Iterator[None]:
     """Let the first start from a pretrained checkpoint load it, whatever layers its weights are of.
 
     Transformer Engine's layers ask for the state of their scaling too, which a checkpoint of other
-    layers does not have. ``pretrained_problems`` has checked before that no weight is missing.
-    Remove when Megatron tells weights and scaling state apart.
+    layers does not have. Remove when Megatron tells weights and scaling state apart.
     """
-    settings = names.get_args()
-    before = settings.dist_ckpt_strictness, names.dist_checkpointing.load
-    if step == 0 and settings.pretrained_checkpoint:
-        names.dist_checkpointing.load = _weights_alone(before[1])
-        if before[0] == _DEFAULT_STRICTNESS:
-            settings.dist_ckpt_strictness = "log_all"
+    load = names.dist_checkpointing.load
+    if step == 0 and names.get_args().pretrained_checkpoint:
+        names.dist_checkpointing.load = _weights_alone(load)
     try:
         yield
     finally:
-        settings.dist_ckpt_strictness, names.dist_checkpointing.load = before
+        names.dist_checkpointing.load = load
 
 
 def _weights_alone(load: Callable[..., Any]) -> Callable[..., Any]:

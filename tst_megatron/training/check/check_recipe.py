@@ -57,8 +57,8 @@ def asking_megatron() -> Iterator[None]:
 def install_host(profile: str | None) -> None:
     """Put the CPU host in place for a recipe of its profile, before Megatron is imported.
 
-    For another recipe, packages for GPUs are hidden where there is none: there it can be checked,
-    and not trained.
+    On a machine without a GPU, another recipe can be checked and not trained. Packages for GPUs are
+    hidden there all the same.
 
     Raises:
         RecipeError: this machine has a GPU.
