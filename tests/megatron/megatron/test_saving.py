@@ -130,36 +130,39 @@ def test_interval_is_put_back_where_nothing_was_saved(calls):
     assert calls.settings.save_interval == 4
 
 
-def settings_of_loading(monkeypatch, pretrained=None, strictness="assume_ok_unexpected"):
-    settings = SimpleNamespace(pretrained_checkpoint=pretrained, dist_ckpt_strictness=strictness)
+def settings_of_loading(monkeypatch, pretrained=None):
+    settings = SimpleNamespace(pretrained_checkpoint=pretrained)
     monkeypatch.setattr(names, "get_args", lambda: settings)
-    return settings
 
 
 @pytest.mark.parametrize(
-    ("step", "pretrained", "strictness", "during"),
+    ("step", "pretrained", "asked"),
     [
-        (0, "imported", "assume_ok_unexpected", "log_all"),
-        (8, "imported", "assume_ok_unexpected", "assume_ok_unexpected"),
-        (0, None, "assume_ok_unexpected", "assume_ok_unexpected"),
-        (0, "imported", "raise_all", "raise_all"),
+        (0, "imported", {"qkv.weight"}),
+        (8, "imported", {"qkv.weight", "qkv._extra_state"}),
+        (0, None, {"qkv.weight", "qkv._extra_state"}),
     ],
 )
-def test_only_the_first_start_from_imported_weights_is_lenient(
-    monkeypatch, step, pretrained, strictness, during
+def test_only_the_first_start_from_imported_weights_asks_for_weights_alone(
+    monkeypatch, step, pretrained, asked
 ):
-    settings = settings_of_loading(monkeypatch, pretrained, strictness)
+    settings_of_loading(monkeypatch, pretrained)
+    stored = SimpleNamespace(state_dict_metadata={"qkv.weight": None})
+    monkeypatch.setattr(loading, "read_description", lambda _: stored)
     seen = []
+    read = lambda state, _: seen.append(set(state["model"]))  # noqa: E731
+    monkeypatch.setattr(names.dist_checkpointing, "load", read)
 
     def load(*_, **__):
-        seen.append(settings.dist_ckpt_strictness)
+        state = {"model": {"qkv.weight": None, "qkv._extra_state": None}, "iteration": step}
+        names.dist_checkpointing.load(state, "imported")
         return step, 0
 
     monkeypatch.setattr(names.training, "load_checkpoint", load)
     loading.observe_loading(step, None)
     names.training.load_checkpoint("model")
-    assert seen == [during]
-    assert settings.dist_ckpt_strictness == strictness
+    assert seen == [asked]
+    assert names.dist_checkpointing.load is read
 
 
 @pytest.mark.parametrize(("expected", "loaded"), [(8, 8), (0, 0), (None, 12)])
