@@ -156,7 +156,7 @@ def _check_model(hf_dir: Path) -> None:
 
 def _tasks(names: list[str], settings: Settings, on_progress: Callable[[str], None]) -> Any:
     """As ``load_tasks``; without a connection what was downloaded before, or nothing at once."""
-    from httpx import HTTPError
+    from huggingface_hub.errors import HfHubHTTPError
 
     if settings.data is not None:
         return load_tasks(names, settings.data)
@@ -168,7 +168,8 @@ def _tasks(names: list[str], settings: Settings, on_progress: Callable[[str], No
         return load_tasks(names, None)
     # Whatever lm-eval, `datasets` and the hub's client raise for data that is not there.
     except Exception as error:
-        if problem is None and not isinstance(error, OSError | HTTPError):
+        # OSError, and the error of the HTTP client that this version of the hub's client uses.
+        if problem is None and not isinstance(error, HfHubHTTPError.__bases__):
             raise
         reason = f"is not on this machine, and {problem}" if problem else "was not downloaded"
         raise ConnectionError(
