@@ -18,8 +18,9 @@ endif
 # Images of Python set it, and then each process compiles all of Megatron anew: most of its start.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: quickstart test test-fast test-room test-te test-gpu test-slurm gpu-check image-check wheelhouse-check soak \
-	sweep-check evidence evidence-gpu layouts export-full-size measure-prepare measure-checks measure-start fuzz lint
+.PHONY: quickstart test test-fast test-room test-te test-newest test-oldest test-gpu test-slurm gpu-check \
+	image-check wheelhouse-check soak sweep-check evidence evidence-gpu layouts export-full-size fuzz lint \
+	measure-prepare measure-checks measure-start newer-megatron
 .DEFAULT_GOAL := quickstart
 
 quickstart: $(UV)  ## the whole chain on this machine, with or without a GPU
@@ -38,6 +39,15 @@ endif
 
 test-te: $(UV)  ## Transformer Engine's layers without a GPU; TE_WHEEL=FILE, or the first time builds one
 	tools/test_te.sh $(TE_WHEEL)
+
+test-newest: $(UV)  ## all tests with the newest of every package; TESTS='PYTEST ARGUMENTS' are some
+	tools/test_versions.sh newest $(TESTS)
+
+test-oldest: $(UV)  ## all tests with the lower bounds of pyproject.toml
+	tools/test_versions.sh oldest $(TESTS)
+
+newer-megatron: $(UV)  ## whether there is a newer Megatron-Core, and which names here it would touch
+	$(RUN) python tools/newer_megatron.py
 
 test-fast: $(UV)  ## no process groups and no Megatron, for the inner loop
 	$(RUN) pytest -n 2 --dist loadfile tests/unit

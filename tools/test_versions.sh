@@ -7,7 +7,8 @@
 # Without arguments all tests run. The environment is kept in .versions/, and brought up to date.
 set -euo pipefail
 
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+cd "$root"
 end=${1:-}
 if [[ $end != newest && $end != oldest ]]; then
   echo "tools/test_versions.sh: the first argument is '$end': newest or oldest is needed" >&2
@@ -18,9 +19,9 @@ uv=$(command -v uv || true)
 # A name on PATH may be a shim without a program behind it.
 if ! "${uv:-false}" --version >/dev/null 2>&1; then
   make --no-print-directory .uv/bin/uv >&2
-  uv=.uv/bin/uv
+  uv=$root/.uv/bin/uv
 fi
-folder=.versions/$end
+folder=$root/.versions/$end
 python=$folder/venv/bin/python
 mkdir -p "$folder"
 [[ -x $python ]] || "$uv" venv --quiet "$folder/venv"
@@ -30,10 +31,10 @@ mkdir -p "$folder"
 if [[ $end == oldest ]]; then
   sed -nE 's/^  "([a-z-]+)>=([0-9.]+)"?.*/\1==\2/p' pyproject.toml >"$folder/constraints.txt"
 fi
-# --no-config, since the project's own constraints give the locked versions.
-"$uv" pip install --quiet --no-config --upgrade --python "$python" --constraints "$folder/constraints.txt" \
-  --group dev --editable .
-"$uv" pip freeze --quiet --no-config --python "$python" |
+# From elsewhere, since in this folder uv takes the project's own constraints: the locked versions.
+(cd "$folder" && "$uv" pip install --quiet --upgrade --python "$python" \
+  --constraints constraints.txt --group "$root/pyproject.toml:dev" --editable "$root")
+"$uv" pip freeze --quiet --python "$python" |
   grep -E '^(torch|transformers|tokenizers|numpy|sentencepiece|nvidia-modelopt|megatron-core)==' |
   tee "$folder/versions.txt"
 
