@@ -9,7 +9,7 @@ Each part is a process of its own with a limit in minutes; one that fails does n
 At the end there is one table, and `gpu-check.json` beside the results and a log of each part. A
 part that has passed with this code on this device is not repeated (`--again`). What needs
 Transformer Engine says so where it is absent. Exit status 1 if a part failed, and else 75 if some
-are left.
+are left; make turns both into 2.
 
 With WHEELS the wheels, those of tools/wheelhouse.sh or any others, are installed into
 `.gpu-check/venv` over this Python's own packages, without their dependencies and without an index.
@@ -22,6 +22,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import math
 import re
 import shutil
 import sys
@@ -72,14 +73,16 @@ def left_to_the_machine(seen: set[str], wheels: Iterable[str]) -> set[str]:
 
 def code() -> str:
     """A digest of all that the parts run, also where there is no git."""
-    files = [path for room in ("tst_megatron", "tests") for path in (ROOT / room).rglob("*.py")]
+    rooms = (ROOT / room for room in ("tst_megatron", "tests", "examples", "tools"))
+    kinds = (".py", ".yaml", ".json")
+    files = [path for room in rooms for path in room.rglob("*") if path.suffix in kinds]
     digest = hashlib.sha256()
     for path in sorted(files):
         digest.update(f"{path.relative_to(ROOT)}\0".encode() + path.read_bytes())
     return digest.hexdigest()
 
 
-def recorded(output: Path, of: dict[str, str]) -> dict[str, Outcome]:
+def recorded(output: Path, of: dict[str, str | None]) -> dict[str, Outcome]:
     """What came of the parts that were run with this code on this device, by name."""
     path = output / RECORD
     if not path.exists():
@@ -90,7 +93,7 @@ def recorded(output: Path, of: dict[str, str]) -> dict[str, Outcome]:
     return {each["part"]: Outcome(**each) for each in before["parts"]}
 
 
-def write(output: Path, of: dict[str, str], outcomes: Iterable[Outcome]) -> None:
+def write(output: Path, of: dict[str, str | None], outcomes: Iterable[Outcome]) -> None:
     """Record what came of the parts so far, whole or not at all."""
     document = {**of, "parts": [asdict(outcome) for outcome in outcomes]}
     new = output / f".{RECORD}"
@@ -103,17 +106,17 @@ def run_parts(
     parts: Sequence[Part],
     output: Path,
     *,
-    minutes: float | None = None,
+    end: float = math.inf,
     again: bool = False,
 ) -> list[Outcome]:
-    """Run the parts that have not passed yet and that fit into the minutes of this call."""
-    of = {"device": machine.name, "torch": machine.torch, "code": code()}
+    """Run the parts that have not passed yet and that fit before the end (of ``monotonic``)."""
+    versions = {"torch": machine.torch, "transformer-engine": machine.engine}
+    of = {"device": machine.name, **versions, "code": code()}
     known = recorded(output, of)
-    end = None if minutes is None else time.monotonic() + 60 * minutes
     for part in parts:
         if part.name in known and known[part.name].status == "passed" and not again:
             continue
-        if end is not None and time.monotonic() + 60 * part.minutes > end:
+        if time.monotonic() + 60 * part.minutes > end:
             print(f"{part.name}: {part.minutes:g} minutes are not left", flush=True)
             continue
         outcome = machine.run(part, output, 60 * part.minutes)
@@ -125,6 +128,7 @@ def run_parts(
 
 
 def main() -> int:
+    started = time.monotonic()
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--output", type=Path, help="default: benchmarks/results/DEVICE")
     parser.add_argument("--wheels", type=Path, help="install from this folder and no network")
@@ -153,7 +157,11 @@ def main() -> int:
     if unknown := wanted - {part.name for part in parts}:
         parser.error(f"--parts: {', '.join(sorted(unknown))}: there is no such part")
     parts = [part for part in parts if part.name in wanted]
-    outcomes = run_parts(machine, parts, output, minutes=options.minutes, again=options.again)
+    if long := [part for part in parts if part.minutes > (options.minutes or math.inf)]:
+        names = ", ".join(f"{part.name} may take {part.minutes:g}" for part in long)
+        parser.error(f"--minutes {options.minutes:g} is too short, since {names}; see --parts")
+    end = started + 60 * (options.minutes or math.inf)
+    outcomes = run_parts(machine, parts, output, end=end, again=options.again)
     print(table(outcomes))
     (output / "gpu-check.md").write_text(table(outcomes) + "\n")
     shutil.rmtree(ROOT / ".gpu-check", ignore_errors=True)

@@ -59,13 +59,14 @@ class Machine:
         self.python = python
         self.environment = {**os.environ, "PYTHONPATH": str(ROOT), **self._libraries()}
         probe = (
-            "import json, torch, importlib.util as u; p = torch.cuda.get_device_properties(0); "
+            "import json, torch, importlib.util as u, importlib.metadata as m; "
+            "p = torch.cuda.get_device_properties(0); "
             "print(json.dumps([p.name, p.total_memory, torch.__version__, "
-            "u.find_spec('transformer_engine') is not None]))"
+            "m.version('transformer-engine') if u.find_spec('transformer_engine') else None]))"
         )
-        self.name, self.memory, self.torch, self.has_engine = json.loads(self._ask(probe))
+        self.name, self.memory, self.torch, self.engine = json.loads(self._ask(probe))
         self.overrides: list[str] = []
-        if not self.has_engine:
+        if self.engine is None:
             name = "GPU_WITHOUT_TRANSFORMER_ENGINE"
             code = f"import json; from tst_megatron.cli.quickstart.chain import {name}"
             code += f"; print(json.dumps({name}))"
@@ -115,7 +116,7 @@ class Machine:
     def run(self, part: Part, output: Path, limit: float) -> Outcome:
         """Run a part with its output in a log, and read what it found."""
         outcome = Outcome(part.name)
-        if part.needs_transformer_engine and not self.has_engine:
+        if part.needs_transformer_engine and self.engine is None:
             outcome.status, outcome.facts = "skipped", ["Transformer Engine is not installed"]
             return outcome
         log = output / f"{part.name}.log"

@@ -60,7 +60,7 @@ def doctor(
         host=host_name(),
         profile=meant,
         is_default_profile=profile is None,
-        findings=findings_of(facts, meant, is_asked=profile is not None),
+        findings=findings_of(facts, meant),
         seconds=time.perf_counter() - start,
     )
     if is_json:

@@ -2,6 +2,7 @@
 
 import json
 import sys
+import time
 import tomllib
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from gpu_parts import Machine, Outcome, Part
 def machine():
     """This Python as if it had a GPU, without Transformer Engine."""
     found = Machine.__new__(Machine)
-    found.python, found.environment, found.has_engine = Path(sys.executable), {}, False
+    found.python, found.environment, found.engine = Path(sys.executable), {}, None
     found.name, found.torch = "a GPU", "2.11.0"
     return found
 
@@ -107,7 +108,7 @@ def test_a_second_call_runs_what_is_left_and_what_failed(machine, tmp_path, monk
         counting(tmp_path, "long", minutes=8),
         counting(tmp_path, "broken", status=1),
     ]
-    outcomes = gpu_check.run_parts(machine, parts, tmp_path, minutes=5)
+    outcomes = gpu_check.run_parts(machine, parts, tmp_path, end=time.monotonic() + 300)
     assert [each.status for each in outcomes] == ["passed", "not run", "failed"]
     assert "long: 8 minutes are not left" in capsys.readouterr().out
     outcomes = gpu_check.run_parts(machine, parts, tmp_path)
@@ -121,8 +122,10 @@ def test_a_second_call_runs_what_is_left_and_what_failed(machine, tmp_path, monk
     assert {each["part"] for each in record["parts"]} == {"first", "long", "broken"}
 
 
-@pytest.mark.parametrize(("name", "value"), [("code", "two"), ("torch", "2.15.0")])
-def test_what_passed_with_other_code_or_another_torch_is_run_again(
+@pytest.mark.parametrize(
+    ("name", "value"), [("code", "two"), ("torch", "2.15.0"), ("engine", "2.21")]
+)
+def test_what_passed_with_other_code_or_other_versions_is_run_again(
     machine, tmp_path, monkeypatch, name, value
 ):
     monkeypatch.setattr(gpu_check, "code", lambda: "one")
@@ -131,7 +134,7 @@ def test_what_passed_with_other_code_or_another_torch_is_run_again(
     if name == "code":
         monkeypatch.setattr(gpu_check, "code", lambda: value)
     else:
-        machine.torch = value
+        setattr(machine, name, value)
     gpu_check.run_parts(machine, [part], tmp_path)
     assert times(tmp_path, "part") == 2
 
@@ -142,6 +145,39 @@ def test_parts_fit_into_two_calls_of_ten_minutes_and_the_kernels_come_first(mach
     assert [part.name for part in parts[:3]] == ["kernels", "loss", "step-llama-270m"]
     assert sum(part.minutes for part in parts) <= 20
     assert max(part.minutes for part in parts) <= 5
+
+
+@pytest.mark.parametrize("name", ["examples/a.yaml", "tools/a.py", "tst_megatron/keys/a.json"])
+def test_recipes_and_tools_are_part_of_the_code(tmp_path, monkeypatch, name):
+    (tmp_path / name).parent.mkdir(parents=True)
+    monkeypatch.setattr(gpu_check, "ROOT", tmp_path)
+    (tmp_path / name).write_text("1")
+    before = gpu_check.code()
+    (tmp_path / name).write_text("2")
+    assert gpu_check.code() != before
+
+
+def test_minutes_that_a_part_can_never_fit_are_refused(machine, tmp_path, monkeypatch, capsys):
+    machine.overrides, machine.layers_that_fit = [], lambda: 8
+    monkeypatch.setattr(gpu_check, "Machine", lambda _: machine)
+    given = ["gpu_check.py", "--minutes", "4", "--output", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", given)
+    with pytest.raises(SystemExit) as ended:
+        gpu_check.main()
+    assert ended.value.code == 2
+    assert "transformer-engine may take 5" in capsys.readouterr().err
+
+
+def test_the_clock_of_the_minutes_starts_with_the_call(machine, tmp_path, monkeypatch):
+    """What making an environment takes is taken from them."""
+    monkeypatch.setattr(gpu_check, "parts_of", lambda *_: [counting(tmp_path, "part")])
+    now = iter([0.0, 100.0])
+    monkeypatch.setattr(gpu_check.time, "monotonic", lambda: next(now))
+    monkeypatch.setattr(gpu_check, "Machine", lambda _: machine)
+    monkeypatch.setattr(gpu_check.shutil, "rmtree", lambda *_, **__: None)
+    monkeypatch.setattr(sys, "argv", ["x", "--minutes", "2", "--output", str(tmp_path)])
+    assert gpu_check.main() == gpu_check.SOME_ARE_LEFT
+    assert times(tmp_path, "part") == 0
 
 
 def test_one_table_of_all_parts():

@@ -187,29 +187,21 @@ def test_apex_on_the_path_is_taken_off_it_and_not_uninstalled():
     assert finding.fix == "take /src/apex off PYTHONPATH"
 
 
-def test_nvidias_apex_is_fine_on_a_gpu_and_a_problem_on_the_cpu(tmp_path):
+@pytest.mark.parametrize("profile", ["bf16", "cpu"])
+def test_nvidias_apex_is_fine_also_on_the_cpu_where_it_is_hidden(profile, tmp_path):
     for part in ("normalization", "multi_tensor_apply"):
         (tmp_path / "apex" / part).mkdir(parents=True)
-    place = {"apex": str(tmp_path / "apex" / "__init__.py")}
-    assert by_level(of.with_modules(healthy(), **place), "bf16", "problem") == []
-    (finding,) = by_level(of.with_modules(without_gpu(), **place), "cpu", "problem")
-    assert "knows no RMSNorm" in finding.needed
-    assert finding.fix == f"take {tmp_path} off PYTHONPATH, or use an environment without it"
+    facts = healthy() if profile == "bf16" else without_gpu()
+    facts = of.with_modules(facts, apex=str(tmp_path / "apex" / "__init__.py"))
+    (finding,) = [each for each in findings_of(facts, profile) if each.check == "Apex"]
+    assert finding.level == "ok" and finding.found.endswith("NVIDIA's")
 
 
-def test_nvidias_apex_of_an_image_is_a_note_without_gpu_until_the_cpu_is_asked_for(
-    doctor, tmp_path
-):
-    for part in ("normalization", "multi_tensor_apply"):
-        (tmp_path / "apex" / part).mkdir(parents=True)
-    facts = of.with_modules(without_gpu(), apex=str(tmp_path / "apex" / "__init__.py"))
-    in_image = of.with_packages(facts, image=Image(has_apex=True))
-    status, out = doctor(in_image)
-    assert status == 0
-    assert "profile cpu cannot run in this image" in out
-    status, out = doctor(in_image, "--profile", "cpu")
-    assert status == 1 and "fix: use an environment without it" in out
-    assert doctor(facts)[0] == 1
+def test_namesake_of_apex_is_a_note_on_the_cpu():
+    notes = by_level(of.namesake(without_gpu()), "cpu", "note")
+    (finding,) = [each for each in notes if each.check == "Apex"]
+    assert "a namesake: another project" in finding.found
+    assert finding.fix == "uv pip uninstall --python python apex"
 
 
 # --- output ---------------------------------------------------------------------------------------

@@ -160,12 +160,6 @@ FAULTS = {
             "fix: uv pip uninstall --python python apex",
         ],
     ),
-    "Apex is the namesake, on the CPU": (
-        lambda f: of.namesake(without_gpu()),
-        "cpu",
-        "Apex",
-        ["a namesake: another project", "fix: uv pip uninstall --python python apex"],
-    ),
     "Apex has no extension": (
         lambda f: of.with_probe(f, "wgrad", None),
         "tuned",

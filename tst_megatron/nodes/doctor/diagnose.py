@@ -32,13 +32,12 @@ class Diagnosis:
         return sum(finding.level is level for finding in self.findings)
 
 
-def findings_of(facts: Facts, profile: str, *, is_asked: bool = True) -> list[Finding]:
+def findings_of(facts: Facts, profile: str) -> list[Finding]:
     """Return all findings that follow from the facts, for training with a profile.
 
     Args:
         facts: all of them.
         profile: of the run.
-        is_asked: whether a person named the profile, so that it must work.
     """
     modules: Mapping[str, str] = facts.probes["modules"].answers
     is_compute = facts.packages.image is not None or "SLURM_JOB_ID" in facts.machine.environment
@@ -56,7 +55,7 @@ def findings_of(facts: Facts, profile: str, *, is_asked: bool = True) -> list[Fi
         *gpus.driver_findings(facts, profile),
         *gpus.gpu_findings(facts, profile),
         *software.engine_findings(facts, profile),
-        *software.apex_findings(facts, modules, profile, is_asked=is_asked),
+        *software.apex_findings(facts, modules, profile),
         *software.deep_ep_findings(facts, profile),
         *gpus.nccl_findings(facts, profile),
         *gpus.gloo_findings(facts),

@@ -189,52 +189,40 @@ def _engine_version(version: str | None, tested: Requirement, profile: str, fix:
 # --- Apex and DeepEP ------------------------------------------------------------------------------
 
 
-def apex_findings(
-    facts: Facts, modules: Mapping[str, str], profile: str, *, is_asked: bool
-) -> list[Finding]:
+def apex_findings(facts: Facts, modules: Mapping[str, str], profile: str) -> list[Finding]:
     """Check that Apex is NVIDIA's, and that it has its extension if the profile needs that.
 
     Args:
         facts: all of them.
         modules: where each module would be imported from.
         profile: of the run.
-        is_asked: whether a person named the profile, so that it must work.
     """
-    return [*_apex(facts, modules, profile, is_asked=is_asked), *_extension(facts, profile)]
+    return [*_apex(facts, modules, profile), *_extension(facts, profile)]
 
 
-def _apex(
-    facts: Facts, modules: Mapping[str, str], profile: str, *, is_asked: bool
-) -> list[Finding]:
+def _apex(facts: Facts, modules: Mapping[str, str], profile: str) -> list[Finding]:
     if APEX not in modules:
         return []
     version = facts.packages.version(APEX)
     place = Path(modules[APEX])
     folder = place.parent if place.suffix else place
     found = f"{version or 'of unknown version'} in {folder}"
+    if (folder / "normalization").is_dir() and (folder / "multi_tensor_apply").is_dir():
+        return [ok("Apex", f"{found}, NVIDIA's")]
     is_on_path = str(folder.parent) in facts.machine.environment.get("PYTHONPATH", "").split(":")
     fix = f"take {folder.parent} off PYTHONPATH"
     fix = fix if is_on_path or not version else fixes.uninstall(facts.packages, APEX)
-    if not (folder / "normalization").is_dir() or not (folder / "multi_tensor_apply").is_dir():
-        return [
-            problem(
-                "Apex",
-                f"{found}, a namesake: another project, not NVIDIA's",
-                needed="NVIDIA's Apex or none: with any apex Megatron takes its fused LayerNorm",
-                fix=fix,
-            )
-        ]
-    if profile == "cpu":
-        needed = "none on the CPU: with any apex Megatron takes its fused LayerNorm, which knows "
-        needed += "no RMSNorm"
-        other = "use an environment without it"
-        if facts.packages.image and not is_asked:
-            # Such as a login node, where nobody means to train.
-            found += ", NVIDIA's: profile cpu cannot run in this image, profiles of GPUs can"
-            return [note("Apex", found, needed=needed, fix=f"on the CPU {other}")]
-        fix = other if facts.packages.image else f"{fix}, or {other}"
-        return [problem("Apex", f"{found}, NVIDIA's", needed=needed, fix=fix)]
-    return [ok("Apex", f"{found}, NVIDIA's")]
+    # On the CPU any Apex is hidden from Megatron.
+    level = note if profile == "cpu" else problem
+    return [
+        level(
+            "Apex",
+            f"{found}, a namesake: another project, not NVIDIA's",
+            needed="NVIDIA's Apex or none: on a GPU, Megatron takes the fused LayerNorm of any "
+            "apex",
+            fix=fix,
+        )
+    ]
 
 
 def _extension(facts: Facts, profile: str) -> list[Finding]:
