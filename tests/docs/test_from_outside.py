@@ -125,7 +125,7 @@ BUILDERS = {
         folder, ["ACGT TGCA", *(f"G{n}" for n in "ACGT")]
     ),
     "folder whose `tokenizer_class` gives other ids": lambda folder: byte_level(
-        folder, tokenizer_class="LlamaTokenizerFast"
+        folder, tokenizer_class="Qwen2Tokenizer"
     ),
     "folder with `tokenizer.model` alone": model_alone,
     "folder whose EOS is in no vocabulary": lambda folder: byte_level(folder, eos_token="<|no|>"),

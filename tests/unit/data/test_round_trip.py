@@ -8,7 +8,7 @@ from hugging_face_tokenizers import BOS, EOS, build_hugging_face
 from sentencepiece import SentencePieceTrainer
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from tokenizers.trainers import BpeTrainer
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from typer.testing import CliRunner
 
 from tst_megatron.cli.app import app
@@ -214,12 +214,25 @@ def with_config(folder, copy, **settings):
     return copy
 
 
-@pytest.mark.parametrize("name", ["LlamaTokenizer", "LlamaTokenizerFast", "Qwen2Tokenizer"])
-def test_class_that_gives_other_ids_than_the_file_is_refused(name, byte_level, corpus, tmp_path):
-    folder = with_config(byte_level, tmp_path / "llama", tokenizer_class=name)
+def test_class_that_gives_other_ids_than_the_file_is_refused(byte_level, corpus, tmp_path):
+    folder = with_config(byte_level, tmp_path / "qwen", tokenizer_class="Qwen2Tokenizer")
     with pytest.raises(ValueError, match=r"other ids than its tokenizer\.json.*PreTrainedTok"):
         prepare([corpus], folder, tmp_path / "out", workers=1)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["LlamaTokenizer", "LlamaTokenizerFast"])
+def test_class_is_refused_where_this_version_of_transformers_gives_other_ids(
+    name, byte_level, tmp_path
+):
+    """Up to 5.14 it lost spaces, and 5.24 reads the file."""
+    folder = with_config(byte_level, tmp_path / "llama", tokenizer_class=name)
+    of_class = AutoTokenizer.from_pretrained(folder)(TEXTS[0])["input_ids"]
+    of_file = Tokenizer.from_file(str(folder / "tokenizer.json")).encode(TEXTS[0]).ids
+    faults = tokenizer_faults(folder, load_tokenizer(folder))
+    assert ["other ids than its tokenizer.json" in fault for fault in faults] == [True] * (
+        of_class != of_file
+    )
 
 
 @pytest.mark.parametrize("name", ["PreTrainedTokenizerFast", "GPT2Tokenizer"])
@@ -231,7 +244,7 @@ def test_class_that_gives_the_same_ids_is_taken(name, byte_level, tmp_path):
 def test_config_of_a_model_beside_a_tokenizer_does_not_hide_what_its_copy_reads(
     byte_level, corpus, tmp_path
 ):
-    folder = with_config(byte_level, tmp_path / "deep", tokenizer_class="LlamaTokenizerFast")
+    folder = with_config(byte_level, tmp_path / "deep", tokenizer_class="Qwen2Tokenizer")
     (folder / "config.json").write_text('{"model_type": "deepseek_v3"}')
     with pytest.raises(ValueError, match=r"deep: the class .* other ids than its tokenizer\.json"):
         prepare([corpus], folder, tmp_path / "out", workers=1)

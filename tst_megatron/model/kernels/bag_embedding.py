@@ -42,8 +42,10 @@ def _mean_kernel(
     total = tl.zeros([BLOCK], tl.float32)
     for slot in tl.static_range(NUM_SLOTS):
         row = tl.load(tokens + bag * NUM_SLOTS + slot).to(tl.int64) - first_row
-        # Nothing is read for a token of another rank.
-        is_read = is_column & (row >= 0) & (row < num_rows)
+        # Nothing is read for a token of another rank. Triton's interpreter takes no mask that a
+        # scalar condition and a block are joined to.
+        is_here = (row >= 0) & (row < num_rows)
+        is_read = columns < tl.where(is_here, num_hidden, 0)
         total += tl.load(table + row * num_hidden + columns, mask=is_read, other=0.0).to(tl.float32)
     # [B, L] in, [L, B] out.
     place = (bag % length) * batch + bag // length
