@@ -285,15 +285,22 @@ def saved_weights(checkpoint: Path) -> dict:
 
 
 def saved_tensors(checkpoint: Path) -> dict:
-    """Every tensor of a checkpoint, by its name in it."""
+    """Every tensor of a checkpoint, by its name in it.
+
+    By torch's reader: that of Megatron-Core 0.19.2 does not know how torch 2.15 describes tensors.
+    """
     import torch
-    from megatron.core import dist_checkpointing
+    import torch.distributed.checkpoint as torch_checkpoint
+    from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
-    from tst_megatron.megatron.distributed_checkpoint.model import start_alone
-
-    start_alone()
-    loaded = dist_checkpointing.load_plain_tensors(str(checkpoint))
-    return {key: value for key, value in loaded.items() if isinstance(value, torch.Tensor)}
+    reader = torch_checkpoint.FileSystemReader(checkpoint)
+    tensors = {
+        name: torch.empty(item.size, dtype=item.properties.dtype)
+        for name, item in reader.read_metadata().state_dict_metadata.items()
+        if isinstance(item, TensorStorageMetadata)
+    }
+    torch_checkpoint.load(tensors, storage_reader=reader, no_dist=True)
+    return tensors
 
 
 def metrics(folder: Path, event: str = "step") -> list[dict]:
