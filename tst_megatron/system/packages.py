@@ -5,6 +5,7 @@ Each package that may be missing is asked for here and nowhere else.
 
 from __future__ import annotations
 
+import atexit
 import gc
 import importlib
 import importlib.machinery
@@ -56,5 +57,7 @@ def collecting_later() -> Iterator[None]:
         yield
     finally:
         gc.freeze()
+        # Else Python's last collection leaves them, and triton 3.9 calls each of its own a leak.
+        atexit.register(gc.unfreeze)
         if was_enabled:
             gc.enable()
