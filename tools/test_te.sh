@@ -20,6 +20,16 @@ version=$(sed -n 's/^gpu = .*==\([0-9.]*\).*/\1/p' pyproject.toml)
 export UV_PROJECT_ENVIRONMENT=$root/.te/venv
 python=$UV_PROJECT_ENVIRONMENT/bin/python
 
+wheel=${1:-}
+if [[ -n $wheel && ! -f $wheel ]]; then
+  echo "tools/test_te.sh: TE_WHEEL: $wheel is not there" >&2
+  exit 2
+fi
+if [[ -n $wheel && $(basename "$wheel") != transformer_engine_torch-"$version"-* ]]; then
+  echo "tools/test_te.sh: TE_WHEEL: $wheel is not $package $version, which pyproject.toml names" >&2
+  exit 2
+fi
+
 # Its wheel is not on PyPI, and a build there would ask for CUDA's compiler.
 "$uv" sync --quiet --frozen --inexact --extra gpu --no-install-package "$package"
 
@@ -37,11 +47,6 @@ build() {
   mv "$tools"/*.whl "$root/.te/wheels/"
 }
 
-wheel=${1:-}
-if [[ -n $wheel && ! -f $wheel ]]; then
-  echo "tools/test_te.sh: TE_WHEEL: $wheel is not there" >&2
-  exit 2
-fi
 if [[ -z $wheel ]]; then
   kept=("$root"/.te/wheels/transformer_engine_torch-"$version"-*.whl)
   [[ -f ${kept[0]} ]] || build

@@ -96,7 +96,7 @@ def test_no_register_is_spilled(facts):
 
 
 def test_multiprocessors_hold_enough_warps(facts):
-    """Of the kernels that read or write every logit, the most that registers allow is the half."""
+    """At least half of those that there is room for, by registers; shared memory is no limit."""
     for kind in ("statistics", "gradient", "mean", "segment", "row"):
         for name, each in of(facts[1], kind).items():
             assert update_roofline.resident_warps(each) >= update_roofline.WARPS // 2, name
@@ -110,9 +110,10 @@ def test_each_logit_is_read_once_and_written_once_sixteen_bytes_at_a_time(facts,
         size = (2 if "bf16" in name else 4) * each["block"]
         assert update_roofline.bytes_in_a_pass(each, "LDG") == size, name
         assert update_roofline.bytes_in_a_pass(each, "STG") == written * size, name
-        narrow = {"LDG.E.64", "LDG.E", "LDG.E.U16", "LDG.E.128"}
+        # The others are of targets, their logits and weights: a number each.
+        of_any_width = {"LDG.E.128", "LDG.E.64", "LDG.E", "LDG.E.U16"}
         loads = {op for op in each["instructions"] if op.startswith("LDG")}
-        assert loads <= narrow, (name, loads)
+        assert loads <= of_any_width, (name, loads)
 
 
 def test_one_exponential_for_a_logit_and_direction(facts):

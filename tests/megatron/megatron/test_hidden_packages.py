@@ -42,7 +42,9 @@ class Missing(importlib.abc.MetaPathFinder):
         frame = sys._getframe(1)
         while frame and "importlib" in frame.f_code.co_filename:
             frame = frame.f_back
-        if path is None and "/megatron/core/" in frame.f_code.co_filename:
+        if path is None and any(
+            f"/megatron/{part}/" in frame.f_code.co_filename for part in ("core", "training")
+        ):
             asked.add(name)
 
 
