@@ -77,6 +77,19 @@ class MapPair:
         return self.positions / self.num_parameters
 
     @property
+    def crossing_share(self) -> float | None:
+        """Return where the arms cross for the last time, counted from the switch.
+
+        1 is where the learning rate begins to decay, so above 1 they cross in the decay.
+        """
+        if self.crossing_step is None:
+            return None
+        steps = int(self.keys["train-iters"])
+        switch = round(self.fraction * steps)
+        undecayed = steps - int(self.keys["lr-wsd-decay-iters"]) - switch
+        return math.inf if undecayed <= 0 else (self.crossing_step - switch) / undecayed
+
+    @property
     def price(self) -> float:
         """Return what the baseline loses without the steps of superposition, in nats.
 

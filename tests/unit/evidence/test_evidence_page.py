@@ -10,7 +10,7 @@ ROOT = Path(__file__).parents[3]
 sys.path.insert(0, str(ROOT / "tools"))
 
 from evidence.pairs import MapPair, pairs  # noqa: E402
-from evidence.report import beyond, page, tables  # noqa: E402
+from evidence.report import beyond, crossings, page, tables  # noqa: E402
 from evidence.report.chart import draw_map  # noqa: E402
 
 PAIR = MapPair(
@@ -83,6 +83,37 @@ def test_row_of_the_map_has_every_number_of_its_pair():
 def test_table_of_losses_has_the_pairs_that_lose_for_sure():
     unsure = dataclasses.replace(PAIR, gap=0.01, low=-0.01, high=0.03)
     assert page.PARTS["losses"]([unsure, PAIR]) == tables.map_table([PAIR])
+
+
+@pytest.mark.parametrize(
+    ("step", "part"),
+    [
+        # The switch is at step 600, and the decay begins at step 1,600.
+        (600, crossings.BEFORE),
+        (1100, crossings.BEFORE),
+        (1101, crossings.LATER),
+        (1600, crossings.LATER),
+        (1601, crossings.IN_DECAY),
+        (None, crossings.NEVER),
+    ],
+)
+def test_pairs_are_counted_by_where_their_arms_cross(step, part):
+    keys = {**PAIR.keys, "lr-wsd-decay-iters": 400}
+    found = [
+        dataclasses.replace(PAIR, keys=keys, crossing_step=step, gap=gap, low=low, high=high)
+        for gap, low, high in ((-0.1, -0.15, -0.05), (0.02, -0.01, 0.05), (0.1, 0.05, 0.15))
+    ]
+    _, _, *rows = crossings.crossings_table(found).splitlines()
+    (row,) = (line for line in rows if line.startswith(f"| {part} |"))
+    assert row.endswith("| 3 | 1 | 1 | \u22120.100 to +0.100 |")
+    assert sum("| 0 | 0 | 0 |  |" in line for line in rows) == 3
+
+
+def test_recovery_that_is_all_decay_is_crossed_in_the_decay():
+    keys = {**PAIR.keys, "lr-wsd-decay-iters": 1400}
+    assert crossings.when(dataclasses.replace(PAIR, keys=keys, crossing_step=700)) == (
+        crossings.IN_DECAY
+    )
 
 
 def test_other_schedules_are_compared_with_the_baseline_and_the_papers(monkeypatch):
