@@ -44,6 +44,9 @@ def test_row_of_an_arm_has_its_gap_and_its_cost(made):
     tst = found["tst"]
     assert (tst["seeds"], tst["steps"], tst["loss"]) == ("3", "2,000", "1.902")
     assert tst["gap (95% interval)"].startswith("\u22120.100 (")
+    assert found["longer-2"]["TST minus this (95% interval)"].startswith("+0.100 (")
+    for other in ("baseline", "tst"):
+        assert not found[other]["TST minus this (95% interval)"]
     # The baseline of 2,000 steps ends above it, that of 4,000 below.
     ratio = float(tst["baseline's steps for the same loss"].split()[0])
     assert 1.2 < ratio < 1.8

@@ -13,7 +13,7 @@ from tst_megatron.compare.results import ArmSummary, Pair
 
 HEAD = (
     *("arm", "seeds", "steps", "raw tokens", "loss", "gap (95% interval)", "the paper"),
-    "baseline's steps for the same loss",
+    *("baseline's steps for the same loss", "TST minus this (95% interval)"),
 )
 
 PAPERS = {
@@ -50,7 +50,23 @@ def arms_table(found: Sequence[Path]) -> str:
     comparison = compare_runs(found, baseline="baseline")
     pairs = {pair.arm: pair for pair in comparison.pairs}
     num_steps = comparison.arms[0].runs[0].num_steps
-    return table(HEAD, (_row(arm, pairs.get(arm.name), num_steps) for arm in comparison.arms))
+    tst = next((arm for arm in comparison.arms if arm.name == "tst"), None)
+    return table(
+        HEAD,
+        (
+            [*_row(arm, pairs.get(arm.name), num_steps), _ahead(tst, arm, num_steps)]
+            for arm in comparison.arms
+        ),
+    )
+
+
+def _ahead(tst: ArmSummary | None, arm: ArmSummary, num_steps: int) -> str:
+    """Spell by how much TST is better than a baseline that is not as long; else nothing."""
+    if tst is None or arm.runs[0].num_steps == num_steps:
+        return ""
+    runs = [run.path for run in (*arm.runs, *tst.runs)]
+    (pair,) = compare_runs(runs, baseline=arm.name).pairs
+    return "" if pair.gap is None else interval(pair.gap.value, pair.gap.low, pair.gap.high)
 
 
 def _row(arm: ArmSummary, pair: Pair | None, num_steps: int) -> list[str]:
