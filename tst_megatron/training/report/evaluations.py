@@ -173,7 +173,8 @@ def write_blocks(path: Path, blocks: BlockLosses) -> None:
             }
     content = io.BytesIO()
     # Compressed: the counts are the same in every evaluation, and take no room so.
-    np.savez_compressed(content, allow_pickle=False, **arrays)
+    # Not with allow_pickle, which older NumPy takes for an array to be saved.
+    np.savez_compressed(content, **arrays)
     path.parent.mkdir(exist_ok=True)
     write_bytes_beside(path, content.getvalue())
 
