@@ -58,6 +58,11 @@ def num_bytes(number: float) -> str:
     return f"{rounded(number):g} B"
 
 
+def power(number: float) -> str:
+    """Write a number of FLOPs, such as ``1.26e22``."""
+    return f"{number:.3g}".replace("e+", "e")
+
+
 def nats(number: float) -> str:
     """Write a difference of losses."""
     return f"{number:+.3f}".replace("-", "−")

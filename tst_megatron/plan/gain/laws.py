@@ -5,10 +5,11 @@ has two parts, and they are those of ``docs/evidence.md``:
 
     gain(U) = taught x w(U) - price(U)
 
-*Price* is what an ordinary run loses without the steps of superposition: L((1 - r) C) - L(C), for C
-positions. *Taught* is the gain with text to spare, plus that price. Superposition teaches by reading
-more text, D instead of C raw tokens, so it is weighted by w: what a law says the text from C to D is
-worth with U unique tokens, over what it is worth with text to spare. All gains are in nats.
+*Price* is what an ordinary run of C positions loses without the steps of superposition:
+L((1 - r) C) - L(C). *Taught* is the gain with text to spare, plus that price. Superposition teaches
+by reading more text, D instead of C raw tokens. So what it taught is weighted by w: what a law says
+the text from C to D is worth with U unique tokens, over its worth with text to spare. All gains are
+in nats.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ def effective_tokens(law: Law, tokens: float, unique: float) -> float:
 
 def data_term(law: Law, tokens: float, unique: float = math.inf) -> float:
     """Return the part of the loss that depends on the text: B / D'^beta, in nats."""
-    return law.coefficient / effective_tokens(law, tokens, unique) ** law.exponent
+    return float(law.coefficient / effective_tokens(law, tokens, unique) ** law.exponent)
 
 
 def slope(law: Law, tokens: float) -> float:

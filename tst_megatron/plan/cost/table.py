@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from tst_megatron.plan.amounts import dollars, num_bytes, rounded, short
-from tst_megatron.plan.machine import Machine
-from tst_megatron.plan.model import Model
+from tst_megatron.plan.amounts import dollars, num_bytes, power, rounded, short
+from tst_megatron.plan.cost.machine import Machine
+from tst_megatron.plan.cost.model import Model
 from tst_megatron.plan.published.records import Published
 from tst_megatron.plan.section import Section
 from tst_megatron.schedule import Schedule
@@ -85,7 +85,7 @@ def cost_section(
         rows.append((f"epochs of {short(available)}", *(_epochs(a, available) for a in arms)))
     bands = [_band(machine, each.flops) for each in arms]
     rows += [
-        ("FLOPs", *(f"{each.flops:.3g}" for each in arms)),
+        ("FLOPs", *(power(each.flops) for each in arms)),
         (f"{machine.name} hours", *(_with_band(short, *band) for band in bands)),
         (f"days on {machine.num_gpus:,} GPUs", *(_days(machine, *band) for band in bands)),
         ("price", *(_with_band(dollars, *(h * machine.price for h in band)) for band in bands)),
@@ -97,12 +97,12 @@ def cost_section(
     formula = model.flops_by_formula
     per_position = f"{model.flops_per_position / 1e9:.4g} GFLOP a position {known.cite('megatron')}"
     if formula is not None:
-        per_position += (
-            f"; 6 N + causal attention is {formula / 1e9:.4g}, as it counts norms and routers too"
-        )
+        per_position += f"; 6 N + causal attention gives {formula / 1e9:.4g}"
+        if formula > model.flops_per_position * 1.0005:
+            per_position += ", as it counts norms and routers too"
     return Section(
         name="cost",
-        title=f"Cost: {short(model.parameters)} parameters, {short(model.active)} active",
+        title=f"Cost: {model.parameters:,} parameters, {short(model.active, 4)} active",
         columns=("", *(each.name for each in arms)),
         rows=tuple(rows),
         lines=(

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 
 from tst_megatron.plan.published.records import Anchor, Published
+from tst_megatron.plan.wishes import Hardware
 
 DEFAULT_GPU, DEFAULT_NUM_GPUS = "b200", 64
 """Those of the paper's larger runs."""
@@ -44,49 +45,22 @@ class Machine:
         return self.hours(flops) * self.price
 
 
-def machine(
-    known: Published,
-    *,
-    active: int,
-    is_moe: bool,
-    gpu: str | None = None,
-    num_gpus: int | None = None,
-    mfu: float | None = None,
-    price: float | None = None,
-) -> Machine:
+def machine_for(known: Published, wanted: Hardware, *, active: int, is_moe: bool) -> Machine:
     """Put together what was given and what is published.
 
     Args:
         known: what is published.
+        wanted: what was given.
         active: parameters that compute one position.
         is_moe: the model is a mixture of experts.
-        gpu: its name; None is that of the paper.
-        num_gpus: None are those of the paper.
-        mfu: 0-1; None is what others reached.
-        price: dollars per GPU hour; None is the published one.
 
     Raises:
         ValueError: a value cannot be, or a GPU or its price is not known.
     """
-    name = (gpu or DEFAULT_GPU).lower()
-    if name not in known.gpus:
-        raise ValueError(
-            f"--gpu: {gpu} is none of {', '.join(known.gpus)}. For another GPU give the one of "
-            "these that is nearest in peak, with --mfu and --price"
-        )
-    if mfu is not None and not 0 < mfu <= 1:
-        raise ValueError(
-            f"--mfu: {mfu:g} is no fraction above 0 and up to 1. Write 13% as --mfu 0.13"
-        )
-    if price is not None and not 0 <= price < math.inf:
-        raise ValueError(f"--price: {price:g} is no price. Give dollars per GPU hour, 0 or more")
+    check_hardware(known, wanted)
+    name = _name(wanted)
+    mfu, price = wanted.mfu, wanted.price
     facts = known.gpus[name]
-    if price is None and facts.price is None:
-        raise ValueError(
-            f"--price: no price of a {name} is known here. Give one in dollars per GPU hour"
-        )
-    if num_gpus is not None and num_gpus < 1:
-        raise ValueError(f"--gpus: {num_gpus} is no number of GPUs. Give 1 or more")
     sources = {facts.source}
     if mfu is None:
         mfu, low, high, basis, sources_of_mfu = _usual_mfu(known, active, is_moe)
@@ -100,7 +74,7 @@ def machine(
         sources.add("prices")
     return Machine(
         name=name,
-        num_gpus=num_gpus or DEFAULT_NUM_GPUS,
+        num_gpus=wanted.num_gpus or DEFAULT_NUM_GPUS,
         peak_flops=facts.peak_teraflops * 1e12,
         mfu=mfu,
         mfu_low=low,
@@ -112,6 +86,36 @@ def machine(
         price_basis="given" if is_given else f"of {known.prices_of}",
         sources=tuple(key for key in known.sources if key in sources),
     )
+
+
+def _name(wanted: Hardware) -> str:
+    return (wanted.gpu or DEFAULT_GPU).lower()
+
+
+def check_hardware(known: Published, wanted: Hardware) -> None:
+    """Check the GPUs that were asked for.
+
+    Raises:
+        ValueError: a value cannot be, or a GPU or its price is not known.
+    """
+    name, mfu, price = _name(wanted), wanted.mfu, wanted.price
+    if name not in known.gpus:
+        raise ValueError(
+            f"--gpu: {name} is none of {', '.join(known.gpus)}. For another GPU give the one of "
+            "these that is nearest in peak, with --mfu and --price"
+        )
+    if mfu is not None and not 0 < mfu <= 1:
+        raise ValueError(
+            f"--mfu: {mfu:g} is no fraction above 0 and up to 1. Write 13% as --mfu 0.13"
+        )
+    if price is not None and not 0 <= price < math.inf:
+        raise ValueError(f"--price: {price:g} is no price. Give dollars per GPU hour, 0 or more")
+    if price is None and known.gpus[name].price is None:
+        raise ValueError(
+            f"--price: no price of a {name} is known here. Give one in dollars per GPU hour"
+        )
+    if wanted.num_gpus is not None and wanted.num_gpus < 1:
+        raise ValueError(f"--gpus: {wanted.num_gpus} is no number of GPUs. Give 1 or more")
 
 
 def _usual_mfu(

@@ -47,9 +47,7 @@ class Point:
         return 1 + self.superposition_fraction * (read - 1)
 
 
-def point_of(
-    schedule: Schedule, *, parameters: int, slot_weights: str = "uniform"
-) -> Point | None:
+def point_of(schedule: Schedule, *, parameters: int, slot_weights: str = "uniform") -> Point | None:
     """Return a schedule's point; None if it has no superposition."""
     phases = [phase for phase in schedule.phases if phase.is_superposition]
     num_steps = sum(phase.num_steps for phase in phases)
