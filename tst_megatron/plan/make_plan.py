@@ -77,7 +77,7 @@ def make_plan(recipe: Recipe, wishes: Wishes, *, baseline: Recipe | None = None)
     known = published()
     recipe, notes = without_unknown_keys(recipe)
     model = read_model(recipe)
-    machine = machine_for(known, wishes.hardware, active=model.active, is_moe=model.is_moe)
+    machine = machine_for(known, wishes.hardware, active=model.size, is_moe=model.is_moe)
     beside = None if baseline is None else _baseline_arm(baseline, model)
     point, with_tst, was_planned = _superposition(known, model, wishes.tokens_available)
     ordinary = beside or arm("ordinary run", _ordinary(model.schedule), model)
@@ -100,7 +100,7 @@ def make_plan(recipe: Recipe, wishes: Wishes, *, baseline: Recipe | None = None)
     ]
     if wishes.budget is not None:
         sections.append(
-            _advice(known, model, machine, point, wishes.budget, wishes.tokens_available)
+            _advice(known, model, machine, point, wishes.budget, wishes.tokens_available),
         )
     return Plan(
         recipe=str(recipe.path),
@@ -124,7 +124,9 @@ def _superposition(
 ) -> tuple[Point, Arm, bool]:
     """Return the schedule with superposition: the recipe's, or the best of the paper's grids."""
     schedule = model.schedule
-    point = point_of(schedule, parameters=model.active, slot_weights=model.slot_weights)
+    point = point_of(
+        schedule, parameters=model.size, slot_weights=model.slot_weights, resets=model.resets
+    )
     if point is not None:
         return point, arm("TST", schedule, model), True
     like = Point(
@@ -132,7 +134,7 @@ def _superposition(
         superposition_fraction=0.0,
         num_steps=schedule.num_steps,
         positions_per_step=model.positions_per_step,
-        parameters=model.active,
+        parameters=model.size,
     )
     unique = math.inf if available is None else available
     chosen = best(known, like, unique) or best(known, like, math.inf)

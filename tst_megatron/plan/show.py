@@ -16,6 +16,7 @@ _COLOURS = {
     "depends on the text": "yellow",
     "data-bound": "red",
     "no gain": "red",
+    "too short": "yellow",
 }
 
 

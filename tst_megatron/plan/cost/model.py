@@ -26,6 +26,8 @@ from tst_megatron.schedule import Schedule
 SIZE_OF: Mapping[str, int] = {"fp32": 4, "fp16": 2, "bf16": 2, "fp8": 1}
 """Bytes of a value, as Megatron's keys of the optimizer spell its type."""
 
+RESETS = ("reset-embeddings", "reset-optimizer")
+
 NEEDED = ("train-iters", "global-batch-size")
 
 
@@ -36,6 +38,8 @@ class Model:
     parameters: int
     active: int
     """Parameters that compute one position: the output layer counts, input embeddings do not."""
+    size: int
+    """The same with both tables, as the paper names its models."""
     is_moe: bool
     flops_per_position: float
     """Megatron's own count, of forward and backward."""
@@ -47,6 +51,8 @@ class Model:
     evaluation_share: float
     """FLOPs of all evaluations over those of training."""
     slot_weights: str
+    resets: tuple[str, ...]
+    """Keys of the tst block that reset something at the switch."""
     schedule: Schedule
 
     @property
@@ -102,6 +108,7 @@ def read_model(recipe: Recipe) -> Model:
     return Model(
         parameters=count.total,
         active=count.active(EMBEDDINGS),
+        size=count.active(),
         is_moe=bool(args.num_experts),
         flops_per_position=_flops_per_position(args),
         flops_by_formula=_flops_by_formula(args, count),
@@ -109,6 +116,7 @@ def read_model(recipe: Recipe) -> Model:
         token_bytes=token_dtype(args.vocab_size).itemsize,
         evaluation_share=_evaluation_share(values),
         slot_weights=recipe.tst.slot_weights,
+        resets=tuple(key for key in RESETS if recipe.tst.as_keys()[key]),
         schedule=schedule,
     )
 
@@ -119,7 +127,7 @@ def _flops_per_position(args: argparse.Namespace) -> float:
 
     ours = copy.copy(args)  # Megatron's count writes into its arguments.
     ours.global_batch_size = 1
-    return flops_per_step(ours) / args.seq_length
+    return float(flops_per_step(ours) / args.seq_length)
 
 
 def _flops_by_formula(args: argparse.Namespace, count: ParameterCount) -> float | None:

@@ -148,7 +148,7 @@ def advice_section(
     text = "text to spare" if math.isinf(unique) else f"{short(unique)} unique tokens"
     return Section(
         name="advice",
-        title=f"Advice: {limit} decide{'' if limit.endswith('s') else 's'}; {text}",
+        title=f"Advice within {limit}; {text}",
         columns=("", "schedule", "steps", "tokens", "gain", "days", "price"),
         rows=tuple(rows),
         lines=(line, f"{note} Decay and warm-up keep their numbers of steps, as in the paper."),

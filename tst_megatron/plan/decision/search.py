@@ -68,7 +68,9 @@ def choices(known: Published, like: Point, unique: float) -> Iterator[Choice]:
     sizes = [1, *known.grids[LONG].bag_sizes]
     for r in FRACTIONS:
         points = [
-            dataclasses.replace(like, bag_size=float(k), superposition_fraction=r, num_bag_sizes=1)
+            dataclasses.replace(
+                like, resets=(), bag_size=float(k), superposition_fraction=r, num_bag_sizes=1
+            )
             for k in sizes
         ]
         gains = [estimate(known, each).gain for each in points]

@@ -12,7 +12,9 @@ from tst_megatron.plan.gain.grids import Point
 from tst_megatron.plan.published.records import Published
 from tst_megatron.plan.section import Section
 
-Kind = Literal["compute-bound", "data-limited", "data-bound", "depends on the text", "no gain"]
+Kind = Literal[
+    "compute-bound", "data-limited", "data-bound", "depends on the text", "no gain", "too short"
+]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,7 +49,9 @@ def decide(known: Published, point: Point, available: float | None) -> Verdict:
     limit = data_bound_below(known, point)
     least = None if limit is None else limit[0]
     kind: Kind
-    if limit is None:
+    if point.num_steps < known.here.wins_from_steps:
+        kind, sentence = "too short", _too_short(known, point)
+    elif limit is None:
         kind, sentence = "no gain", _no_gain(point)
     elif available is None:
         assert found is not None
@@ -86,6 +90,15 @@ def _no_gain(point: Point) -> str:
     )
 
 
+def _too_short(known: Published, point: Point) -> str:
+    shortest = min(grid.num_steps for grid in known.grids.values())
+    return (
+        f"Too short to say: {point.num_steps:,} steps. The paper has no run below {shortest:,}, "
+        f"and this project's small models lost in {known.here.loses_at_steps:,} and won from "
+        f"{known.here.wins_from_steps:,} on."
+    )
+
+
 def _depends(found: Choice, limit: tuple[float, Choice]) -> str:
     return (
         "Depends on the text (--tokens-available). Compute-bound with "
@@ -113,14 +126,18 @@ def _compute_bound(known: Published, planned: Choice, found: Choice, available: 
 
 def _data_limited(known: Published, planned: Choice, found: Choice, available: float) -> str:
     against = planned.against(known)
-    why = f"{said_of(planned.point)} would read it {_times(planned.reading.raw_tokens, available)}"
-    if against:
-        why += f", and does not pay by {len(against)} of {len(known.laws)} laws"
-    gain = f"gains {found.worst:.3f} nats by the strictest law"
+    why = ""
+    if said_of(planned.point) != said_of(found.point):
+        read = _times(planned.reading.raw_tokens, available)
+        why = f" {said_of(planned.point)} would read it {read}"
+        if against:
+            why += f", and does not pay by {len(against)} of {len(known.laws)} laws"
+        why += "."
     return (
-        f"Data-limited: use {said_of(found.point)}, which reads your {short(available)} tokens "
-        f"{_times(found.reading.raw_tokens, available)} and {gain}. {why}. Output superposition "
-        "alone (tst.inputs: tokens) reads no more text than an ordinary run."
+        f"Data-limited: use {said_of(found.point)}. It reads your {short(available)} tokens "
+        f"{_times(found.reading.raw_tokens, available)} and gains {found.worst:.3f} nats by the "
+        f"strictest law.{why} Output superposition alone (tst.inputs: tokens) reads no more text "
+        "than an ordinary run."
     )
 
 

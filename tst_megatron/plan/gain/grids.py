@@ -39,6 +39,8 @@ class Point:
     inputs: Side = "bags"
     targets: Side = "bags"
     num_bag_sizes: int = 1
+    resets: tuple[str, ...] = ()
+    """Keys of the tst block that reset something at the switch."""
 
     @property
     def token_factor(self) -> float:
@@ -47,7 +49,13 @@ class Point:
         return 1 + self.superposition_fraction * (read - 1)
 
 
-def point_of(schedule: Schedule, *, parameters: int, slot_weights: str = "uniform") -> Point | None:
+def point_of(
+    schedule: Schedule,
+    *,
+    parameters: int,
+    slot_weights: str = "uniform",
+    resets: tuple[str, ...] = (),
+) -> Point | None:
     """Return a schedule's point; None if it has no superposition."""
     phases = [phase for phase in schedule.phases if phase.is_superposition]
     num_steps = sum(phase.num_steps for phase in phases)
@@ -63,6 +71,7 @@ def point_of(schedule: Schedule, *, parameters: int, slot_weights: str = "unifor
         inputs=phases[0].inputs,
         targets=phases[0].targets,
         num_bag_sizes=len(phases),
+        resets=resets,
     )
 
 
@@ -107,6 +116,8 @@ def _place(values: Sequence[float], wanted: float) -> tuple[int, float]:
 
 def estimate(known: Published, point: Point) -> Estimate:
     """Estimate the gain of a point, with a range and what is extrapolated."""
+    if point.resets:
+        return _with_reset(known, point)
     k, r = point.bag_size, point.superposition_fraction
     short_grid, long_grid, large = (known.grids[name] for name in (SHORT, LONG, LARGE))
     small_gain, large_gain = gain_in(short_grid, k, r), gain_in(large, k, r)
@@ -136,6 +147,17 @@ def estimate(known: Published, point: Point) -> Estimate:
         high=max(found) + noise,
         beyond=_beyond(known, point),
     )
+
+
+def _with_reset(known: Published, point: Point) -> Estimate:
+    """Return what the one published run with a reset ended with, which has no grid."""
+    found = [known.resets[key] for key in point.resets]
+    gain, noise = min(reset.gain for reset in found), known.noise_nats
+    beyond = tuple(
+        f"{key}, of which there is one run ({reset.of}) {known.cite(reset.source)}"
+        for key, reset in zip(point.resets, found, strict=True)
+    )
+    return Estimate(gain=gain, low=gain - noise, high=gain + noise, beyond=beyond)
 
 
 def _slot_change(known: Published, point: Point) -> float:

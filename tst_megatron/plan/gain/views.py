@@ -193,7 +193,10 @@ def views_section(
             *(f"{said_of_pair(known, pair)} {known.cite('paper')}" for pair in pairs),
         ),
         values={**_values(point, estimate, views), "nearest published model": nearest},
-        sources=("paper", "paper-figures", "besiroglu", "here"),
+        sources=(
+            *("paper", "paper-figures", "besiroglu", "here"),
+            *(known.resets[key].source for key in point.resets),
+        ),
     )
 
 

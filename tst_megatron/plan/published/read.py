@@ -21,6 +21,7 @@ from tst_megatron.plan.published.records import (
     Law,
     Pair,
     Published,
+    Reset,
     Run,
 )
 from tst_megatron.system.records import read_text
@@ -47,6 +48,7 @@ def read(folder: Path) -> Published:
         sources=_file(folder, "sources.yaml"),
         runs=_blocks(Run, paper, "runs", "paper.yaml"),
         pairs=_list(Pair, paper, "pairs", "paper.yaml"),
+        resets=_blocks(Reset, paper, "resets", "paper.yaml"),
         curves=_list(Curve, paper, "curves", "paper.yaml"),
         ablation=block(Ablation, paper.get("ablation"), "paper.yaml: ablation"),
         here=block(Here, paper.get("here"), "paper.yaml: here"),
@@ -144,6 +146,7 @@ def _check_references(found: Published) -> None:
         *found.grids.items(),
         *found.gpus.items(),
         *found.laws.items(),
+        *found.resets.items(),
         *((anchor.name, anchor) for anchor in found.anchors),
         *((curve.model, curve) for curve in found.curves),
         *(("ablation", found.ablation), ("here", found.here), ("moe-mfu", found.moe_mfu)),
@@ -151,6 +154,11 @@ def _check_references(found: Published) -> None:
     for name, each in blocks:
         if each.source not in found.sources:
             raise ValueError(f"{name}: its source {each.source} is not in sources.yaml")
+    _check_runs(found)
+    _check_numbers(found)
+
+
+def _check_runs(found: Published) -> None:
     for pair in found.pairs:
         for name in (pair.tst, pair.baseline):
             if name not in found.runs:
@@ -158,6 +166,9 @@ def _check_references(found: Published) -> None:
     for curve in found.curves:
         if (len(curve.positions), len(curve.losses)) != (2, 2):
             raise ValueError(f"curves: {curve.model} needs two positions and two losses")
+
+
+def _check_numbers(found: Published) -> None:
     for name, grid in found.grids.items():
         for fraction, losses in grid.losses.items():
             if len(losses) != len(grid.bag_sizes):

@@ -66,6 +66,17 @@ class Curve:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Reset:
+    """The end of a run that reset something at the switch."""
+
+    source: str
+    of: str
+    """Model and length."""
+    gain: float
+    """Loss of the ordinary run minus its own, in nats."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Here:
     """The lengths at which this project's own small runs won and lost."""
 
@@ -154,6 +165,8 @@ class Published:
     """Key -> the text of a source, in the order of its number."""
     runs: Mapping[str, Run]
     pairs: tuple[Pair, ...]
+    resets: Mapping[str, Reset]
+    """By the key of the tst block that asks for it."""
     curves: tuple[Curve, ...]
     ablation: Ablation
     here: Here
