@@ -33,7 +33,7 @@ def parse_amount(text: str, option: str, unit: str) -> float:
 def short(number: float, digits: int = 3) -> str:
     """Write a count with a letter, such as ``1.05T`` or ``254M``."""
     for factor, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if rounded(number, digits) >= factor:
+        if rounded(number / factor, digits) >= 1:
             return f"{rounded(number / factor, digits):,.12g}{letter}"
     return f"{rounded(number, digits):,.12g}"
 
