@@ -85,6 +85,7 @@ def make_plan(recipe: Recipe, wishes: Wishes, *, baseline: Recipe | None = None)
     verdict = decide(known, point, wishes.tokens_available)
     if not was_planned:
         notes = (*notes, f"the recipe has no superposition: {said_of(point)} is set beside it")
+    notes = (*notes, *_refused_epochs(recipe, wishes.tokens_available, (ordinary, with_tst)))
     sections = [
         cost_section(known, model, machine, (ordinary, with_tst), wishes.tokens_available),
         views_section(
@@ -109,6 +110,19 @@ def make_plan(recipe: Recipe, wishes: Wishes, *, baseline: Recipe | None = None)
         assumptions=_assumptions(known, model, machine, wishes, found.is_extrapolated),
         notes=notes,
         sources=_sources(known, sections),
+    )
+
+
+def _refused_epochs(
+    recipe: Recipe, available: float | None, arms: tuple[Arm, ...]
+) -> tuple[str, ...]:
+    """Say which runs a start would refuse, because they read the text too often."""
+    most = recipe.tst.max_epochs
+    return tuple(
+        f"{each.name}: reads the text {each.raw_tokens / available:.2f} times, and a start refuses "
+        f"more than tst.max-epochs = {most}"
+        for each in arms
+        if available is not None and each.raw_tokens > most * available
     )
 
 

@@ -103,3 +103,27 @@ def test_leanest_is_within_noise_and_reads_less():
     top, lean = best(KNOWN, AS_PAPER, 1e13), leanest(KNOWN, AS_PAPER, 1e13)
     assert lean.reading.raw_tokens < top.reading.raw_tokens
     assert lean.worst >= top.worst - KNOWN.noise_nats
+
+
+def test_schedule_that_loses_is_not_called_short_of_text():
+    """A reset at the switch loses, however much text there is."""
+    found = decide(KNOWN, dataclasses.replace(AS_PAPER, resets=("reset-embeddings",)), 1e14)
+    assert found.kind == "compute-bound"
+    assert not found.planned.pays(KNOWN)
+    assert f"K = {found.recommended.point.bag_size:g}" in found.sentence
+    assert "nats ahead of" in found.sentence
+
+
+@pytest.mark.parametrize("available", [None, 1e11, 1e13])
+def test_output_only_has_no_boundary(available):
+    point = dataclasses.replace(AS_PAPER, inputs="tokens")
+    found = decide(KNOWN, point, available)
+    assert found.sentence.startswith("Output superposition alone")
+    assert found.data_bound_below == 0
+    assert "none, as it reads no more text" in text_section(KNOWN, found, available).lines[0]
+
+
+@pytest.mark.parametrize("available", [1.0, 1e3, 1e300])
+def test_absurd_amounts_of_text_have_a_verdict(available):
+    found = decide(KNOWN, AS_PAPER, available)
+    assert found.kind == ("data-bound" if available < 1e12 else "compute-bound")

@@ -48,20 +48,27 @@ def decide(known: Published, point: Point, available: float | None) -> Verdict:
     found = best(known, point, unique)
     limit = data_bound_below(known, point)
     least = None if limit is None else limit[0]
+    is_once = planned.reading.raw_tokens <= unique
     kind: Kind
-    if point.num_steps < known.here.wins_from_steps:
-        kind, sentence = "too short", _too_short(known, point)
-    elif limit is None:
+    if limit is None:
         kind, sentence = "no gain", _no_gain(point)
+    elif point.num_steps < known.here.wins_from_steps and found is not None:
+        kind, sentence, found = "too short", _too_short(known, point), None
     elif available is None:
         assert found is not None
         kind, sentence = "depends on the text", _depends(found, limit)
     elif found is None:
         kind, sentence = "data-bound", _data_bound(known, planned, available)
-    elif planned.pays(known) and planned.reading.raw_tokens <= available:
+    elif is_once:
         kind, sentence = "compute-bound", _compute_bound(known, planned, found, available)
     else:
         kind, sentence = "data-limited", _data_limited(known, planned, found, available)
+    if point.inputs == "tokens" and kind in (
+        "depends on the text",
+        "compute-bound",
+        "data-limited",
+    ):
+        sentence = _output_only(planned)
     return Verdict(
         kind=kind,
         sentence=sentence,
@@ -109,19 +116,25 @@ def _depends(found: Choice, limit: tuple[float, Choice]) -> str:
 
 
 def _compute_bound(known: Published, planned: Choice, found: Choice, available: float) -> str:
-    read = f"It reads {short(planned.reading.raw_tokens)} of {short(available)} unique tokens, once"
-    if found.worst - planned.worst > known.noise_nats:
-        return (
-            f"Compute-bound: use TST with {said_of(found.point)}, which the grids put "
-            f"{found.worst - planned.worst:.3f} nats ahead of {said_of(planned.point)}. {read} or "
-            "less."
-        )
-    other = (
-        ""
-        if said_of(found.point) == said_of(planned.point)
-        else f", which is within noise of the grids' best, {said_of(found.point)}"
+    ahead = found.worst - planned.worst
+    used, other = planned, ""
+    if ahead > known.noise_nats:
+        used = found
+        other = f", which the estimate puts {ahead:.3f} nats ahead of {said_of(planned.point)}"
+    elif said_of(found.point) != said_of(planned.point):
+        other = f", which is within noise of the grids' best, {said_of(found.point)}"
+    return (
+        f"Compute-bound: use TST with {said_of(used.point)}{other}. It reads "
+        f"{short(used.reading.raw_tokens)} of {short(available)} unique tokens, once."
     )
-    return f"Compute-bound: use TST with {said_of(planned.point)}{other}. {read}."
+
+
+def _output_only(planned: Choice) -> str:
+    return (
+        f"Output superposition alone ({said_of(planned.point)}) reads no more text than an "
+        f"ordinary run, and gains about {planned.reading.gain:.3f} nats by one ablation. The paper "
+        "proposes it where text is short, and did not test it against epochs."
+    )
 
 
 def _data_limited(known: Published, planned: Choice, found: Choice, available: float) -> str:
@@ -164,6 +177,14 @@ def text_section(known: Published, verdict: Verdict, available: float | None) ->
         gain = (f"{verdict.planned.gains[key]:.3f}",) if has_text else ()
         rows.append((f"{law.title} {known.cite(law.source)}", *gain, stops))
     planned = verdict.planned
+    heads = () if available is None else (f"gain with {short(available)}",)
+    least = verdict.data_bound_below
+    read = short(planned.reading.raw_tokens)
+    end = "no K and r pays"
+    if least is not None:
+        end = f"below {short(least)} no K and r pays by all laws"
+    if least == 0:
+        end = "none, as it reads no more text than an ordinary run"
     heads = () if available is None else (f"gain with {short(available)}",)
     least = verdict.data_bound_below
     read = short(planned.reading.raw_tokens)
