@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from tst_megatron.plan.amounts import rounded, short
+from tst_megatron.plan.amounts import nats, rounded, short
 from tst_megatron.plan.decision.search import Choice, best, boundaries, choice, data_bound_below
 from tst_megatron.plan.gain.grids import Point
 from tst_megatron.plan.published.records import Published
@@ -174,7 +174,7 @@ def text_section(known: Published, verdict: Verdict, available: float | None) ->
     for key, law in known.laws.items():
         limit = verdict.limits[key]
         stops = "never pays" if limit is None else short(limit) if limit else "pays at any"
-        gain = (f"{verdict.planned.gains[key]:.3f}",) if has_text else ()
+        gain = (nats(verdict.planned.gains[key]),) if has_text else ()
         rows.append((f"{law.title} {known.cite(law.source)}", *gain, stops))
     planned = verdict.planned
     heads = () if available is None else (f"gain with {short(available)}",)
@@ -185,12 +185,6 @@ def text_section(known: Published, verdict: Verdict, available: float | None) ->
         end = f"below {short(least)} no K and r pays by all laws"
     if least == 0:
         end = "none, as it reads no more text than an ordinary run"
-    heads = () if available is None else (f"gain with {short(available)}",)
-    least = verdict.data_bound_below
-    read = short(planned.reading.raw_tokens)
-    end = (
-        "no K and r pays" if least is None else f"below {short(least)} no K and r pays by all laws"
-    )
     return Section(
         name="text",
         title=f"Text: {said_of(planned.point)} reads {read} raw tokens",

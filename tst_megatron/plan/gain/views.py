@@ -217,12 +217,12 @@ def _many(number: float) -> str:
 
 
 def _lines(known: Published, point: Point, estimate: Estimate, views: Views) -> list[str]:
-    kind = "Interpolated in the paper's grids, tables 4 to 7"
+    cited = known.cite("paper")
+    kind = f"interpolated in the paper's grids, tables 4 to 7 {cited}"
     if estimate.is_extrapolated:
-        kind = f"EXTRAPOLATED from the paper's grids: {'; '.join(estimate.beyond)}"
+        kind = f"EXTRAPOLATED from the paper's grids {cited}: {'; '.join(estimate.beyond)}"
     lines = [
-        f"Gain {kind[0].lower() if not estimate.is_extrapolated else kind[0]}{kind[1:]} "
-        f"{known.cite('paper')}; the range has run noise of ±{known.noise_nats} and the difference "
+        f"Gain {kind}; the range has run noise of ±{known.noise_nats} and the difference "
         "between grids. Curves of ordinary runs: Chinchilla's refit, scaled to the paper's "
         f"{known.cite('besiroglu', 'paper-figures')}.",
         f"Price of r: the steps without next-token training cost about {views.price:.3f} nats "
