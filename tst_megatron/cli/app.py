@@ -20,7 +20,7 @@ from tst_megatron.cli.data.reading import add_reading_commands
 from tst_megatron.cli.hf.evaluate import evaluate, evaluate_data
 from tst_megatron.cli.hf.models import export, generate, import_, quantize
 from tst_megatron.cli.nodes import doctor, preflight, preflight_verdict
-from tst_megatron.cli.recipes import check, params
+from tst_megatron.cli.recipes import check, params, plan
 from tst_megatron.cli.runs import branch, checkpoint_app, status
 from tst_megatron.cli.sweep import sweep
 from tst_megatron.cli.train import train
@@ -46,6 +46,7 @@ app.command()(check)
 app.command()(train)
 app.command()(branch)
 app.command()(params)
+app.command()(plan)
 app.command()(evaluate)
 app.command()(evaluate_data)
 app.command()(quantize)

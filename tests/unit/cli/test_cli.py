@@ -31,6 +31,10 @@ COMMANDS = {
     "train": {"recipe", "overrides", "--run-folder", "--nproc", "--fresh"},
     "branch": {"run", "overrides", "--step", "--output"},
     "params": {"recipe", "overrides"},
+    "plan": {
+        *("recipe", "overrides", "--baseline", "--gpus", "--gpu", "--mfu", "--price"),
+        *("--tokens-available", "--advise", "--max-flops", "--max-days", "--max-dollars", "--json"),
+    },
     "data tokenizer": {"inputs", "--output", "--vocab-size", "--text-key"},
     "data prepare": {
         *("inputs", "--tokenizer", "--output", "--text-key"),

@@ -1,0 +1,1 @@
+"""What a run takes: ``model.py`` counts on the recipe, ``machine.py`` knows GPUs, MFU, prices."""

@@ -1,0 +1,1 @@
+"""What superposition gains: the paper's grids, the worth of repeated text, the three views."""

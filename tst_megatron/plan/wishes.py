@@ -1,0 +1,77 @@
+"""Define what the command line adds to a recipe, and check it before anything is built."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from tst_megatron.plan.amounts import parse_amount
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Hardware:
+    """The GPUs that were asked for; None where nothing was said."""
+
+    gpu: str | None = None
+    """Kind of GPU. None is that of the paper."""
+    num_gpus: int | None = None
+    """None are those of the paper."""
+    mfu: float | None = None
+    """0-1. None is what others reached."""
+    price: float | None = None
+    """Dollars per GPU hour. None is a published price."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Budget:
+    """What must not be exceeded; None where there is no limit."""
+
+    flops: float | None = None
+    days: float | None = None
+    dollars: float | None = None
+
+    def limits(self) -> dict[str, float]:
+        """Return the limits that are given, by option."""
+        found = {
+            "--max-flops": self.flops,
+            "--max-days": self.days,
+            "--max-dollars": self.dollars,
+        }
+        return {name: value for name, value in found.items() if value is not None}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Wishes:
+    """Everything that the command line adds to a recipe."""
+
+    hardware: Hardware = Hardware()
+    tokens_available: float | None = None
+    """Unique raw tokens; None if they are not known."""
+    budget: Budget | None = None
+    """None: no advice is wanted."""
+
+
+def wishes(hardware: Hardware, budget: Budget, *, tokens: str | None, is_advised: bool) -> Wishes:
+    """Put together what was given.
+
+    Args:
+        hardware: as it was given.
+        budget: limits of the advice.
+        tokens: unique raw tokens as they were typed.
+        is_advised: advice is wanted.
+
+    Raises:
+        ValueError: a number cannot be, or a limit limits nothing.
+    """
+    for name, value in budget.limits().items():
+        if not is_advised:
+            raise ValueError(f"{name}: is a limit for --advise. Give that too, or leave it out")
+        if not 0 < value < math.inf:
+            raise ValueError(f"{name}: {value:g} is no limit. Give a number above 0")
+    return Wishes(
+        hardware=hardware,
+        tokens_available=None
+        if tokens is None
+        else parse_amount(tokens, "--tokens-available", "tokens"),
+        budget=budget if is_advised else None,
+    )
