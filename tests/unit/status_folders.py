@@ -90,6 +90,7 @@ def step_row(step, step_seconds=2.0):
         "bag size": bag_size,
         "raw tokens per second": RAW_TOKENS_PER_STEP * bag_size / step_seconds,
         "TFLOP/s per device": 800.0 / step_seconds,
+        "MFU": 0.4 / step_seconds,
         "step seconds": step_seconds,
         "device": "cpu",
     }

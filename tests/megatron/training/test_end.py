@@ -1,6 +1,7 @@
 """How a rank ends, whatever training did: what state.json says, and that no child is left."""
 
 import io
+import json
 import threading
 import traceback
 from types import SimpleNamespace
@@ -189,6 +190,30 @@ def test_stop_after_the_last_step_says_what_was_cut_off(job, monkeypatch):
     monkeypatch.setattr(endings, "finished", lambda *_: ending)
     assert job.rank(0, fails(SystemExit(0))) == 0
     assert job.told() == ("finished", reason)
+
+
+@pytest.mark.parametrize(("device", "mfu"), [("NVIDIA H200", 0.5), ("cpu", None)])
+def test_mfu_is_recorded_where_the_peak_of_the_device_is_known(tmp_path, monkeypatch, device, mfu):
+    from rich.console import Console
+
+    from tst_megatron.megatron import loop
+    from tst_megatron.schedule import Schedule, resolve_phases
+    from tst_megatron.training.report import recorder as module
+
+    schedule = Schedule(
+        phases=resolve_phases([(1, 1.0)], num_steps=4), num_latent_positions=8, global_batch_size=2
+    )
+    written = []
+    monkeypatch.setattr(loop, "teraflops_per_device", lambda _, seconds: 989 / seconds)
+    monkeypatch.setattr(module.names, "get_args", lambda: None)
+    monkeypatch.setattr(module, "_to_writers", lambda numbers, step: written.append(numbers))
+    console = Console(file=io.StringIO())
+    recorder = module.Recorder(tmp_path / "metrics.jsonl", schedule, console=console, device=device)
+    recorder.on_load(0)
+    recorder.on_step(1, 2.0, {"lm loss": 3.0})
+    recorder.close()
+    (row,) = map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines())
+    assert row.get("MFU") == written[0].get("MFU") == mfu
 
 
 def test_numbers_are_on_disk_before_the_checkpoint_that_follows_them(tmp_path, monkeypatch):

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from made_runs import POSITIONS_PER_STEP, Made, falling
 
-from tst_megatron.compare.runs.costs import peak_teraflops
 from tst_megatron.compare.runs.open_runs import open_runs
+from tst_megatron.plan.cost.machine import peak_teraflops
 from tst_megatron.recipe.recipe import RecipeError
 
 PHASES = ((4, 300), (1, 700))

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from tst_megatron.cli.views.status import RunStatus
 from tst_megatron.training.console import duration
-from tst_megatron.training.report.metrics_file import SAID
+from tst_megatron.training.report.metrics_file import MFU, SAID
 
 STYLES = {"running": "green", "finished": "green", "failed": "red", "no sign of life": "red"}
 
@@ -24,6 +24,7 @@ def as_keys(status: RunStatus) -> dict[str, Any]:
     """Return the facts for JSON, under the names of ``metrics.jsonl`` where it has them too."""
     facts = {name.replace("_", " "): value for name, value in dataclasses.asdict(status).items()}
     facts["TFLOP/s per device"] = facts.pop("teraflops per device")
+    facts[MFU] = facts.pop("mfu")
     # JSON knows no NaN and no infinity.
     return {
         name: None if isinstance(value, float) and not math.isfinite(value) else value
@@ -105,6 +106,8 @@ def _speed(status: RunStatus) -> str:
         parts.append(f"{_short(status.raw_tokens_per_second)} raw tokens/s")
     if status.teraflops_per_device is not None:
         parts.append(f"{_flops(status.teraflops_per_device)} TFLOP/s per device")
+    if status.mfu is not None:
+        parts.append(f"MFU {status.mfu:.1%}")
     return ", ".join(parts) or NOTHING
 
 

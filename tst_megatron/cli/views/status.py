@@ -27,6 +27,7 @@ from tst_megatron.system.records import Damaged
 from tst_megatron.training.report.metrics_file import (
     BAG_LOSS,
     LM_LOSS,
+    MFU,
     VALIDATION_LOSS,
     read_newest,
 )
@@ -76,6 +77,8 @@ class RunStatus:
     """Median of the last steps, as the two that follow."""
     raw_tokens_per_second: float | None
     teraflops_per_device: float | None
+    mfu: float | None
+    """Model FLOPs over the dense BF16 peak of the device, 0-1; None where the peak is not known."""
     seconds_left: float | None
     """At the median, without evaluations, saves and waits. A step costs the same in all phases."""
     estimated_end_utc: str | None
@@ -146,6 +149,7 @@ def run_status(path: Path, *, now: float) -> RunStatus:
         # Of this phase alone: the median of 50 steps would lag behind a switch.
         raw_tokens_per_second=step_seconds and schedule.raw_tokens_per_step(phase) / step_seconds,
         teraflops_per_device=_median(steps, "TFLOP/s per device"),
+        mfu=_median(steps, MFU),
         seconds_left=seconds_left,
         estimated_end_utc=_utc(now + (seconds_left or 0.0)) if is_running else None,
         seconds_since_last_step=max(0.0, now - _changed(run.metrics)) if steps else None,

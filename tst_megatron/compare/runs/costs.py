@@ -8,21 +8,10 @@ from typing import Any
 import numpy as np
 
 from tst_megatron.compare.results import Curve, Floats, Ints
+from tst_megatron.plan.cost.machine import peak_teraflops
 
 SLOWEST = 5.0
 """Times the median: what a slower step counts as where it stands for the steps beside it too."""
-
-PEAK_TERAFLOPS = (
-    # Of one device, bf16, dense. NVIDIA's data sheets give them with sparsity, twice as much.
-    # A name may be part of another, so the longer one stands first.
-    ("GB200", 2500.0),
-    ("B200", 2250.0),
-    ("H100 PCIe", 756.0),
-    ("H100 NVL", 835.0),
-    ("H100", 989.0),
-    ("H200", 989.0),
-    ("A100", 312.0),
-)
 
 
 def curve_of(rows: Iterable[Mapping[str, Any]], name: str) -> Curve:
@@ -80,11 +69,6 @@ def flops_per_step(teraflops: Curve, seconds: Curve, num_devices: float | None) 
     products = teraflops.values[at] * seconds.values[there]
     products = products[products > 0]
     return float(np.median(products)) * 1e12 * num_devices if len(products) else None
-
-
-def peak_teraflops(device: str) -> float | None:
-    """Return the bf16 peak of a device in dense TFLOP/s, where it is known."""
-    return next((peak for name, peak in PEAK_TERAFLOPS if name.lower() in device.lower()), None)
 
 
 def numbers_of_rows(curves: Mapping[str, Curve], device: str) -> dict[str, float]:

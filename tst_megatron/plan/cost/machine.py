@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from tst_megatron.plan.published.read import published
 from tst_megatron.plan.published.records import Anchor, Published
 from tst_megatron.plan.wishes import Hardware
 
@@ -86,6 +87,17 @@ def machine_for(known: Published, wanted: Hardware, *, active: int, is_moe: bool
         price_basis="given" if is_given else f"of {known.prices_of}",
         sources=tuple(key for key in known.sources if key in sources),
     )
+
+
+def peak_teraflops(device: str) -> float | None:
+    """Return the dense BF16 peak of a device in TFLOP/s; None where it is not known.
+
+    Args:
+        device: its name, as its driver gives it.
+    """
+    # One name may be a part of another, and then the longer one is meant.
+    gpus = sorted(published().gpus.values(), key=lambda gpu: len(gpu.device), reverse=True)
+    return next((gpu.peak_teraflops for gpu in gpus if gpu.device.lower() in device.lower()), None)
 
 
 def _name(wanted: Hardware) -> str:

@@ -111,6 +111,8 @@ class Gpu:
     """A GPU that can be planned for."""
 
     source: str
+    device: str
+    """Part of the name that its driver gives."""
     peak_teraflops: float
     """Dense, in BF16."""
     price: float | None = None

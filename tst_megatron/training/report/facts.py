@@ -12,7 +12,8 @@ in it decides whether a run can start, and a damaged one is replaced. Its block 
 - ``parameters``: ``total``; ``active``, those that compute one position, among the experts those
   that it is routed to; ``embedding``, those of the tables of input and output, tied ones once.
 - ``FLOPs per step``: Megatron's own count of the floating-point operations of a global batch.
-- ``world size`` and ``device`` of this start.
+- ``world size`` and ``device`` of this start, and ``peak TFLOP/s per device``: dense, in BF16, on
+  which the MFU of ``metrics.jsonl`` is based, also for FP8; null where it is not known.
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ from typing import Any
 
 from tst_megatron.data.stream.corpora import Corpus
 from tst_megatron.megatron import loop, names, ranks
+from tst_megatron.plan.cost.machine import peak_teraflops
 
 
 def facts_of_run(
@@ -33,6 +34,7 @@ def facts_of_run(
         "FLOPs per step": loop.flops_per_step(args),
         "world size": args.world_size,
         "device": device,
+        "peak TFLOP/s per device": peak_teraflops(device),
     }
 
 

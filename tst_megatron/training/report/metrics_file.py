@@ -31,6 +31,10 @@ SAID = {
 }
 """What a person reads for each; the records keep the names that their readers know."""
 
+MFU = "MFU"
+"""The share (0-1) of the device's dense BF16 peak that the model's own FLOPs reach, as Megatron
+counts them, in every precision. Absent where the peak is not known; ``facts.json`` has the peak."""
+
 PEAK_MEMORY = "peak memory bytes"
 """The most memory that this rank, the last one, has held since this start: of a GPU, what torch's
 tensors took on the device; on the CPU host, the resident memory of the whole process. Other ranks

@@ -21,6 +21,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from tst_megatron.megatron import loop, names, ranks, writers
+from tst_megatron.plan.cost.machine import peak_teraflops
 from tst_megatron.schedule import Schedule
 from tst_megatron.training.report.block_losses import HeldOutLosses
 from tst_megatron.training.report.evaluations import (
@@ -33,6 +34,7 @@ from tst_megatron.training.report.metrics_file import (
     DROPPED,
     EVALUATIONS,
     LM_LOSS,
+    MFU,
     PEAK_MEMORY,
     SAID,
     TEST_LOSS,
@@ -85,6 +87,7 @@ class Recorder:
         self._has_said_not_kept = False
         self._schedule = schedule
         self._device = device
+        self._peak = peak_teraflops(device)
         self._file: TextIO | None = None
         self._last_evaluation = ("", -1)
         self._progress = _Progress(console, schedule.num_steps)
@@ -109,6 +112,7 @@ class Recorder:
         schedule = self._schedule
         phase = schedule.phase_at(step - 1)
         raw_tokens = schedule.raw_tokens_per_step(phase)
+        teraflops = loop.teraflops_per_device(names.get_args(), seconds)
         latent_positions = schedule.latent_positions_before(1)
         loss_name = BAG_LOSS if phase.is_superposition else LM_LOSS
         ours = {
@@ -117,7 +121,8 @@ class Recorder:
             "latent positions": schedule.latent_positions_before(step),
             "raw tokens per second": raw_tokens / seconds,
             "latent positions per second": latent_positions / seconds,
-            "TFLOP/s per device": loop.teraflops_per_device(names.get_args(), seconds),
+            "TFLOP/s per device": teraflops,
+            **({} if self._peak is None else {MFU: teraflops / self._peak}),
             "step seconds": seconds,
             PEAK_MEMORY: ranks.peak_memory_bytes(),
         }
