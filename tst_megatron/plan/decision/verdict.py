@@ -118,11 +118,14 @@ def _depends(found: Choice, limit: tuple[float, Choice]) -> str:
 def _compute_bound(known: Published, planned: Choice, found: Choice, available: float) -> str:
     ahead = found.worst - planned.worst
     used, other = planned, ""
-    if ahead > known.noise_nats:
+    # Two runs are compared, and each has its noise.
+    if ahead > 2 * known.noise_nats:
         used = found
         other = f", which the estimate puts {ahead:.3f} nats ahead of {said_of(planned.point)}"
     elif said_of(found.point) != said_of(planned.point):
-        other = f", which is within noise of the grids' best, {said_of(found.point)}"
+        other = (
+            f", which is within the noise of two runs of the grids' best, {said_of(found.point)}"
+        )
     return (
         f"Compute-bound: use TST with {said_of(used.point)}{other}. It reads "
         f"{short(used.reading.raw_tokens)} of {short(available)} unique tokens, once."
