@@ -287,7 +287,7 @@ def test_command_prints_json_alone(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--gpu", "a100"], "--gpu: a100 is none of"),
+        (["--gpu", "v100"], "--gpu: v100 is none of"),
         (["--mfu", "13"], "--mfu: 13 is no fraction"),
         (["--tokens-available", "lots"], "--tokens-available: lots is no number of tokens"),
         (["--max-days", "3"], "--max-days: is a limit for --advise"),

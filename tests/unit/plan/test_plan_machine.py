@@ -41,7 +41,10 @@ def test_dense_model_has_the_mfu_of_the_nearest_dense_run(active, mfu):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"gpu": "a100"}, "--gpu: a100 is none of b200, gb200, h200, h100"),
+        (
+            {"gpu": "v100"},
+            "--gpu: v100 is none of b200, gb200, h200, h100, h100-pcie, h100-nvl, a100",
+        ),
         ({"mfu": 0.0}, "--mfu: 0 is no fraction above 0 and up to 1"),
         ({"mfu": 13.0}, "--mfu: 13 is no fraction"),
         ({"mfu": float("nan")}, "--mfu: nan"),

@@ -77,7 +77,12 @@ def test_sources_are_numbered_in_the_order_of_their_file():
     ("name", "old", "new", "message"),
     [
         ("hardware.yaml", "peak-teraflops: 2250", "peak: 2250", "gpus.b200: peak is none of"),
-        ("hardware.yaml", "{source: vendor, peak-teraflops: 2500}", "{source: vendor}", "missing"),
+        (
+            "hardware.yaml",
+            "{source: vendor, device: GB200, peak-teraflops: 2500}",
+            "{source: vendor, device: GB200}",
+            "missing",
+        ),
         ("hardware.yaml", "peak-teraflops: 989", "peak-teraflops: fast", "wrong type"),
         ("hardware.yaml", "source: vendor", "source: hearsay", "hearsay is not in sources"),
         ("hardware.yaml", "gpus:", "cpus:", "gpus is missing"),

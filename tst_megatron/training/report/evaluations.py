@@ -174,7 +174,7 @@ def write_blocks(path: Path, blocks: BlockLosses) -> None:
     content = io.BytesIO()
     # Compressed: the counts are the same in every evaluation, and take no room so.
     # Not with allow_pickle, which older NumPy takes for an array to be saved.
-    np.savez_compressed(content, **arrays)
+    np.savez_compressed(content, **arrays)  # type: ignore[arg-type]
     path.parent.mkdir(exist_ok=True)
     write_bytes_beside(path, content.getvalue())
 
