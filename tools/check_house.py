@@ -24,7 +24,7 @@ LAYERS = (
     {"megatron", "data"},
     {"recipe"},
     {"model", "checkpoint", "nodes"},
-    {"hf"},
+    {"hf", "plan"},
     {"training"},
     {"bench", "compare", "sweep"},
     {"cli"},

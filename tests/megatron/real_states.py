@@ -52,15 +52,17 @@ def _states(layout: Layout) -> dict[str, int]:
     assert optimizer.step()[0]
     optimizer.zero_grad()
     del batches, tokens
-    held = {key: size for key, size in _living().items() if key not in before}
-    return {**_by_part(models, optimizer), "all": sum(held.values())}
+    held = sum(size for key, size in _living().items() if key not in before)
+    return {**_by_part(models, optimizer), "all": held}
 
 
 def _by_part(models: list[Any], optimizer: Any) -> dict[str, int]:
     """What the rank's buffers and its optimizer say of themselves."""
     from tst_megatron.megatron.optimizer import optimizers_of
 
-    buffers = [each for model in models for each in (*model.buffers, *model.expert_parallel_buffers)]
+    buffers = [
+        each for model in models for each in (*model.buffers, *model.expert_parallel_buffers)
+    ]
     weights = [each for model in models for each in model.module.parameters()]
     flat = [each.param_data for each in buffers if each.param_data is not None]
     moments = copies = steps = 0
@@ -84,7 +86,8 @@ def _living() -> dict[int, int]:
     gc.collect()
     found = {}
     for each in gc.get_objects():
-        if type(each) in (torch.Tensor, torch.nn.Parameter):
+        # Bytes are states of random number generators, which a GPU keeps on the host.
+        if type(each) in (torch.Tensor, torch.nn.Parameter) and each.dtype != torch.uint8:
             for tensor in (each, each.grad):
                 if tensor is not None:
                     storage = tensor.untyped_storage()

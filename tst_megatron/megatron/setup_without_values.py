@@ -96,7 +96,7 @@ def set_up(
         Exception: whatever Megatron raises in building them.
     """
     forget_the_job()
-    _fake_groups(of, rank)
+    fake_groups(of, rank)
     names.global_vars.set_args(args)
     names.global_vars._set_timers(args)
     init_num_microbatches_calculator(
@@ -156,7 +156,8 @@ def forget_the_job() -> None:
     names.global_vars.unset_global_variables()
 
 
-def _fake_groups(args: argparse.Namespace, rank: int) -> None:
+def fake_groups(args: argparse.Namespace, rank: int) -> None:
+    """Let this process be a rank of a job whose other ranks do not exist."""
     # torch has no public name for them; its own tests and Megatron's fake-process-group use these.
     from torch.testing._internal.distributed.fake_pg import FakeStore
 

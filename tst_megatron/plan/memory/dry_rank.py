@@ -63,4 +63,5 @@ def _count(args: argparse.Namespace, tst: TSTConfig, rank: int) -> str:
         model_config = TSTGPTModelConfig.from_arguments(plain, tst)
     models, optimizer = setup_without_values.set_up(plain, model_config, of=args, rank=rank)
     moments_of_first_step(optimizer)
-    return json.dumps(dataclasses.asdict(of_the_job(count_states(models, optimizer), args)))
+    states = of_the_job(count_states(models, optimizer), args, models)
+    return json.dumps(dataclasses.asdict(states))

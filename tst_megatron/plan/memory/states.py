@@ -32,6 +32,8 @@ class States:
     """All else that the optimizer keeps of each weight; its counts of steps are in host memory."""
     buffers: int
     """Tensors of the model that are not trained."""
+    weights_in_8_bits: int = 0
+    """Copies that FP8 needs, by a rule (``of_the_job``): only a GPU builds them."""
 
     @property
     def optimizer(self) -> int:
@@ -88,28 +90,50 @@ def moments_of_first_step(optimizer: Any) -> None:
         part.optimizer.zero_grad(set_to_none=True)
 
 
-def of_the_job(plain: States, args: argparse.Namespace) -> States:
-    """Return the states in the types that a job asks for, of which the plain form has fp32.
+def of_the_job(plain: States, args: argparse.Namespace, models: Sequence[Any]) -> States:
+    """Return the states in the types that a job asks for, which a plain form has wider.
 
     Args:
         plain: of the form that ``setup_without_values.plain_arguments`` describes.
         args: of the job.
+        models: the chunks of the plain form.
     """
-    if not args.use_precision_aware_optimizer:
+    if args.use_precision_aware_optimizer:
+        moments = args.exp_avg_dtype.itemsize + args.exp_avg_sq_dtype.itemsize
+        plain = dataclasses.replace(
+            plain,
+            main_parameters=plain.main_parameters // 4 * _bytes_of_copies(args),
+            moments=plain.moments // 8 * moments,
+        )
+    if not args.fp8:
         return plain
-    num_moments = plain.moments // 8
-    # TE FusedAdam keeps those 16 bits of an fp32 copy that its bf16 weight lacks
-    # (optimizer_config.py: store_param_remainders, and distrib_optimizer.py, which never lets it
-    # hold copies beside FP8 weights).
-    copies = args.main_params_dtype.itemsize
-    has_copies_in_adam = copies < 4 or not args.fp8 or args.fp8_recipe == "delayed"
-    if args.bf16 and copies == 4 and has_copies_in_adam:
-        copies = 2
-    return dataclasses.replace(
-        plain,
-        main_parameters=plain.main_parameters // 4 * copies,
-        moments=num_moments * (args.exp_avg_dtype.itemsize + args.exp_avg_sq_dtype.itemsize),
+    names = ("linear_qkv.weight", "linear_proj.weight", "linear_fc1.weight", "linear_fc2.weight")
+    quantised = sum(
+        parameter.numel()
+        for model in models
+        for name, parameter in model.module.named_parameters()
+        if name.endswith(names)
     )
+    # A matrix product reads its weight along rows in one pass and along columns in the other, and
+    # TE keeps both forms; MXFP8 has a scale of a byte for 32 numbers of each
+    # (transformer_engine/pytorch/tensor/mxfp8_tensor.py, and get_weight_workspace in
+    # module/base.py where the weight itself stays bf16).
+    forms = 2 * (quantised + (quantised // 32 if args.fp8_recipe == "mxfp8" else 0))
+    # With fp8-param-gather no bf16 form of these weights is kept.
+    without = 2 * quantised if args.fp8_param_gather else 0
+    return dataclasses.replace(
+        plain, parameters=plain.parameters - without, weights_in_8_bits=forms
+    )
+
+
+def _bytes_of_copies(args: argparse.Namespace) -> int:
+    """Return the bytes of a main copy in the precision-aware optimizer."""
+    size = int(args.main_params_dtype.itemsize)
+    # TE FusedAdam keeps of an fp32 copy those 16 bits that its bf16 weight lacks (Megatron's
+    # optimizer_config.py: store_param_remainders). It never has copies of FP8 weights; Megatron
+    # then keeps them itself (use_precision_aware_optimizer_no_fp8_or_ds_fp8).
+    is_in_adam = size < 4 or not args.fp8 or args.fp8_recipe == "delayed"
+    return 2 if args.bf16 and size == 4 and is_in_adam else size
 
 
 def _storages(tensors: Iterable[Tensor | None]) -> dict[int, int]:

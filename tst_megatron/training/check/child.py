@@ -14,6 +14,7 @@ from tst_megatron.recipe.check.megatron_arguments import reason_of
 from tst_megatron.recipe.tst_config import TSTConfig
 from tst_megatron.training.check.words import FINE, MISSING, REFUSED
 
+
 def _stage_problem(layers: list[int], num_layers: int) -> str | None:
     """Return what is wrong with pipeline stages that do not hold all layers together, or None."""
     shares = "+".join(map(str, layers))

@@ -1,0 +1,240 @@
+"""Measure what one layer of each kind keeps for its backward pass, and what it works on.
+
+Each is run forward and backward on the CPU at two small sizes (``megatron/layers_alone.py``). What
+autograd keeps is told by its own hooks, storage by storage, and the most that lives at once by the
+allocator. Both are linear in the positions, and in their square where attention keeps scores.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tst_megatron.megatron import layers_alone
+from tst_megatron.megatron.cpu.transformer_engine import transformer_engine_of_the_job
+from tst_megatron.model.gpt import TSTGPTModelConfig
+from tst_megatron.recipe.tst_config import TSTConfig
+
+LENGTH = 16
+"""Positions of the smaller size, for each tensor-parallel rank; the other is twice as long."""
+EXPERTS, ACTIVATIONS = "experts", "activations of experts"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Growth:
+    """Bytes as a function of the positions of a micro-batch."""
+
+    constant: float
+    per_position: float
+    per_square: float
+    """By length x length x sequences: scores."""
+
+    def at(self, length: int, batch: int) -> float:
+        """Return the bytes of a micro-batch of some sequences of a length."""
+        return self.constant + batch * length * (self.per_position + length * self.per_square)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Layer:
+    """What one layer, the embedding, or the output layer with its loss needs."""
+
+    kept: Growth
+    """For the backward pass, but for what the next two fields have; weights do not count."""
+    kept_by_experts: Growth
+    """By the matrix products of experts for the positions that are routed to them."""
+    kept_activations_of_experts: Growth
+    """The input of their second product, which recompute of ``moe_act`` does not keep."""
+    peak: Growth
+    """The most that lives at once while it runs forward and backward, gradients included."""
+
+
+def measure_layers(args: argparse.Namespace, tst: TSTConfig, bag_sizes: list[int]) -> str:
+    """Measure the layers of a job, in this forked process, and return them as JSON.
+
+    Args:
+        args: validated for the job.
+        tst: the recipe's block.
+        bag_sizes: for which embedding and loss are measured.
+    """
+    is_fused = args.transformer_impl != "local"
+    alone = layers_alone.arguments_of_layers(args, is_fused=is_fused)
+    with transformer_engine_of_the_job():
+        model_config = TSTGPTModelConfig.from_arguments(alone, tst)
+    model = layers_alone.build_layers(alone, model_config, is_fused=is_fused)
+    bench = _Bench(alone, model, has_scores=not is_fused)
+    kinds = layers_alone.kinds_of_layers(args)
+    layers = list(model.decoder.layers)
+    found = {
+        kind: bench.measure(bench.layer(each)) for kind, each in zip(kinds, layers, strict=True)
+    }
+    # Without layers the rest of the model is the final norm, the output layer and the loss.
+    model.decoder.layers = torch.nn.ModuleList()
+    for bag_size in bag_sizes:
+        found[f"embedding, K={bag_size}"] = bench.measure(bench.embedding(bag_size))
+        found[f"loss, K={bag_size}"] = bench.measure(bench.loss(bag_size))
+    return json.dumps({name: dataclasses.asdict(layer) for name, layer in found.items()})
+
+
+def layers_of(said: str) -> dict[str, Layer]:
+    """Read what ``measure_layers`` returned."""
+    return {
+        name: Layer(**{part: Growth(**growth) for part, growth in layer.items()})
+        for name, layer in json.loads(said).items()
+    }
+
+
+Run = Callable[[int, int], Tensor]
+"""Runs a part of the model forward on sequences of a length: (length, sequences) -> output."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Bench:
+    args: argparse.Namespace
+    model: Any
+    has_scores: bool
+
+    def layer(self, layer: Any) -> Run:
+        def run(length: int, batch: int) -> Tensor:
+            states = layers_alone.hidden_states(self.args, length, batch)
+            output, _ = layer(
+                hidden_states=states, attention_mask=None, rotary_pos_emb=self._angles(length)
+            )
+            return output  # type: ignore[no-any-return]
+
+        return run
+
+    def embedding(self, bag_size: int) -> Run:
+        def run(length: int, batch: int) -> Tensor:
+            tokens, positions = _tokens(length, batch, bag_size)
+            return self.model.embedding(input_ids=tokens, position_ids=positions)  # type: ignore[no-any-return]
+
+        return run
+
+    def loss(self, bag_size: int) -> Run:
+        def run(length: int, batch: int) -> Tensor:
+            tokens, positions = _tokens(length, batch, bag_size)
+            states = layers_alone.hidden_states(self.args, length, batch)
+            return self.model(  # type: ignore[no-any-return]
+                tokens, positions, None, decoder_input=states, labels=tokens
+            )
+
+        return run
+
+    def _angles(self, length: int) -> Tensor | None:
+        rope = getattr(self.model, "rotary_pos_emb", None)
+        return None if rope is None or self.args.multi_latent_attention else rope(length)
+
+    def measure(self, run: Run) -> Layer:
+        """Measure a part at two sizes, or at three where scores are kept."""
+        length = LENGTH * self.args.tensor_model_parallel_size
+        sizes = [(length, 1), (2 * length, 1), *([(length, 2)] if self.has_scores else [])]
+        measured = [self._once(run, *size) for size in sizes]
+        return Layer(
+            **{part: _growth(length, [each[part] for each in measured]) for part in measured[0]}
+        )
+
+    def _once(self, run: Run, length: int, batch: int) -> dict[str, int]:
+        kept: dict[str, dict[int, Any]] = {"": {}, EXPERTS: {}, ACTIVATIONS: {}}
+        weights = {each.untyped_storage()._cdata for each in self.model.parameters()}
+        with _place_in(self.model) as place, _allocations() as allocations:
+
+            def keep(tensor: Tensor) -> Tensor:
+                storage = tensor.untyped_storage()
+                known = any(storage._cdata in storages for storages in kept.values())
+                if not known and storage._cdata not in weights:
+                    kept[place()][storage._cdata] = storage
+                return tensor
+
+            with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+                output = run(length, batch)
+            # Recompute empties storages at the end of the forward pass.
+            sizes = {
+                name: sum(storage.nbytes() for storage in storages.values())
+                for name, storages in kept.items()
+            }
+            kept = {}
+            edge = torch.autograd.graph.get_gradient_edge(output)
+            gradient = torch.zeros_like(output)
+            # The next layer keeps this output, as its input.
+            del output
+            torch.autograd.backward([edge], [gradient])
+        return {
+            "kept": sizes[""],
+            "kept_by_experts": sizes[EXPERTS],
+            "kept_activations_of_experts": sizes[ACTIVATIONS],
+            "peak": _most(allocations),
+        }
+
+
+def _tokens(length: int, batch: int, bag_size: int) -> tuple[Tensor, Tensor]:
+    shape = (batch, length) if bag_size == 1 else (batch, length, bag_size)
+    return torch.zeros(shape, dtype=torch.int64), torch.arange(length).expand(batch, -1)
+
+
+def _growth(length: int, values: list[int]) -> Growth:
+    """Return the growth through values at (length, 1), (2 length, 1) and perhaps (length, 2)."""
+    one, long, *wide = values
+    # With a square there are three unknowns: doubling the batch doubles all but the constant.
+    constant = 2 * one - wide[0] if wide else 2 * one - long
+    square = (long - constant - 2 * (one - constant)) / 2 if wide else 0.0
+    return Growth(
+        constant=float(constant),
+        per_position=(one - constant - square) / length,
+        per_square=square / length**2,
+    )
+
+
+@contextmanager
+def _place_in(model: Any) -> Iterator[Callable[[], str]]:
+    """Tell where in a model its forward pass is: in the experts, or in their second product."""
+    places: list[str] = [""]
+    handles = []
+    for name, module in model.named_modules():
+        place = ""
+        if ".experts" in name:
+            place = ACTIVATIONS if name.endswith("linear_fc2") else EXPERTS
+            if place == EXPERTS and not name.endswith(".experts"):
+                continue
+        else:
+            continue
+        handles += [
+            module.register_forward_pre_hook(lambda *_, place=place: places.append(place)),
+            module.register_forward_hook(lambda *_: places.pop() and None),
+        ]
+    try:
+        yield lambda: places[-1]
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def _allocations() -> Iterator[list[int]]:
+    """Record what the allocator gives, and takes back as a negative number, in its order."""
+    sizes: list[int] = []
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(activities=activities, profile_memory=True) as profile:
+        yield sizes
+    events = profile.profiler.kineto_results.events()  # type: ignore[union-attr]
+    memory = sorted(
+        ((each.start_ns(), each.nbytes()) for each in events if each.name() == "[memory]"),
+        key=lambda each: each[0],
+    )
+    sizes.extend(size for _, size in memory)
+
+
+def _most(sizes: list[int]) -> int:
+    """Return the most bytes that lived at once."""
+    most = now = 0
+    for size in sizes:
+        now += size
+        most = max(most, now)
+    return most
