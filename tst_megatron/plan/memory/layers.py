@@ -1,8 +1,8 @@
 """Measure what one layer of each kind keeps for its backward pass, and what it works on.
 
 Each is run forward and backward on the CPU at two small sizes (``megatron/layers_alone.py``). What
-autograd keeps is told by its own hooks, storage by storage, and the most that lives at once by the
-allocator. Both are linear in the positions, and in their square where attention keeps scores.
+autograd keeps is told by its own hooks, storage by storage, and what lives at once after each
+operation (``living.py``). Both are linear in the positions, and in their square where attention keeps scores.
 """
 
 from __future__ import annotations
@@ -20,7 +20,9 @@ from torch import Tensor
 
 from tst_megatron.megatron import layers_alone
 from tst_megatron.megatron.cpu.transformer_engine import transformer_engine_of_the_job
+from tst_megatron.model import linear_loss, loss, loss_steps
 from tst_megatron.model.gpt import TSTGPTModelConfig
+from tst_megatron.plan.memory.living import Living
 from tst_megatron.recipe.tst_config import TSTConfig
 
 LENGTH = 16
@@ -52,8 +54,13 @@ class Layer:
     """By the matrix products of experts for the positions that are routed to them."""
     kept_activations_of_experts: Growth
     """The input of their second product, which recompute of ``moe_act`` does not keep."""
-    peak: Growth
-    """The most that lives at once while it runs forward and backward, gradients included."""
+    peaks: tuple[Growth, ...]
+    """What lives at the moments that may be the fullest, forward or backward, gradients included.
+    Small sizes are fullest where a weight has its gradient, and large ones elsewhere."""
+
+    def peak(self, length: int, batch: int) -> float:
+        """Return the most bytes that live at once for a micro-batch."""
+        return max(each.at(length, batch) for each in self.peaks)
 
 
 def measure_layers(args: argparse.Namespace, tst: TSTConfig, bag_sizes: list[int]) -> str:
@@ -65,6 +72,8 @@ def measure_layers(args: argparse.Namespace, tst: TSTConfig, bag_sizes: list[int
         bag_sizes: for which embedding and loss are measured.
     """
     is_fused = args.transformer_impl != "local"
+    if is_fused or _num_logits(args) > loss_steps.BLOCK_LOGITS:
+        _work_in_place()
     alone = layers_alone.arguments_of_layers(args, is_fused=is_fused)
     with transformer_engine_of_the_job():
         model_config = TSTGPTModelConfig.from_arguments(alone, tst)
@@ -83,12 +92,38 @@ def measure_layers(args: argparse.Namespace, tst: TSTConfig, bag_sizes: list[int
     return json.dumps({name: dataclasses.asdict(layer) for name, layer in found.items()})
 
 
+def _num_logits(args: argparse.Namespace) -> int:
+    positions = args.micro_batch_size * args.seq_length
+    return int(positions * args.padded_vocab_size // args.tensor_model_parallel_size)
+
+
+def _work_in_place() -> None:
+    """Let the loss of bags read logits and write gradients without copies, as its kernels do.
+
+    Its code for the CPU copies a block at a time, which is small beside many logits, and is all of
+    them here.
+    """
+    for module in (loss, linear_loss):
+        module.statistics = _no_statistics  # type: ignore[attr-defined]
+        module.write_gradient = _no_gradient  # type: ignore[attr-defined]
+
+
+def _no_statistics(logits_NP: Tensor, *_: Any, **__: Any) -> Tensor:
+    return logits_NP.new_zeros((1, logits_NP.shape[0], 4), dtype=torch.float32)
+
+
+def _no_gradient(gradient_NP: Tensor, *_: Any, **__: Any) -> None:
+    gradient_NP.zero_()
+
+
 def layers_of(said: str) -> dict[str, Layer]:
     """Read what ``measure_layers`` returned."""
-    return {
-        name: Layer(**{part: Growth(**growth) for part, growth in layer.items()})
-        for name, layer in json.loads(said).items()
-    }
+    return {name: _layer(**layer) for name, layer in json.loads(said).items()}
+
+
+def _layer(peaks: list[dict[str, float]], **kept: dict[str, float]) -> Layer:
+    grown = {name: Growth(**growth) for name, growth in kept.items()}
+    return Layer(peaks=tuple(Growth(**each) for each in peaks), **grown)
 
 
 Run = Callable[[int, int], Tensor]
@@ -136,15 +171,23 @@ class _Bench:
         """Measure a part at two sizes, or at three where scores are kept."""
         length = LENGTH * self.args.tensor_model_parallel_size
         sizes = [(length, 1), (2 * length, 1), *([(length, 2)] if self.has_scores else [])]
-        measured = [self._once(run, *size) for size in sizes]
+        # What a first run makes for all that follow, as the angles of a length, is not counted.
+        self._once(run, *sizes[0])
+        run(*sizes[1])
+        kept, lives = zip(*(self._once(run, *size) for size in sizes), strict=True)
+        # The same computation has the same operations, whatever the size.
+        assert len({len(each) for each in lives}) == 1, [len(each) for each in lives]
+        moments = {_growth(length, list(values)) for values in zip(*lives, strict=True)}
         return Layer(
-            **{part: _growth(length, [each[part] for each in measured]) for part in measured[0]}
+            **{name: _growth(length, [each[name] for each in kept]) for name in kept[0]},
+            peaks=_fullest(moments),
         )
 
-    def _once(self, run: Run, length: int, batch: int) -> dict[str, int]:
+    def _once(self, run: Run, length: int, batch: int) -> tuple[dict[str, int], list[int]]:
+        """Run a part once: (bytes that it keeps, bytes that live after each operation)."""
         kept: dict[str, dict[int, Any]] = {"": {}, EXPERTS: {}, ACTIVATIONS: {}}
         weights = {each.untyped_storage()._cdata for each in self.model.parameters()}
-        with _place_in(self.model) as place, _allocations() as allocations:
+        with _place_in(self.model) as place, Living() as living:
 
             def keep(tensor: Tensor) -> Tensor:
                 storage = tensor.untyped_storage()
@@ -161,17 +204,18 @@ class _Bench:
                 for name, storages in kept.items()
             }
             kept = {}
+            living.emptied()
             edge = torch.autograd.graph.get_gradient_edge(output)
             gradient = torch.zeros_like(output)
             # The next layer keeps this output, as its input.
             del output
             torch.autograd.backward([edge], [gradient])
-        return {
+        named = {
             "kept": sizes[""],
             "kept_by_experts": sizes[EXPERTS],
             "kept_activations_of_experts": sizes[ACTIVATIONS],
-            "peak": _most(allocations),
         }
+        return named, living.moments
 
 
 def _tokens(length: int, batch: int, bag_size: int) -> tuple[Tensor, Tensor]:
@@ -216,25 +260,11 @@ def _place_in(model: Any) -> Iterator[Callable[[], str]]:
             handle.remove()
 
 
-@contextmanager
-def _allocations() -> Iterator[list[int]]:
-    """Record what the allocator gives, and takes back as a negative number, in its order."""
-    sizes: list[int] = []
-    activities = [torch.profiler.ProfilerActivity.CPU]
-    with torch.profiler.profile(activities=activities, profile_memory=True) as profile:
-        yield sizes
-    events = profile.profiler.kineto_results.events()  # type: ignore[union-attr]
-    memory = sorted(
-        ((each.start_ns(), each.nbytes()) for each in events if each.name() == "[memory]"),
-        key=lambda each: each[0],
-    )
-    sizes.extend(size for _, size in memory)
-
-
-def _most(sizes: list[int]) -> int:
-    """Return the most bytes that lived at once."""
-    most = now = 0
-    for size in sizes:
-        now += size
-        most = max(most, now)
-    return most
+def _fullest(moments: set[Growth]) -> tuple[Growth, ...]:
+    """Return those of all moments that are the fullest for some size of micro-batch."""
+    found = {
+        max(moments, key=lambda each: each.at(length, batch))
+        for length in (2**power for power in range(4, 21))
+        for batch in (1, 16)
+    }
+    return tuple(found)
