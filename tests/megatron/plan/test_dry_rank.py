@@ -9,9 +9,9 @@ from layouts import EP2, OVERLAPS, PP2, TP2, VPP2, Layout
 from processes import run_ranks
 from real_states import real_states, recipe
 
+from tst_megatron.megatron import setup_without_values
 from tst_megatron.megatron.cpu.arguments import ARGUMENTS
-from tst_megatron.plan.memory import dry_rank
-from tst_megatron.plan.memory.dry_rank import rank_of_stage, states_of_rank
+from tst_megatron.plan.memory.dry_rank import dry_rank, rank_of_stage
 from tst_megatron.recipe.check.megatron_arguments import ask_megatron, fixed_flags
 from tst_megatron.recipe.check.plain import check_plainly
 from tst_megatron.recipe.keys.flags import Flags
@@ -67,7 +67,7 @@ PARTS = ("parameters", "gradients", "main_parameters", "moments")
 def test_dry_rank_holds_what_the_rank_of_a_real_job_holds(real, layout):
     args = arguments(layout)
     for rank, expected in enumerate(real[layout.name]):
-        states = states_of_rank(args, TSTConfig(), rank)
+        states = dry_rank(args, TSTConfig(), rank).states
         assert {part: getattr(states, part) for part in PARTS} == {
             part: expected[part] for part in PARTS
         }
@@ -86,7 +86,7 @@ def shipped(*overrides, world_size):
 
 
 def test_states_of_10b_a1b_on_64_gpus_take_14_gigabytes():
-    states = states_of_rank(*shipped(world_size=64), 0)
+    states = dry_rank(*shipped(world_size=64), 0).states
     # 0.825B parameters x (6 + 12/64) and 1.208B of experts x (6 + 12/8).
     assert states.total / 1e9 == pytest.approx(14.2, abs=0.05)
 
@@ -99,7 +99,7 @@ def test_ranks_of_512_take_less_than_a_minute_and_4_gigabytes():
         world_size=512,
     )
     before = time.monotonic()
-    stages = [states_of_rank(args, tst, rank_of_stage(args, stage)) for stage in range(8)]
+    stages = [dry_rank(args, tst, rank_of_stage(args, stage)).states for stage in range(8)]
     seconds = time.monotonic() - before
     assert seconds < 60
     assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss < 4 * 2**20  # KiB
@@ -113,9 +113,9 @@ def test_ranks_of_512_take_less_than_a_minute_and_4_gigabytes():
 
 def test_ranks_of_a_stage_differ_by_the_gaps_in_their_shards_alone():
     args, tst = shipped("pipeline-model-parallel-size=2", world_size=64)
-    first = states_of_rank(args, tst, rank_of_stage(args, 1))
+    first = dry_rank(args, tst, rank_of_stage(args, 1)).states
     for rank in (33, 47, 63):
-        other = states_of_rank(args, tst, rank)
+        other = dry_rank(args, tst, rank).states
         assert (other.parameters, other.gradients) == (first.parameters, first.gradients)
         assert other.optimizer == pytest.approx(first.optimizer, rel=1e-4)
 
@@ -131,22 +131,22 @@ def test_ranks_of_a_stage_differ_by_the_gaps_in_their_shards_alone():
     ids=str,
 )
 def test_moments_and_copies_are_of_the_types_that_the_recipe_asks_for(overrides, copy, moments):
-    plain = states_of_rank(*shipped(world_size=64), 0)
+    plain = dry_rank(*shipped(world_size=64), 0).states
     precise = ("use-precision-aware-optimizer=true", *overrides)
-    states = states_of_rank(*shipped(*precise, world_size=64), 0)
+    states = dry_rank(*shipped(*precise, world_size=64), 0).states
     assert states.main_parameters == plain.main_parameters // 4 * copy
     assert states.moments == plain.moments // 8 * moments
     assert states.gradients == plain.gradients
 
 
 def test_weights_in_8_bits_are_beside_those_in_16_or_take_their_place():
-    plain = states_of_rank(*shipped(world_size=64), 0)
-    beside = states_of_rank(*shipped("profile=fp8", world_size=64), 0)
+    plain = dry_rank(*shipped(world_size=64), 0).states
+    beside = dry_rank(*shipped("profile=fp8", world_size=64), 0).states
     assert beside.parameters == plain.parameters
     tables, routers = 2 * 151936 * 1536, 32 * 128 * 1536
     in_8_bits = plain.parameters // 2 - tables - routers
     assert beside.weights_in_8_bits == pytest.approx(2 * in_8_bits, rel=1e-3)
-    instead = states_of_rank(*shipped("profile=mxfp8", world_size=64), 0)
+    instead = dry_rank(*shipped("profile=mxfp8", world_size=64), 0).states
     assert instead.weights_in_8_bits == pytest.approx(2 * in_8_bits * 33 / 32, rel=1e-3)
     assert instead.parameters == pytest.approx(2 * (tables + routers), rel=2e-3)
 
@@ -155,7 +155,7 @@ def test_rank_that_cannot_be_built_is_one_clear_error(monkeypatch):
     def fails(*_, **__):
         raise ValueError("no such layer")
 
-    monkeypatch.setattr(dry_rank.setup_without_values, "set_up", fails)
+    monkeypatch.setattr(setup_without_values, "set_up", fails)
     with pytest.raises(RecipeError) as caught:
-        states_of_rank(*shipped(world_size=64), 3)
+        dry_rank(*shipped(world_size=64), 3)
     assert caught.value.problems == ("memory: rank 3 could not be built: no such layer",)

@@ -9,6 +9,9 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 from tst_megatron.megatron import setup_without_values
 from tst_megatron.megatron.cpu.transformer_engine import transformer_engine_of_the_job
@@ -22,8 +25,27 @@ from tst_megatron.system.processes.forked import answer_of_fork
 SECONDS = 120.0
 
 
-def states_of_rank(args: argparse.Namespace, tst: TSTConfig, rank: int) -> States:
-    """Return the bytes that a rank of a job would hold between steps.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Chunk:
+    """A part of the model that a rank runs at once: a pipeline stage, or a virtual one."""
+
+    layers: tuple[str, ...]
+    """Their kinds, ``dense`` or ``moe``."""
+    has_embedding: bool
+    has_loss: bool
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DryRank:
+    """What a rank of a job is made of."""
+
+    rank: int
+    states: States
+    chunks: tuple[Chunk, ...]
+
+
+def dry_rank(args: argparse.Namespace, tst: TSTConfig, rank: int) -> DryRank:
+    """Build a rank of a job without values, and tell what it holds between steps.
 
     Args:
         args: validated for the job (``recipe/check/megatron_arguments.py``).
@@ -44,7 +66,8 @@ def states_of_rank(args: argparse.Namespace, tst: TSTConfig, rank: int) -> State
     found = json.loads(said)
     if "error" in found:
         raise RecipeError([f"memory: rank {rank} could not be built: {found['error']}"])
-    return States(**found)
+    chunks = (Chunk(**{**each, "layers": tuple(each["layers"])}) for each in found["chunks"])
+    return DryRank(rank=rank, states=States(**found["states"]), chunks=tuple(chunks))
 
 
 def rank_of_stage(args: argparse.Namespace, stage: int) -> int:
@@ -59,9 +82,29 @@ def rank_of_stage(args: argparse.Namespace, stage: int) -> int:
 def _count(args: argparse.Namespace, tst: TSTConfig, rank: int) -> str:
     setup_without_values.do_without_values()
     plain = setup_without_values.plain_arguments(args)
+    # What is computed twice is built once, and some of it has no plain form.
+    plain.recompute_granularity = plain.recompute_modules = None
+    plain.recompute_method = plain.recompute_num_layers = None
     with transformer_engine_of_the_job():
         model_config = TSTGPTModelConfig.from_arguments(plain, tst)
     models, optimizer = setup_without_values.set_up(plain, model_config, of=args, rank=rank)
     moments_of_first_step(optimizer)
     states = of_the_job(count_states(models, optimizer), args, models)
-    return json.dumps(dataclasses.asdict(states))
+    return json.dumps({"states": dataclasses.asdict(states), "chunks": _chunks(models)})
+
+
+def _chunks(models: Sequence[Any]) -> list[dict[str, Any]]:
+    chunks = []
+    for model in models:
+        while hasattr(model, "module"):
+            model = model.module
+        chunks.append(
+            {
+                "layers": [
+                    "moe" if each.is_moe_layer else "dense" for each in model.decoder.layers
+                ],
+                "has_embedding": bool(model.pre_process),
+                "has_loss": bool(model.post_process),
+            }
+        )
+    return chunks

@@ -1,8 +1,8 @@
 """Measure what one layer of each kind keeps for its backward pass, and what it works on.
 
-Each is run forward and backward on the CPU at two small sizes (``megatron/layers_alone.py``). What
-autograd keeps is told by its own hooks, storage by storage, and what lives at once after each
-operation (``living.py``). Both are linear in the positions, and in their square where attention keeps scores.
+Each is run forward and backward on the CPU at two small sizes (``layers_alone.py``). What autograd
+keeps is told by its own hooks, storage by storage. What lives at once is told after each operation
+(``living.py``). Both are linear in the positions, and in their square where attention keeps scores.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tst_megatron.megatron import layers_alone
 from tst_megatron.megatron.cpu.transformer_engine import transformer_engine_of_the_job
 from tst_megatron.model import linear_loss, loss, loss_steps
 from tst_megatron.model.gpt import TSTGPTModelConfig
+from tst_megatron.plan.memory import layers_alone
 from tst_megatron.plan.memory.living import Living
 from tst_megatron.recipe.tst_config import TSTConfig
 

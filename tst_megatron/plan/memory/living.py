@@ -14,12 +14,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
 
-class Living(TorchDispatchMode):
+class Living(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts, after each operation, the bytes of all storages that came into being meanwhile."""
 
     def __init__(self) -> None:
         """Begin with nothing."""
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.moments: list[int] = []
         self._sizes: dict[int, int] = {}
         self._references: dict[int, weakref.ref[torch.UntypedStorage]] = {}
@@ -27,6 +27,7 @@ class Living(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
+        """Run an operation, and count what lives after it."""
         kwargs = kwargs or {}
         given = {storage._cdata for storage in _storages_in((args, kwargs))}
         output = func(*args, **kwargs)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import functools
 from typing import Any
 
 import torch
@@ -152,13 +153,14 @@ def _fuse(model: Any) -> None:
     """Let the stand-ins compute what they stand in for, in every layer."""
     for module in model.modules():
         if isinstance(module, torch.nn.RMSNorm | torch.nn.LayerNorm):
-            module.forward = _norm_of(1 if isinstance(module, torch.nn.RMSNorm) else 2)
+            numbers = 1 if isinstance(module, torch.nn.RMSNorm) else 2
+            module.forward = functools.partial(_norm, numbers)  # type: ignore[method-assign]
         elif isinstance(module, names.DotProductAttention):
-            module.forward = _attention
+            module.forward = _attention  # type: ignore[method-assign]
 
 
-def _norm_of(num_statistics: int) -> Any:
-    return lambda states: _Norm.apply(states, num_statistics)
+def _norm(num_statistics: int, states: Tensor) -> Any:
+    return _Norm.apply(states, num_statistics)  # type: ignore[no-untyped-call]
 
 
 def _attention(query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> Any:
