@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from tst_megatron.plan.memory.dry_rank import Chunk
 from tst_megatron.plan.memory.layers import Layer
+from tst_megatron.plan.memory.layers_alone import recomputed_modules
 from tst_megatron.plan.memory.pipeline import in_flight
 
 
@@ -144,7 +145,7 @@ def _layer(
     activations = layer.kept_activations_of_experts.at(length, batch)
     routed = layer.kept_by_experts.at(length, batch) + activations
     work = max(0.0, peak - plain - routed)
-    if args.recompute_granularity == "selective" and "moe_act" in args.recompute_modules:
+    if "moe_act" in recomputed_modules(args):
         # Megatron's experts.py discards the input of the second product, and recomputes it.
         routed, work = routed - activations, work + activations
     if kind == "moe" and args.expert_model_parallel_size > 1:

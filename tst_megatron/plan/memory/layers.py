@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -168,18 +168,22 @@ class _Bench:
         return None if rope is None or self.args.multi_latent_attention else rope(length)
 
     def measure(self, run: Run) -> Layer:
-        """Measure a part at two sizes, or at three where scores are kept."""
+        """Measure a part at two lengths, or at three where scores are kept."""
         length = LENGTH * self.args.tensor_model_parallel_size
-        sizes = [(length, 1), (2 * length, 1), *([(length, 2)] if self.has_scores else [])]
+        # One sequence needs other copies than several do.
+        batch = min(2, self.args.micro_batch_size)
+        sizes = [(length * times, batch) for times in range(1, 4 if self.has_scores else 3)]
         # What a first run makes for all that follow, as the angles of a length, is not counted.
         self._once(run, *sizes[0])
-        run(*sizes[1])
+        for size in sizes[1:]:
+            run(*size)
         kept, lives = zip(*(self._once(run, *size) for size in sizes), strict=True)
         # The same computation has the same operations, whatever the size.
-        assert len({len(each) for each in lives}) == 1, [len(each) for each in lives]
-        moments = {_growth(length, list(values)) for values in zip(*lives, strict=True)}
+        numbers = [len(each) for each in lives]
+        assert len(set(numbers)) == 1, f"{numbers} operations at {sizes} positions"
+        moments = {_growth(length, batch, values) for values in zip(*lives, strict=True)}
         return Layer(
-            **{name: _growth(length, [each[name] for each in kept]) for name in kept[0]},
+            **{name: _growth(length, batch, [each[name] for each in kept]) for name in kept[0]},
             peaks=_fullest(moments),
         )
 
@@ -223,16 +227,15 @@ def _tokens(length: int, batch: int, bag_size: int) -> tuple[Tensor, Tensor]:
     return torch.zeros(shape, dtype=torch.int64), torch.arange(length).expand(batch, -1)
 
 
-def _growth(length: int, values: list[int]) -> Growth:
-    """Return the growth through values at (length, 1), (2 length, 1) and perhaps (length, 2)."""
-    one, long, *wide = values
-    # With a square there are three unknowns: doubling the batch doubles all but the constant.
-    constant = 2 * one - wide[0] if wide else 2 * one - long
-    square = (long - constant - 2 * (one - constant)) / 2 if wide else 0.0
+def _growth(length: int, batch: int, values: Sequence[int]) -> Growth:
+    """Return the growth through values at a length, twice that, and perhaps three times that."""
+    one, two, *three = values
+    square = (three[0] - 2 * two + one) / 2 if three else 0.0
+    linear = two - one - 3 * square
     return Growth(
-        constant=float(constant),
-        per_position=(one - constant - square) / length,
-        per_square=square / length**2,
+        constant=one - linear - square,
+        per_position=linear / (batch * length),
+        per_square=square / (batch * length**2),
     )
 
 

@@ -35,8 +35,8 @@ def arguments_of_layers(args: argparse.Namespace, *, is_fused: bool) -> argparse
         alone.cross_entropy_loss_fusion = args.cross_entropy_loss_fusion
     # Layers are measured without recompute of a whole layer, which follows from it by a rule, and
     # that of the activation of experts needs a kernel.
-    modules = [each for each in args.recompute_modules or () if each != "moe_act"]
-    alone.recompute_granularity = "selective" if _is_selective(args) and modules else None
+    modules = [each for each in recomputed_modules(args) if each != "moe_act"]
+    alone.recompute_granularity = "selective" if modules else None
     alone.recompute_modules = modules or None
     alone.recompute_method = alone.recompute_num_layers = None
     alone.distribute_saved_activations = False
@@ -56,6 +56,14 @@ def arguments_of_layers(args: argparse.Namespace, *, is_fused: bool) -> argparse
     alone.use_cpu_initialization = alone.perform_initialization = False
     alone.overlap_p2p_comm = alone.batch_p2p_comm = False
     return alone
+
+
+def recomputed_modules(args: argparse.Namespace) -> list[str]:
+    """Return the parts of a layer that selective recompute computes again."""
+    if args.recompute_granularity != "selective":
+        return []
+    # Megatron's default, which it sets in the model's configuration and not in the arguments.
+    return list(args.recompute_modules or ["core_attn"])
 
 
 def kinds_of_layers(args: argparse.Namespace) -> list[str]:
@@ -103,10 +111,6 @@ def build_layers(args: argparse.Namespace, model_config: Any, *, is_fused: bool)
 
 def _let_go(parameter: Tensor) -> None:
     parameter.grad = None
-
-
-def _is_selective(args: argparse.Namespace) -> bool:
-    return bool(args.recompute_granularity == "selective")
 
 
 # --- what stands in for kernels -------------------------------------------------------------------
