@@ -69,6 +69,7 @@ def memory_of_job(
     bag_sizes: Sequence[int],
     *,
     imbalance: float = IMBALANCE,
+    layers: Mapping[str, Layer] | None = None,
 ) -> JobMemory:
     """Tell the memory of a job, without a GPU. The CPU host must be installed in this process.
 
@@ -77,11 +78,12 @@ def memory_of_job(
         tst: the recipe's block.
         bag_sizes: of all phases; what needs the most counts.
         imbalance: positions that the fullest rank's experts get, by an even share.
+        layers: what ``measured_layers`` returned for a job of the same layers, which takes longest.
 
     Raises:
         RecipeError: the job cannot be built, or not here.
     """
-    layers = measured_layers(args, tst, bag_sizes)
+    layers = layers or measured_layers(args, tst, bag_sizes)
     stages = range(args.pipeline_model_parallel_size)
     ranks = [dry_rank(args, tst, rank_of_stage(args, stage)) for stage in stages]
     return JobMemory(

@@ -25,7 +25,7 @@ from tst_megatron.plan.memory import layers_alone
 from tst_megatron.plan.memory.living import Living
 from tst_megatron.recipe.tst_config import TSTConfig
 
-LENGTH = 16
+LENGTH = 8
 """Positions of the smaller size, for each tensor-parallel rank; the other is twice as long."""
 EXPERTS, ACTIVATIONS = "experts", "activations of experts"
 
