@@ -152,7 +152,7 @@ def _layer(
         work = work * imbalance + _sent(args, length, batch) * imbalance
         routed *= imbalance
     # Experts that are split over tensor-parallel ranks get the positions of all of those.
-    spread = args.expert_tensor_parallel_size or 1
+    spread = (args.expert_tensor_parallel_size or 1) if kind == "moe" else 1
     return _Piece(kind=kind, kept=plain + routed * spread, work=work * spread)
 
 

@@ -167,7 +167,7 @@ def _assumptions(args: argparse.Namespace, imbalance: float) -> list[str]:
         found.append("activations are counted in 16 bits, of which FP8 keeps some in 8")
     if args.cuda_graph_impl != "none":
         found.append("what CUDA graphs hold is not counted")
-    if (args.expert_tensor_parallel_size or 1) > 1:
+    if args.num_experts and (args.expert_tensor_parallel_size or 1) > 1:
         found.append("experts that tensor parallelism splits keep as much as whole ones: too much")
     if args.mtp_num_layers:
         found.append("a head for multi-token prediction keeps what a layer and its loss keep")
