@@ -81,7 +81,9 @@ try:
             reduce_from_tensor_model_parallel_region,
             reduce_scatter_to_sequence_parallel_region,
         )
+        from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
         from megatron.core.transformer import torch_norm
+        from megatron.core.transformer.dot_product_attention import DotProductAttention
         from megatron.core.transformer.moe.experts import SequentialMLP
         from megatron.core.transformer.moe.router import Router
         from megatron.core.transformer.multi_token_prediction import mtp_on_this_rank
@@ -110,6 +112,7 @@ except ImportError as error:
 __all__ = [
     "ChainedOptimizer",
     "CheckpointingException",
+    "DotProductAttention",
     "GPTModel",
     "GPTModelBuilder",
     "GPTModelConfig",
@@ -146,6 +149,7 @@ __all__ = [
     "global_vars",
     "gpt_config_from_args",
     "is_first_or_last_pipeline_stage",
+    "model_parallel_cuda_manual_seed",
     "mtp_on_this_rank",
     "parallel_state",
     "pretrain_cfg_container_from_args",

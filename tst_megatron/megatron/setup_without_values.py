@@ -10,6 +10,8 @@ from __future__ import annotations
 import argparse
 import copy
 import importlib
+import resource
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -22,6 +24,7 @@ from megatron.core.num_microbatches_calculator import (
 from megatron.core.transformer.transformer_block import get_num_layers_to_build
 
 from tst_megatron.megatron import names
+from tst_megatron.megatron.cpu import host
 from tst_megatron.megatron.cpu.transformer_engine import transformer_engine_of_the_job
 from tst_megatron.megatron.distributed_checkpoint.reading import read_checked
 
@@ -60,8 +63,23 @@ NOT_ON_META: Mapping[str, Any] = {
 """Arguments that need a GPU or Transformer Engine, with the plain way to build the same."""
 
 
-def set_up(args: argparse.Namespace, model_config: Any, *, of: argparse.Namespace) -> None:
-    """Build model, data parallelism, optimizer and schedule as the first rank of a job does.
+MOST_MEMORY = 16 * 2**30
+"""Bytes of address space beyond what the process has: objects of a model, no values."""
+
+
+def do_without_values() -> None:
+    """Let this forked process build models, and do nothing else until it ends."""
+    used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()  # noqa: SIM115
+    resource.setrlimit(resource.RLIMIT_AS, (used + MOST_MEMORY, used + MOST_MEMORY))
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    host.install_without_values()
+
+
+def set_up(
+    args: argparse.Namespace, model_config: Any, *, of: argparse.Namespace, rank: int = 0
+) -> tuple[list[Any], Any]:
+    """Build model, data parallelism, optimizer and schedule as a rank of a job does.
 
     The job that this process belonged to is forgotten, so call it in a forked process.
 
@@ -69,23 +87,28 @@ def set_up(args: argparse.Namespace, model_config: Any, *, of: argparse.Namespac
         args: ``plain_arguments`` of those of the job.
         model_config: makes the model from them.
         of: the job's own arguments, for its groups of ranks.
+        rank: whose share of the model is built.
+
+    Returns:
+        (the rank's model chunks, its optimizer).
 
     Raises:
         Exception: whatever Megatron raises in building them.
     """
     forget_the_job()
-    _fake_groups(of)
+    fake_groups(of, rank)
     names.global_vars.set_args(args)
     names.global_vars._set_timers(args)
     init_num_microbatches_calculator(
         0, None, args.global_batch_size, args.micro_batch_size, args.data_parallel_size, False
     )
     with torch.device("meta"), transformer_engine_of_the_job():
-        names.training.setup_model_and_optimizer(
+        models, optimizer, _ = names.training.setup_model_and_optimizer(
             names.ModelType.encoder_or_decoder,
             cfg_container=names.pretrain_cfg_container_from_args(args, model_config),
             pg_collection=names.ProcessGroupCollection.use_mpu_process_groups(),
         )
+    return models, optimizer
 
 
 def plain_arguments(args: argparse.Namespace) -> argparse.Namespace:
@@ -133,7 +156,8 @@ def forget_the_job() -> None:
     names.global_vars.unset_global_variables()
 
 
-def _fake_groups(args: argparse.Namespace) -> None:
+def fake_groups(args: argparse.Namespace, rank: int) -> None:
+    """Let this process be a rank of a job whose other ranks do not exist."""
     # torch has no public name for them; its own tests and Megatron's fake-process-group use these.
     from torch.testing._internal.distributed.fake_pg import FakeStore
 
@@ -144,7 +168,7 @@ def _fake_groups(args: argparse.Namespace) -> None:
 
     torch.distributed.new_group = new_fake_group
     torch.distributed.init_process_group(
-        "fake", store=FakeStore(), rank=0, world_size=args.world_size
+        "fake", store=FakeStore(), rank=rank, world_size=args.world_size
     )
     names.parallel_state.initialize_model_parallel(
         args.tensor_model_parallel_size,

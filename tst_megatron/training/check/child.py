@@ -6,21 +6,13 @@ A forked process runs this and ends, so that nothing of it stays in the process 
 from __future__ import annotations
 
 import argparse
-import resource
-import warnings
-
-import torch
 
 from tst_megatron.megatron import setup_without_values
-from tst_megatron.megatron.cpu import host
 from tst_megatron.megatron.cpu.transformer_engine import transformer_engine_of_the_job
 from tst_megatron.model.gpt import TSTGPTModelConfig
 from tst_megatron.recipe.check.megatron_arguments import reason_of
 from tst_megatron.recipe.tst_config import TSTConfig
 from tst_megatron.training.check.words import FINE, MISSING, REFUSED
-
-MOST_MEMORY = 16 * 2**30
-"""Bytes of address space beyond what the process has: objects of a model, no values."""
 
 
 def _stage_problem(layers: list[int], num_layers: int) -> str | None:
@@ -42,11 +34,7 @@ def build(args: argparse.Namespace, tst: TSTConfig) -> str:
         args: validated for the job.
         tst: the recipe's block.
     """
-    used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()  # noqa: SIM115
-    resource.setrlimit(resource.RLIMIT_AS, (used + MOST_MEMORY, used + MOST_MEMORY))
-    torch.set_num_threads(1)
-    warnings.simplefilter("ignore")
-    host.install_without_values()
+    setup_without_values.do_without_values()
     plain = setup_without_values.plain_arguments(args)
     with transformer_engine_of_the_job():
         model_config = TSTGPTModelConfig.from_arguments(plain, tst)

@@ -3,16 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
-import os
-import select
-import signal
-import sys
-import time
-import warnings
 
 from tst_megatron.recipe.check.megatron_arguments import reason_of
 from tst_megatron.recipe.tst_config import TSTConfig
+from tst_megatron.system.processes.forked import answer_of_fork
 from tst_megatron.training.check.words import FINE, RAISED, REFUSED
 
 SECONDS = 120.0
@@ -36,22 +30,11 @@ def rehearse_start(
     Returns:
         (problems, notes): what ends every start; what could not be found out here.
     """
-    reading, writing = os.pipe()
-    with warnings.catch_warnings():
-        # Of threads in this process: the child uses none of theirs.
-        warnings.simplefilter("ignore", DeprecationWarning)
-        child = os.fork()
-    if not child:
-        os.close(reading)
-        _be_the_child(args, tst, writing)
-    os.close(writing)
-    try:
-        found = _read_until_closed(reading)
-    finally:
-        os.close(reading)
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
+    found = answer_of_fork(
+        lambda: _build(args, tst),
+        of_error=lambda error: f"{RAISED} {reason_of(error)}",
+        seconds=SECONDS,
+    )
     if found is None:
         return [], [f"{NOT_KNOWN}: building it takes longer than {SECONDS:.0f} s here"]
     kind, _, what = found.partition(" ")
@@ -69,33 +52,8 @@ WHERE = "a start would end in building the model, its optimizer or its schedule"
 NOT_KNOWN = "not known whether model, optimizer and schedule of the job can be built"
 
 
-def _read_until_closed(pipe: int) -> str | None:
-    """Return what the child says before it ends; None if that takes too long."""
-    said, deadline = b"", time.monotonic() + SECONDS
-    while select.select([pipe], [], [], max(0.0, deadline - time.monotonic()))[0]:
-        part = os.read(pipe, 65536)
-        if not part:
-            return said.decode(errors="replace")
-        said += part
-    return None
+def _build(args: argparse.Namespace, tst: TSTConfig) -> str:
+    # In the child alone: the parent must not keep what this imports, nor fail with it.
+    from tst_megatron.training.check.child import build
 
-
-def _be_the_child(args: argparse.Namespace, tst: TSTConfig, pipe: int) -> None:
-    """Build, say what came of it, and end without running anything of the parent's."""
-    said = ""
-    try:
-        nowhere = os.open(os.devnull, os.O_RDWR)
-        for number in (0, 1, 2):
-            os.dup2(nowhere, number)
-        # A thread of the parent's may have held the locks of those that were there.
-        sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115
-        # In the child alone: the parent must not keep what this imports, nor fail with it.
-        from tst_megatron.training.check.child import build
-
-        said = build(args, tst)
-    except BaseException as error:
-        said = f"{RAISED} {reason_of(error)}"
-    finally:
-        with contextlib.suppress(OSError):
-            os.write(pipe, said.encode(errors="replace")[:60_000])
-        os._exit(0)
+    return build(args, tst)
