@@ -246,6 +246,9 @@ def plan(
         str | None,
         typer.Option("--tokens-available", help="Unique raw tokens, such as 300B or 10T."),
     ] = None,
+    has_memory: Annotated[
+        bool, typer.Option("--memory", help="Also whether a rank fits its GPU; takes a minute.")
+    ] = False,
     is_advised: Annotated[
         bool, typer.Option("--advise", help="Also search K, r and steps within the limits.")
     ] = False,
@@ -269,7 +272,7 @@ def plan(
 
     hardware = Hardware(gpu=gpu, num_gpus=gpus, mfu=mfu, price=price)
     budget = Budget(flops=max_flops, days=max_days, dollars=max_dollars)
-    wanted = wishes(hardware, budget, tokens=tokens, is_advised=is_advised)
+    wanted = wishes(hardware, budget, tokens=tokens, is_advised=is_advised, has_memory=has_memory)
     check_hardware(published(), hardware)
     loaded = load_recipe(recipe, overrides or [])
     beside = None if baseline is None else load_recipe(baseline)

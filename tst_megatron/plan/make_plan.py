@@ -16,6 +16,7 @@ from tst_megatron.plan.decision.search import best
 from tst_megatron.plan.decision.verdict import Verdict, decide, said_of, text_section
 from tst_megatron.plan.gain.grids import Point, estimate, point_of
 from tst_megatron.plan.gain.views import compare, views_section
+from tst_megatron.plan.memory.table import memory_section
 from tst_megatron.plan.published.read import published
 from tst_megatron.plan.published.records import Published
 from tst_megatron.plan.section import Section
@@ -99,6 +100,9 @@ def make_plan(recipe: Recipe, wishes: Wishes, *, baseline: Recipe | None = None)
         ),
         text_section(known, verdict, wishes.tokens_available),
     ]
+    if wishes.has_memory:
+        gpu = known.gpus[machine.name]
+        sections.append(memory_section(recipe, machine, gpu, model.flops_per_position))
     if wishes.budget is not None:
         sections.append(
             _advice(known, model, machine, point, wishes.budget, wishes.tokens_available),

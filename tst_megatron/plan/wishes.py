@@ -49,9 +49,18 @@ class Wishes:
     """Unique raw tokens; None if they are not known."""
     budget: Budget | None = None
     """None: no advice is wanted."""
+    has_memory: bool = False
+    """The memory of a rank is wanted, which takes a minute."""
 
 
-def wishes(hardware: Hardware, budget: Budget, *, tokens: str | None, is_advised: bool) -> Wishes:
+def wishes(
+    hardware: Hardware,
+    budget: Budget,
+    *,
+    tokens: str | None,
+    is_advised: bool,
+    has_memory: bool = False,
+) -> Wishes:
     """Put together what was given.
 
     Args:
@@ -59,6 +68,7 @@ def wishes(hardware: Hardware, budget: Budget, *, tokens: str | None, is_advised
         budget: limits of the advice.
         tokens: unique raw tokens as they were typed.
         is_advised: advice is wanted.
+        has_memory: the memory of a rank is wanted.
 
     Raises:
         ValueError: a number cannot be, or a limit limits nothing.
@@ -74,4 +84,5 @@ def wishes(hardware: Hardware, budget: Budget, *, tokens: str | None, is_advised
         if tokens is None
         else parse_amount(tokens, "--tokens-available", "tokens"),
         budget=budget if is_advised else None,
+        has_memory=has_memory,
     )

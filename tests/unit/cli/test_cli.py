@@ -33,7 +33,15 @@ COMMANDS = {
     "params": {"recipe", "overrides"},
     "plan": {
         *("recipe", "overrides", "--baseline", "--gpus", "--gpu", "--mfu", "--price"),
-        *("--tokens-available", "--advise", "--max-flops", "--max-days", "--max-dollars", "--json"),
+        *(
+            "--tokens-available",
+            "--memory",
+            "--advise",
+            "--max-flops",
+            "--max-days",
+            "--max-dollars",
+            "--json",
+        ),
     },
     "data tokenizer": {"inputs", "--output", "--vocab-size", "--text-key"},
     "data prepare": {

@@ -14,11 +14,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tst_megatron.plan.memory.job import JobMemory, measured_layers, memory_of_job
+from tst_megatron.plan.memory.job import (
+    JobMemory,
+    arguments_of_job,
+    measured_layers,
+    memory_of_job,
+)
 from tst_megatron.plan.memory.layers import Layer
 from tst_megatron.plan.memory.layers_alone import layer_kinds, recomputed_modules
-from tst_megatron.recipe.check.megatron_arguments import ask_megatron, fixed_flags
-from tst_megatron.recipe.check.plain import check_plainly
 from tst_megatron.recipe.recipe import Recipe, RecipeError
 from tst_megatron.recipe.tst_config import TSTConfig
 
@@ -76,7 +79,7 @@ def ways_to_fit(
                 changed = _Job.of(_changed(recipe, changes), world_size)
                 memory = changed.memory(cache)
             except RecipeError as error:
-                refused.append(f"{_said(changes)}: {error.problems[0]}")
+                refused.append(f"{said_of(changes)}: {error.problems[0]}")
                 continue
             if memory.fullest.total <= num_bytes:
                 cost = _cost(changed, machine) - _cost(job, machine)
@@ -94,10 +97,8 @@ class _Job:
 
     @classmethod
     def of(cls, recipe: Recipe, world_size: int) -> _Job:
-        plain = check_plainly(recipe, world_size=world_size, has_text=False)
-        args = ask_megatron([*plain.flags, *fixed_flags(plain.values, None)], world_size)
-        sizes = tuple(sorted({phase.bag_size for phase in plain.schedule.phases}))
-        return cls(args=args, tst=recipe.tst, bag_sizes=sizes)
+        args, bag_sizes = arguments_of_job(recipe, world_size)
+        return cls(args=args, tst=recipe.tst, bag_sizes=bag_sizes)
 
     def memory(self, cache: dict[tuple[Any, ...], dict[str, Layer]]) -> JobMemory:
         """Tell the memory; layers that are alike are measured once."""
@@ -151,7 +152,8 @@ def _changed(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
     return dataclasses.replace(recipe, megatron={**recipe.megatron, **own}, tst=tst)
 
 
-def _said(changes: Mapping[str, Any]) -> str:
+def said_of(changes: Mapping[str, Any]) -> str:
+    """Spell changes as overrides of the command line."""
     return " ".join(f"{key}={value}" for key, value in changes.items() if value is not None)
 
 

@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import functools
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -13,8 +14,9 @@ from tst_megatron.plan.memory.activations import Activations, activations_of
 from tst_megatron.plan.memory.dry_rank import DryRank, dry_rank, rank_of_stage
 from tst_megatron.plan.memory.layers import Layer, layers_of, measure_layers
 from tst_megatron.plan.memory.states import States
-from tst_megatron.recipe.check.megatron_arguments import reason_of
-from tst_megatron.recipe.recipe import RecipeError
+from tst_megatron.recipe.check.megatron_arguments import ask_megatron, fixed_flags, reason_of
+from tst_megatron.recipe.check.plain import check_plainly
+from tst_megatron.recipe.recipe import Recipe, RecipeError
 from tst_megatron.recipe.tst_config import TSTConfig
 from tst_megatron.system.processes.forked import answer_of_fork
 
@@ -83,6 +85,7 @@ def memory_of_job(
     Raises:
         RecipeError: the job cannot be built, or not here.
     """
+    _forget_attention()
     layers = layers or measured_layers(args, tst, bag_sizes)
     stages = range(args.pipeline_model_parallel_size)
     ranks = [dry_rank(args, tst, rank_of_stage(args, stage)) for stage in stages]
@@ -95,6 +98,23 @@ def memory_of_job(
     )
 
 
+def arguments_of_job(recipe: Recipe, world_size: int) -> tuple[argparse.Namespace, tuple[int, ...]]:
+    """Return a job's validated arguments and the bag sizes of its phases; no text is needed.
+
+    Raises:
+        RecipeError: the recipe has a problem, or its layout needs another number of ranks.
+    """
+    plain = check_plainly(recipe, world_size=world_size, has_text=False)
+    args = ask_megatron([*plain.flags, *fixed_flags(plain.values, None)], world_size)
+    return args, tuple(sorted({phase.bag_size for phase in plain.schedule.phases}))
+
+
+def memory_of_recipe(recipe: Recipe, world_size: int) -> JobMemory:
+    """Tell the memory of a recipe's job; errors as in ``memory_of_job``."""
+    args, bag_sizes = arguments_of_job(recipe, world_size)
+    return memory_of_job(args, recipe.tst, bag_sizes)
+
+
 def memory_of_rank(
     args: argparse.Namespace,
     tst: TSTConfig,
@@ -104,6 +124,7 @@ def memory_of_rank(
     imbalance: float = IMBALANCE,
 ) -> RankMemory:
     """Tell the memory of any rank of a job; arguments and errors as in ``memory_of_job``."""
+    _forget_attention()
     stage = rank // (args.world_size // args.pipeline_model_parallel_size)
     layers = measured_layers(args, tst, bag_sizes)
     dry = dry_rank(args, tst, rank)
@@ -149,6 +170,15 @@ def _memory(
     ]
     fullest = max(phases, key=lambda each: each.total)
     return RankMemory(rank=dry.rank, stage=stage, states=dry.states, activations=fullest)
+
+
+def _forget_attention() -> None:
+    """Let models be built here whose attention is another than that of models before.
+
+    Megatron notes the choice of the first model in the environment, and refuses all others.
+    """
+    for kind in ("FLASH", "FUSED", "UNFUSED"):
+        os.environ.pop(f"NVTE_{kind}_ATTN", None)
 
 
 def _assumptions(args: argparse.Namespace, imbalance: float) -> list[str]:

@@ -115,6 +115,9 @@ class Gpu:
     """Part of the name that its driver gives."""
     peak_teraflops: float
     """Dense, in BF16."""
+    memory_gigabytes: float | None = None
+    link_gigabytes: float | None = None
+    """Per second, to other GPUs of the node, in one direction."""
     price: float | None = None
     """Dollars per hour; None where no price was found."""
     price_low: float | None = None
