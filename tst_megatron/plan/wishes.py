@@ -7,6 +7,9 @@ from dataclasses import dataclass
 
 from tst_megatron.plan.amounts import parse_amount
 
+FEWEST_TOKENS = 1e6
+"""Fewer are a slip of the pen."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Hardware:
@@ -78,11 +81,14 @@ def wishes(
             raise ValueError(f"{name}: is a limit for --advise. Give that too, or leave it out")
         if not 0 < value < math.inf:
             raise ValueError(f"{name}: {value:g} is no limit. Give a number above 0")
+    available = None if tokens is None else parse_amount(tokens, "--tokens-available", "tokens")
+    if available is not None and available < FEWEST_TOKENS:
+        raise ValueError(
+            f"--tokens-available: {tokens} is less than a million tokens. Write billions as 300B"
+        )
     return Wishes(
         hardware=hardware,
-        tokens_available=None
-        if tokens is None
-        else parse_amount(tokens, "--tokens-available", "tokens"),
+        tokens_available=available,
         budget=budget if is_advised else None,
         has_memory=has_memory,
     )

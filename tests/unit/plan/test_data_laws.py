@@ -16,6 +16,19 @@ from tst_megatron.plan.gain.laws import (
 from tst_megatron.plan.published.read import published
 
 LAWS = published().laws
+
+
+@pytest.mark.parametrize("factor", [1.0, 1.9])
+@pytest.mark.parametrize("unique", [1e6, 1e9, 1e11, 1e13])
+def test_no_law_says_more_gain_with_less_text(unique, factor):
+    """Output superposition alone (factor 1) too: its price falls where text is read again."""
+    reading = Reading(
+        positions=4e11, raw_tokens=4e11 * factor, superposition_fraction=0.5, gain=0.02
+    )
+    for law in LAWS.values():
+        assert net_gain(law, reading, unique) <= reading.gain
+
+
 NOISE = published().noise_nats
 READING = Reading(positions=1e12, raw_tokens=2e12, superposition_fraction=0.2, gain=0.04)
 

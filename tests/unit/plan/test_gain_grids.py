@@ -68,18 +68,24 @@ def test_on_a_grid_nothing_is_extrapolated_and_the_range_is_the_noise():
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"parameters": 3_340_000_000}, "6.0 times the active parameters"),
+        ({"parameters": 3_340_000_000}, "6.0 times the parameters of the largest grid"),
         ({"parameters": 25_400_000}, "10.0 times fewer parameters"),
         ({"num_steps": 2_000}, "2,000 steps, grids have 20,000 to 100,000"),
         ({"num_steps": 125_000}, "125,000 steps"),
-        ({"bag_size": 16.0}, "K = 16"),
+        ({"bag_size": 17.0}, "K = 17, grids of this kind end at 16"),
+        ({"bag_size": 14.0, "num_steps": 40_000}, "K = 14, grids of this kind end at 13"),
+        ({"bag_size": 14.0, "parameters": 561_000_000}, "K = 14, grids of this kind end at 13"),
+        (
+            {"parameters": 561_000_000, "num_steps": 60_000},
+            "60,000 steps of 561M: only the grids of 254M have two lengths",
+        ),
         ({"superposition_fraction": 0.95}, "r = 0.95"),
         ({"superposition_fraction": 0.05}, "r = 0.05"),
         ({"num_bag_sizes": 2}, "2 bag sizes"),
         ({"slot_weights": "exp(-i)"}, "exp(-i)"),
         ({"slot_weights": "1/i"}, "1/i"),
         ({"inputs": "tokens"}, "one side alone"),
-        ({"resets": ("reset-embeddings",)}, "reset-embeddings, of which there is one run"),
+        ({"resets": ("reset-embeddings",)}, "reset-embeddings: one published run"),
     ],
 )
 def test_what_lies_beyond_the_grids_is_named(changes, words):
@@ -115,9 +121,23 @@ def test_slot_weights_change_the_gain_as_table_7_does():
     assert found == pytest.approx(3.0186 - 2.9584)
 
 
-def test_reset_loses():
+def test_reset_loses_by_the_published_run_and_the_range_has_what_was_seen_here():
     for key in ("reset-embeddings", "reset-optimizer"):
-        assert estimate(KNOWN, like(resets=(key,))).high < 0
+        found = estimate(KNOWN, like(resets=(key,)))
+        assert found.low < found.gain < 0 < KNOWN.resets[key].gain_here < found.high
+
+
+def test_a_cell_of_a_grid_is_no_extrapolation():
+    for grid in KNOWN.grids.values():
+        if grid.slot_weights != "uniform" or grid.num_steps > 20_000:
+            continue
+        for k in grid.bag_sizes:
+            assert not estimate(KNOWN, like(bag_size=float(k), parameters=grid.parameters)).beyond
+
+
+def test_below_the_shortest_grid_the_range_reaches_to_no_gain():
+    found = estimate(KNOWN, like(num_steps=10_000))
+    assert found.low < 0 < found.gain
 
 
 def schedule(*entries, num_steps=100):

@@ -1,15 +1,22 @@
 """Advice: what a budget buys."""
 
 import math
+from pathlib import Path
 
 import pytest
 from made_models import made_10b, point
 
 from tst_megatron.plan.cost.machine import machine_for
+from tst_megatron.plan.cost.model import RESETS
+from tst_megatron.plan.decision import advice
 from tst_megatron.plan.decision.advice import advice_section, advise, affordable_steps
 from tst_megatron.plan.decision.search import choices
+from tst_megatron.plan.gain.grids import point_of
 from tst_megatron.plan.published.read import published
 from tst_megatron.plan.wishes import Budget, Hardware
+from tst_megatron.recipe.recipe import load_recipe
+
+EXAMPLES = Path(__file__).parents[3] / "examples"
 
 KNOWN = published()
 MODEL = made_10b(bag_size=16, steps=31_250)
@@ -68,7 +75,7 @@ def test_where_text_is_short_the_advice_is_an_ordinary_run_or_output_only():
     found = advised(num_steps=125_000, unique=3e11)
     assert set(found) == {"ordinary", "output only"}
     section = section_of(found, unique=3e11)
-    assert "train without superposition" in section.lines[0]
+    assert "train without them (tst.bag-size=1)" in section.lines[0]
 
 
 def section_of(found, unique=math.inf):
@@ -84,6 +91,27 @@ def test_overrides_are_those_of_the_lowest_loss():
     assert "train-iters=50000" in line
     assert f"tst.bag-size={top.bag_size:g}" in line
     assert f"tst.superposition-fraction={top.superposition_fraction:g}" in line
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        (),
+        ("tst.superposition-steps=100",),
+        ("tst.schedule=[[8, 100], [4, 100], [1, 49783]]", "tst.superposition-steps=null"),
+        ("tst.inputs=tokens", "tst.reset-embeddings=true", "tst.reset-optimizer=true"),
+    ],
+)
+def test_overrides_give_any_recipe_the_point_that_they_were_made_from(more):
+    wanted = advised()["lowest loss"].choice.point
+    words = advice.overrides(wanted).split()
+    recipe = load_recipe(EXAMPLES / "qwen3-10b-a1b" / "tst.yaml", [*more, *words])
+    assert not recipe.problems
+    resets = tuple(key for key in RESETS if recipe.tst.as_keys()[key])
+    got = point_of(recipe.schedule(), parameters=wanted.parameters, resets=resets)
+    assert (got.bag_size, got.num_steps) == (wanted.bag_size, wanted.num_steps)
+    assert got.superposition_fraction == pytest.approx(wanted.superposition_fraction, abs=1e-4)
+    assert (got.inputs, got.targets, got.resets) == ("bags", "bags", ())
 
 
 def test_values_have_every_row_in_plain_numbers():

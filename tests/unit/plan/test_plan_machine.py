@@ -75,5 +75,7 @@ def test_limit_without_advice_or_below_one_is_refused(field):
 
 
 def test_wishes_read_the_tokens():
+    with pytest.raises(ValueError, match="300 is less than a million tokens"):
+        wishes(Hardware(), Budget(), tokens="300", is_advised=False)
     found = wishes(Hardware(), Budget(), tokens="300B", is_advised=False)
     assert (found.tokens_available, found.budget) == (3e11, None)

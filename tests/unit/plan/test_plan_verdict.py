@@ -6,7 +6,7 @@ import pytest
 from made_models import made_10b, point
 
 from tst_megatron.plan.decision.search import best, choices, data_bound_below, leanest
-from tst_megatron.plan.decision.verdict import decide, text_section
+from tst_megatron.plan.decision.verdict import decide, said_of, text_section
 from tst_megatron.plan.gain.laws import net_gain
 from tst_megatron.plan.published.read import published
 
@@ -28,8 +28,9 @@ def test_shop_with_10t_tokens_is_told_k_and_r():
     found = decide(KNOWN, AS_PAPER, 1e13)
     assert found.kind == "compute-bound"
     assert found.sentence.startswith("Compute-bound: use TST with K = ")
-    assert 4 <= found.recommended.point.bag_size <= 8
-    assert 0.1 <= found.recommended.point.superposition_fraction <= 0.4
+    # The planned schedule stands, since the grids' best is within the noise of two runs.
+    assert found.recommended is found.planned or 4 <= found.recommended.point.bag_size <= 8
+    assert f"use TST with {said_of(found.recommended.point)}" in found.sentence
 
 
 @pytest.mark.parametrize("available", [4e12, 2e12, 1.3e12])

@@ -78,7 +78,10 @@ def test_baseline_of_the_10b_pair_is_about_equal():
 @pytest.mark.parametrize(
     ("parameters", "words"),
     [
-        (3_337_766_912, ["equal data: 2.640 without, 2.676", "the ordinary run wins by 0.036"]),
+        (
+            3_337_766_912,
+            ["2.640 (figure: 2.651) without, 2.676", "ordinary run wins by 0.036"],
+        ),
         (3_337_766_912, ["1.80 times the steps, 1.79 times the hours"]),
         (3_337_766_912, ["2.808 (figure: 2.755)", "TST wins by 0.073"]),
         (10_489_144_832, ["2.50 times the steps, 2.58 times the hours", "2.252", "2.236"]),

@@ -79,8 +79,8 @@ def test_sources_are_numbered_in_the_order_of_their_file():
         ("hardware.yaml", "peak-teraflops: 2250", "peak: 2250", "gpus.b200: peak is none of"),
         (
             "hardware.yaml",
-            "{source: vendor, device: GB200, peak-teraflops: 2500}",
-            "{source: vendor, device: GB200}",
+            "{source: vendor, device: GB200, peak-teraflops: 2500,",
+            "{source: vendor, device: GB200,",
             "missing",
         ),
         ("hardware.yaml", "peak-teraflops: 989", "peak-teraflops: fast", "wrong type"),

@@ -136,7 +136,7 @@ def _usual_mfu(
     """Return an MFU, its range, its reason and its sources."""
     if is_moe:
         band = known.moe_mfu
-        basis = "mixtures of experts with few active parameters, learned routing"
+        basis = "mixtures of experts with few active parameters and learned routing, on B200"
         return band.mfu, band.low, band.high, basis, (band.source, "paper")
     dense = [anchor for anchor in known.anchors if anchor.kind == "dense"]
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from tst_megatron.plan.amounts import dollars, rounded, short
 from tst_megatron.plan.cost.machine import Machine
-from tst_megatron.plan.cost.model import Model
+from tst_megatron.plan.cost.model import RESETS, Model
 from tst_megatron.plan.decision.search import Choice, best, choice, choices, leanest
 from tst_megatron.plan.gain.grids import Point, estimate
 from tst_megatron.plan.gain.laws import bisect, data_term
@@ -133,9 +133,9 @@ def advice_section(
         )
     chosen = next((each for each in found if each.name == "lowest loss"), None)
     if chosen is None or chosen.choice is None:
-        line = "No schedule pays by all laws: train without superposition (tst.bag-size=1)."
+        line = "No schedule of bags pays by all laws: train without them (tst.bag-size=1)."
     else:
-        line = f"Write it as: {_overrides(chosen)}"
+        line = f"Write it as: {overrides(chosen.choice.point)}"
     is_beyond = any(
         each.choice is not None and estimate(known, each.choice.point).beyond for each in found
     )
@@ -174,13 +174,20 @@ def _tokens(each: Advised, model: Model) -> float:
     return each.choice.reading.raw_tokens
 
 
-def _overrides(each: Advised) -> str:
-    assert each.choice is not None
-    point = each.choice.point
-    return (
-        f"train-iters={each.num_steps} tst.bag-size={point.bag_size:g} "
-        f"tst.superposition-fraction={point.superposition_fraction:g}"
-    )
+def overrides(point: Point) -> str:
+    """Spell a point as overrides of any recipe: whatever its ``tst:`` block says gives way."""
+    words = {
+        "train-iters": point.num_steps,
+        # These two would win over the share of steps.
+        "tst.schedule": "null",
+        "tst.superposition-steps": "null",
+        "tst.bag-size": f"{point.bag_size:g}",
+        "tst.superposition-fraction": f"{point.superposition_fraction:g}",
+        "tst.inputs": point.inputs,
+        "tst.targets": point.targets,
+        **{f"tst.{key}": "false" for key in RESETS},
+    }
+    return " ".join(f"{key}={value}" for key, value in words.items())
 
 
 def _values(found: Sequence[Advised], model: Model, machine: Machine, limit: str) -> dict[str, Any]:

@@ -24,7 +24,7 @@ class Verdict:
     kind: Kind
     sentence: str
     recommended: Choice | None
-    """None: do not use superposition."""
+    """What the sentence names; None where it names nothing to use."""
     planned: Choice
     """The schedule of the plan, with the text that there is."""
     limits: dict[str, float | None]
@@ -60,7 +60,8 @@ def decide(known: Published, point: Point, available: float | None) -> Verdict:
     elif found is None:
         kind, sentence = "data-bound", _data_bound(known, planned, available)
     elif is_once:
-        kind, sentence = "compute-bound", _compute_bound(known, planned, found, available)
+        kind = "compute-bound"
+        sentence, found = _compute_bound(known, planned, found, available)
     else:
         kind, sentence = "data-limited", _data_limited(known, planned, found, available)
     if point.inputs == "tokens" and kind in (
@@ -68,7 +69,7 @@ def decide(known: Published, point: Point, available: float | None) -> Verdict:
         "compute-bound",
         "data-limited",
     ):
-        sentence = _output_only(planned)
+        sentence, found = _output_only(planned), planned
     return Verdict(
         kind=kind,
         sentence=sentence,
@@ -81,13 +82,21 @@ def decide(known: Published, point: Point, available: float | None) -> Verdict:
 
 def said_of(point: Point) -> str:
     """Name a schedule's bag size and share."""
-    side = "" if point.inputs == "bags" else ", output only"
-    k = f"{rounded(point.bag_size):g}"
-    return f"K = {k}, r = {rounded(point.superposition_fraction):g}{side}"
+    more = ["output only"] if point.inputs == "tokens" else []
+    more += ["input only"] if point.targets == "tokens" else []
+    k, r = rounded(point.bag_size), rounded(point.superposition_fraction)
+    return ", ".join([f"K = {k:g}, r = {r:g}", *more, *point.resets])
 
 
 def _times(tokens: float, unique: float) -> str:
     return f"{rounded(tokens / unique):g} times"
+
+
+def _read(tokens: float, unique: float) -> str:
+    """Say how often text is read, and what a start must be told for that."""
+    if tokens <= unique:
+        return "at most once"
+    return f"{_times(tokens, unique)} (tst.max-epochs={math.ceil(tokens / unique)})"
 
 
 def _no_gain(point: Point) -> str:
@@ -115,7 +124,10 @@ def _depends(found: Choice, limit: tuple[float, Choice]) -> str:
     )
 
 
-def _compute_bound(known: Published, planned: Choice, found: Choice, available: float) -> str:
+def _compute_bound(
+    known: Published, planned: Choice, found: Choice, available: float
+) -> tuple[str, Choice]:
+    """Return the sentence, and the schedule that it names."""
     ahead = found.worst - planned.worst
     used, other = planned, ""
     # Two runs are compared, and each has its noise.
@@ -126,10 +138,11 @@ def _compute_bound(known: Published, planned: Choice, found: Choice, available: 
         other = (
             f", which is within the noise of two runs of the grids' best, {said_of(found.point)}"
         )
-    return (
+    sentence = (
         f"Compute-bound: use TST with {said_of(used.point)}{other}. It reads "
         f"{short(used.reading.raw_tokens)} of {short(available)} unique tokens, once."
     )
+    return sentence, used
 
 
 def _output_only(planned: Choice) -> str:
@@ -147,11 +160,11 @@ def _data_limited(known: Published, planned: Choice, found: Choice, available: f
         read = _times(planned.reading.raw_tokens, available)
         why = f" {said_of(planned.point)} would read it {read}"
         if against:
-            why += f", and does not pay by {len(against)} of {len(known.laws)} laws"
+            why += f", and does not pay by {len(against)} of {len(known.laws)} laws and bounds"
         why += "."
     return (
         f"Data-limited: use {said_of(found.point)}. It reads your {short(available)} tokens "
-        f"{_times(found.reading.raw_tokens, available)} and gains {found.worst:.3f} nats by the "
+        f"{_read(found.reading.raw_tokens, available)} and gains {found.worst:.3f} nats by the "
         f"strictest law.{why} Output superposition alone (tst.inputs: tokens) reads no more text "
         "than an ordinary run."
     )
@@ -164,9 +177,9 @@ def _data_bound(known: Published, planned: Choice, available: float) -> str:
         f"Data-bound: do not use TST. The ordinary run alone reads your {short(available)} tokens "
         f"{_times(reading.positions, available)}, so bags have {new} new text to read: "
         f"{said_of(planned.point)} would read it {_times(reading.raw_tokens, available)}. That "
-        f"does not pay by {len(against)} of {len(known.laws)} laws, and no K and r pays by all of "
-        "them. Nobody has tested bags of repeated text. Spend the money on ordinary epochs, or "
-        "test output superposition alone (tst.inputs: tokens), which reads no more text."
+        f"does not pay by {len(against)} of {len(known.laws)} laws and bounds, and no K and r pays "
+        "by all of them. Nobody has tested bags of repeated text. Spend the money on ordinary "
+        "epochs, or test output superposition alone (tst.inputs: tokens), which reads no more text."
     )
 
 
@@ -191,12 +204,12 @@ def text_section(known: Published, verdict: Verdict, available: float | None) ->
     return Section(
         name="text",
         title=f"Text: {said_of(planned.point)} reads {read} raw tokens",
-        columns=("law", *heads, "stops paying below"),
+        columns=("law or bound", *heads, "stops paying below"),
         rows=tuple(rows),
         lines=(
-            f"Boundary: {end}. The laws are of ordinary training; none was fitted to TST. They "
-            "weigh its extra text, and its size N cancels. Paying means more than the noise of a "
-            f"run, {known.noise_nats} nats.",
+            f"Boundary: {end}. Only the last row is a published law of repeated text; the others "
+            "are bounds and variants of it. All are of ordinary training, and none was fitted to "
+            f"TST. Paying means more than the noise of a run, {known.noise_nats} nats.",
         ),
         values={
             "unique tokens available": available,

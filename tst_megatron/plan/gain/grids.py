@@ -137,6 +137,9 @@ def estimate(known: Published, point: Point) -> Estimate:
     found = [between - fall * by_steps, small_gain - fall * by_ratio]
     if size != share:
         found += [small_gain - fall * by_steps, large_gain - fall * by_steps]
+    if point.num_steps < short_grid.num_steps:
+        # No grid is as short, so nothing says that there is a gain.
+        found.append(0.0)
     change = _slot_change(known, point)
     factor = _side_factor(known, point)
     found = [(each + change) * factor for each in found]
@@ -150,14 +153,19 @@ def estimate(known: Published, point: Point) -> Estimate:
 
 
 def _with_reset(known: Published, point: Point) -> Estimate:
-    """Return what the one published run with a reset ended with, which has no grid."""
+    """Return what the published run with a reset ended with; there is no grid.
+
+    The range reaches to what this project's small runs gained, which is more.
+    """
     found = [known.resets[key] for key in point.resets]
     gain, noise = min(reset.gain for reset in found), known.noise_nats
+    high = min(reset.gain_here for reset in found)
     beyond = tuple(
-        f"{key}, of which there is one run ({reset.of}) {known.cite(reset.source)}"
+        f"{key}: one published run ({reset.of}: {-reset.gain:+.3f}) {known.cite(reset.source)} and "
+        f"this project's small ones ({-reset.gain_here:+.3f}) {known.cite('here')} disagree"
         for key, reset in zip(point.resets, found, strict=True)
     )
-    return Estimate(gain=gain, low=gain - noise, high=gain + noise, beyond=beyond)
+    return Estimate(gain=gain, low=gain - noise, high=high + noise, beyond=beyond)
 
 
 def _slot_change(known: Published, point: Point) -> float:
@@ -180,14 +188,17 @@ def _side_factor(known: Published, point: Point) -> float:
 
 
 def _beyond(known: Published, point: Point) -> tuple[str, ...]:
+    return (*_beyond_in_size(known, point), *_beyond_in_schedule(known, point))
+
+
+def _beyond_in_size(known: Published, point: Point) -> list[str]:
+    """Say by how much a model or its length lies outside of the grids."""
     short_grid, long_grid, large = (known.grids[name] for name in (SHORT, LONG, LARGE))
-    k, r = point.bag_size, point.superposition_fraction
-    fractions = sorted(short_grid.losses)
     found = []
     if point.parameters > large.parameters:
         found.append(
-            f"{point.parameters / large.parameters:.1f} times the active parameters of the largest "
-            f"grid ({short(large.parameters)})"
+            f"{point.parameters / large.parameters:.1f} times the parameters of the largest grid "
+            f"({short(large.parameters)}), both tables and active experts counted"
         )
     elif point.parameters < short_grid.parameters:
         found.append(
@@ -199,8 +210,25 @@ def _beyond(known: Published, point: Point) -> tuple[str, ...]:
             f"{point.num_steps:,} steps, grids have {short_grid.num_steps:,} to "
             f"{long_grid.num_steps:,}"
         )
-    if k > long_grid.bag_sizes[-1]:
-        found.append(f"K = {k:g}, grids end at {long_grid.bag_sizes[-1]} to 16")
+    elif point.num_steps > short_grid.num_steps and point.parameters > short_grid.parameters:
+        found.append(
+            f"{point.num_steps:,} steps of {short(point.parameters)}: only the grids of "
+            f"{short(short_grid.parameters)} have two lengths"
+        )
+    return found
+
+
+def _beyond_in_schedule(known: Published, point: Point) -> list[str]:
+    """Say what of a schedule the grids do not have."""
+    short_grid, long_grid, large = (known.grids[name] for name in (SHORT, LONG, LARGE))
+    k, r = point.bag_size, point.superposition_fraction
+    fractions = sorted(short_grid.losses)
+    is_of_first = point.parameters <= short_grid.parameters
+    is_of_first &= point.num_steps == short_grid.num_steps
+    largest = (short_grid if is_of_first else long_grid).bag_sizes[-1]
+    found = []
+    if k > largest:
+        found.append(f"K = {k:g}, grids of this kind end at {largest}")
     if not fractions[0] <= r <= fractions[-1]:
         found.append(f"r = {r:.3g}, grids have {fractions[0]} to {fractions[-1]}")
     if point.num_bag_sizes > 1:
@@ -211,7 +239,7 @@ def _beyond(known: Published, point: Point) -> tuple[str, ...]:
         found.append("slot weights 1/i, of which there is one grid")
     if point.inputs != "bags" or point.targets != "bags":
         found.append("one side alone, of which there is one ablation (K = 4, r = 0.5)")
-    return tuple(found)
+    return found
 
 
 def slope_price(slope: float, fraction: float) -> float:

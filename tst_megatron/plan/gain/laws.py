@@ -9,7 +9,7 @@ has two parts, and they are those of ``docs/evidence.md``:
 L((1 - r) C) - L(C). *Taught* is the gain with text to spare, plus that price. Superposition teaches
 by reading more text, D instead of C raw tokens. So what it taught is weighted by w: what a law says
 the text from C to D is worth with U unique tokens, over its worth with text to spare. All gains are
-in nats.
+in nats, and none is above that with text to spare.
 """
 
 from __future__ import annotations
@@ -74,7 +74,9 @@ def net_gain(law: Law, reading: Reading, unique: float) -> float:
             return fewer - data_term(law, reading.raw_tokens, tokens)
 
         worth = more(unique) / more(math.inf)
-    return (reading.gain + price(math.inf)) * worth - price(unique)
+    weighed = (reading.gain + price(math.inf)) * worth - price(unique)
+    # The price falls where text is read again, but no run gains more there than with new text.
+    return min(reading.gain, weighed)
 
 
 def boundary(law: Law, reading: Reading, least_gain: float) -> float | None:

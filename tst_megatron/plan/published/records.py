@@ -74,6 +74,8 @@ class Reset:
     """Model and length."""
     gain: float
     """Loss of the ordinary run minus its own, in nats."""
+    gain_here: float
+    """The same of this project's small runs (docs/evidence.md, three seeds)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
