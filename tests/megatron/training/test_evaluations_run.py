@@ -197,4 +197,7 @@ def test_facts_say_what_a_comparison_needs(runs, short_documents, layout):
     assert facts["stream"]["phases"] == [[4, SWITCH], [1, STEPS - SWITCH]]
     (row, *_) = tiny.metrics(folders[layout])
     performed = row["TFLOP/s per device"] * row["step seconds"] * facts["world size"] * 1e12
+    assert facts["peak TFLOP/s per device"] is None and "MFU" not in row, (
+        "the CPU has no known peak"
+    )
     assert facts["FLOPs per step"] == pytest.approx(performed, rel=1e-9)
