@@ -6,9 +6,7 @@ import pytest
 import tiny
 
 from tst_megatron.plan.memory.fitting import Machine, ways_to_fit
-from tst_megatron.plan.memory.job import memory_of_job
-from tst_megatron.recipe.check.megatron_arguments import ask_megatron, fixed_flags
-from tst_megatron.recipe.check.plain import check_plainly
+from tst_megatron.plan.memory.job import memory_of_recipe
 from tst_megatron.recipe.recipe import load_recipe
 
 pytestmark = pytest.mark.usefixtures("outside_a_job")
@@ -26,9 +24,7 @@ def recipe(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def memory(recipe):
-    plain = check_plainly(recipe, world_size=RANKS, has_text=False)
-    args = ask_megatron([*plain.flags, *fixed_flags(plain.values, None)], RANKS)
-    return memory_of_job(args, recipe.tst, [1, 4])
+    return memory_of_recipe(recipe, RANKS)
 
 
 def test_memory_of_a_job_is_told_by_part(memory):

@@ -16,11 +16,9 @@ from typing import Any
 from tst_megatron.megatron import setup_without_values
 from tst_megatron.megatron.cpu.transformer_engine import transformer_engine_of_the_job
 from tst_megatron.model.gpt import TSTGPTModelConfig
+from tst_megatron.plan.memory.forks import built
 from tst_megatron.plan.memory.states import States, count_states, moments_of_first_step, of_the_job
-from tst_megatron.recipe.check.megatron_arguments import reason_of
-from tst_megatron.recipe.recipe import RecipeError
 from tst_megatron.recipe.tst_config import TSTConfig
-from tst_megatron.system.processes.forked import answer_of_fork
 
 SECONDS = 120.0
 
@@ -55,17 +53,13 @@ def dry_rank(args: argparse.Namespace, tst: TSTConfig, rank: int) -> DryRank:
     Raises:
         RecipeError: the job cannot be built, or not here.
     """
-    said = answer_of_fork(
+    said = built(
         lambda: _count(args, tst, rank),
-        of_error=lambda error: json.dumps({"error": reason_of(error)}),
+        failed=f"rank {rank} could not be built",
+        doing="building it",
         seconds=SECONDS,
     )
-    if not said:
-        how = f"took longer than {SECONDS:.0f} s" if said is None else "was killed"
-        raise RecipeError([f"memory: rank {rank} could not be built here: building it {how}"])
     found = json.loads(said)
-    if "error" in found:
-        raise RecipeError([f"memory: rank {rank} could not be built: {found['error']}"])
     chunks = (Chunk(**{**each, "layers": tuple(each["layers"])}) for each in found["chunks"])
     return DryRank(rank=rank, states=States(**found["states"]), chunks=tuple(chunks))
 

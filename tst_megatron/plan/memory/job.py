@@ -5,20 +5,18 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import functools
-import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from tst_megatron.plan.memory.activations import Activations, activations_of
 from tst_megatron.plan.memory.dry_rank import DryRank, dry_rank, rank_of_stage
+from tst_megatron.plan.memory.forks import built
 from tst_megatron.plan.memory.layers import Layer, layers_of, measure_layers
 from tst_megatron.plan.memory.states import States
-from tst_megatron.recipe.check.megatron_arguments import ask_megatron, fixed_flags, reason_of
+from tst_megatron.recipe.check.megatron_arguments import ask_megatron, fixed_flags
 from tst_megatron.recipe.check.plain import check_plainly
-from tst_megatron.recipe.recipe import Recipe, RecipeError
+from tst_megatron.recipe.recipe import Recipe
 from tst_megatron.recipe.tst_config import TSTConfig
-from tst_megatron.system.processes.forked import answer_of_fork
 
 SECONDS = 300.0
 IMBALANCE = 1.25
@@ -85,7 +83,6 @@ def memory_of_job(
     Raises:
         RecipeError: the job cannot be built, or not here.
     """
-    _forget_attention()
     layers = layers or measured_layers(args, tst, bag_sizes)
     stages = range(args.pipeline_model_parallel_size)
     ranks = [dry_rank(args, tst, rank_of_stage(args, stage)) for stage in stages]
@@ -124,7 +121,6 @@ def memory_of_rank(
     imbalance: float = IMBALANCE,
 ) -> RankMemory:
     """Tell the memory of any rank of a job; arguments and errors as in ``memory_of_job``."""
-    _forget_attention()
     stage = rank // (args.world_size // args.pipeline_model_parallel_size)
     layers = measured_layers(args, tst, bag_sizes)
     dry = dry_rank(args, tst, rank)
@@ -140,16 +136,12 @@ def measured_layers(
         RecipeError: they cannot be built here.
     """
     wanted = sorted({1, *bag_sizes})
-    said = answer_of_fork(
+    said = built(
         functools.partial(measure_layers, args, tst, wanted),
-        of_error=lambda error: json.dumps({"error": reason_of(error)}),
+        failed="layers could not be measured",
+        doing="running them",
         seconds=SECONDS,
     )
-    if not said:
-        how = f"took longer than {SECONDS:.0f} s" if said is None else "was killed"
-        raise RecipeError([f"memory: layers could not be measured here: running them {how}"])
-    if said.startswith('{"error"'):
-        raise RecipeError([f"memory: layers could not be measured: {json.loads(said)['error']}"])
     return layers_of(said)
 
 
@@ -170,15 +162,6 @@ def _memory(
     ]
     fullest = max(phases, key=lambda each: each.total)
     return RankMemory(rank=dry.rank, stage=stage, states=dry.states, activations=fullest)
-
-
-def _forget_attention() -> None:
-    """Let models be built here whose attention is another than that of models before.
-
-    Megatron notes the choice of the first model in the environment, and refuses all others.
-    """
-    for kind in ("FLASH", "FUSED", "UNFUSED"):
-        os.environ.pop(f"NVTE_{kind}_ATTN", None)
 
 
 def _assumptions(args: argparse.Namespace, imbalance: float) -> list[str]:
