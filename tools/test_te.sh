@@ -9,12 +9,8 @@ set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 cd "$root"
-uv=$(command -v uv || true)
-# A name on PATH may be a shim without a program behind it.
-if ! "${uv:-false}" --version >/dev/null 2>&1; then
-  uv=$root/.uv/bin/uv
-  [[ -x $uv ]] || make --no-print-directory .uv/bin/uv >&2
-fi
+# shellcheck source=tools/find_uv.sh
+source "$root/tools/find_uv.sh"
 package=transformer-engine-torch
 version=$(sed -n 's/^gpu = .*==\([0-9.]*\).*/\1/p' pyproject.toml)
 export UV_PROJECT_ENVIRONMENT=$root/.te/venv

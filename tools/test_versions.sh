@@ -15,12 +15,8 @@ if [[ $end != newest && $end != oldest ]]; then
   exit 2
 fi
 shift
-uv=$(command -v uv || true)
-# A name on PATH may be a shim without a program behind it.
-if ! "${uv:-false}" --version >/dev/null 2>&1; then
-  make --no-print-directory .uv/bin/uv >&2
-  uv=$root/.uv/bin/uv
-fi
+# shellcheck source=tools/find_uv.sh
+source "$root/tools/find_uv.sh"
 folder=$root/.versions/$end
 python=$folder/venv/bin/python
 mkdir -p "$folder"
