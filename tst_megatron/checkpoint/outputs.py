@@ -16,7 +16,8 @@ _OF_A_RUN = (RESOLVED, "state.json", "versions.json", "metrics.jsonl")
 """A folder with one of these is a run's."""
 _FILES_OF_A_RUN = (
     *_OF_A_RUN,
-    *("recipe.yaml", "metrics.dropped.jsonl", "facts.json", "saves.json", "STOP", BRANCH),
+    *("recipe.yaml", "metrics.dropped.jsonl", "facts.json", "plan.json"),
+    *("saves.json", "STOP", BRANCH),
 )
 _FOLDERS_OF_A_RUN = ("checkpoints", "tensorboard", "evaluations", "logs", "slurm")
 """Folders that a run, its job scripts and Megatron write to and delete from. Other names in a run

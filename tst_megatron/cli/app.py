@@ -20,10 +20,10 @@ from tst_megatron.cli.data.reading import add_reading_commands
 from tst_megatron.cli.hf.evaluate import evaluate, evaluate_data
 from tst_megatron.cli.hf.models import export, generate, import_, quantize
 from tst_megatron.cli.nodes import doctor, preflight, preflight_verdict
-from tst_megatron.cli.recipes import check, params, plan
-from tst_megatron.cli.runs import branch, checkpoint_app, status
+from tst_megatron.cli.plan import plan
+from tst_megatron.cli.recipes import check, params
+from tst_megatron.cli.runs import branch, checkpoint_app, status, train
 from tst_megatron.cli.sweep import sweep
-from tst_megatron.cli.train import train
 from tst_megatron.recipe.recipe import RecipeError
 from tst_megatron.system.exit_status import BAD_INPUT, FAILED, STOPPED
 from tst_megatron.system.processes.lock import InUse

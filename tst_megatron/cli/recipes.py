@@ -1,9 +1,8 @@
-"""Look at a recipe without training: the commands ``check``, ``params`` and ``plan``."""
+"""Look at a recipe without training: the commands ``check`` and ``params``."""
 
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
@@ -14,13 +13,13 @@ from rich.console import Console
 from rich.table import Table
 
 from tst_megatron.cli.shared import Overrides, RecipePath
-from tst_megatron.recipe.recipe import Recipe, RecipeError, load_recipe
+from tst_megatron.recipe.recipe import RecipeError, load_recipe
 from tst_megatron.system.files import write_beside
 from tst_megatron.training.console import announce, tell
+from tst_megatron.training.run.folder import RunFolder
 
 if TYPE_CHECKING:
     from tst_megatron.checkpoint.start import Start
-    from tst_megatron.plan.wishes import Wishes
     from tst_megatron.recipe.check.checked import CheckedRecipe
     from tst_megatron.recipe.check.plain import NoTextError, PlainCheck
 
@@ -85,7 +84,6 @@ def _check_start(checked: CheckedRecipe, folder: Path, *, starting: bool) -> lis
         RecipeError: with every problem.
         InUse: a start follows, and the folder is in use.
     """
-    from tst_megatron.training.run.folder import RunFolder
     from tst_megatron.training.run.start import plan_start
 
     run = RunFolder(folder)
@@ -100,7 +98,6 @@ def _check_start(checked: CheckedRecipe, folder: Path, *, starting: bool) -> lis
 
 def _notes_of_start(checked: CheckedRecipe, folder: Path, start: Start) -> list[str]:
     from tst_megatron.training.run import prepare, saves
-    from tst_megatron.training.run.folder import RunFolder
     from tst_megatron.training.run.plan import run_plan
     from tst_megatron.training.run.records import notes_of
 
@@ -219,76 +216,3 @@ def params(recipe: RecipePath, overrides: Overrides = None) -> None:
     if count.padding:
         warning = f"warning: {count.padding}"
         console.print(warning, style="yellow", highlight=False, markup=False, soft_wrap=True)
-
-
-# --- what a run would cost and gain ---------------------------------------------------------------
-
-
-def plan(
-    recipe: RecipePath,
-    overrides: Overrides = None,
-    baseline: Annotated[
-        Path | None,
-        typer.Option(help="Compare with this recipe; default: an ordinary run of as many steps."),
-    ] = None,
-    gpus: Annotated[int | None, typer.Option(help="GPUs of the job; default: 64.")] = None,
-    gpu: Annotated[
-        str | None, typer.Option(help="Kind of GPU, such as b200, h200 or h100; default: b200.")
-    ] = None,
-    mfu: Annotated[
-        float | None,
-        typer.Option(help="Model FLOPs over dense BF16 peak, 0-1; default: what others reached."),
-    ] = None,
-    price: Annotated[
-        float | None, typer.Option(help="Dollars per GPU hour; default: a published price.")
-    ] = None,
-    tokens: Annotated[
-        str | None,
-        typer.Option("--tokens-available", help="Unique raw tokens, such as 300B or 10T."),
-    ] = None,
-    has_memory: Annotated[
-        bool, typer.Option("--memory", help="Also whether a rank fits its GPU; takes a minute.")
-    ] = False,
-    is_advised: Annotated[
-        bool, typer.Option("--advise", help="Also search K, r and steps within the limits.")
-    ] = False,
-    max_flops: Annotated[
-        float | None, typer.Option(help="With --advise: FLOPs that the run may take.")
-    ] = None,
-    max_days: Annotated[
-        float | None, typer.Option(help="With --advise: days that it may take.")
-    ] = None,
-    max_dollars: Annotated[
-        float | None, typer.Option(help="With --advise: dollars that it may cost.")
-    ] = None,
-    is_json: Annotated[
-        bool, typer.Option("--json", help="Print everything as one JSON object instead.")
-    ] = False,
-) -> None:
-    """Say what a run costs, what superposition gains, and whether text is too short for it."""
-    from tst_megatron.plan.cost.machine import check_hardware
-    from tst_megatron.plan.published.read import published
-    from tst_megatron.plan.wishes import Budget, Hardware, wishes
-
-    hardware = Hardware(gpu=gpu, num_gpus=gpus, mfu=mfu, price=price)
-    budget = Budget(flops=max_flops, days=max_days, dollars=max_dollars)
-    wanted = wishes(hardware, budget, tokens=tokens, is_advised=is_advised, has_memory=has_memory)
-    check_hardware(published(), hardware)
-    loaded = load_recipe(recipe, overrides or [])
-    beside = None if baseline is None else load_recipe(baseline)
-    _show_plan(loaded, beside, wanted, is_json=is_json)
-
-
-def _show_plan(recipe: Recipe, baseline: Recipe | None, wanted: Wishes, *, is_json: bool) -> None:
-    from tst_megatron.megatron.cpu import host
-
-    # Planning is CPU work also on a machine that has a GPU; before Megatron is imported.
-    host.install(even_with_gpu=True)
-    from tst_megatron.plan.make_plan import make_plan
-    from tst_megatron.plan.show import show
-
-    made = make_plan(recipe, wanted, baseline=baseline)
-    if is_json:
-        typer.echo(json.dumps(made.as_keys(), allow_nan=False))
-    else:
-        show(made, Console())

@@ -15,6 +15,8 @@ from tst_megatron.schedule import Schedule
 from tst_megatron.system.files import write_beside
 from tst_megatron.system.records import Damaged
 from tst_megatron.training.console import duration
+from tst_megatron.training.report.beside_plan import beside_plan, lines_of
+from tst_megatron.training.report.facts import FACTS, read_facts
 from tst_megatron.training.report.losses import PICTURE, draw_losses
 from tst_megatron.training.report.metrics_file import (
     BAG_LOSS,
@@ -24,6 +26,7 @@ from tst_megatron.training.report.metrics_file import (
     VALIDATION_LOSS,
     read_metrics,
 )
+from tst_megatron.training.report.plan_file import read_plan
 from tst_megatron.training.run.folder import RunFolder
 
 SUMMARY = "summary.txt"
@@ -55,6 +58,7 @@ def end_with_summary(
             [
                 *_numbers(run, schedule),
                 ("time", f"{duration(seconds)} for this start"),
+                *_beside_plan(run, schedule),
                 *_places(run, picture, log),
                 ("next", _next(run, state, resume)),
             ]
@@ -139,6 +143,17 @@ def _numbers(run: RunFolder, schedule: Schedule) -> list[tuple[str, str]]:
         if row is not None:
             found.append((SAID[name], f"{row[name]:.4f} nats at step {row['step']:,}"))
     return found
+
+
+def _beside_plan(run: RunFolder, schedule: Schedule) -> list[tuple[str, str]]:
+    """Return what the run has done beside its plan, by all of its steps; nothing without one."""
+    try:
+        plan, facts = read_plan(run.plan), read_facts(run.path / FACTS)
+    except Damaged:
+        # The next start says what is damaged.
+        return []
+    beside = plan and beside_plan(plan, schedule, steps=_rows(run, "step"), facts=facts)
+    return lines_of(beside) if beside else []
 
 
 def _trunk(run: RunFolder) -> list[tuple[str, str]]:

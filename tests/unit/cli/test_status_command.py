@@ -141,7 +141,7 @@ def test_json_is_one_object_per_run_with_units_in_its_keys(running, tmp_path, fi
         ),
         *("seconds since last step", "seconds since sign of life", "checkpoint step"),
         *("steps since checkpoint", "num starts", "num requeues", "jobs"),
-        *("links without progress", "has stop file", "damaged"),
+        *("links without progress", "beside plan", "has stop file", "damaged"),
     }
     assert (first["run"], first["state"]) == (str(running.path), "running")
     assert (first["step seconds"], first["raw tokens per second"]) == (2.0, 2048.0)

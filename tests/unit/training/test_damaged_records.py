@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+from made_plans import made_plan
 from status_folders import NOW, Folder
 from test_run_folder import make_checked, save_checkpoint
 
@@ -16,6 +17,7 @@ from tst_megatron.cli.app import main
 from tst_megatron.system.records import Damaged
 from tst_megatron.training.report.facts import read_facts, write_facts
 from tst_megatron.training.report.metrics_file import drop_lines_after, events_at, read_metrics
+from tst_megatron.training.report.plan_file import write_plan
 from tst_megatron.training.report.versions import write_versions
 from tst_megatron.training.run import endings, prepare, saves
 from tst_megatron.training.run.folder import RunFolder
@@ -82,6 +84,7 @@ DAMAGE = {
 RECORDS = (
     "versions.json",
     "facts.json",
+    "plan.json",
     "metrics.jsonl",
     "metrics.dropped.jsonl",
     "state.json",
@@ -116,6 +119,7 @@ def run(tmp_path, checked, monkeypatch):
     run.write_state("stopped", reason="asked to stop", step=STEP, device="cpu", exit_status=75)
     write_versions(run.versions, device="cpu", world_size=1, layout={"ranks": 1}, step=0)
     write_facts(run.path / "facts.json", FACTS)
+    write_plan(run.plan, made_plan())
     return run
 
 

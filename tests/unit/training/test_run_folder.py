@@ -208,7 +208,7 @@ def test_folder_that_is_no_run_is_refused(run, checked):
     run.path.mkdir(parents=True)
     (run.path / "letter.txt").write_text("dear")
     (problem,) = folder_problems(run, checked, fresh=False)
-    assert problem == f"--run-folder: {run.path} has files and no resolved.yaml, so it is not a run"
+    assert problem.startswith(f"--run-folder: {run.path} has files and no resolved.yaml")
 
 
 def test_start_killed_at_any_moment_of_prepare_does_not_bar_the_next(run, checked, monkeypatch):
@@ -257,7 +257,16 @@ def test_folder_with_more_than_prepare_makes_is_no_half_run(run, checked, path):
     (run.path / path).parent.mkdir(exist_ok=True)
     (run.path / path).write_text("more")
     (problem,) = folder_problems(run, checked, fresh=False)
-    assert problem.endswith("has files and no resolved.yaml, so it is not a run")
+    assert problem.endswith("has files and no resolved.yaml, so it is not a run. Name another")
+
+
+@pytest.mark.parametrize("fresh", [True, False])
+def test_folder_with_a_plan_is_new_and_keeps_it(run, checked, fresh):
+    run.path.mkdir(parents=True)
+    run.plan.write_text("{}")
+    assert folder_problems(run, checked, fresh=fresh) == []
+    prepare.prepare(run, run_plan(checked))
+    assert run.plan.read_text() == "{}"
 
 
 @pytest.mark.parametrize("fresh", [True, False])

@@ -6,10 +6,13 @@ import threading
 from pathlib import Path
 
 import pytest
+from made_plans import made_facts, made_plan
 from status_folders import NUM_STEPS, SWITCH, Folder
 
 from tst_megatron.cli.views.status import _schedule
 from tst_megatron.training import summary
+from tst_megatron.training.report.facts import write_facts
+from tst_megatron.training.report.plan_file import write_plan
 
 RESUME = "tst-megatron train r.yaml --run-folder one"
 STOPPED = ("stopped", "asked to stop; a checkpoint was saved")
@@ -34,6 +37,23 @@ def said(folder, say=None):
         resume=RESUME,
     )
     return lines
+
+
+def test_run_with_a_plan_is_set_beside_it_by_all_of_its_steps(folder):
+    folder.steps(1, 600).steps(601, NUM_STEPS, step_seconds=4.0)
+    write_plan(folder.run.plan, made_plan())
+    write_facts(folder.path / "facts.json", made_facts())
+    lines = [" ".join(line.split()) for line in said(ended(folder, *FINISHED, NUM_STEPS))]
+    assert "plan as planned, within 10%" in lines
+    assert "step time 2 s; planned 2 s (1.6 s to 4 s)" in lines
+
+
+def test_damaged_plan_takes_nothing_from_the_summary(folder):
+    folder.steps(1, NUM_STEPS)
+    folder.run.plan.write_text("{")
+    lines = said(ended(folder, *FINISHED, NUM_STEPS))
+    assert lines[0] == "finished: all steps are done"
+    assert not any(line.startswith("plan ") for line in lines)
 
 
 def test_finished_run_says_what_it_is_and_how_to_export_it(folder):

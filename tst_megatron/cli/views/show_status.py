@@ -13,6 +13,7 @@ from rich.text import Text
 
 from tst_megatron.cli.views.status import RunStatus
 from tst_megatron.training.console import duration
+from tst_megatron.training.report.beside_plan import lines_of
 from tst_megatron.training.report.metrics_file import MFU, SAID
 
 STYLES = {"running": "green", "finished": "green", "failed": "red", "no sign of life": "red"}
@@ -22,7 +23,10 @@ NOTHING = "none"
 
 def as_keys(status: RunStatus) -> dict[str, Any]:
     """Return the facts for JSON, under the names of ``metrics.jsonl`` where it has them too."""
-    facts = {name.replace("_", " "): value for name, value in dataclasses.asdict(status).items()}
+    facts = _with_spaces(dataclasses.asdict(status))
+    if status.beside_plan is not None:
+        rows = [_with_spaces(row) for row in facts["beside plan"]["rows"]]
+        facts["beside plan"] = {"verdict": status.beside_plan.verdict, "rows": rows}
     facts["TFLOP/s per device"] = facts.pop("teraflops per device")
     facts[MFU] = facts.pop("mfu")
     # JSON knows no NaN and no infinity.
@@ -30,6 +34,10 @@ def as_keys(status: RunStatus) -> dict[str, Any]:
         name: None if isinstance(value, float) and not math.isfinite(value) else value
         for name, value in facts.items()
     }
+
+
+def _with_spaces(facts: dict[str, Any]) -> dict[str, Any]:
+    return {name.replace("_", " "): value for name, value in facts.items()}
 
 
 # --- one run -------------------------------------------------------------------------------------
@@ -67,6 +75,8 @@ def _lines(status: RunStatus) -> list[tuple[str, str]]:
         ),
         ("checkpoint", _checkpoint(status)),
     ]
+    if status.beside_plan is not None:
+        lines += lines_of(status.beside_plan)
     if status.num_starts:
         jobs = "job" if len(status.jobs) == 1 else "jobs"
         requeues = _count(status.num_requeues, "requeue")

@@ -24,6 +24,8 @@ from tst_megatron.cli.views.events import (
 from tst_megatron.cli.views.run_state import State, judge
 from tst_megatron.schedule import Phase, Schedule
 from tst_megatron.system.records import Damaged
+from tst_megatron.training.report.beside_plan import Beside, beside_plan
+from tst_megatron.training.report.facts import FACTS, read_facts
 from tst_megatron.training.report.metrics_file import (
     BAG_LOSS,
     LM_LOSS,
@@ -31,6 +33,7 @@ from tst_megatron.training.report.metrics_file import (
     VALIDATION_LOSS,
     read_newest,
 )
+from tst_megatron.training.report.plan_file import read_plan
 from tst_megatron.training.report.recorded_schedule import recorded_schedule
 from tst_megatron.training.run.folder import RunFolder
 from tst_megatron.training.run.state import read_state
@@ -96,6 +99,8 @@ class RunStatus:
     """Slurm's numbers, each once."""
     links_without_progress: int
     """Starts in a row, up to the last that ended, which saved nothing."""
+    beside_plan: Beside | None
+    """None without a plan (``plan.json``), or without a step."""
     has_stop_file: bool
     damaged: tuple[str, ...]
     """Records that cannot be read, so that what they would say is missing here."""
@@ -157,9 +162,20 @@ def run_status(path: Path, *, now: float) -> RunStatus:
         checkpoint_step=saved,
         steps_since_checkpoint=max(0, step - (saved or 0)),
         **_of_jobs(events),
+        beside_plan=_beside_plan(run, schedule, steps, damaged),
         has_stop_file=run.stop_file.exists(),
         damaged=tuple(damaged),
     )
+
+
+def _beside_plan(
+    run: RunFolder, schedule: Schedule, steps: Sequence[Mapping[str, Any]], damaged: list[str]
+) -> Beside | None:
+    plan = _read(run.plan, read_plan, damaged)
+    if plan is None:
+        return None
+    facts = _read(run.path / FACTS, read_facts, damaged)
+    return beside_plan(plan, schedule, steps=steps, facts=facts)
 
 
 def _judged(

@@ -95,9 +95,19 @@ def peak_teraflops(device: str) -> float | None:
     Args:
         device: its name, as its driver gives it.
     """
+    name = gpu_named(device)
+    return None if name is None else published().gpus[name].peak_teraflops
+
+
+def gpu_named(device: str) -> str | None:
+    """Return the name of a kind of GPU for ``--gpu``; None where it is not known.
+
+    Args:
+        device: its name, as its driver gives it.
+    """
     # One name may be a part of another, and then the longer one is meant.
-    gpus = sorted(published().gpus.values(), key=lambda gpu: len(gpu.device), reverse=True)
-    return next((gpu.peak_teraflops for gpu in gpus if gpu.device.lower() in device.lower()), None)
+    gpus = sorted(published().gpus.items(), key=lambda gpu: len(gpu[1].device), reverse=True)
+    return next((name for name, gpu in gpus if gpu.device.lower() in device.lower()), None)
 
 
 def _name(wanted: Hardware) -> str:

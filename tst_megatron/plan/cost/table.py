@@ -155,6 +155,7 @@ def _values(
         "checkpoint bytes": model.checkpoint_bytes,
         "gpu": machine.name,
         "gpus": machine.num_gpus,
+        "peak flops per gpu": machine.peak_flops,
         "mfu": machine.mfu,
         "mfu range": [machine.mfu_low, machine.mfu_high],
         "dollars per gpu hour": machine.price,

@@ -28,6 +28,7 @@ from tst_megatron.system.paths import is_there
 from tst_megatron.system.processes import lock
 from tst_megatron.system.processes.holder import Holder
 from tst_megatron.system.records import Damaged
+from tst_megatron.training.report.plan_file import PLAN
 from tst_megatron.training.run.state import read_state
 
 VERSIONS = "versions.json"
@@ -47,6 +48,7 @@ class RunFolder:
         self.recipe = path / "recipe.yaml"
         self.resolved = path / RESOLVED
         self.state_file = path / "state.json"
+        self.plan = path / PLAN
         self.versions = path / VERSIONS
         self.saves = path / SAVES
         """Tells that a save was completed (``known_saves``)."""

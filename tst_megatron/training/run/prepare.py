@@ -70,7 +70,7 @@ def is_half_prepared(run: RunFolder) -> bool:
     What a job script makes before a start may be there too.
     """
     tokenizers = places_of_tokenizers(run.checkpoints)
-    kept = (*tokenizers, run.recipe, run.resolved, run.saves, run.stop_file, *run.locks)
+    kept = (*tokenizers, run.recipe, run.resolved, run.saves, run.plan, run.stop_file, *run.locks)
 
     def is_ours(path: Path) -> bool:
         if path.is_relative_to(run.slurm) or path in folders(run):
@@ -81,6 +81,26 @@ def is_half_prepared(run: RunFolder) -> bool:
         )
 
     return all(is_ours(path) for path in run.path.rglob("*"))
+
+
+def check_place(run: RunFolder) -> None:
+    """Check that a folder is a run's, or can be of a new one.
+
+    Raises:
+        ValueError: something else is there.
+    """
+    problems = run.place_problems()
+    if not problems and run.path.exists() and not run.is_prepared() and not is_half_prepared(run):
+        problems = [not_a_run(run)]
+    if problems:
+        raise ValueError("\n".join(problems))
+
+
+def not_a_run(run: RunFolder) -> str:
+    """Say that a folder holds something else."""
+    return (
+        f"--run-folder: {run.path} has files and no resolved.yaml, so it is not a run. Name another"
+    )
 
 
 def wait_until_prepared(run: RunFolder, *, seconds: float = 600.0, is_held: bool = True) -> None:

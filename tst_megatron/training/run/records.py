@@ -19,6 +19,7 @@ from tst_megatron.system.paths import is_there
 from tst_megatron.system.records import Damaged, aside, move_aside, open_bytes, read_yaml
 from tst_megatron.training.report.facts import FACTS
 from tst_megatron.training.report.metrics_file import DROPPED, EVALUATIONS
+from tst_megatron.training.report.plan_file import read_plan
 from tst_megatron.training.report.versions import read_layouts, write_layouts
 from tst_megatron.training.run.folder import VERSIONS, RunFolder
 from tst_megatron.training.run.state import read_state
@@ -50,6 +51,7 @@ def damaged_records(run: RunFolder) -> list[tuple[Path, str]]:
         (run.metrics.with_name(DROPPED), _open),
         (run.checkpoints / TRACKER, _open),
         (run.path / FACTS, _open),
+        (run.plan, read_plan),
         (run.path / EVALUATIONS, _enter),
         (run.tensorboard, _enter),
         (run.logs, _enter),

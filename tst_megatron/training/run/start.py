@@ -27,7 +27,7 @@ from tst_megatron.system.records import Damaged
 from tst_megatron.training.run import identity, saves
 from tst_megatron.training.run.folder import RunFolder
 from tst_megatron.training.run.plan import RunPlan, run_plan
-from tst_megatron.training.run.prepare import is_half_prepared
+from tst_megatron.training.run.prepare import is_half_prepared, not_a_run
 from tst_megatron.training.run.pretrained import pretrained_problems
 from tst_megatron.training.run.records import damage_of, read_resolved
 
@@ -96,7 +96,7 @@ def folder_problems(
     """
     if problems := run.place_problems():
         return problems
-    ours = {run.slurm, run.stop_file, *run.locks}
+    ours = {run.slurm, run.plan, run.stop_file, *run.locks}
     if not run.path.exists() or not set(run.path.iterdir()) - ours:
         return []
     if fresh:
@@ -104,7 +104,7 @@ def folder_problems(
     if not run.is_prepared():
         if is_half_prepared(run):
             return []
-        return [f"--run-folder: {run.path} has files and no resolved.yaml, so it is not a run"]
+        return [not_a_run(run)]
     try:
         before = copy or read_resolved(run.resolved)
     except Damaged as error:
