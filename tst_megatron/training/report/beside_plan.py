@@ -114,8 +114,8 @@ def _rows(
             planned=tokens / planned),
         Row(name="time of all steps", unit="seconds", actual=seconds and seconds * num_steps,
             planned=planned * num_steps),
-        Row(name="price of all steps", unit="dollars", actual=seconds and seconds * num_steps * price,
-            planned=planned * num_steps * price),
+        Row(name="price of all steps", unit="dollars",
+            actual=seconds and seconds * num_steps * price, planned=planned * num_steps * price),
     ]  # fmt: skip
 
 
