@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
@@ -13,14 +12,13 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from tst_megatron.cli.shared import Overrides, RecipePath
-from tst_megatron.recipe.recipe import Recipe, RecipeError, load_recipe
+from tst_megatron.cli.shared import Overrides, RecipePath, outside_runs
+from tst_megatron.recipe.recipe import RecipeError, load_recipe
 from tst_megatron.system.files import write_beside
 from tst_megatron.training.console import announce, tell
 
 if TYPE_CHECKING:
     from tst_megatron.checkpoint.start import Start
-    from tst_megatron.plan.wishes import Wishes
     from tst_megatron.recipe.check.checked import CheckedRecipe
     from tst_megatron.recipe.check.plain import NoTextError, PlainCheck
 
@@ -223,6 +221,15 @@ def params(recipe: RecipePath, overrides: Overrides = None) -> None:
 
 # --- what a run would cost and gain ---------------------------------------------------------------
 
+PictureOfPlan = Annotated[
+    Path | None,
+    typer.Option(
+        help="PNG file for cost against loss, and with --memory also for memory by part.",
+        show_default=False,
+        callback=outside_runs,
+    ),
+]
+
 
 def plan(
     recipe: RecipePath,
@@ -261,34 +268,24 @@ def plan(
     max_dollars: Annotated[
         float | None, typer.Option(help="With --advise: dollars that it may cost.")
     ] = None,
+    picture: PictureOfPlan = None,
     is_json: Annotated[
         bool, typer.Option("--json", help="Print everything as one JSON object instead.")
     ] = False,
 ) -> None:
     """Say what a run costs, what superposition gains, and whether text is too short for it."""
+    from tst_megatron.cli.views.plan import show_plan
     from tst_megatron.plan.cost.machine import check_hardware
+    from tst_megatron.plan.picture import check_picture
     from tst_megatron.plan.published.read import published
     from tst_megatron.plan.wishes import Budget, Hardware, wishes
 
+    if picture is not None:
+        check_picture(picture)
     hardware = Hardware(gpu=gpu, num_gpus=gpus, mfu=mfu, price=price)
     budget = Budget(flops=max_flops, days=max_days, dollars=max_dollars)
     wanted = wishes(hardware, budget, tokens=tokens, is_advised=is_advised, has_memory=has_memory)
     check_hardware(published(), hardware)
     loaded = load_recipe(recipe, overrides or [])
     beside = None if baseline is None else load_recipe(baseline)
-    _show_plan(loaded, beside, wanted, is_json=is_json)
-
-
-def _show_plan(recipe: Recipe, baseline: Recipe | None, wanted: Wishes, *, is_json: bool) -> None:
-    from tst_megatron.megatron.cpu import host
-
-    # Planning is CPU work also on a machine that has a GPU; before Megatron is imported.
-    host.install(even_with_gpu=True)
-    from tst_megatron.plan.make_plan import make_plan
-    from tst_megatron.plan.show import show
-
-    made = make_plan(recipe, wanted, baseline=baseline)
-    if is_json:
-        typer.echo(json.dumps(made.as_keys(), allow_nan=False))
-    else:
-        show(made, Console())
+    show_plan(loaded, beside, wanted, picture=picture, is_json=is_json)
