@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -26,3 +28,12 @@ def outside_runs(output: Path | None) -> Path | None:
     if output is not None:
         check_output(output)
     return output
+
+
+@contextlib.contextmanager
+def noting(problems: list[str]) -> Iterator[None]:
+    """Note what is wrong with an input and go on, so that all problems are said at once."""
+    try:
+        yield
+    except ValueError as error:
+        problems.append(str(error))

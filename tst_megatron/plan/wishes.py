@@ -74,21 +74,40 @@ def wishes(
         has_memory: the memory of a rank is wanted.
 
     Raises:
-        ValueError: a number cannot be, or a limit limits nothing.
+        ValueError: numbers cannot be, or limits limit nothing; a line for each.
     """
-    for name, value in budget.limits().items():
-        if not is_advised:
-            raise ValueError(f"{name}: is a limit for --advise. Give that too, or leave it out")
-        if not 0 < value < math.inf:
-            raise ValueError(f"{name}: {value:g} is no limit. Give a number above 0")
-    available = None if tokens is None else parse_amount(tokens, "--tokens-available", "tokens")
-    if available is not None and available < FEWEST_TOKENS:
-        raise ValueError(
-            f"--tokens-available: {tokens} is less than a million tokens. Write billions as 300B"
-        )
+    problems = [
+        problem
+        for name, value in budget.limits().items()
+        if (problem := _problem_of_limit(name, value, is_advised=is_advised))
+    ]
+    available = None
+    try:
+        available = None if tokens is None else _available(tokens)
+    except ValueError as error:
+        problems.append(str(error))
+    if problems:
+        raise ValueError("\n".join(problems))
     return Wishes(
         hardware=hardware,
         tokens_available=available,
         budget=budget if is_advised else None,
         has_memory=has_memory,
     )
+
+
+def _problem_of_limit(name: str, value: float, *, is_advised: bool) -> str | None:
+    if not is_advised:
+        return f"{name}: is a limit for --advise. Give that too, or leave it out"
+    if not 0 < value < math.inf:
+        return f"{name}: {value:g} is no limit. Give a number above 0"
+    return None
+
+
+def _available(tokens: str) -> float:
+    available = parse_amount(tokens, "--tokens-available", "tokens")
+    if available < FEWEST_TOKENS:
+        raise ValueError(
+            f"--tokens-available: {tokens} is less than a million tokens. Write billions as 300B"
+        )
+    return available

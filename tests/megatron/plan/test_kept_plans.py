@@ -1,6 +1,5 @@
 """A plan that is kept in a run's folder: by hand before a run, or by the run at its start."""
 
-import sys
 from types import SimpleNamespace
 
 import pytest
@@ -8,7 +7,7 @@ import tiny
 import yaml
 from typer.testing import CliRunner
 
-from tst_megatron.cli.app import app, main
+from tst_megatron.cli.app import app
 from tst_megatron.system.machine import nvidia_smi
 from tst_megatron.training.check import planning
 from tst_megatron.training.report.plan_file import read_plan
@@ -35,18 +34,6 @@ def test_plan_is_kept_in_a_folder_that_a_run_can_begin_in(tmp_path, recipe):
     plan = read_plan(run.plan)
     assert (plan["cost"]["gpu"], plan["cost"]["gpus"]) == ("h100", 8)
     assert [path.name for path in run.path.iterdir()] == ["plan.json"]
-
-
-def test_folder_of_something_else_is_refused_before_any_work(tmp_path, recipe, capfd, monkeypatch):
-    (tmp_path / "thesis").mkdir()
-    (tmp_path / "thesis" / "chapter.tex").write_text("text")
-    words = ["tst-megatron", "plan", str(recipe), "--run-folder", str(tmp_path / "thesis")]
-    monkeypatch.setattr(sys, "argv", words)
-    with pytest.raises(SystemExit) as ended:
-        main()
-    assert ended.value.code == 2
-    assert "so it is not a run. Name another" in capfd.readouterr().err
-    assert not (tmp_path / "thesis" / "plan.json").exists()
 
 
 def test_run_on_known_gpus_plans_itself_beside_its_training(tmp_path, recipe, monkeypatch):

@@ -118,26 +118,29 @@ def check_hardware(known: Published, wanted: Hardware) -> None:
     """Check the GPUs that were asked for.
 
     Raises:
-        ValueError: a value cannot be, or a GPU or its price is not known.
+        ValueError: values cannot be, or a GPU or its price is not known; a line for each.
     """
     name, mfu, price = _name(wanted), wanted.mfu, wanted.price
+    problems = []
     if name not in known.gpus:
-        raise ValueError(
+        problems.append(
             f"--gpu: {name} is none of {', '.join(known.gpus)}. For another GPU give the one of "
             "these that is nearest in peak, with --mfu and --price"
         )
+    elif price is None and known.gpus[name].price is None:
+        problems.append(
+            f"--price: no price of a {name} is known here. Give one in dollars per GPU hour"
+        )
     if mfu is not None and not 0 < mfu <= 1:
-        raise ValueError(
+        problems.append(
             f"--mfu: {mfu:g} is no fraction above 0 and up to 1. Write 13% as --mfu 0.13"
         )
     if price is not None and not 0 <= price < math.inf:
-        raise ValueError(f"--price: {price:g} is no price. Give dollars per GPU hour, 0 or more")
-    if price is None and known.gpus[name].price is None:
-        raise ValueError(
-            f"--price: no price of a {name} is known here. Give one in dollars per GPU hour"
-        )
+        problems.append(f"--price: {price:g} is no price. Give dollars per GPU hour, 0 or more")
     if wanted.num_gpus is not None and wanted.num_gpus < 1:
-        raise ValueError(f"--gpus: {wanted.num_gpus} is no number of GPUs. Give 1 or more")
+        problems.append(f"--gpus: {wanted.num_gpus} is no number of GPUs. Give 1 or more")
+    if problems:
+        raise ValueError("\n".join(problems))
 
 
 def _usual_mfu(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,7 @@ from tst_megatron.plan.cost.model import Model
 from tst_megatron.plan.cost.table import Arm
 from tst_megatron.plan.gain.grids import Estimate, Point, slope_price
 from tst_megatron.plan.gain.laws import data_term, equal_loss_factor, slope
+from tst_megatron.plan.gain.ordinary import OrdinaryRun, ordinary_curve, ordinary_run
 from tst_megatron.plan.published.records import Curve, Law, Pair, Published, Run
 from tst_megatron.plan.section import Section
 
@@ -44,6 +46,10 @@ class Views:
     """Nats by which the ordinary loss falls each time that the steps grow by the factor e."""
     price: float
     """Nats that the steps in superposition cost, by the rule slope ln(1 / (1 - r))."""
+    ordinary: Mapping[str, OrdinaryRun]
+    """The ordinary run of each comparison that has one."""
+    curve: tuple[OrdinaryRun, ...]
+    """Ordinary runs of many lengths, the shortest first."""
 
 
 def scaled_law(known: Published, law: Law, parameters: int) -> Law:
@@ -91,16 +97,24 @@ def compare(
 
     factors = [equal_loss_factor(curve, positions, gain) for curve in laws for gain in gains]
     reached = [each if each is not None else math.inf for each in factors]
+    equal_loss = None
+    if factors[0] is not None:
+        equal_loss = Span(middle=factors[0], low=min(reached), high=max(reached))
+    lengths = {"equal flops": 1.0, "equal data": point.token_factor}
+    if equal_loss is not None:
+        lengths["equal loss"] = equal_loss.middle
+    if baseline is not None:
+        lengths["baseline"] = baseline.positions / positions
     slope_here = slope(laws[0], positions)
     return Views(
         equal_flops=against(positions),
-        equal_loss_factor=None
-        if factors[0] is None
-        else Span(middle=reached[0], low=min(reached), high=max(reached)),
+        equal_loss_factor=equal_loss,
         equal_data=against(tokens),
         beside_baseline=None if baseline is None else against(float(baseline.positions)),
         slope=slope_here,
         price=slope_price(slope_here, point.superposition_fraction),
+        ordinary={at: ordinary_run(laws, positions, factor) for at, factor in lengths.items()},
+        curve=ordinary_curve(laws, positions, list(lengths.values()), reached),
     )
 
 
@@ -164,7 +178,8 @@ def views_section(
 ) -> Section:
     """Make the table of the three views."""
     steps = point.num_steps
-    cost = machine.cost(steps * point.positions_per_step * model.flops_per_position)
+    hours = machine.hours(steps * point.positions_per_step * model.flops_per_position)
+    cost = hours * machine.price
     more = point.token_factor
     rows = [
         ("equal FLOPs", f"{steps:,}", "1", dollars(cost), _gap(views.equal_flops)),
@@ -195,7 +210,14 @@ def views_section(
             *_lines(known, point, estimate, views),
             *(f"{said_of_pair(known, pair)} {known.cite('paper')}" for pair in pairs),
         ),
-        values={**_values(point, estimate, views), "nearest published model": nearest},
+        values={
+            **_values(point, estimate, views),
+            "ordinary runs": {
+                at: run.values(steps, hours, machine) for at, run in views.ordinary.items()
+            },
+            "ordinary curve": [run.values(steps, hours, machine) for run in views.curve],
+            "nearest published model": nearest,
+        },
         sources=(
             *("paper", "paper-figures", "besiroglu", "here"),
             *(known.resets[key].source for key in point.resets),

@@ -31,7 +31,8 @@ def memory_section(
     """
     memory = memory_of_recipe(recipe, machine.num_gpus)
     fullest = memory.fullest
-    room = None if gpu.memory_gigabytes is None else (1 - RESERVE) * gpu.memory_gigabytes * GIGA
+    all_of_it = None if gpu.memory_gigabytes is None else gpu.memory_gigabytes * GIGA
+    room = None if all_of_it is None else (1 - RESERVE) * all_of_it
     parts = sorted(fullest.parts().items(), key=lambda part: -part[1])
     rows = [*((name, _size(size)) for name, size in parts), ("all", _size(fullest.total))]
     fits = None if room is None else fullest.total <= room
@@ -50,6 +51,12 @@ def memory_section(
             "bytes by part": fullest.parts(),
             "total bytes": fullest.total,
             "bytes of stages": [stage.total for stage in memory.stages],
+            "stages": [
+                {"stage": each.stage, "rank": each.rank, "bytes by part": each.parts()}
+                for each in memory.stages
+            ],
+            "gpu bytes": all_of_it,
+            "gpu bytes without reserve": room,
             "fits": fits,
         },
         sources=("vendor",),
