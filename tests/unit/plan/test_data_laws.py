@@ -33,14 +33,16 @@ NOISE = published().noise_nats
 READING = Reading(positions=1e12, raw_tokens=2e12, superposition_fraction=0.2, gain=0.04)
 
 
-def test_there_are_three_published_laws_and_more():
+def test_laws_are_of_three_sources():
     assert len(LAWS) >= 3
-    assert {law.source for law in LAWS.values()} == {"besiroglu", "muennighoff"}
+    assert {law.source for law in LAWS.values()} == {"besiroglu", "muennighoff", "prabhudesai"}
 
 
 def test_constants_are_the_published_ones():
     """Muennighoff's e^7.3049974, and the terms that the two papers give at 100B tokens."""
     assert LAWS["muennighoff"].coefficient == pytest.approx(math.exp(7.3049974), rel=1e-5)
+    assert LAWS["muennighoff"].decay_epochs == pytest.approx(15.387756)
+    assert LAWS["prabhudesai"].decay_epochs == pytest.approx(31.93)
     assert data_term(LAWS["unique"], 1e11) == pytest.approx(2085.43 / 1e11**0.3658)
 
 

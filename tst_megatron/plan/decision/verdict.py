@@ -207,9 +207,9 @@ def text_section(known: Published, verdict: Verdict, available: float | None) ->
         columns=("law or bound", *heads, "stops paying below"),
         rows=tuple(rows),
         lines=(
-            f"Boundary: {end}. Only the last row is a published law of repeated text; the others "
-            "are bounds and variants of it. All are of ordinary training, and none was fitted to "
-            f"TST. Paying means more than the noise of a run, {known.noise_nats} nats.",
+            f"Boundary: {end}. The last two rows were fitted to runs that read text again, and the "
+            "first two are bounds. All are of ordinary training, and none was fitted to TST. "
+            f"Paying means more than the noise of a run, {known.noise_nats} nats.",
         ),
         values={
             "unique tokens available": available,
