@@ -12,6 +12,7 @@ from evidence.report.arms import arms_table, main_records, slot_records
 from evidence.report.beyond import beyond_table
 from evidence.report.chart import draw_map
 from evidence.report.crossings import crossings_table
+from evidence.report.predicted import predictions_table
 from evidence.report.switch import switch_tables
 from evidence.report.tables import DOCS, best_table, cost_table, map_table
 from tst_megatron.system.files import write_beside, write_bytes_beside
@@ -29,6 +30,7 @@ PARTS: dict[str, Callable[[Sequence[MapPair]], str]] = {
     "slots": lambda _: arms_table(slot_records()),
     "map": map_table,
     "crossings": crossings_table,
+    "predictions": predictions_table,
     "beyond": lambda _: beyond_table(),
     "switch": lambda _: switch_tables(),
     "cost": lambda _: cost_table(),
