@@ -1,7 +1,7 @@
 """Predict from a baseline alone who wins a pair: a rule that was made on the first 25 pairs.
 
-It has three conditions, and superposition wins where all of them hold. ``predictions.yaml`` has what
-it said of pairs before their runs with superposition were trained.
+It has three conditions, and superposition wins where all of them hold. ``predictions.yaml`` has
+what it said of pairs before their runs with superposition were trained.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ MOST_PRICE = 0.25
 STEEPEST = 0.45
 """Nats for each e-fold of steps. At 0.41 it won; two earlier pilots with about 0.5 lost."""
 HIGHEST_RATE, FEWEST_POSITIONS = 0.002, 30.0
-"""A higher learning rate needs so many positions for each parameter: at 19 it lost, at 77 it won."""
+"""A higher learning rate needs so many positions for each parameter. At 19 it lost, at 77 won."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

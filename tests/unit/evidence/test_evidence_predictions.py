@@ -64,8 +64,8 @@ def test_table_counts_what_was_right(monkeypatch):
     monkeypatch.setattr(predicted, "signs_before", lambda *_: GOOD)
     other = dataclasses.replace(PAIR, gap=-0.1, low=-0.2, high=-0.05)
     lines = predicted.predictions_table([won, unsure, lost, other]).splitlines()
-    assert lines[0].startswith("- right in 1 of 1, and in 1 of the 1 whose interval excludes 0,")
-    assert lines[1].startswith("- right in 2 of 3, and in 1 of the 2 whose interval excludes 0,")
+    assert lines[0].startswith("- right in 1 of 1 (always saying 'wins' in 1), and in 1 of the 1 ")
+    assert lines[1].startswith("- right in 2 of 3 (always saying 'wins' in 2), and in 1 of the 2 ")
     assert lines[1].endswith("1 are not trained yet")
     ends = [line.split(" | ")[-2:] for line in lines[5:]]
     assert [end[-1].strip("| ") for end in ends] == ["yes", "**no**", "yes", ""]

@@ -39,9 +39,10 @@ def _names(pair: MapPair) -> set[str]:
 def _score(found: Sequence[MapPair], said: Sequence[bool]) -> str:
     right = [_is_right(pair, wins) for pair, wins in zip(found, said, strict=True)]
     sure = [each for each, pair in zip(right, found, strict=True) if pair.low > 0 or pair.high < 0]
+    always = sum(pair.gap < 0 for pair in found)
     return (
-        f"right in {sum(right)} of {len(right)}, and in {sum(sure)} of the {len(sure)} whose "
-        "interval excludes 0,"
+        f"right in {sum(right)} of {len(right)} (always saying 'wins' in {always}), and in "
+        f"{sum(sure)} of the {len(sure)} whose interval excludes 0,"
     )
 
 
