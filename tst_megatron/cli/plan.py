@@ -41,6 +41,9 @@ Advise = Annotated[
 MaxFlops = Annotated[float | None, typer.Option(help="With --advise: FLOPs that the run may take.")]
 MaxDays = Annotated[float | None, typer.Option(help="With --advise: days that it may take.")]
 MaxDollars = Annotated[float | None, typer.Option(help="With --advise: dollars that it may cost.")]
+MaxTokens = Annotated[
+    str | None, typer.Option(help="With --advise: raw tokens that it may read, such as 2T.")
+]
 Picture = Annotated[
     Path | None,
     typer.Option(
@@ -70,20 +73,25 @@ def plan(
     max_flops: MaxFlops = None,
     max_days: MaxDays = None,
     max_dollars: MaxDollars = None,
+    max_tokens: MaxTokens = None,
     picture: Picture = None,
     run_folder: Kept = None,
     is_json: Json = False,
 ) -> None:
     """Say what a run costs, what superposition gains, and whether text is too short for it."""
     from tst_megatron.cli.views.plan import show_plan
+    from tst_megatron.plan.amounts import parse_amount
     from tst_megatron.plan.cost.machine import check_hardware
     from tst_megatron.plan.picture import check_picture
     from tst_megatron.plan.published.read import published
     from tst_megatron.plan.wishes import Budget, Hardware, wishes
 
     hardware = Hardware(gpu=gpu, num_gpus=num_gpus, mfu=mfu, price=price)
-    budget = Budget(flops=max_flops, days=max_days, dollars=max_dollars)
-    run, problems = None, list[str]()
+    run, most_tokens, problems = None, None, list[str]()
+    with noting(problems):
+        if max_tokens is not None:
+            most_tokens = parse_amount(max_tokens, "--max-tokens", "tokens")
+    budget = Budget(flops=max_flops, days=max_days, dollars=max_dollars, tokens=most_tokens)
     with noting(problems):
         check_hardware(published(), hardware)
     with noting(problems):

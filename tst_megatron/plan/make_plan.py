@@ -204,7 +204,8 @@ def _advice(
 ) -> Section:
     unique = math.inf if available is None else available
     num_steps, limit = advice.affordable_steps(model, machine, budget)
-    found = advice.advise(known, model, point, num_steps, unique)
+    most = math.inf if budget.tokens is None else budget.tokens
+    found = advice.advise(known, model, point, num_steps, unique, most_tokens=most)
     return advice.advice_section(known, model, machine, found, limit=limit, unique=unique)
 
 

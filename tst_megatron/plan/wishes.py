@@ -32,6 +32,8 @@ class Budget:
     flops: float | None = None
     days: float | None = None
     dollars: float | None = None
+    tokens: float | None = None
+    """Raw tokens that a run may read."""
 
     def limits(self) -> dict[str, float]:
         """Return the limits that are given, by option."""
@@ -39,6 +41,7 @@ class Budget:
             "--max-flops": self.flops,
             "--max-days": self.days,
             "--max-dollars": self.dollars,
+            "--max-tokens": self.tokens,
         }
         return {name: value for name, value in found.items() if value is not None}
 

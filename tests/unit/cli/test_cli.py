@@ -40,6 +40,7 @@ COMMANDS = {
             "--max-flops",
             "--max-days",
             "--max-dollars",
+            "--max-tokens",
             "--picture",
             "--run-folder",
             "--json",

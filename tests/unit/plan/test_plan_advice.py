@@ -30,6 +30,7 @@ PER_STEP = MODEL.positions_per_step * MODEL.flops_per_position
         (Budget(flops=5e21), lambda n: n * PER_STEP / 5e21),
         (Budget(days=3), lambda n: MACHINE.days(n * PER_STEP) / 3),
         (Budget(dollars=30_000), lambda n: MACHINE.cost(n * PER_STEP) / 30_000),
+        (Budget(tokens=1e11), lambda n: n * MODEL.positions_per_step / 1e11),
     ],
 )
 def test_budget_is_spent_and_not_exceeded(budget, spent):
@@ -69,6 +70,20 @@ def test_rows_are_what_their_names_say():
     assert output_only.reading.raw_tokens == 50_000 * MODEL.positions_per_step
     assert 0 < output_only.worst < top.worst
     assert 10_000 < found["equal loss"].num_steps < 50_000
+
+
+def test_no_advised_run_reads_more_than_the_token_budget():
+    ordinary = 50_000 * MODEL.positions_per_step
+    most = 1.3 * ordinary
+    found = {
+        each.name: each
+        for each in advise(KNOWN, MODEL, point(MODEL), 50_000, math.inf, most_tokens=most)
+    }
+    read = [each.choice.reading.raw_tokens for each in found.values() if each.choice]
+    assert len(read) >= 3 and max(read) <= most
+    assert found["lowest loss"].choice.worst < advised()["lowest loss"].choice.worst
+    only = advise(KNOWN, MODEL, point(MODEL), 50_000, math.inf, most_tokens=ordinary)
+    assert [each.name for each in only] == ["ordinary", "output only"]
 
 
 def test_where_text_is_short_the_advice_is_an_ordinary_run_or_output_only():

@@ -11,7 +11,7 @@ from typing import Any
 from tst_megatron.plan.amounts import dollars, rounded, short
 from tst_megatron.plan.cost.machine import Machine
 from tst_megatron.plan.cost.model import RESETS, Model
-from tst_megatron.plan.decision.search import Choice, best, choice, choices, leanest
+from tst_megatron.plan.decision.search import Choice, best, choice, leanest
 from tst_megatron.plan.gain.grids import Point, estimate
 from tst_megatron.plan.gain.laws import bisect, data_term
 from tst_megatron.plan.gain.views import CURVE, scaled_law
@@ -43,6 +43,8 @@ def affordable_steps(model: Model, machine: Machine, budget: Budget) -> tuple[in
         "--max-flops": 1 / per_step,
         "--max-days": 1 / machine.days(per_step),
         "--max-dollars": 1 / price if price else math.inf,
+        # An ordinary run reads as many tokens as it has positions.
+        "--max-tokens": 1 / model.positions_per_step,
     }
     limits = {name: value * steps[name] for name, value in budget.limits().items()}
     limits = limits or {"the recipe's steps": float(model.schedule.num_steps)}
@@ -58,7 +60,13 @@ def affordable_steps(model: Model, machine: Machine, budget: Budget) -> tuple[in
 
 
 def advise(
-    known: Published, model: Model, like: Point, num_steps: int, unique: float
+    known: Published,
+    model: Model,
+    like: Point,
+    num_steps: int,
+    unique: float,
+    *,
+    most_tokens: float = math.inf,
 ) -> list[Advised]:
     """Return an ordinary run of some steps, and the schedules that beat it.
 
@@ -68,17 +76,19 @@ def advise(
         like: a point of the recipe, for its sizes.
         num_steps: that are paid for.
         unique: raw tokens that there are; infinite with text to spare.
+        most_tokens: that a run may read.
     """
     whole = dataclasses.replace(like, num_steps=num_steps, inputs="bags", targets="bags")
     found = [Advised(name="ordinary", choice=None, num_steps=num_steps)]
-    top, lean = best(known, whole, unique), leanest(known, whole, unique)
+    top = best(known, whole, unique, most_tokens)
+    lean = leanest(known, whole, unique, most_tokens)
     if top is not None:
         found.append(Advised(name="lowest loss", choice=top, num_steps=num_steps))
     if lean is not None and lean != top:
         found.append(Advised(name="least text", choice=lean, num_steps=num_steps))
     side = dataclasses.replace(whole, inputs="tokens")
-    output_only = max(choices(known, side, unique), key=lambda each: each.worst)
-    if output_only.pays(known):
+    output_only = best(known, side, unique, most_tokens)
+    if output_only is not None:
         found.append(Advised(name="output only", choice=output_only, num_steps=num_steps))
     if top is not None and (fewest := _fewest_steps(known, model, top, num_steps, unique)):
         found.append(fewest)

@@ -60,10 +60,18 @@ def choice(known: Published, point: Point, unique: float, gain: float | None = N
     return Choice(point=point, reading=reading, gains=gains)
 
 
-def choices(known: Published, like: Point, unique: float) -> Iterator[Choice]:
+def choices(
+    known: Published, like: Point, unique: float, most_tokens: float = math.inf
+) -> Iterator[Choice]:
     """Yield every bag size and share that the grids have, for a run of as many steps.
 
     Neighbouring bag sizes are averaged: the grids' single columns differ by noise alone.
+
+    Args:
+        known: what is published.
+        like: a point of the run, for its sizes.
+        unique: raw tokens that there are; infinite with text to spare.
+        most_tokens: that a run may read, counting again what it reads again.
     """
     sizes = [1, *known.grids[LONG].bag_sizes]
     for r in FRACTIONS:
@@ -77,23 +85,30 @@ def choices(known: Published, like: Point, unique: float) -> Iterator[Choice]:
         for i in range(1, len(points)):
             near = gains[max(1, i - 1) : i + 2]
             smooth = sum(near) / len(near) if len(near) == 3 else gains[i]
-            yield choice(known, points[i], unique, gain=smooth)
+            found = choice(known, points[i], unique, gain=smooth)
+            if found.reading.raw_tokens <= most_tokens:
+                yield found
 
 
-def best(known: Published, like: Point, unique: float) -> Choice | None:
+def best(
+    known: Published, like: Point, unique: float, most_tokens: float = math.inf
+) -> Choice | None:
     """Return the choice with most gain by the strictest law; None if none pays by all laws."""
-    found = max(choices(known, like, unique), key=lambda each: each.worst)
-    return found if found.pays(known) else None
+    every = choices(known, like, unique, most_tokens)
+    found = max(every, key=lambda each: each.worst, default=None)
+    return found if found is not None and found.pays(known) else None
 
 
-def leanest(known: Published, like: Point, unique: float) -> Choice | None:
+def leanest(
+    known: Published, like: Point, unique: float, most_tokens: float = math.inf
+) -> Choice | None:
     """Return the choice that reads the least text of those within a run's noise of the best."""
-    top = best(known, like, unique)
+    top = best(known, like, unique, most_tokens)
     if top is None:
         return None
     good = [
         each
-        for each in choices(known, like, unique)
+        for each in choices(known, like, unique, most_tokens)
         if each.worst >= max(top.worst - known.noise_nats, known.noise_nats)
     ]
     return min(good, key=lambda each: each.reading.raw_tokens)
