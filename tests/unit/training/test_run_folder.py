@@ -267,6 +267,9 @@ def test_folder_with_a_plan_is_new_and_keeps_it(run, checked, fresh):
     assert folder_problems(run, checked, fresh=fresh) == []
     prepare.prepare(run, run_plan(checked))
     assert run.plan.read_text() == "{}"
+    # As a start leaves it that was killed before its last write.
+    run.resolved.unlink()
+    assert prepare.is_half_prepared(run)
 
 
 @pytest.mark.parametrize("fresh", [True, False])
