@@ -207,9 +207,10 @@ def text_section(known: Published, verdict: Verdict, available: float | None) ->
         columns=("law or bound", *heads, "stops paying below"),
         rows=tuple(rows),
         lines=(
-            f"Boundary: {end}. The last two rows were fitted to runs that read text again, and the "
-            "first two are bounds. All are of ordinary training, and none was fitted to TST. "
-            f"Paying means more than the noise of a run, {known.noise_nats} nats.",
+            f"Boundary: {end}. The last two rows have a decay of repeats that was fitted to runs "
+            "that read text again, the first of them on another's curve; the other rows are "
+            "bounds. All are of ordinary training, and none was fitted to TST. Paying means more "
+            f"than the noise of a run, {known.noise_nats} nats.",
         ),
         values={
             "unique tokens available": available,
