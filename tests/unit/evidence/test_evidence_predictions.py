@@ -15,6 +15,8 @@ from evidence.report import predicted  # noqa: E402
 from evidence.runs import record_of  # noqa: E402
 from test_evidence_page import PAIR  # noqa: E402
 
+from tst_megatron.plan.published.read import published  # noqa: E402
+
 GOOD = Signs(
     num_steps=4000, slope=0.3, fraction=0.3, learning_rate=0.002, positions_per_parameter=20.0
 )
@@ -98,3 +100,13 @@ def test_table_counts_what_was_right(monkeypatch):
     assert lines[4] == "- Not trained yet: 1"
     said = [[cell.strip() for cell in line.split("|")][9:11] for line in lines[8:]]
     assert said == [["wins", ""], ["**wins**", "loses"], ["wins", ""], ["wins", ""]]
+
+
+def test_plan_says_of_short_runs_what_the_records_say():
+    """A pair is lost if its whole interval is above 0."""
+    here, found = published().here, list(pairs())
+    lost = [pair for pair in found if pair.low > 0]
+    assert max(int(pair.keys["train-iters"]) for pair in lost) < here.wins_from_steps
+    short = [pair for pair in lost if int(pair.keys["train-iters"]) == here.loses_at_steps]
+    assert any(pair.rank_of_rate == 1 and pair.num_rates >= 4 for pair in short)
+    assert any(pair.bag_size == 8 and pair.fraction <= 0.3 for pair in short)

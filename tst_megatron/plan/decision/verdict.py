@@ -110,8 +110,7 @@ def _too_short(known: Published, point: Point) -> str:
     shortest = min(grid.num_steps for grid in known.grids.values())
     return (
         f"Too short to say: {point.num_steps:,} steps. The paper has no run below {shortest:,}, "
-        f"and this project's small models lost in {known.here.loses_at_steps:,} and won from "
-        f"{known.here.wins_from_steps:,} on."
+        f"and of this project's small models, {known.here.said}."
     )
 
 
