@@ -37,10 +37,18 @@ def main_records() -> list[Path]:
 
 
 def slot_records() -> list[Path]:
-    """Return the records of the largest bag, and the baselines that they are compared with."""
+    """Return the records of the largest bag, and baselines, longer ones for equal loss."""
     slots = [path for path in records() if path.parent.name == "main-slots"]
-    baselines = [path for path in main_records() if path.name.startswith("baseline_")]
+    ordinary = ("baseline_", "longer-")
+    baselines = [path for path in main_records() if path.name.startswith(ordinary)]
     return [*baselines, *slots] if slots else []
+
+
+def slots_table(found: Sequence[Path]) -> str:
+    """Return the rows of the arms that have as many steps as the baseline."""
+    return "".join(
+        line for line in arms_table(found).splitlines(keepends=True) if "| longer-" not in line
+    )
 
 
 def arms_table(found: Sequence[Path]) -> str:
@@ -54,15 +62,15 @@ def arms_table(found: Sequence[Path]) -> str:
     return table(
         HEAD,
         (
-            [*_row(arm, pairs.get(arm.name), num_steps), _ahead(tst, arm, num_steps)]
+            [*_row(arm, pairs.get(arm.name), num_steps), _ahead(tst, arm)]
             for arm in comparison.arms
         ),
     )
 
 
-def _ahead(tst: ArmSummary | None, arm: ArmSummary, num_steps: int) -> str:
-    """Spell by how much TST is better than a baseline that is not as long; else nothing."""
-    if tst is None or arm.runs[0].num_steps == num_steps:
+def _ahead(tst: ArmSummary | None, arm: ArmSummary) -> str:
+    """Spell by how much TST is better than another arm. Beside the baseline that is its gap."""
+    if tst is None or arm.name in ("tst", "baseline"):
         return ""
     runs = [run.path for run in (*arm.runs, *tst.runs)]
     (pair,) = compare_runs(runs, baseline=arm.name).pairs

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 from evidence.pairs import MapPair, pairs
 from evidence.plan import ROOT
-from evidence.report.arms import arms_table, main_records, slot_records
+from evidence.report.arms import arms_table, main_records, slot_records, slots_table
 from evidence.report.beyond import beyond_table
 from evidence.report.chart import draw_map
 from evidence.report.crossings import crossings_table
@@ -27,7 +27,7 @@ PARTS: dict[str, Callable[[Sequence[MapPair]], str]] = {
     "best": best_table,
     "losses": lambda found: map_table([pair for pair in found if pair.low > 0]),
     "arms": lambda _: arms_table(main_records()),
-    "slots": lambda _: arms_table(slot_records()),
+    "slots": lambda _: slots_table(slot_records()),
     "map": map_table,
     "crossings": crossings_table,
     "predictions": predictions_table,
