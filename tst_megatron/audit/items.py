@@ -109,6 +109,8 @@ class Probe:
     statistic: Statistic = field(repr=False)
     floor: float | None = None
     """The number of a model that cannot do the task at all, such as 0.5 of two choices."""
+    rests_on: Sequence[str] = ()
+    """Probes with a floor: where no model is above it in any, this one says nothing."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -116,7 +116,7 @@ def _names(folders: Sequence[Path]) -> list[str]:
         if len(set(names)) == len(names):
             return names
     # A model against itself.
-    return [f"{name} ({at})" if at else name for at, name in enumerate(names, start=0)]
+    return [f"{each[-1]} ({at})" for at, each in enumerate(parts, start=1)]
 
 
 def _fingerprint(folder: Path) -> str:
@@ -174,9 +174,7 @@ def load(subject: Subject, device: str, vocab_size: int) -> Model:
     Raises:
         ValueError: it is damaged, incomplete, holds NaN, or has fewer tokens than its tokenizer.
     """
-    network, info = load_in_transformers(
-        subject.folder, torch.float32 if device == "cpu" else None
-    )
+    network, info = load_in_transformers(subject.folder, torch.float32 if device == "cpu" else None)
     if lacking := sorted(map(str, [*info["missing_keys"], *info.get("mismatched_keys", ())])):
         raise ValueError(
             f"{subject.folder}: transformers has no weights for {', '.join(lacking[:10])}. "

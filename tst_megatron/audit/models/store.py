@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -24,12 +25,11 @@ def path_of(folder: Path, fingerprint: str, suite: str, suite_fingerprint: str) 
 def save(path: Path, scores: Scores, inverse_temperature: float) -> None:
     """Write scores so that a killed process leaves all or none of them."""
     content = io.BytesIO()
-    np.savez(
-        content,
-        inverse_temperature=np.array(inverse_temperature),
-        # The scores are not more exact than float32 themselves.
-        **{name: np.asarray(getattr(scores, name), dtype=np.float32) for name in FIELDS},
-    )
+    # The scores are not more exact than float32 themselves.
+    arrays: dict[str, Any] = {
+        name: np.asarray(getattr(scores, name), dtype=np.float32) for name in FIELDS
+    }
+    np.savez(content, inverse_temperature=np.array(inverse_temperature), **arrays)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_bytes_beside(path, content.getvalue())
 

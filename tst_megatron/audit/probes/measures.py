@@ -61,9 +61,7 @@ def mean_over(clusters: Ints, value: Value, among: Flags | None = None) -> tuple
     return reduce, ratio
 
 
-def contrast_of(
-    clusters: Ints, value: Value, one: Flags, other: Flags
-) -> tuple[Reduce, Statistic]:
+def contrast_of(clusters: Ints, value: Value, one: Flags, other: Flags) -> tuple[Reduce, Statistic]:
     """Return the mean of a value over some tokens less that over others.
 
     Args:
@@ -95,12 +93,12 @@ def plain_loss(scores: Scores) -> Floats:
 
 def is_right(scores: Scores) -> Floats:
     """Return 1 where the token is likelier than its foil, 0 where less, a half where equal."""
-    return np.sign(scores.foil_loss - scores.loss) / 2 + 0.5
+    return np.asarray(np.sign(scores.foil_loss - scores.loss) / 2 + 0.5)
 
 
 def brier(scores: Scores) -> Floats:
     """Return the squared distance of all probabilities from what is there: 0 best, 2 worst."""
-    return scores.square - 2 * np.exp(-scores.loss) + 1
+    return np.asarray(scores.square - 2 * np.exp(-scores.loss) + 1)
 
 
 def calibration_error(clusters: Ints) -> tuple[Reduce, Statistic]:

@@ -131,9 +131,7 @@ def compare(
     items = _variance(ours - theirs) * stretch
     return Compared(
         one=Measured(value=whole(one, statistic), error=math.sqrt(_variance(ours) * stretch)),
-        baseline=Measured(
-            value=float(values.mean()), error=math.sqrt(_variance(theirs) * stretch)
-        ),
+        baseline=Measured(value=float(values.mean()), error=math.sqrt(_variance(theirs) * stretch)),
         difference=whole(one, statistic) - float(values.mean()),
         item_variance=items,
         run_variance=runs,

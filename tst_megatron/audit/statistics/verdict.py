@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from tst_megatron.audit.statistics.bootstrap import FEWEST_CLUSTERS, Compared, Measured
+from tst_megatron.audit.statistics.bootstrap import FEWEST_CLUSTERS, Compared
 from tst_megatron.compare.statistics.student import CONFIDENCE, t_quantile
 
 ALPHA = 1 - CONFIDENCE
@@ -62,7 +62,8 @@ class Question:
     compared: Compared
     margin: float
     is_higher_better: bool
-    floor: float | None
+    is_possible: bool = True
+    """Whether the model or the baseline does better than one that cannot do the task."""
 
 
 def verdicts(questions: Mapping[str, Question]) -> dict[str, Verdict]:
@@ -93,7 +94,7 @@ def _verdict(question: Question, p_value: float) -> Verdict:
         word = "better"
     elif is_found and harm + half >= margin:
         word = "worse"
-    elif _cannot_do_it(question):
+    elif not question.is_possible:
         word, reason = "cannot tell", "no model here can do it"
         num_to_decide = math.inf
     elif harm + half < margin:
@@ -115,16 +116,14 @@ def _verdict(question: Question, p_value: float) -> Verdict:
     )
 
 
-def _cannot_do_it(question: Question) -> bool:
-    floor = question.floor
+def is_above(floor: float | None, compared: Compared) -> bool:
+    """Tell whether a model or the baseline is above a floor with 97.5% confidence."""
     if floor is None:
-        return False
-    return all(_is_at(floor, each) for each in (question.compared.one, question.compared.baseline))
-
-
-def _is_at(floor: float, measured: Measured) -> bool:
-    """Tell whether a model is not above the floor with 97.5% confidence."""
-    return measured.value - t_quantile(0.5 + CONFIDENCE / 2, math.inf) * measured.error <= floor
+        return True
+    quantile = t_quantile(0.5 + CONFIDENCE / 2, math.inf)
+    return any(
+        each.value - quantile * each.error > floor for each in (compared.one, compared.baseline)
+    )
 
 
 def _num_to_decide(compared: Compared, distance: float) -> float:
