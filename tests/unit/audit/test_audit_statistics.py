@@ -7,7 +7,14 @@ import pytest
 
 from tst_megatron.audit.probes.measures import contrast, ratio
 from tst_megatron.audit.statistics.bootstrap import compare, drawings, run_noise
-from tst_megatron.audit.statistics.verdict import ALPHA, Question, holm, is_above, verdicts
+from tst_megatron.audit.statistics.verdict import (
+    ALPHA,
+    GUESSING,
+    Question,
+    holm,
+    is_above,
+    verdicts,
+)
 
 
 def clusters(generator, *, number=60, shift=0.0, common=None):
@@ -124,7 +131,7 @@ def test_models_that_cannot_do_the_task_say_nothing():
     ]
     asked = ask(*coins, margin=0.05, is_higher_better=True, floor=0.5)
     (verdict,) = verdicts({"a": asked}).values()
-    assert verdict.word == "cannot tell" and verdict.reason == "no model here can do it"
+    assert verdict.word == "cannot tell" and verdict.reason == GUESSING
 
 
 def test_few_items_decide_nothing():

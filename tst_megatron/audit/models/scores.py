@@ -22,6 +22,9 @@ MOST_TOKENS = 8192
 NUM_TOKENS_OF_TEMPERATURE = 8192
 """Scored tokens by which a model's best temperature is found."""
 
+MOST_ROUNDS = 5
+"""Of a search for it."""
+
 FIELDS = ("loss", "matched_loss", "foil_loss", "entropy", "square", "top", "lead", "is_top")
 
 
@@ -98,16 +101,20 @@ def best_inverse_temperature(model: Model, suite: Suite, *, batch_size: int) -> 
         number += len(passage.positions)
         if number >= NUM_TOKENS_OF_TEMPERATURE:
             break
-    best, widest = 1.0, WIDEST
-    # The second round is as fine as the first one's step.
-    for _ in range(2):
+    best, widest, is_fine = 1.0, WIDEST, False
+    for _ in range(MOST_ROUNDS):
         inverses = tried(best, widest)
         losses: Floats = np.zeros(len(inverses))
         for numbers in batches(passages, batch_size):
             for _, logits, targets, _ in _logits(model, [passages[at] for at in numbers]):
                 losses += losses_at(logits, targets, inverses)
         best = lowest(inverses, losses)
-        widest = float((inverses[1] / inverses[0]) ** 1.5)
+        is_inside = inverses[0] < best < inverses[-1]
+        if is_fine and is_inside:
+            break
+        if is_inside:
+            # The next round is as wide as a few steps of this one.
+            widest, is_fine = float((inverses[1] / inverses[0]) ** 1.5), True
     return best
 
 

@@ -93,6 +93,9 @@ class Encoder:
             None where the tokens cannot be placed, do not differ, or do not fit.
         """
         one, other = self.encode(context + right), self.encode(context + wrong)
+        if len(right) == len(wrong) and one.offsets != other.offsets:
+            # One would be likelier for how its characters fall into tokens.
+            return None
         at = next(
             (at for at, (a, b) in enumerate(zip(one.ids, other.ids, strict=False)) if a != b), None
         )

@@ -129,6 +129,8 @@ def _windows(suite: Suite, labels: Labels, bag_size: int, num_items: int, seed: 
     clusters = np.array([kind[2] for kind in kinds], dtype=np.int64)
     for name in ("window, one bag", "window, two bags"):
         _add(found, name, names == name, has_moved, clusters, unit)
+    if not found.probes:
+        found.suites = []
     return found
 
 

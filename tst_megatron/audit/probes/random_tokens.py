@@ -17,6 +17,7 @@ from tst_megatron.audit.probes.choices import Task
 from tst_megatron.audit.probes.encoding import FILLER, Encoder, Placement
 from tst_megatron.audit.probes.forms import NOUNS, SIZES
 from tst_megatron.audit.probes.pairs import COLOURS, DEEDS, NAMES, THINGS
+from tst_megatron.audit.statistics.bootstrap import FEWEST_CLUSTERS
 
 SUITE = "copying"
 COPY_LENGTHS = (8, 24, 96)
@@ -44,7 +45,7 @@ def copying(encoder: Encoder, *, num_items: int, seed: int) -> Catalogue:
     kinds: list[tuple[int, int]] = []
     for length in COPY_LENGTHS:
         generator = random.Random(f"{seed} copying {length}")
-        for _ in range(max(1, num_items // ITEMS_PER_COPY)):
+        for _ in range(max(FEWEST_CLUSTERS, num_items // ITEMS_PER_COPY)):
             once = generator.choices(tokens, k=length)
             ids = [*encoder.before, *once, *once]
             start = len(encoder.before)

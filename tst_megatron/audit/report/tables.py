@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 from tst_megatron.audit.report.story import SIGNS
 from tst_megatron.audit.results import Answer, Audit
+from tst_megatron.audit.statistics.verdict import GUESSING
 from tst_megatron.compare.report.cells import Cell, Column, Sheet, count, decimal, estimate, named
 from tst_megatron.compare.report.words import shown
 
@@ -14,37 +14,29 @@ DIGITS = 3
 MOST_SHOWN = 10_000_000
 """Items that would decide: beyond, it is said that there are too many."""
 
-_FULL = ("Verdict", "Unit", "Baseline", "Model", "Difference", "Margin", "Items", "Would decide")
-_SHORT = ("Verdict", "Baseline", "Model", "Difference", "Margin", "Would decide")
-"""The columns of a terminal."""
-_NUMBERS = {
-    "Baseline": "in its unit",
-    "Model": "in its unit",
-    "Difference": "95% interval",
-    "Margin": "in its unit",
-    "Items": "or documents",
-    "Would decide": "items",
-}
+COLUMNS = (
+    Column(head="Probe"),
+    Column(head="Verdict"),
+    Column(head="Difference", unit="95% interval"),
+    Column(head="Margin", unit="in its unit"),
+    Column(head="Unit"),
+    Column(head="Baseline", unit="in its unit"),
+    Column(head="Model", unit="in its unit"),
+    Column(head="Items", unit="or documents"),
+    Column(head="Would decide", unit="items"),
+)
 
 
-def sheets(audit: Audit, *, is_short: bool = False) -> list[Sheet]:
-    """Return all tables.
-
-    Args:
-        audit: what was found.
-        is_short: for a terminal, whose lines are short.
-    """
+def sheets(audit: Audit) -> list[Sheet]:
+    """Return all tables: the models, and one for each model and group of probes."""
     groups = dict.fromkeys((answer.model, answer.group) for answer in audit.answers)
-    return [
-        _models(audit),
-        *(_group(audit, model, group, is_short=is_short) for model, group in groups),
-    ]
+    return [_models(audit), *(_group(audit, model, group) for model, group in groups)]
 
 
 def _models(audit: Audit) -> Sheet:
     return Sheet(
         name="models",
-        caption="The models",
+        caption="What each model is",
         columns=[
             Column(head="Model"),
             Column(head="Is"),
@@ -69,42 +61,46 @@ def _role(audit: Audit, number: int) -> str:
     return "another seed of it" if number < audit.num_baseline_seeds else "compared with it"
 
 
-def _group(audit: Audit, model: str, group: str, *, is_short: bool) -> Sheet:
+def caption(audit: Audit, model: str, group: str) -> str:
+    """Return what heads a table of probes."""
+    return f"{group}: {shown(model)}" if len(audit.compared) > 1 else group
+
+
+def _group(audit: Audit, model: str, group: str) -> Sheet:
     answers = [each for each in audit.answers if (each.model, each.group) == (model, group)]
-    of_model = f": {shown(model)}" if len(audit.compared) > 1 else ""
-    heads = _SHORT if is_short else _FULL
     return Sheet(
         name=f"{audit.compared.index(model) + 1}-{group.lower().replace(' ', '-')}",
-        caption=f"{group}{of_model}",
-        columns=[
-            Column(head="Probe"),
-            *(Column(head=head, unit=_NUMBERS.get(head, "")) for head in heads),
-        ],
-        rows=[_row(answer, heads, is_short=is_short) for answer in answers],
+        caption=caption(audit, model, group),
+        columns=COLUMNS,
+        rows=[_row(answer) for answer in answers],
     )
 
 
-def _row(answer: Answer, heads: Sequence[str], *, is_short: bool) -> list[Cell]:
+def _row(answer: Answer) -> list[Cell]:
     better = "higher is better" if answer.is_higher_better else "lower is better"
-    cells = {
-        "Verdict": Cell(f"{SIGNS[answer.verdict]} {answer.verdict}", answer.reason),
-        "Unit": Cell(answer.unit, better),
-        "Baseline": decimal(answer.baseline_value, DIGITS),
-        "Model": decimal(answer.value, DIGITS),
-        "Difference": estimate(answer.difference, DIGITS, has_sign=True),
-        "Margin": Cell(f"{answer.margin:g}", is_number=True),
-        "Items": count(answer.num_clusters),
-        "Would decide": Cell(_needed(answer.num_to_decide)),
-    }
-    aim = "" if is_short else f"{answer.aim[:1].upper()}{answer.aim[1:]}."
-    return [Cell(answer.probe, aim), *(cells[head] for head in heads)]
+    verdict = f"{SIGNS[answer.verdict]} {answer.verdict}".replace(" ", "\u00a0")
+    return [
+        Cell(answer.probe, f"{answer.aim[:1].upper()}{answer.aim[1:]}."),
+        Cell(verdict, answer.reason),
+        estimate(answer.difference, DIGITS, has_sign=True),
+        Cell(f"{answer.margin:g}", is_number=True),
+        Cell(answer.unit, better),
+        decimal(answer.baseline_value, DIGITS),
+        decimal(answer.value, DIGITS),
+        count(answer.num_clusters),
+        Cell(needed(answer)),
+    ]
 
 
-def _needed(number: float | None) -> str:
+def needed(answer: Answer) -> str:
+    """Return how many items would decide, or what else would."""
+    number = answer.num_to_decide
     if number is None:
         return ""
+    if answer.reason == GUESSING:
+        return "guessing"
     if math.isinf(number):
-        return "none"
+        return "more seeds"
     if number > MOST_SHOWN:
         return "too many"
     # The estimate itself is not known to more than two digits.

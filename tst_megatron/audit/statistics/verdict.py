@@ -23,6 +23,8 @@ from tst_megatron.compare.statistics.student import CONFIDENCE, t_quantile
 ALPHA = 1 - CONFIDENCE
 """Rate of false alarms: the share of audits of two alike models with any better or worse."""
 
+GUESSING = "no model here is better than guessing"
+
 Word = Literal["better", "not worse", "worse", "cannot tell"]
 
 
@@ -95,7 +97,7 @@ def _verdict(question: Question, p_value: float) -> Verdict:
     elif is_found and harm + half >= margin:
         word = "worse"
     elif not question.is_possible:
-        word, reason = "cannot tell", "no model here can do it"
+        word, reason = "cannot tell", GUESSING
         num_to_decide = math.inf
     elif harm + half < margin:
         word = "not worse"
