@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import zlib
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from tst_megatron.audit.items import Floats, Probe, Scores
 from tst_megatron.audit.margins import NOISE_OF_A_MARGIN, UNITS, Margins
@@ -61,12 +62,29 @@ def answers_of(
         )
         for probe in probes
     }
-    said = verdicts(questions)
+    said = _without_empty_praise(verdicts(questions), probes, found)
     num_seeds = len(baselines)
     return [
         _answer(model, probe, found[probe.name], said[probe.name], margins.of(probe), num_seeds)
         for probe in probes
     ]
+
+
+def _without_empty_praise(
+    said: Mapping[str, Verdict], probes: Sequence[Probe], found: Mapping[str, Compared]
+) -> dict[str, Verdict]:
+    """Call a slice *not worse* instead of *better* where the loss of all text is worse.
+
+    A slice is less the loss of all other tokens, and so looks better where those have lost more.
+    """
+    is_behind = any(probe.kind == "loss" and found[probe.name].difference > 0 for probe in probes)
+    slices = {probe.name for probe in probes if probe.kind == "slice"}
+    return {
+        name: replace(verdict, word="not worse", reason="other tokens have lost more")
+        if is_behind and name in slices and verdict.word == "better"
+        else verdict
+        for name, verdict in said.items()
+    }
 
 
 def _sums(probe: Probe, scores: ScoresOf) -> Floats:

@@ -17,7 +17,7 @@ from tst_megatron.audit.models.temperature import WIDEST, losses_at, lowest, tri
 
 MOST_LOGITS = 2**24
 """Numbers of [N, V] in memory at once: 64 MiB in float32, of which a few copies exist."""
-MOST_TOKENS = 8192
+MOST_TOKENS = 4096
 """Of a batch, padding included."""
 NUM_TOKENS_OF_TEMPERATURE = 8192
 """Scored tokens by which a model's best temperature is found."""
