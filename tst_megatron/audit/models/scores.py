@@ -19,7 +19,7 @@ MOST_LOGITS = 2**24
 """Numbers of [N, V] in memory at once: 64 MiB in float32, of which a few copies exist."""
 MOST_TOKENS = 4096
 """Of a batch, padding included."""
-NUM_TOKENS_OF_TEMPERATURE = 8192
+NUM_TOKENS_OF_TEMPERATURE = 2048
 """Scored tokens by which a model's best temperature is found."""
 
 MOST_ROUNDS = 5
@@ -101,13 +101,20 @@ def best_inverse_temperature(model: Model, suite: Suite, *, batch_size: int) -> 
         number += len(passage.positions)
         if number >= NUM_TOKENS_OF_TEMPERATURE:
             break
+    # Read once: only the output layer is asked again at each round.
+    read = [
+        _hidden(model, [passages[at] for at in numbers])[:2]
+        for numbers in batches(passages, batch_size)
+    ]
     best, widest, is_fine = 1.0, WIDEST, False
     for _ in range(MOST_ROUNDS):
         inverses = tried(best, widest)
         losses: Floats = np.zeros(len(inverses))
-        for numbers in batches(passages, batch_size):
-            for _, logits, targets, _ in _logits(model, [passages[at] for at in numbers]):
-                losses += losses_at(logits, targets, inverses)
+        for hidden_NH, targets_N in read:
+            for part in _parts(model, len(targets_N)):
+                with torch.inference_mode():
+                    logits_NV = model.logits(hidden_NH[part])
+                    losses += losses_at(logits_NV, targets_N[part], inverses)
         best = lowest(inverses, losses)
         is_inside = inverses[0] < best < inverses[-1]
         if is_fine and is_inside:
@@ -118,7 +125,6 @@ def best_inverse_temperature(model: Model, suite: Suite, *, batch_size: int) -> 
     return best
 
 
-@torch.no_grad()
 def _logits(
     model: Model, passages: Sequence[Passage]
 ) -> Iterator[tuple[slice, Tensor, Tensor, Tensor]]:
@@ -126,34 +132,39 @@ def _logits(
 
     The slice says which of all scored tokens of these passages they are.
     """
+    hidden_NH, targets_N, foils_N = _hidden(model, passages)
+    for part in _parts(model, len(targets_N)):
+        with torch.inference_mode():
+            logits_NV = model.logits(hidden_NH[part])
+        yield part, logits_NV, targets_N[part], foils_N[part]
+
+
+def _parts(model: Model, number: int) -> Iterator[slice]:
+    """Yield slices of so many tokens as have few enough logits together."""
+    size = max(1, MOST_LOGITS // model.network.config.vocab_size)
+    for start in range(0, number, size):
+        yield slice(start, start + size)
+
+
+def _hidden(model: Model, passages: Sequence[Passage]) -> tuple[Tensor, Tensor, Tensor]:
+    """Return what the logits of scored tokens are made of, with their ids and their foils."""
     longest = max(len(passage.ids) for passage in passages)
     ids_BT = torch.zeros(len(passages), longest, dtype=torch.int64)
     mask_BT = torch.zeros_like(ids_BT)
-    rows, columns, foils = [], [], []
+    rows: list[int] = []
     for row, passage in enumerate(passages):
         ids_BT[row, : len(passage.ids)] = torch.from_numpy(passage.ids)
         mask_BT[row, : len(passage.ids)] = 1
         rows += [row] * len(passage.positions)
-        columns.append(passage.positions)
-        foils.append(passage.foils)
     rows_N = torch.tensor(rows, dtype=torch.int64)
-    columns_N = torch.from_numpy(np.concatenate(columns))
-    targets_N = ids_BT[rows_N, columns_N]
-    foils_N = torch.from_numpy(np.concatenate(foils))
+    columns_N = torch.from_numpy(np.concatenate([each.positions for each in passages]))
+    targets_N = ids_BT[rows_N, columns_N].to(model.device)
+    foils_N = torch.from_numpy(np.concatenate([each.foils for each in passages]))
     with torch.inference_mode():
         hidden_BTH = model.hidden(ids_BT.to(model.device), mask_BT.to(model.device))
         # The token at a place is foretold one place before it.
         hidden_NH = hidden_BTH[rows_N.to(model.device), columns_N.to(model.device) - 1]
-        del hidden_BTH
-        size = max(1, MOST_LOGITS // model.network.config.vocab_size)
-        for start in range(0, len(rows_N), size):
-            part = slice(start, start + size)
-            yield (
-                part,
-                model.logits(hidden_NH[part]),
-                targets_N[part].to(model.device),
-                foils_N[part].to(model.device),
-            )
+    return hidden_NH, targets_N, foils_N.to(model.device)
 
 
 def _values(
