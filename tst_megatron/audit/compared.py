@@ -73,18 +73,25 @@ def answers_of(
 def _without_empty_praise(
     said: Mapping[str, Verdict], probes: Sequence[Probe], found: Mapping[str, Compared]
 ) -> dict[str, Verdict]:
-    """Call a slice *not worse* instead of *better* where the loss of all text is worse.
+    """Call a difference of two parts *not worse* instead of *better* where the other part lost.
 
-    A slice is less the loss of all other tokens, and so looks better where those have lost more.
+    A slice is less the loss of all other tokens, and an edge effect is right answers across an edge
+    less those inside a bag. Both look better where the other part alone has become worse.
     """
     is_behind = any(probe.kind == "loss" and found[probe.name].difference > 0 for probe in probes)
     slices = {probe.name for probe in probes if probe.kind == "slice"}
-    return {
-        name: replace(verdict, word="not worse", reason="other tokens have lost more")
-        if is_behind and name in slices and verdict.word == "better"
-        else verdict
-        for name, verdict in said.items()
-    }
+    effects = {probe.name: probe.rests_on[-1] for probe in probes if probe.rests_on}
+    result = dict(said)
+    for name, verdict in said.items():
+        if verdict.word != "better":
+            continue
+        if is_behind and name in slices:
+            result[name] = replace(verdict, word="not worse", reason="other tokens have lost more")
+        elif name in effects and found[effects[name]].difference < 0:
+            result[name] = replace(
+                verdict, word="not worse", reason=f"{effects[name]} has become worse"
+            )
+    return result
 
 
 def _sums(probe: Probe, scores: ScoresOf) -> Floats:

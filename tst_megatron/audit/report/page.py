@@ -65,6 +65,8 @@ def _pairings(audit: Audit) -> str:
         f"<p>{markup.text(shown(pairing.sentence))}</p></li>"
         for pairing in audit.pairings
     )
+    if caution := story.caution(audit):
+        cards += f'<li class="matters"><span class="gravity">One seed</span><p>{caution}</p></li>'
     return f'<ul class="differences">{cards}</ul>'
 
 

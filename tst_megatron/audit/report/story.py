@@ -85,6 +85,17 @@ def _named(answers: Sequence[Answer]) -> str:
     )
 
 
+def caution(audit: Audit) -> str:
+    """Return what a reader must know first where the baseline has one seed; else nothing."""
+    if audit.num_baseline_seeds > 1:
+        return ""
+    return (
+        "One seed of the baseline: a verdict is on these models, and not on how they were trained, "
+        "since two seeds of one recipe may differ by as much. Give other seeds with "
+        "--baseline-seed, which measure that."
+    )
+
+
 def how_to_read(audit: Audit) -> list[str]:
     """Return what the words and numbers mean."""
     noise = (
@@ -95,7 +106,7 @@ def how_to_read(audit: Audit) -> list[str]:
     return [
         "Worse: the difference is not chance (at most "
         f"{ALPHA:.0%} of audits of two alike models have any such verdict, by Holm's correction "
-        "over all probes), and it is not certain to be smaller than the margin. Better: likewise "
+        "over all probes, if seeds measure the noise), and it is not certain to be smaller than the margin. Better: likewise "
         "to the good side.",
         "Not worse: the 95% interval of the difference ends before the margin. It may still be a "
         "little worse.",

@@ -35,6 +35,8 @@ def _parts(audit: Audit) -> Iterator[RenderableType]:
     yield Text(f"{story.subtitle(audit)}\n")
     for pairing in audit.pairings:
         yield Text(f"{shown(pairing.sentence)}\n", style="" if pairing.is_equal else "yellow")
+    if caution := story.caution(audit):
+        yield Text(f"{caution}\n", style="yellow")
     for said in story.verdicts(audit):
         is_alarm = said.word != "worse" or " none of " not in said.sentence
         yield Text(f"{said.sign} {said.sentence}", style=_STYLES[said.word] if is_alarm else "bold")
