@@ -19,8 +19,8 @@ endif
 unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: quickstart test test-fast test-room test-te test-newest test-oldest test-gpu test-slurm gpu-check \
-	image-check wheelhouse-check soak sweep-check evidence evidence-gpu layouts export-full-size fuzz lint \
-	measure-prepare measure-checks measure-start newer-megatron
+	image-check wheelhouse-check soak audit-validation sweep-check evidence evidence-gpu layouts export-full-size \
+	fuzz lint measure-prepare measure-checks measure-start newer-megatron
 .DEFAULT_GOAL := quickstart
 
 quickstart: $(UV)  ## the whole chain on this machine, with or without a GPU
@@ -88,6 +88,9 @@ image-check: $(UV)  ## the Dockerfile built for real and run by any user without
 soak: $(UV)  ## 20 kills at random moments, with and without asynchronous saves; half an hour
 	$(RUN) python tools/soak.py --kills 20 --folder runs/soak
 	$(RUN) python tools/soak.py --kills 20 --seed 2 --folder runs/soak-async --async-save
+
+audit-validation: $(UV)  ## known damage and pairs of seeds, audited: writes the tables of docs/audit.md
+	$(RUN) python tools/audit_validation.py --folder runs/audit-validation
 
 sweep-check: $(UV)  ## a sweep of 8 runs, killed twice, against the same runs alone; half an hour
 	$(RUN) python tools/sweep_check.py --folder runs/sweep-check

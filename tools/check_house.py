@@ -27,6 +27,7 @@ LAYERS = (
     {"hf", "plan"},
     {"training"},
     {"bench", "compare", "sweep"},
+    {"audit"},
     {"cli"},
 )
 """From the bottom: a room imports from itself and from layers below its own."""

@@ -17,6 +17,7 @@ from tst_megatron.cli.bench import bench_app
 from tst_megatron.cli.compare import compare
 from tst_megatron.cli.data.making import data_app
 from tst_megatron.cli.data.reading import add_reading_commands
+from tst_megatron.cli.hf.audit import audit
 from tst_megatron.cli.hf.evaluate import evaluate, evaluate_data
 from tst_megatron.cli.hf.models import export, generate, import_, quantize
 from tst_megatron.cli.nodes import doctor, preflight, preflight_verdict
@@ -52,6 +53,7 @@ app.command()(evaluate_data)
 app.command()(quantize)
 app.command()(status)
 app.command()(compare)
+app.command()(audit)
 app.command()(sweep)
 app.command()(doctor)
 app.command()(preflight)

@@ -65,6 +65,10 @@ COMMANDS = {
     "checkpoint verify": {"folder", "--quick"},
     "status": {"runs", "--json"},
     "compare": {"runs", "--html", "--baseline", "--json"},
+    "audit": {
+        *("models", "--text", "--html", "--margin", "--loss", "--baseline-seed", "--bag-size"),
+        *("--items", "--max-tokens", "--seed", "--batch-size", "--device", "--scores", "--json"),
+    },
     "sweep": {
         *("recipe", "overrides", "--output", "--grid", "--arms", "--seeds", "--share-trunks"),
         *("--at-once", "--nproc", "--plan", "--slurm"),

@@ -21,21 +21,22 @@ def as_keys(comparison: Comparison) -> dict[str, Any]:
     JSON knows no NaN and no infinity, so both are null. An interval of which both ends are null is
     not known; one whose ``high`` alone is null has no upper end.
     """
-    return {"format": FORMAT, **_plain(comparison)}
+    return {"format": FORMAT, **plain(comparison)}
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """Return a value as JSON knows it: records by their words, NaN and infinities as None."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {
-            field.name.replace("_", " "): _plain(getattr(value, field.name))
+            field.name.replace("_", " "): plain(getattr(value, field.name))
             for field in dataclasses.fields(value)
         }
     if isinstance(value, np.ndarray | np.generic):
-        return _plain(value.tolist())
+        return plain(value.tolist())
     if isinstance(value, Mapping):
-        return {str(key): _plain(each) for key, each in value.items()}
+        return {str(key): plain(each) for key, each in value.items()}
     if isinstance(value, Sequence) and not isinstance(value, str | bytes):
-        return [_plain(each) for each in value]
+        return [plain(each) for each in value]
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     return value if value is None or isinstance(value, bool | int | str) else str(value)

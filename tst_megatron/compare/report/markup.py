@@ -5,11 +5,15 @@ from __future__ import annotations
 import html
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 
+from tst_megatron import __version__
 from tst_megatron.compare.report.cells import Cell, Column, Sheet
 from tst_megatron.compare.report.charts import TRUNK_DASHES
 from tst_megatron.compare.report.style import Look
 from tst_megatron.compare.report.words import shown
+
+_CSS = Path(__file__).with_name("page.css")
 
 
 def text(content: str) -> str:
@@ -27,6 +31,27 @@ def bullets(sentences: Iterable[str], kind: str = "") -> str:
     items = "".join(f"<li>{text(sentence)}</li>" for sentence in sentences)
     of_kind = f' class="{kind}"' if kind else ""
     return f"<ul{of_kind}>{items}</ul>\n" if items else ""
+
+
+def page(*, title: str, colours: str, header: str, body: str, command: str) -> str:
+    """Return a whole page, which asks for nothing beside it.
+
+    Args:
+        title: as text.
+        colours: variables of its style; may be empty.
+        header: what stands first, as markup.
+        body: its sections, as markup.
+        command: that made it.
+    """
+    css = f"{colours}\n{_CSS.read_text(encoding='utf-8')}"
+    return (
+        f'<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        f'<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{text(title)}</title>\n<style>\n{css}</style>\n</head>\n"
+        f"<body>\n{header}\n<main>\n{body}\n</main>\n"
+        f'<footer><p class="muted"><small>Made by tst-megatron {__version__} {command}.</small></p>'
+        f"</footer>\n</body>\n</html>\n"
+    )
 
 
 # --- tables --------------------------------------------------------------------------------------

@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from urllib.parse import quote
 
-from tst_megatron import __version__
 from tst_megatron.checkpoint.outputs import check_output
 from tst_megatron.compare.report import markup, story
 from tst_megatron.compare.report.charts import Picture, draw
@@ -24,8 +23,6 @@ from tst_megatron.system.files import write_beside, write_bytes_beside
 
 FILES = "-files"
 """Ends the name of the folder of pictures, before which stands the page's."""
-
-_CSS = Path(__file__).with_name("page.css")
 
 
 def check_page(path: Path, inputs: Sequence[Path] = ()) -> None:
@@ -102,14 +99,12 @@ def render(comparison: Comparison, *, files: str) -> tuple[str, dict[str, bytes]
         f'<section id="{identifier}">\n<h2>{markup.text(title)}</h2>\n{content}\n</section>'
         for identifier, title, content in parts
     )
-    css = f"{markup.variables(look_of.values())}\n{_CSS.read_text(encoding='utf-8')}"
-    page = (
-        f'<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        f'<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{markup.text(story.title(comparison))}</title>\n<style>\n{css}</style>\n</head>\n"
-        f"<body>\n{_header(comparison, titles)}\n<main>\n{body}\n</main>\n"
-        f'<footer><p class="muted"><small>Made by tst-megatron {__version__} compare.</small></p>'
-        f"</footer>\n</body>\n</html>\n"
+    page = markup.page(
+        title=story.title(comparison),
+        colours=markup.variables(look_of.values()),
+        header=_header(comparison, titles),
+        body=body,
+        command="compare",
     )
     return page, {picture.chart.name: picture.png for picture in pictures}
 

@@ -56,21 +56,21 @@ def _parts(comparison: Comparison) -> Iterator[RenderableType]:
         yield Text(f"{verdict.sign} {verdict.sentence}", style=_STYLES[verdict.kind])
     yield Text("\nCan these runs be compared?", style="bold")
     for sentence in story.shared(comparison):
-        yield _item(Text(sentence))
-    yield _item(Text(story.difference_summary(comparison)))
+        yield item(Text(sentence))
+    yield item(Text(story.difference_summary(comparison)))
     for said in story.differences(comparison):
         yield _difference(said)
     for sheet in sheets(comparison):
-        yield Group(Text(f"\n{sheet.caption}", style="bold"), _table(sheet))
+        yield Group(Text(f"\n{sheet.caption}", style="bold"), table(sheet))
         for note in sheet.notes:
             yield Text(note, style="dim")
     if comparison.notes:
         yield Text("\nNotes", style="bold")
     for note in comparison.notes:
-        yield _item(Text(shown(note)))
+        yield item(Text(shown(note)))
 
 
-def _item(text: Text, indent: int = 0) -> RenderableType:
+def item(text: Text, indent: int = 0) -> RenderableType:
     """Return a line of a list, whose further lines stand below its first word."""
     grid = Table.grid(padding=0)
     grid.add_row(Text("- "), text)
@@ -82,13 +82,14 @@ def _difference(said: story.Said) -> RenderableType:
     text.append(f" {story.GRAVITIES[said.gravity]}", style=_STYLES[said.gravity])
     for arms, value in said.values:
         text.append(f"\n{arms}: {value}", style="default not bold")
-    return _item(text.append(f"\n{said.means}", style="not bold"), 2)
+    return item(text.append(f"\n{said.means}", style="not bold"), 2)
 
 
-def _table(sheet: Sheet) -> Table:
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="", show_edge=False)
+def table(sheet: Sheet) -> Table:
+    """Return a table as rich draws it, without lines."""
+    drawn = Table(box=None, padding=(0, 2, 0, 0), header_style="", show_edge=False)
     for at, column in enumerate(sheet.columns):
-        table.add_column(
+        drawn.add_column(
             _head(column),
             justify="right" if column.unit else "left",
             overflow="fold",
@@ -96,8 +97,8 @@ def _table(sheet: Sheet) -> Table:
             min_width=_longest_word(column, [row[at] for row in sheet.rows]),
         )
     for row in sheet.rows:
-        table.add_row(*(_cell(cell) for cell in row))
-    return table
+        drawn.add_row(*(_cell(cell) for cell in row))
+    return drawn
 
 
 LONGEST_WORD = 13

@@ -1,0 +1,1 @@
+"""The models: opened one at a time, checked, and asked for the probability of each token."""

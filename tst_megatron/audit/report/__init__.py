@@ -1,0 +1,1 @@
+"""An audit for people and scripts: a terminal, one HTML page, JSON."""
