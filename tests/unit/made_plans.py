@@ -9,8 +9,6 @@ PHASES = ((4, SWITCH), (1, NUM_STEPS - SWITCH))
 
 def made_plan(*, phases=PHASES, memory=None, **cost):
     """Return the keys of a plan that the run of ``Folder`` follows; ``cost`` changes some."""
-    steps = sum(num_steps for _, num_steps in phases)
-    arms = [_arm("ordinary run", ((1, steps),)), _arm("TST", phases)]
     planned = {
         "gpu": "b200",
         "gpus": 8,
@@ -18,7 +16,7 @@ def made_plan(*, phases=PHASES, memory=None, **cost):
         "mfu": 0.2,
         "mfu range": [0.1, 0.25],
         "dollars per gpu hour": 9.0,
-        "arms": arms,
+        "this run": _arm("this run", phases),
         **cost,
     }
     return {"recipe": "tst.yaml", "cost": planned, **({"memory": memory} if memory else {})}

@@ -1,7 +1,8 @@
-"""Predict from a baseline alone who wins a pair: a rule that was made on the first 25 pairs.
+"""Predict from a baseline alone who wins a pair, by two rules.
 
-It has three conditions, and superposition wins where all of them hold. ``predictions.yaml`` has
-what it said of pairs before their runs with superposition were trained.
+The first was made on the first 25 pairs. It knows no bag size, and was wrong of K=8. The second was
+made when six of its predictions were known. ``predictions.yaml`` has what each said of pairs before
+their runs with superposition were trained.
 """
 
 from __future__ import annotations
@@ -27,10 +28,14 @@ STEEPEST = 0.45
 HIGHEST_RATE, FEWEST_POSITIONS = 0.002, 30.0
 """A higher learning rate needs so many positions for each parameter. At 19 it lost, at 77 won."""
 
+STEPS_PER_SLOT = 500
+"""The second rule: steps for each slot of a bag at a learning rate of 2e-3, and in proportion to
+the rate. At 2e-3, 250 lost, 500 were about even, and 1,000 won; at 4e-3, 500 lost and 1,000 won."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Signs:
-    """What the rule looks at, and how many steps a run has."""
+    """What the rules look at."""
 
     num_steps: int
     slope: float
@@ -50,6 +55,11 @@ class Signs:
         is_long = self.positions_per_parameter >= FEWEST_POSITIONS
         return self.price < MOST_PRICE and self.slope < STEEPEST and (is_gentle or is_long)
 
+    def wins_by_steps(self, bag_size: int) -> bool:
+        """Tell what the second rule says of bags of a size."""
+        needed = STEPS_PER_SLOT * bag_size * self.learning_rate / HIGHEST_RATE
+        return self.price < MOST_PRICE and self.num_steps >= needed
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Prediction:
@@ -61,6 +71,8 @@ class Prediction:
     bag_size: int
     fraction: float
     wins: bool
+    wins_by_steps: bool | None = None
+    """None: it was trained before there was a second rule."""
 
     def outcome(self, found: Sequence[MapPair]) -> MapPair | None:
         """Return the pair that the run became; None while it is not recorded."""

@@ -206,7 +206,9 @@ def _advice(
     num_steps, limit = advice.affordable_steps(model, machine, budget)
     most = math.inf if budget.tokens is None else budget.tokens
     found = advice.advise(known, model, point, num_steps, unique, most_tokens=most)
-    return advice.advice_section(known, model, machine, found, limit=limit, unique=unique)
+    return advice.advice_section(
+        known, model, machine, found, limit=limit, unique=unique, most_tokens=most
+    )
 
 
 def _assumptions(

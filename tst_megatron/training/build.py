@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -25,12 +25,14 @@ from tst_megatron.megatron.distributed_checkpoint import loading, saving
 from tst_megatron.megatron.repairs import apply
 from tst_megatron.model.gpt import TSTGPTModelConfig
 from tst_megatron.recipe.environment import differences
+from tst_megatron.schedule import Schedule
 from tst_megatron.system.processes import signals
 from tst_megatron.training.dataset import held_out_positions, make_dataset_provider
 from tst_megatron.training.report.block_losses import HeldOutLosses
 from tst_megatron.training.report.facts import FACTS, write_facts
-from tst_megatron.training.report.facts_of_run import facts_of_run
+from tst_megatron.training.report.facts_of_run import facts_of_run, plan_of_facts
 from tst_megatron.training.report.metrics_file import LOSS_NAMES, newest_step
+from tst_megatron.training.report.plan_file import PLAN, write_plan
 from tst_megatron.training.report.recorder import Recorder
 from tst_megatron.training.report.versions import write_versions
 from tst_megatron.training.report.wandb_run import start_wandb
@@ -133,13 +135,28 @@ def _recording_facts(
             stream = args.tst["stream"]
             facts = facts_of_run(plan.corpora, models, stream=stream, device=device)
             if args.rank == 0:
-                try:
-                    write_facts(run.path / FACTS, facts)
-                except OSError as error:
-                    say(f"{run.path / FACTS}: was not written: {error}")
+                _keep_facts(run, facts, plan.schedule, is_moe=bool(args.num_experts), say=say)
         then(step, models, optimizer)
 
     return before_step
+
+
+def _keep_facts(
+    run: RunFolder,
+    facts: Mapping[str, Any],
+    schedule: Schedule,
+    *,
+    is_moe: bool,
+    say: Callable[[str], None],
+) -> None:
+    """Write the facts of a run, and a plan made of them where there is none."""
+    try:
+        write_facts(run.path / FACTS, facts)
+        planned = None if run.plan.exists() else plan_of_facts(schedule, facts, is_moe=is_moe)
+        if planned is not None:
+            write_plan(run.plan, planned)
+    except OSError as error:
+        say(f"{run.path}: {FACTS} and {PLAN} were not all written: {error}")
 
 
 def _resets(plan: RunPlan, *, seed: int, say: Callable[[str], None]) -> Resets:

@@ -10,12 +10,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tst_megatron.checkpoint.run_files import read_branch
+from tst_megatron.checkpoint.run_files import read_branch, steps_of_trunk
 from tst_megatron.schedule import Schedule
 from tst_megatron.system.files import write_beside
 from tst_megatron.system.records import Damaged
 from tst_megatron.training.console import duration
-from tst_megatron.training.report.beside_plan import beside_plan, lines_of
+from tst_megatron.training.report.beside_plan import beside_plan
 from tst_megatron.training.report.facts import FACTS, read_facts
 from tst_megatron.training.report.losses import PICTURE, draw_losses
 from tst_megatron.training.report.metrics_file import (
@@ -27,6 +27,8 @@ from tst_megatron.training.report.metrics_file import (
     read_metrics,
 )
 from tst_megatron.training.report.plan_file import read_plan
+from tst_megatron.training.report.show_beside import lines_of
+from tst_megatron.training.report.versions import newest_layout_after
 from tst_megatron.training.run.folder import RunFolder
 
 SUMMARY = "summary.txt"
@@ -152,7 +154,12 @@ def _beside_plan(run: RunFolder, schedule: Schedule) -> list[tuple[str, str]]:
     except Damaged:
         # The next start says what is damaged.
         return []
-    beside = plan and beside_plan(plan, schedule, steps=_rows(run, "step"), facts=facts)
+    if plan is None:
+        return []
+    first, steps = newest_layout_after(run.versions), _rows(run, "step")
+    with contextlib.suppress(Damaged):
+        first = max(first, steps_of_trunk(run.path))
+    beside = beside_plan(plan, schedule, steps=steps, facts=facts, first_step=first)
     return lines_of(beside) if beside else []
 
 

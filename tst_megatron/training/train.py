@@ -24,7 +24,6 @@ from tst_megatron.recipe.profiles import PROFILES
 from tst_megatron.recipe.recipe import RecipeError, load_recipe
 from tst_megatron.system.exit_status import BAD_INPUT, FAILED, FINISHED, INTERRUPTED, STOPPED
 from tst_megatron.system.processes import signals, stacks
-from tst_megatron.training.check.planning import plan_if_nobody_did
 from tst_megatron.training.console import announce, redirect_output_to, tell
 from tst_megatron.training.rank import be_the_only_rank, rank_of_environment
 from tst_megatron.training.run import endings, launch, prepare, saves
@@ -109,7 +108,8 @@ def _refuse_without_gpus(
 ) -> None:
     """Refuse a recipe that this machine has no GPUs for, before the check, which takes much longer.
 
-    Its other findings would be of a recipe that has to change first. A finished run needs no GPU.
+    Other findings of the check would be of a recipe that has to be changed first. A finished run
+    needs no GPU.
 
     Raises:
         RecipeError: with what to do about it.
@@ -166,7 +166,6 @@ def _train_as_a_rank(checked: CheckedRecipe, this: _Begun, *, is_held: bool) -> 
     # Folder.
     if is_first:
         start = _prepare(checked, plan, this)
-        plan_if_nobody_did(plan, run, this.command)
     else:
         _wait_for_the_first_rank(checked, plan, run, is_held=is_held)
     run.join()
@@ -278,7 +277,7 @@ def _prepare(checked: CheckedRecipe, plan: RunPlan, this: _Begun) -> Start:
     # Imports numpy, and a rank must listen for signals before anything slow.
     from tst_megatron.training.run import indexes
 
-    # Imports torch, which takes seconds.
+    # Imports torch, which takes seconds: the same reason.
     from tst_megatron.training.run.start import plan_start
 
     start = plan_start(checked, this.run, fresh=this.fresh)

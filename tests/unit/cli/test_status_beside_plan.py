@@ -52,8 +52,7 @@ def test_run_that_follows_its_plan_says_so_with_every_number(running):
 
 def test_lower_mfu_is_named_with_the_range_that_was_assumed(running):
     plan = made_plan(mfu=0.25)
-    for arm in plan["cost"]["arms"]:
-        arm["gpu hours"] *= 0.2 / 0.25
+    plan["cost"]["this run"]["gpu hours"] *= 0.2 / 0.25
     keep(running, plan)
     assert verdict(running) == (
         "a step takes 1.25 times as long as planned; MFU is 20.0%, and 25.0% (10.0% to 25.0%) was "
@@ -64,14 +63,17 @@ def test_lower_mfu_is_named_with_the_range_that_was_assumed(running):
 def test_fewer_gpus_are_named(running):
     # As many GPU hours in half of the time.
     keep(running, made_plan(gpus=16))
+    assert rows(running)["price of all steps"].actual == pytest.approx(40.0)
+    assert rows(running)["price of all steps"].planned == pytest.approx(40.0)
     assert verdict(running) == (
-        "a step takes 2 times as long as planned; it runs on 8 GPUs, and 16 were planned"
+        "a step takes 2 times as long as planned; it has 8 GPUs, and the plan 16 GPUs"
     )
 
 
 def test_another_kind_of_gpu_is_named(running):
     keep(running, made_plan(), made_facts(peak=1000.0, device="NVIDIA H200"))
     assert "it runs on NVIDIA H200, and b200 was planned" in verdict(running)
+    assert rows(running)["price of all steps"].actual is None
 
 
 def test_recipe_that_became_larger_is_named(running):
@@ -85,6 +87,25 @@ def test_largest_of_several_reasons_comes_first(running):
     assert said.index("2 GPUs") < said.index("1.5 times the FLOPs")
 
 
+def test_several_small_reasons_name_the_largest(running):
+    plan = made_plan(mfu=0.218)
+    plan["cost"]["this run"]["gpu hours"] *= 0.2 / 0.218 / 1.08
+    keep(running, plan, made_facts(flops=1.08 * FLOPS_PER_STEP))
+    assert verdict(running) == (
+        "a step takes 1.18 times as long as planned; MFU is 20.0%, and 21.8% (10.0% to 25.0%) was "
+        "assumed"
+    )
+
+
+def test_steps_of_earlier_ranks_and_of_the_trunk_are_not_held_to_the_plan(folder):
+    folder.steps(1, 40, step_seconds=8.0).steps(41, 60).started()
+    keep(folder, made_plan())
+    layouts = [{"after step": 0, "layout": {}}, {"after step": 40, "layout": {"ranks": 8}}]
+    folder.run.versions.write_text(json.dumps({"tst_megatron": "0", "layouts": layouts}))
+    assert verdict(folder) == "as planned, within 10%"
+    assert rows(folder)["time of all steps"].actual == pytest.approx(2000.0)
+
+
 def test_device_without_a_known_peak_is_held_to_its_flops(folder):
     with folder.run.metrics.open("w") as file:
         row = step_row(1) | {"device": "cpu"}
@@ -93,16 +114,16 @@ def test_device_without_a_known_peak_is_held_to_its_flops(folder):
     keep(folder.started(), made_plan(), made_facts(peak=None, device="cpu"))
     assert verdict(folder) == "as planned, within 10%"
     keep(folder, made_plan(mfu=0.1), made_facts(peak=None, device="cpu"))
-    assert "cpu does 400 TFLOP/s, and 200 of one b200 were planned" in verdict(folder)
+    assert "its device does 400 TFLOP/s, and 200 of one b200 were planned" in verdict(folder)
     assert rows(folder)["MFU"].actual is None
 
 
-def with_memory(folder, *, device, used):
+def with_memory(folder, *, device, used, gpus=8):
     memory = {"bytes of stages": [90e9, 50e9]}
     with folder.run.metrics.open("a") as file:
         row = step_row(121) | {"device": device, "peak memory bytes": used}
         file.write(json.dumps(row) + "\n")
-    keep(folder, made_plan(memory=memory))
+    keep(folder, made_plan(memory=memory), made_facts(gpus=gpus))
     return folder
 
 
@@ -117,7 +138,13 @@ def test_memory_is_that_of_the_last_stage_whose_rank_records_it(running):
 
 def test_more_memory_than_planned_names_the_estimate(running):
     with_memory(running, device="NVIDIA B200", used=75e9)
-    assert "peak memory is 50% above the plan: activations and routed copies" in verdict(running)
+    assert "peak memory is 50% above the plan: if micro-batch, recomputation" in verdict(running)
+
+
+def test_memory_on_another_number_of_gpus_is_not_held_to_the_plans(running):
+    with_memory(running, device="NVIDIA B200", used=75e9, gpus=4)
+    assert "peak memory" not in rows(running)
+    assert verdict(running).endswith("it has 4 GPUs, and the plan 8 GPUs")
 
 
 def test_memory_of_a_process_on_the_cpu_is_not_held_to_a_gpus(running):
@@ -139,8 +166,8 @@ def test_plan_of_other_steps_asks_for_another(running):
         {"mfu range": []},
         {"mfu range": ["a", 1]},
         {"gpus": -1},
-        {"arms": [3]},
-        {"arms": [{"name": "x"}]},
+        {"this run": [3]},
+        {"this run": {"name": "x"}},
         {"gpu": 4},
     ],
 )

@@ -46,7 +46,7 @@ def test_tightest_limit_decides():
 
 
 def test_budget_below_a_step_is_refused():
-    with pytest.raises(ValueError, match="--max-dollars: pays for less than one step"):
+    with pytest.raises(ValueError, match="--max-dollars: is less than one step needs"):
         affordable_steps(MODEL, MACHINE, Budget(dollars=0.01))
 
 

@@ -46,6 +46,7 @@ def test_run_with_a_plan_is_set_beside_it_by_all_of_its_steps(folder):
     lines = [" ".join(line.split()) for line in said(ended(folder, *FINISHED, NUM_STEPS))]
     assert "plan as planned, within 10%" in lines
     assert "step time 2 s; planned 2 s (1.6 s to 4 s)" in lines
+    assert "time of all steps 46 min 40 s; planned 33 min 20 s" in lines
 
 
 def test_damaged_plan_takes_nothing_from_the_summary(folder):

@@ -1,4 +1,4 @@
-"""Set the rule's predictions beside what became of them."""
+"""Set the predictions of the rules beside what became of them."""
 
 from __future__ import annotations
 
@@ -10,39 +10,47 @@ from evidence.report.tables import interval, link, table
 from evidence.runs import record_of
 
 HEAD = (
-    *("sweep", "steps", "K", "r", "lr", "slope", "price", "positions per parameter", "predicted"),
-    *("gap (95% interval)", "right"),
+    *("sweep", "steps", "K", "r", "lr", "slope", "price", "positions per parameter"),
+    *("first rule", "second rule", "gap (95% interval)"),
 )
 
 
 def predictions_table(found: Sequence[MapPair]) -> str:
-    """Return a row for each prediction, below how many were right."""
+    """Return how many predictions of each rule were right, and a row for each pair."""
     made = predictions()
     ended = [(each, pair) for each in made if (pair := each.outcome(found)) is not None]
-    predicted = {each.run for each in made}
-    before = [pair for pair in found if not _names(pair) & predicted]
-    return "\n\n".join(
-        [
-            f"- {_score(before, [signs_of(pair).wins for pair in before])} of the pairs that the "
-            "rule was made on\n"
-            f"- {_score([pair for _, pair in ended], [each.wins for each, _ in ended])} of the "
-            f"pairs that were predicted beforehand; {len(made) - len(ended)} are not trained yet",
-            table(HEAD, [_row(each, each.outcome(found)) for each in made]),
-        ]
-    )
+    known = {each.run for each in made}
+    before = [pair for pair in found if not _names(pair) & known]
+    second = [(each, pair) for each, pair in ended if each.wins_by_steps is not None]
+    first_made_on = [(signs_of(pair).wins, pair) for pair in before]
+    second_made_on = [
+        (signs_of(pair).wins_by_steps(pair.bag_size), pair)
+        for pair in [*before, *(pair for each, pair in ended if each.wins_by_steps is None)]
+    ]
+    lines = [
+        f"- First rule, pairs that it was made on: {_score(first_made_on)}",
+        f"- First rule, pairs of later: {_score([(each.wins, pair) for each, pair in ended])}",
+        f"- Second rule, pairs that it was made on: {_score(second_made_on)}",
+        "- Second rule, pairs of later: "
+        f"{_score([(bool(each.wins_by_steps), pair) for each, pair in second])}",
+        f"- Not trained yet: {len(made) - len(ended)}",
+    ]
+    rows = table(HEAD, [_row(each, each.outcome(found)) for each in made])
+    return "\n".join(lines) + "\n\n" + rows
 
 
 def _names(pair: MapPair) -> set[str]:
     return {f"{run.parent.name}/{run.name}" for run in pair.runs}
 
 
-def _score(found: Sequence[MapPair], said: Sequence[bool]) -> str:
-    right = [_is_right(pair, wins) for pair, wins in zip(found, said, strict=True)]
-    sure = [each for each, pair in zip(right, found, strict=True) if pair.low > 0 or pair.high < 0]
-    always = sum(pair.gap < 0 for pair in found)
+def _score(said: Sequence[tuple[bool, MapPair]]) -> str:
+    right = [_is_right(pair, wins) for wins, pair in said]
+    is_sure = [pair.low > 0 or pair.high < 0 for _, pair in said]
+    sure = [each for each, counts in zip(right, is_sure, strict=True) if counts]
+    always = sum(pair.gap < 0 for _, pair in said)
     return (
         f"right in {sum(right)} of {len(right)} (always saying 'wins' in {always}), and in "
-        f"{sum(sure)} of the {len(sure)} whose interval excludes 0,"
+        f"{sum(sure)} of the {len(sure)} whose interval excludes 0"
     )
 
 
@@ -53,7 +61,6 @@ def _is_right(pair: MapPair, wins: bool) -> bool:
 def _row(prediction: Prediction, pair: MapPair | None) -> list[str]:
     signs = signs_before(prediction.baseline, prediction.fraction)
     record = record_of(prediction.run)
-    right = "" if pair is None else "yes" if _is_right(pair, prediction.wins) else "**no**"
     return [
         record.parent.name if pair is None else link(record),
         f"{signs.num_steps:,}",
@@ -63,7 +70,15 @@ def _row(prediction: Prediction, pair: MapPair | None) -> list[str]:
         f"{signs.slope:.2f}",
         f"{signs.price:.3f}",
         f"{signs.positions_per_parameter:.0f}",
-        "wins" if prediction.wins else "loses",
+        _said(prediction.wins, pair),
+        _said(prediction.wins_by_steps, pair),
         "" if pair is None else interval(pair.gap, pair.low, pair.high),
-        right,
     ]
+
+
+def _said(wins: bool | None, pair: MapPair | None) -> str:
+    """Return what a rule said, bold where it was wrong."""
+    if wins is None:
+        return ""
+    said = "wins" if wins else "loses"
+    return said if pair is None or _is_right(pair, wins) else f"**{said}**"

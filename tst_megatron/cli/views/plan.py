@@ -39,12 +39,15 @@ def show_plan(
     if run is not None:
         run.path.mkdir(parents=True, exist_ok=True)
         write_plan(run.plan, made.as_keys())
-    if picture is not None:
-        draw_plan(made, picture)
-    if is_json:
-        typer.echo(json.dumps(made.as_keys(), allow_nan=False))
-    else:
-        show(made, Console())
+    try:
+        if picture is not None:
+            draw_plan(made, picture)
+    finally:
+        # What took a minute is shown also where its picture cannot be written.
+        if is_json:
+            typer.echo(json.dumps(made.as_keys(), allow_nan=False))
+        else:
+            show(made, Console())
     if picture is not None:
         # Standard output is for one JSON object alone.
         Console(stderr=is_json).print(f"picture: {picture}", markup=False, soft_wrap=True)

@@ -13,8 +13,8 @@ from rich.text import Text
 
 from tst_megatron.cli.views.status import RunStatus
 from tst_megatron.training.console import duration
-from tst_megatron.training.report.beside_plan import lines_of
 from tst_megatron.training.report.metrics_file import MFU, SAID
+from tst_megatron.training.report.show_beside import lines_of
 
 STYLES = {"running": "green", "finished": "green", "failed": "red", "no sign of life": "red"}
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tst_megatron.checkpoint.folder import step_of
-from tst_megatron.checkpoint.run_files import BRANCH, read_branch, run_of
+from tst_megatron.checkpoint.run_files import BRANCH, Branch, read_branch, run_of
 from tst_megatron.cli.views.events import (
     START,
     Event,
@@ -35,6 +35,7 @@ from tst_megatron.training.report.metrics_file import (
 )
 from tst_megatron.training.report.plan_file import read_plan
 from tst_megatron.training.report.recorded_schedule import recorded_schedule
+from tst_megatron.training.report.versions import newest_layout_after
 from tst_megatron.training.run.folder import RunFolder
 from tst_megatron.training.run.state import read_state
 
@@ -162,20 +163,25 @@ def run_status(path: Path, *, now: float) -> RunStatus:
         checkpoint_step=saved,
         steps_since_checkpoint=max(0, step - (saved or 0)),
         **_of_jobs(events),
-        beside_plan=_beside_plan(run, schedule, steps, damaged),
+        beside_plan=_beside_plan(run, schedule, steps, branch, damaged),
         has_stop_file=run.stop_file.exists(),
         damaged=tuple(damaged),
     )
 
 
 def _beside_plan(
-    run: RunFolder, schedule: Schedule, steps: Sequence[Mapping[str, Any]], damaged: list[str]
+    run: RunFolder,
+    schedule: Schedule,
+    steps: Sequence[Mapping[str, Any]],
+    branch: Branch | None,
+    damaged: list[str],
 ) -> Beside | None:
     plan = _read(run.plan, read_plan, damaged)
     if plan is None:
         return None
     facts = _read(run.path / FACTS, read_facts, damaged)
-    return beside_plan(plan, schedule, steps=steps, facts=facts)
+    first = max(newest_layout_after(run.versions), branch.step if branch else 0)
+    return beside_plan(plan, schedule, steps=steps, facts=facts, first_step=first)
 
 
 def _judged(

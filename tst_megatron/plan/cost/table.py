@@ -147,6 +147,7 @@ def _days(machine: Machine, *hours: float) -> str:
 def _values(
     model: Model, machine: Machine, arms: tuple[Arm, ...], available: float | None
 ) -> dict[str, Any]:
+    own = arm("this run", model.schedule, model)
     return {
         "parameters": model.parameters,
         "active parameters": model.active,
@@ -160,6 +161,7 @@ def _values(
         "mfu range": [machine.mfu_low, machine.mfu_high],
         "dollars per gpu hour": machine.price,
         "unique tokens available": available,
+        "this run": _arm_values(own, model, machine, available),
         "arms": [_arm_values(each, model, machine, available) for each in arms],
     }
 
@@ -173,14 +175,7 @@ def _arm_values(
         "steps": arm.num_steps,
         "latent positions": arm.positions,
         "raw tokens": arm.raw_tokens,
-        "raw tokens by phase": [
-            {
-                "bag size": phase.bag_size,
-                "steps": phase.num_steps,
-                "raw tokens": arm.schedule.raw_tokens_per_step(phase) * phase.num_steps,
-            }
-            for phase in arm.schedule.phases
-        ],
+        "raw tokens by phase": tokens_by_phase(arm.schedule),
         "epochs": None if available is None else arm.raw_tokens / available,
         "flops": arm.flops,
         "gpu hours": hours,
@@ -189,3 +184,15 @@ def _arm_values(
         "dollars": hours * machine.price,
         "loader bytes per second": loader_bytes_per_second(arm, model, machine),
     }
+
+
+def tokens_by_phase(schedule: Schedule) -> list[dict[str, int]]:
+    """Return bag size, steps and raw tokens of each phase, by the names that JSON has."""
+    return [
+        {
+            "bag size": phase.bag_size,
+            "steps": phase.num_steps,
+            "raw tokens": schedule.raw_tokens_per_step(phase) * phase.num_steps,
+        }
+        for phase in schedule.phases
+    ]

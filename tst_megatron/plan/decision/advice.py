@@ -53,8 +53,8 @@ def affordable_steps(model: Model, machine: Machine, budget: Budget) -> tuple[in
         raise ValueError("--max-dollars: limits nothing at --price 0. Give another limit too")
     if limits[name] < 1:
         raise ValueError(
-            f"{name}: pays for less than one step, which takes {per_step:.3g} FLOPs and "
-            f"{dollars(price)}. Give more"
+            f"{name}: is less than one step needs, which reads {short(model.positions_per_step)} "
+            f"tokens, and takes {per_step:.3g} FLOPs and {dollars(price)}. Give more"
         )
     return int(limits[name]), name
 
@@ -124,6 +124,7 @@ def advice_section(
     *,
     limit: str,
     unique: float,
+    most_tokens: float = math.inf,
 ) -> Section:
     """Make the table of the advice."""
     rows = []
@@ -143,7 +144,8 @@ def advice_section(
         )
     chosen = next((each for each in found if each.name == "lowest loss"), None)
     if chosen is None or chosen.choice is None:
-        line = "No schedule of bags pays by all laws: train without them (tst.bag-size=1)."
+        reads = "" if math.isinf(most_tokens) else f" and reads at most {short(most_tokens)}"
+        line = f"No schedule of bags pays by all laws{reads}: train without them (tst.bag-size=1)."
     else:
         line = f"Write it as: {overrides(chosen.choice.point)}"
     is_beyond = any(
@@ -156,6 +158,8 @@ def advice_section(
     note += " extrapolated from" if is_beyond else " interpolated in"
     note += " the paper's grids."
     text = "text to spare" if math.isinf(unique) else f"{short(unique)} unique tokens"
+    if not math.isinf(most_tokens):
+        text += f", of which a run may read {short(most_tokens)}"
     return Section(
         name="advice",
         title=f"Advice within {limit}; {text}",

@@ -110,8 +110,7 @@ def _too_short(known: Published, point: Point) -> str:
     shortest = min(grid.num_steps for grid in known.grids.values())
     return (
         f"Too short to say: {point.num_steps:,} steps. The paper has no run below {shortest:,}, "
-        f"and this project's small models lost in {known.here.loses_at_steps:,} and won from "
-        f"{known.here.wins_from_steps:,} on."
+        f"and of this project's small models, {known.here.said}."
     )
 
 
@@ -207,9 +206,10 @@ def text_section(known: Published, verdict: Verdict, available: float | None) ->
         columns=("law or bound", *heads, "stops paying below"),
         rows=tuple(rows),
         lines=(
-            f"Boundary: {end}. The last two rows were fitted to runs that read text again, and the "
-            "first two are bounds. All are of ordinary training, and none was fitted to TST. "
-            f"Paying means more than the noise of a run, {known.noise_nats} nats.",
+            f"Boundary: {end}. The last two rows have a decay of repeats that was fitted to runs "
+            "that read text again, the first of them on another's curve; the other rows are "
+            "bounds. All are of ordinary training, and none was fitted to TST. Paying means more "
+            f"than the noise of a run, {known.noise_nats} nats.",
         ),
         values={
             "unique tokens available": available,

@@ -260,9 +260,8 @@ def _lines(known: Published, point: Point, estimate: Estimate, views: Views) -> 
         )
     if point.num_steps < known.grids["270m-20k"].num_steps:
         lines.append(
-            "Short run: the paper has none below 20,000 steps. This project's small models lost in "
-            f"{known.here.loses_at_steps:,} steps at the best learning rate, and won from "
-            f"{known.here.wins_from_steps:,} on {known.cite('here')}. Run a pilot."
+            "Short run: the paper has none below 20,000 steps. Of this project's small models, "
+            f"{known.here.said} {known.cite('here')}. Run a pilot."
         )
     return lines
 

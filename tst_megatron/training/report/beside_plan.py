@@ -14,9 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from tst_megatron.plan.amounts import dollars, num_bytes, short
 from tst_megatron.schedule import Schedule
-from tst_megatron.training.console import duration
 from tst_megatron.training.report.metrics_file import MFU, PEAK_MEMORY
 
 CLOSE = 1.1
@@ -48,46 +46,56 @@ class Beside:
 
 
 def beside_plan(
-    plan: Facts, schedule: Schedule, *, steps: Sequence[Facts], facts: Facts | None
+    plan: Facts,
+    schedule: Schedule,
+    *,
+    steps: Sequence[Facts],
+    facts: Facts | None,
+    first_step: int = 0,
 ) -> Beside | None:
     """Set a run beside its plan.
 
     Args:
         plan: as ``read_plan`` gives it.
         schedule: of the run.
-        steps: rows of steps of its ``metrics.jsonl``, at least the newest.
-        facts: its ``facts.json``.
+        steps: rows of steps of its ``metrics.jsonl``, at least the newest, in their order.
+        facts: its ``facts.json``, which is of the newest start.
+        first_step: the step after which that start's ranks and layout came; rows of earlier steps
+            are of others.
 
     Returns:
         None while the run has made no step.
     """
+    steps = [row for row in steps if row["step"] > first_step]
+    # Nor are rows of another device.
+    steps = [row for row in steps if row.get("device") == steps[-1].get("device")]
     if not steps:
         return None
     cost = plan["cost"]
-    arm = _arm(cost, schedule)
-    if arm is None:
+    arm = cost["this run"]
+    if not _is_of(arm, schedule):
         return Beside(
-            rows=(), verdict="the plan is of other steps or bags than this run's: make it again"
+            rows=(),
+            verdict="the plan has other steps, bags, batch or sequences: make it again",
         )
     actual = {name: _median(steps, name) for name in (MFU, "step seconds", "TFLOP/s per device")}
-    rows = _rows(cost, arm, schedule, actual, newest=steps[-1])
-    memory = _memory(plan, steps[-1])
-    off = [*_reasons(cost, arm, actual, facts or {}), *([] if memory is None else _of(memory))]
+    rows = _rows(cost, arm, schedule, actual, steps=steps, facts=facts or {})
+    memory = _memory(plan, steps[-1], facts or {})
+    is_off = not _is_close(_ratio(rows[1]))
+    off = _reasons(cost, arm, actual, facts or {}, is_one_needed=is_off)
+    off += [] if memory is None else _of(memory)
     verdict = "; ".join([_speed(rows[1]), *off])
     return Beside(rows=(*rows, *([] if memory is None else [memory])), verdict=verdict)
 
 
-def _arm(cost: Facts, schedule: Schedule) -> Facts | None:
-    """Return the planned run that has the phases of this one."""
+def _is_of(arm: Facts, schedule: Schedule) -> bool:
+    """Tell whether what was planned has the phases of this run."""
     ours = [
         (phase.bag_size, phase.num_steps, schedule.raw_tokens_per_step(phase) * phase.num_steps)
         for phase in schedule.phases
     ]
-    for arm in cost["arms"]:
-        phases = arm["raw tokens by phase"]
-        if [(each["bag size"], each["steps"], each["raw tokens"]) for each in phases] == ours:
-            return dict(arm)
-    return None
+    phases = arm["raw tokens by phase"]
+    return [(each["bag size"], each["steps"], each["raw tokens"]) for each in phases] == ours
 
 
 def _rows(
@@ -96,15 +104,18 @@ def _rows(
     schedule: Schedule,
     actual: Mapping[str, float | None],
     *,
-    newest: Facts,
+    steps: Sequence[Facts],
+    facts: Facts,
 ) -> list[Row]:
     seconds, num_steps = actual["step seconds"], schedule.num_steps
     planned = _planned_seconds(cost, arm)
     low, high = sorted(cost["mfu range"])
     # More FLOP/s are fewer seconds.
     seconds_range = (planned * cost["mfu"] / high, planned * cost["mfu"] / low)
-    tokens = schedule.raw_tokens_per_step(schedule.phase_at(max(0, int(newest["step"]) - 1)))
-    price = cost["gpus"] * cost["dollars per gpu hour"] / 3600
+    phase = schedule.phase_at(max(0, int(steps[-1]["step"]) - 1))
+    tokens = schedule.raw_tokens_per_step(phase)
+    total = _seconds_of_all(steps, num_steps)
+    price = _price(cost, facts)
     return [
         Row(name="MFU", unit="share", actual=actual[MFU], planned=cost["mfu"],
             planned_range=(low, high)),
@@ -112,24 +123,42 @@ def _rows(
             planned_range=seconds_range),
         Row(name="raw tokens/s", unit="per second", actual=seconds and tokens / seconds,
             planned=tokens / planned),
-        Row(name="time of all steps", unit="seconds", actual=seconds and seconds * num_steps,
-            planned=planned * num_steps),
+        Row(name="time of all steps", unit="seconds", actual=total, planned=planned * num_steps),
         Row(name="price of all steps", unit="dollars",
-            actual=seconds and seconds * num_steps * price, planned=planned * num_steps * price),
+            actual=None if total is None or price is None else total * price,
+            planned=arm["gpu hours"] * cost["dollars per gpu hour"]),
     ]  # fmt: skip
+
+
+def _seconds_of_all(steps: Sequence[Facts], num_steps: int) -> float | None:
+    """Return the time of all steps: of those that are here, and of the others at their median."""
+    found = [value for row in steps if (value := _number(row.get("step seconds")))]
+    if not found:
+        return None
+    return sum(found) + max(0, num_steps - len(found)) * statistics.median(found)
+
+
+def _price(cost: Facts, facts: Facts) -> float | None:
+    """Return dollars per second of the GPUs that the run has; None for GPUs of another kind."""
+    num_gpus, peak = _number(facts.get("world size")), facts.get("peak TFLOP/s per device")
+    if num_gpus is None or peak is None or not _is_close(cost["peak flops per gpu"] / peak / 1e12):
+        return None
+    return float(num_gpus * cost["dollars per gpu hour"] / 3600)
 
 
 def _planned_seconds(cost: Facts, arm: Facts) -> float:
     return float(arm["gpu hours"] * 3600 / cost["gpus"] / arm["steps"])
 
 
-def _memory(plan: Facts, newest: Facts) -> Row | None:
+def _memory(plan: Facts, newest: Facts, facts: Facts) -> Row | None:
     """Return the last rank's memory, which is what a run records; a CPU's is of the whole process.
 
-    A plan has the fullest rank of each stage, and the last rank is of the last stage.
+    A plan has the fullest rank of each stage, and the last rank is of the last stage. On another
+    number of GPUs the optimizer's state is cut differently.
     """
     memory = plan.get("memory")
-    if not isinstance(memory, dict) or newest.get("device") == "cpu":
+    is_comparable = facts.get("world size") == plan["cost"]["gpus"]
+    if not isinstance(memory, dict) or newest.get("device") == "cpu" or not is_comparable:
         return None
     stages = memory.get("bytes of stages")
     if not isinstance(stages, list) or not stages or _number(stages[-1]) is None:
@@ -143,28 +172,44 @@ def _memory(plan: Facts, newest: Facts) -> Row | None:
 
 
 def _of(memory: Row) -> list[str]:
-    if memory.actual is None or _is_close(memory.actual / memory.planned):
+    if memory.actual is None or _is_close(_ratio(memory)):
         return []
-    share = memory.actual / memory.planned - 1
+    share = _ratio(memory) - 1
     return [
-        f"peak memory is {_percent(share)} the plan: activations and routed copies are what a plan "
-        "estimates, and the rest it counts"
+        f"peak memory is {_percent(share)} the plan: if micro-batch, recomputation and layout are "
+        "those of the plan, its estimate of activations and routed copies was off"
     ]
 
 
 def _speed(row: Row) -> str:
     if not row.actual:
         return "no step has a time yet"
-    ratio = row.actual / row.planned
-    if _is_close(ratio):
+    if _is_close(_ratio(row)):
         return f"as planned, within {CLOSE - 1:.0%}"
-    return f"a step takes {ratio:.3g} times as long as planned"
+    return f"a step takes {_ratio(row):.3g} times as long as planned"
+
+
+def _ratio(row: Row) -> float:
+    return row.actual / row.planned if row.actual else 1.0
 
 
 def _reasons(
-    cost: Facts, arm: Facts, actual: Mapping[str, float | None], facts: Facts
+    cost: Facts,
+    arm: Facts,
+    actual: Mapping[str, float | None],
+    facts: Facts,
+    *,
+    is_one_needed: bool,
 ) -> list[str]:
-    """Name the factors of a step's time that were off, the largest first."""
+    """Name the factors of a step's time that were off, the largest first.
+
+    Args:
+        cost: of the plan.
+        arm: of the plan, this run's.
+        actual: medians of the run.
+        facts: of the run.
+        is_one_needed: several small ones may make a large one; then the largest of them is named.
+    """
     found: list[tuple[float, str]] = []
     flops, planned = _number(facts.get("FLOPs per step")), arm["flops"] / arm["steps"]
     if flops:
@@ -172,11 +217,16 @@ def _reasons(
         found.append((flops / planned, said))
     num_gpus = _number(facts.get("world size"))
     if num_gpus:
-        said = f"it runs on {num_gpus:g} GPUs, and {cost['gpus']} were planned"
+        said = f"it has {_gpus(int(num_gpus))}, and the plan {_gpus(cost['gpus'])}"
         found.append((cost["gpus"] / num_gpus, said))
     found += _of_gpus(cost, actual, facts)
-    off = [(ratio, said) for ratio, said in found if not _is_close(ratio)]
-    return [said for _, said in sorted(off, key=lambda each: -abs(math.log(each[0])))]
+    found.sort(key=lambda each: -abs(math.log(each[0])))
+    off = [said for ratio, said in found if not _is_close(ratio)]
+    return off or [said for _, said in found[: int(is_one_needed)]]
+
+
+def _gpus(number: int) -> str:
+    return "1 GPU" if number == 1 else f"{number} GPUs"
 
 
 def _of_gpus(
@@ -189,7 +239,7 @@ def _of_gpus(
         teraflops, wanted = actual["TFLOP/s per device"], cost["peak flops per gpu"] * cost["mfu"]
         if not teraflops:
             return []
-        said = f"{facts.get('device', 'its device')} does {teraflops:.3g} TFLOP/s, and "
+        said = f"its device does {teraflops:.3g} TFLOP/s, and "
         said += f"{wanted / 1e12:.3g} of one {cost['gpu']} were planned"
         return [(wanted / teraflops / 1e12, said)]
     said = f"it runs on {facts.get('device')}, and {cost['gpu']} was planned"
@@ -220,32 +270,3 @@ def _number(value: Any) -> float | None:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     return float(value) if 0 < value < sys.float_info.max else None
-
-
-# --- in words -------------------------------------------------------------------------------------
-
-
-def lines_of(beside: Beside) -> list[tuple[str, str]]:
-    """Return names and texts: the verdict first, then a line for each number."""
-    return [("plan", beside.verdict), *((row.name, _said(row)) for row in beside.rows)]
-
-
-def _said(row: Row) -> str:
-    actual = "unknown" if row.actual is None else _write(row, row.actual)
-    band = ""
-    if row.planned_range is not None and row.planned_range[0] != row.planned_range[1]:
-        low, high = (_write(row, each) for each in row.planned_range)
-        band = f" ({low} to {high})"
-    return f"{actual}; planned {_write(row, row.planned)}{band}"
-
-
-def _write(row: Row, value: float) -> str:
-    if row.unit == "share":
-        return f"{value:.1%}" if value >= 0.001 else f"{100 * value:.2g}%"
-    if row.unit == "dollars":
-        return dollars(value)
-    if row.unit == "bytes":
-        return num_bytes(value)
-    if row.unit == "per second":
-        return short(value)
-    return duration(value) if value >= 100 else f"{value:.3g} s"

@@ -1,4 +1,7 @@
-"""Gather the facts of a run for its ``facts.json``, from its arguments and its built model."""
+"""Gather the facts of a run for its ``facts.json``, from its arguments and its built model.
+
+And make a plan of them, for a run that nobody has planned.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,11 @@ from typing import Any
 
 from tst_megatron.data.stream.corpora import Corpus
 from tst_megatron.megatron import loop, names, ranks
-from tst_megatron.plan.cost.machine import peak_teraflops
+from tst_megatron.plan.cost.machine import gpu_named, machine_for, peak_teraflops
+from tst_megatron.plan.cost.table import tokens_by_phase
+from tst_megatron.plan.published.read import published
+from tst_megatron.plan.wishes import Hardware
+from tst_megatron.schedule import Schedule
 
 
 def facts_of_run(
@@ -35,6 +42,47 @@ def facts_of_run(
         "world size": args.world_size,
         "device": device,
         "peak TFLOP/s per device": peak_teraflops(device),
+    }
+
+
+def plan_of_facts(
+    schedule: Schedule, facts: Mapping[str, Any], *, is_moe: bool
+) -> dict[str, Any] | None:
+    """Make the part of a plan that a run is set beside, without memory.
+
+    Args:
+        schedule: of the run.
+        facts: its ``facts.json``.
+        is_moe: the model is a mixture of experts.
+
+    Returns:
+        None where the GPU or its price is not known.
+    """
+    known, name = published(), gpu_named(facts["device"])
+    if name is None or known.gpus[name].price is None:
+        return None
+    hardware = Hardware(gpu=name, num_gpus=facts["world size"])
+    active = facts["parameters"]["active"]
+    machine = machine_for(known, hardware, active=active, is_moe=is_moe)
+    flops = facts["FLOPs per step"] * schedule.num_steps
+    this_run = {
+        "name": "this run",
+        "steps": schedule.num_steps,
+        "flops": flops,
+        "gpu hours": machine.hours(flops),
+        "raw tokens by phase": tokens_by_phase(schedule),
+    }
+    return {
+        "made": "by the run, at its first step",
+        "cost": {
+            "gpu": machine.name,
+            "gpus": machine.num_gpus,
+            "peak flops per gpu": machine.peak_flops,
+            "mfu": machine.mfu,
+            "mfu range": [machine.mfu_low, machine.mfu_high],
+            "dollars per gpu hour": machine.price,
+            "this run": this_run,
+        },
     }
 
 

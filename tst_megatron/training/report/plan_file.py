@@ -1,7 +1,8 @@
 """Write and read ``plan.json``: the plan of a run, in its folder.
 
-``tst-megatron plan --run-folder`` writes it, and where there is none a start on a known kind of GPU
-does the same (``../check/planning.py``). It is a record for readers: no start depends on it.
+``tst-megatron plan --run-folder`` writes it. Where nobody did, the first rank makes one of what it
+has counted, if the kind of GPU and its price are known. It is a record for readers: no start
+depends on it.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ _COST: Kinds = {
     "mfu": _NUMBER,
     "mfu range": list,
     "dollars per gpu hour": _NUMBER,
-    "arms": list,
+    "this run": dict,
 }
 _ARM: Kinds = {
     "name": str,
@@ -59,9 +60,8 @@ def read_plan(path: Path) -> dict[str, Any] | None:
     cost = _block(plan["cost"], _COST)
     if len(cost["mfu range"]) != 2 or not all(map(_is_above_0, cost["mfu range"])):
         raise Damaged("says no 'mfu range' that fits")
-    for arm in cost["arms"]:
-        for phase in _block(arm, _ARM)["raw tokens by phase"]:
-            _block(phase, _PHASE)
+    for phase in _block(cost["this run"], _ARM)["raw tokens by phase"]:
+        _block(phase, _PHASE)
     return plan
 
 

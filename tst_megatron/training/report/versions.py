@@ -97,3 +97,12 @@ def write_layouts(path: Path, layouts: list[dict[str, Any]]) -> None:
 
 def _write(path: Path, versions: Mapping[str, Any]) -> None:
     write_beside(path, json.dumps(versions, indent=2) + "\n")
+
+
+def newest_layout_after(path: Path) -> int:
+    """Return the step after which the newest start's ranks and layout came; 0 if nothing says."""
+    try:
+        layouts, _ = read_layouts(path)
+    except OSError:
+        return 0
+    return int(layouts[-1]["after step"]) if layouts else 0
