@@ -86,9 +86,10 @@ def vocab_parallel_multi_hot_cross_entropy(
             marks a slot that counts for nothing.
         tp_group: the group that the columns are split over; None for unsplit logits.
         slot_weights: as in ``multi_hot_cross_entropy``.
-        may_overwrite_logits: let the backward pass write the gradient over the logits. Anyone who
-            reads the logits afterwards, or runs the backward pass twice, then reads the gradient;
-            autograd refuses where it can see that. Compiled functions never overwrite.
+        may_overwrite_logits: let the backward pass write the gradient over the logits, and on a CPU
+            the forward pass of training their exponentials. Anyone who reads the logits afterwards,
+            or runs the backward pass twice, then reads those; autograd refuses where it can see
+            that. Compiled functions never overwrite.
         implementation: ``auto`` takes the Triton kernels on a GPU, and torch otherwise.
 
     Returns:
@@ -105,8 +106,17 @@ def vocab_parallel_multi_hot_cross_entropy(
         logits_NP = logits_NP.contiguous()
     bags = bags_of(targets, slot_weights)
     first_column = 0 if tp_group is None else tp_group.rank() * logits.shape[-1]
+    overwrites = may_overwrite_logits and not torch.compiler.is_compiling()
+    # Without a backward pass to come, exponentials would be of no use.
+    leaves_exponentials = (
+        overwrites
+        and not uses_kernels
+        and torch.is_grad_enabled()
+        and logits_NP.requires_grad
+        and logits_NP.dtype == compute_dtype(logits_NP)
+    )
     loss_N: Tensor = _VocabParallelMultiHotCrossEntropy.apply(  # type: ignore[no-untyped-call]
-        logits_NP, *bags, first_column, tp_group, may_overwrite_logits, uses_kernels
+        logits_NP, *bags, first_column, tp_group, overwrites, leaves_exponentials, uses_kernels
     )
     return loss_N.view(targets.shape[:-1])
 
@@ -187,24 +197,27 @@ class _VocabParallelMultiHotCrossEntropy(torch.autograd.Function):
         slot_weights_K: Tensor | None,
         first_column: int,
         tp_group: ProcessGroup | None,
-        may_overwrite_logits: bool,
+        overwrites: bool,
+        leaves_exponentials: bool,
         triton: bool,
     ) -> Tensor:
         bags = Bags(targets_NK, slot_weights_K)
-        parts = statistics(logits_NP, bags, first_column, triton=triton)
-        parts = gather_statistics(parts, tp_group)
-        loss_N, log_sum_exp_N = loss_of(parts, bags, triton=triton)
-        ctx.save_for_backward(logits_NP, log_sum_exp_N, targets_NK, slot_weights_K)
+        own = statistics(
+            logits_NP, bags, first_column, triton=triton, leaves_exponentials=leaves_exponentials
+        )
+        loss_N, log_sum_exp_N = loss_of(gather_statistics(own, tp_group), bags, triton=triton)
+        # The kernel may read a row in several parts, and recomputes exponentials without them.
+        maximum_N = None if triton else own[0, :, 0].clone()
+        ctx.save_for_backward(logits_NP, log_sum_exp_N, maximum_N, targets_NK, slot_weights_K)
         ctx.first_column, ctx.triton = first_column, triton
-        ctx.may_overwrite_logits = may_overwrite_logits
+        ctx.overwrites, ctx.leaves_exponentials = overwrites, leaves_exponentials
         return loss_N
 
     @staticmethod
     @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, grad_loss_N: Tensor) -> tuple[Tensor | None, ...]:
-        logits_NP, log_sum_exp_N, targets_NK, slot_weights_K = ctx.saved_tensors
-        overwrites = ctx.may_overwrite_logits and not torch.compiler.is_compiling()
-        gradient_NP = logits_NP if overwrites else torch.empty_like(logits_NP)
+        logits_NP, log_sum_exp_N, maximum_N, targets_NK, slot_weights_K = ctx.saved_tensors
+        gradient_NP = logits_NP if ctx.overwrites else torch.empty_like(logits_NP)
         write_gradient(
             gradient_NP,
             logits_NP,
@@ -214,5 +227,7 @@ class _VocabParallelMultiHotCrossEntropy(torch.autograd.Function):
             # The gradient of a sum or a mean has stride 0.
             grad_loss_N.to(log_sum_exp_N.dtype).contiguous(),
             triton=ctx.triton,
+            maximum_N=maximum_N,
+            has_exponentials=ctx.leaves_exponentials,
         )
-        return gradient_NP, *[None] * 6
+        return gradient_NP, *[None] * 7

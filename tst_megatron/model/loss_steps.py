@@ -24,7 +24,9 @@ gradient times
 
 where w(i) is the sum of the weights of all slots that hold token i. Example: a bag (7, 7, 1) of
 equal weights gives w(7) = 2/3 and w(1) = 1/3. Everything is computed in at least fp32 and rounded
-once.
+once. A processor takes longer for an exponential than for writing one, so the torch code can leave
+exp(z_i - m_r) in the memory of the logits, and the third step multiplies it by exp(m_r -
+log-sum-exp).
 
 Shapes: N latent positions, P vocabulary columns of a part, K slots per bag, R parts of a row.
 """
@@ -61,13 +63,27 @@ class Bags(NamedTuple):
         total = weights.sum(dim=-1, keepdim=True)
         return weights / total.where(total > 0, 1.0)
 
+    def is_counted_N(self) -> Tensor:
+        """Return [N] whether any slot of a position counts."""
+        counts = self.targets_NK != IGNORED
+        if self.slot_weights_K is not None:
+            counts = counts & (self.slot_weights_K > 0)
+        return counts.any(dim=-1)
+
 
 def compute_dtype(logits: Tensor) -> torch.dtype:
     """Return the type that logits are computed in: fp32, or their own if that is wider."""
     return torch.promote_types(logits.dtype, torch.float32)
 
 
-def statistics(logits_NP: Tensor, bags: Bags, first_column: int, *, triton: bool) -> Tensor:
+def statistics(
+    logits_NP: Tensor,
+    bags: Bags,
+    first_column: int,
+    *,
+    triton: bool,
+    leaves_exponentials: bool = False,
+) -> Tensor:
     """Read a part of the logits once: the first step.
 
     Args:
@@ -75,6 +91,8 @@ def statistics(logits_NP: Tensor, bags: Bags, first_column: int, *, triton: bool
         bags: the targets, as ids of the complete vocabulary.
         first_column: token id of the part's first column.
         triton: compute by the Triton kernel.
+        leaves_exponentials: write exp(logit - maximum of the row) over the logits, which are of the
+            type that is computed in. In torch alone.
 
     Returns:
         [R, N, 4] maximum, sum of exponentials, target term and target weight. R is 1 in torch; the
@@ -97,7 +115,8 @@ def statistics(logits_NP: Tensor, bags: Bags, first_column: int, *, triton: bool
         weights = local_weights_NK[rows]
         terms = weights * (scores.gather(-1, local_targets_NK[rows]) - maximum)
         parts[0, rows, 0] = maximum.squeeze(-1)
-        parts[0, rows, 1] = (scores - maximum).exp_().sum(dim=-1)
+        out = logits_NP[rows] if leaves_exponentials else None
+        parts[0, rows, 1] = torch.sub(scores, maximum, out=out).exp_().sum(dim=-1)
         parts[0, rows, 2] = terms.where(weights > 0, 0.0).sum(dim=-1)
         parts[0, rows, 3] = weights.sum(dim=-1)
     return parts
@@ -134,10 +153,9 @@ def loss_of(parts_RN4: Tensor, bags: Bags, *, triton: bool) -> tuple[Tensor, Ten
     maximum, total, term, weight = merge(parts_RN4)[0].unbind(-1)
     log_total = total.log()
     loss = log_total - term
-    is_counted = (bags.weights_NK(loss.dtype) > 0).any(dim=-1)
     # A wrong target shows here without another collective, and without waiting for the device.
     loss = loss.where((weight - 1).abs() < 1e-3, torch.nan)
-    return loss.where(is_counted, 0.0), maximum + log_total
+    return loss.where(bags.is_counted_N(), 0.0), maximum + log_total
 
 
 def write_gradient(
@@ -149,17 +167,22 @@ def write_gradient(
     upstream_N: Tensor,
     *,
     triton: bool,
+    maximum_N: Tensor | None = None,
+    has_exponentials: bool = False,
 ) -> None:
     """Read a part of the logits again and write its gradient: the third step.
 
     Args:
         gradient_NP: [N, P] receives the gradient; may be the logits themselves.
-        logits_NP: [N, P] as ``statistics`` read them.
+        logits_NP: [N, P] as ``statistics`` read them, or left them.
         log_sum_exp_N: [N] of complete rows, from ``loss_of``.
         bags: as ``statistics`` had them.
         first_column: as ``statistics`` had it.
         upstream_N: [N] gradient of the loss of each row, in the type of the log-sum-exp.
         triton: compute by the Triton kernel.
+        maximum_N: [N] of the part, from ``statistics``, that exponentials are relative to. Without
+            it they are relative to the log-sum-exp, which takes one multiplication less for a row.
+        has_exponentials: ``statistics`` has left them, and the gradient goes over them.
     """
     if triton:
         # Here, not at the top: a torch for CPUs alone is installed without Triton.
@@ -170,17 +193,23 @@ def write_gradient(
         )
         return
     dtype = log_sum_exp_N.dtype
-    is_counted = (bags.weights_NK(dtype) > 0).any(dim=-1)
     # Ignored rows get no gradient, also if a NaN comes from upstream.
-    upstream_N1 = upstream_N.where(is_counted, 0.0).unsqueeze(-1)
+    upstream_N1 = upstream_N.where(bags.is_counted_N(), 0.0).unsqueeze(-1)
     local_targets_NK, local_weights_NK = _targets_among(
         logits_NP.shape[1], bags, first_column, dtype
     )
     corrections_NK = -local_weights_NK * upstream_N1
+    shift_N1 = (log_sum_exp_N if maximum_N is None else maximum_N).unsqueeze(-1)
+    factor_N1 = upstream_N1
+    if maximum_N is not None:
+        factor_N1 = upstream_N1 * (maximum_N - log_sum_exp_N).exp().unsqueeze(-1)
     for rows in _blocks(logits_NP):
         out = gradient_NP[rows] if gradient_NP.dtype == dtype else None
-        probability = torch.sub(logits_NP[rows], log_sum_exp_N[rows].unsqueeze(-1), out=out).exp_()
-        probability.mul_(upstream_N1[rows])
+        if has_exponentials:
+            probability = logits_NP[rows]
+        else:
+            probability = torch.sub(logits_NP[rows], shift_N1[rows], out=out).exp_()
+        probability.mul_(factor_N1[rows])
         # scatter_add and not assignment: a token may fill several slots of one bag.
         probability.scatter_add_(-1, local_targets_NK[rows], corrections_NK[rows])
         if out is None:

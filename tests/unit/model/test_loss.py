@@ -115,3 +115,54 @@ def test_weighted_gradient_is_softmax_less_the_weights_of_the_targets(kind):
             if token >= 0:
                 expected[row, token] -= weights[slot] / counted
     torch.testing.assert_close(logits.grad, expected)
+
+
+def exponentials(logits):
+    return (logits - logits.amax(-1, keepdim=True)).exp()
+
+
+def overwritten(logits, **changes):
+    """Return what the memory of logits holds after the forward pass that may overwrite them."""
+    stored = logits.clone().requires_grad_() * 1
+    targets = torch.randint(0, 11, (*logits.shape[:-1], 4))
+    loss = vocab_parallel_multi_hot_cross_entropy(
+        stored, targets, **{"may_overwrite_logits": True, "implementation": "torch", **changes}
+    )
+    return stored.detach(), loss
+
+
+def test_forward_pass_of_training_leaves_exponentials_in_the_logits_memory():
+    logits = torch.randn(5, 7, 11)
+    stored, _ = overwritten(logits)
+    assert torch.equal(stored, exponentials(logits))
+
+
+def test_logits_are_left_alone_where_nobody_allowed_it_or_no_backward_pass_follows():
+    logits = torch.randn(5, 7, 11)
+    assert torch.equal(overwritten(logits, may_overwrite_logits=False)[0], logits)
+    with torch.no_grad():
+        assert torch.equal(overwritten(logits)[0], logits)
+
+
+def test_bf16_logits_keep_their_values_until_the_backward_pass():
+    """Exponentials in bf16 would be rounded twice."""
+    logits = torch.randn(5, 7, 11).bfloat16()
+    assert torch.equal(overwritten(logits)[0], logits)
+
+
+@pytest.mark.parametrize("scale", [1.0, 100.0, 1e4])
+def test_overwriting_has_the_bits_of_recomputing(scale):
+    logits = torch.randn(6, 300) * scale
+    logits[2, :200] = -torch.inf
+    targets = torch.tensor([[250, 299], [3, 3], [250, -100], [-100, -100], [0, 1], [7, 299]])
+    upstream = torch.rand(6)
+    gradients = []
+    for overwrites in (False, True):
+        leaf = logits.clone().requires_grad_()
+        loss = vocab_parallel_multi_hot_cross_entropy(
+            leaf * 1, targets, implementation="torch", may_overwrite_logits=overwrites
+        )
+        (loss * upstream).sum().backward()
+        gradients.append(leaf.grad)
+    assert torch.equal(*gradients) and gradients[0].isfinite().all()
+    assert not gradients[0][3].any()
