@@ -106,8 +106,8 @@ def how_to_read(audit: Audit) -> list[str]:
     return [
         "Worse: the difference is not chance (at most "
         f"{ALPHA:.0%} of audits of two alike models have any such verdict, by Holm's correction "
-        "over all probes, if seeds measure the noise), and it is not certain to be smaller than the "
-        "margin. Better: likewise to the good side.",
+        "over all probes, if seeds measure the noise), and it is not certain to be smaller than "
+        "the margin. Better: likewise to the good side.",
         "Not worse: the 95% interval of the difference ends before the margin. It may still be a "
         "little worse.",
         "Cannot tell: neither. The last column says how many items would decide if the estimate "
