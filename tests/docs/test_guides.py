@@ -132,7 +132,14 @@ def test_guide_prepares_with_the_tokenizer_that_it_fetches(model):
 
 @pytest.mark.parametrize(
     "name",
-    ["data-preparation.md", "from-outside.md", "branching.md", "comparing.md", "sweeps.md"],
+    [
+        "data-preparation.md",
+        "from-outside.md",
+        "branching.md",
+        "comparing.md",
+        "sweeps.md",
+        "audit.md",
+    ],
 )
 def test_commands_and_links_of_a_page_lead_somewhere(name):
     path = (ROOT / "docs" / name).resolve()

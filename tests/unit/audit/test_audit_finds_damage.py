@@ -103,6 +103,7 @@ def test_noise_is_found_and_has_no_phase(audited):
 def test_blur_is_found_by_order_and_has_no_phase(audited):
     worse = found(audited(with_blur))
     assert worse >= {"all text", "neighbours, inside", "one digit", *ORDER, *RECALL}
+    assert worse >= {"key and value, inside", "letter order, inside", "window, one bag"}
     assert not worse & (BAGS | SLICES)
 
 
