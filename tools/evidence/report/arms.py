@@ -61,10 +61,7 @@ def arms_table(found: Sequence[Path]) -> str:
     tst = next((arm for arm in comparison.arms if arm.name == "tst"), None)
     return table(
         HEAD,
-        (
-            [*_row(arm, pairs.get(arm.name), num_steps), _ahead(tst, arm)]
-            for arm in comparison.arms
-        ),
+        ([*_row(arm, pairs.get(arm.name), num_steps), _ahead(tst, arm)] for arm in comparison.arms),
     )
 
 

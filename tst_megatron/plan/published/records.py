@@ -80,18 +80,21 @@ class Reset:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Here:
-    """The lengths at which this project's own small runs lost, and from which on none did."""
+    """Where this project's own small runs lost, and from which length on none did."""
 
     source: str
     wins_from_steps: int
-    loses_at_steps: int
+    """Shorter runs are too short to say, whatever their size."""
+    lost_up_to: int
+    """Positions for each parameter, as the next."""
+    none_lost_from: int
 
     @property
     def said(self) -> str:
         """Say it in a sentence without its end."""
         return (
-            f"some lost in {self.loses_at_steps:,} steps, at the ordinary run's best learning rate "
-            f"or with bags of 8, and none in {self.wins_from_steps:,} or more"
+            f"some lost with up to {self.lost_up_to} positions for each parameter, and none from "
+            f"{self.none_lost_from} on"
         )
 
 
