@@ -111,7 +111,7 @@ def test_section_says_extrapolated_only_beyond_the_grids():
 
 def test_short_run_is_warned_of():
     lines = section_of(made_10b(num_steps=3_000, bag_size=4, steps=900)).lines
-    assert any("Short run" in line and "2,000 steps" in line for line in lines)
+    assert any("Short run" in line and "19 positions for each parameter" in line for line in lines)
     assert not any("Short run" in line for line in section_of(made_10b(**PAIR_10B)).lines)
 
 
