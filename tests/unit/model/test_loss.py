@@ -166,3 +166,23 @@ def test_overwriting_has_the_bits_of_recomputing(scale):
         gradients.append(leaf.grad)
     assert torch.equal(*gradients) and gradients[0].isfinite().all()
     assert not gradients[0][3].any()
+
+
+def test_logits_that_require_a_gradient_are_left_alone_without_a_backward_pass_too():
+    leaf = torch.randn(5, 11, requires_grad=True)
+    before = leaf.detach().clone()
+    with torch.no_grad():
+        vocab_parallel_multi_hot_cross_entropy(
+            leaf, torch.zeros(5, 2, dtype=torch.long), may_overwrite_logits=True
+        )
+    assert torch.equal(leaf, before)
+
+
+@BOTH
+def test_slots_of_weight_0_count_for_nothing(loss_function):
+    logits = torch.randn(2, 11, requires_grad=True)
+    targets = torch.tensor([[3, -100], [3, 4]])
+    loss = loss_function(logits, targets, slot_weights=torch.tensor([0.0, 1.0]))
+    loss.sum().backward()
+    assert loss[0] == 0 and not logits.grad[0].any()
+    assert loss[1] > 0 and logits.grad[1].any()
