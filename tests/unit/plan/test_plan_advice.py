@@ -86,6 +86,11 @@ def test_no_advised_run_reads_more_than_the_token_budget():
     assert [each.name for each in only] == ["ordinary", "output only"]
 
 
+def test_advice_says_which_schedules_it_does_not_search():
+    section = section_of(advised())
+    assert section.lines[1].endswith("several bag sizes are not searched: no grid has them.")
+
+
 def test_where_text_is_short_the_advice_is_an_ordinary_run_or_output_only():
     found = advised(num_steps=125_000, unique=3e11)
     assert set(found) == {"ordinary", "output only"}

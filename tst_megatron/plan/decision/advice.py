@@ -165,7 +165,11 @@ def advice_section(
         title=f"Advice within {limit}; {text}",
         columns=("", "schedule", "steps", "tokens", "gain", "days", "price"),
         rows=tuple(rows),
-        lines=(line, f"{note} Decay and warm-up keep their numbers of steps, as in the paper."),
+        lines=(
+            line,
+            f"{note} Decay and warm-up keep their numbers of steps, as in the paper. Schedules of "
+            "several bag sizes are not searched: no grid has them.",
+        ),
         values=_values(found, model, machine, limit),
         sources=("paper",),
     )
