@@ -6,7 +6,7 @@ from pathlib import Path
 import no_slurm
 import pytest
 
-from tst_megatron.cli import train as train_command
+from tst_megatron.cli import runs as commands
 from tst_megatron.training import train as choreography
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -212,8 +212,8 @@ def test_run_folder_is_named_as_train_names_it(checkout, monkeypatch, name):
     monkeypatch.setattr(
         choreography, "train_run", lambda recipe, overrides, folder, **_: named.append(folder) or 0
     )
-    with pytest.raises(train_command.typer.Exit):
-        train_command.train(recipe)
+    with pytest.raises(commands.typer.Exit):
+        commands.train(recipe)
     ended = no_slurm.run(checkout, "pretrain.sbatch", str(recipe), STUB_CHECK="2")
     assert f"run {checkout / named[0]} on" in ended.output
 
