@@ -28,9 +28,11 @@ def predictions_table(found: Sequence[MapPair]) -> str:
         for pair in [*before, *(pair for each, pair in ended if each.wins_by_steps is None)]
     ]
     lines = [
-        f"- First rule, pairs that it was made on: {_score(first_made_on)}",
+        "- First rule, pairs without a prediction, 25 of which it was made on: "
+        f"{_score(first_made_on)}",
         f"- First rule, pairs of later: {_score([(each.wins, pair) for each, pair in ended])}",
-        f"- Second rule, pairs that it was made on: {_score(second_made_on)}",
+        "- Second rule, pairs that it did not predict, 31 of which it was made on: "
+        f"{_score(second_made_on)}",
         "- Second rule, pairs of later: "
         f"{_score([(bool(each.wins_by_steps), pair) for each, pair in second])}",
         f"- Not trained yet: {len(made) - len(ended)}",
