@@ -154,12 +154,7 @@ def _values(
         "flops per position": model.flops_per_position,
         "flops per position by 6N and causal attention": model.flops_by_formula,
         "checkpoint bytes": model.checkpoint_bytes,
-        "gpu": machine.name,
-        "gpus": machine.num_gpus,
-        "peak flops per gpu": machine.peak_flops,
-        "mfu": machine.mfu,
-        "mfu range": [machine.mfu_low, machine.mfu_high],
-        "dollars per gpu hour": machine.price,
+        **machine_values(machine),
         "unique tokens available": available,
         "this run": _arm_values(own, model, machine, available),
         "arms": [_arm_values(each, model, machine, available) for each in arms],
@@ -196,3 +191,15 @@ def tokens_by_phase(schedule: Schedule) -> list[dict[str, int]]:
         }
         for phase in schedule.phases
     ]
+
+
+def machine_values(machine: Machine) -> dict[str, Any]:
+    """Return what a plan assumes of its GPUs, by the names that JSON has."""
+    return {
+        "gpu": machine.name,
+        "gpus": machine.num_gpus,
+        "peak flops per gpu": machine.peak_flops,
+        "mfu": machine.mfu,
+        "mfu range": [machine.mfu_low, machine.mfu_high],
+        "dollars per gpu hour": machine.price,
+    }

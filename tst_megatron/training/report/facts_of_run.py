@@ -12,7 +12,7 @@ from typing import Any
 from tst_megatron.data.stream.corpora import Corpus
 from tst_megatron.megatron import loop, names, ranks
 from tst_megatron.plan.cost.machine import gpu_named, machine_for, peak_teraflops
-from tst_megatron.plan.cost.table import tokens_by_phase
+from tst_megatron.plan.cost.table import machine_values, tokens_by_phase
 from tst_megatron.plan.published.read import published
 from tst_megatron.plan.wishes import Hardware
 from tst_megatron.schedule import Schedule
@@ -74,15 +74,7 @@ def plan_of_facts(
     }
     return {
         "made": "by the run, at its first step",
-        "cost": {
-            "gpu": machine.name,
-            "gpus": machine.num_gpus,
-            "peak flops per gpu": machine.peak_flops,
-            "mfu": machine.mfu,
-            "mfu range": [machine.mfu_low, machine.mfu_high],
-            "dollars per gpu hour": machine.price,
-            "this run": this_run,
-        },
+        "cost": {**machine_values(machine), "this run": this_run},
     }
 
 
